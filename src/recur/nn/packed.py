@@ -1,0 +1,41 @@
+"""The batch types in which data and tasks meet: packed from the collate function to the loss.
+
+A batch of variable-length text is a `torch.nn.utils.rnn.PackedSequence` of token ids. Its rows lie time-major: the
+first tokens of all sequences, then the second tokens of those that have one, and so on; `batch_sizes[t]` says how many
+sequences still run at step `t` and always lives on the CPU. There are no pad tokens, masks or length tensors.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+
+class TextBatch(NamedTuple):
+    """Labelled texts, longest first.
+
+    Attributes:
+        text: token ids, `data` of shape `(tokens,)` int64. Built already sorted, so its `sorted_indices` is None.
+        labels: class of each text, `(batch,)` int64, in the packed order (longest text first).
+        rows: number of each text's row in its split, `(batch,)` int64, same order.
+    """
+
+    text: PackedSequence
+    labels: Tensor
+    rows: Tensor
+
+
+class TokenWindow(NamedTuple):
+    """A window of parallel token streams for truncated back-propagation through time.
+
+    Attributes:
+        text: input ids, `data` of shape `(time * streams,)` int64, every step with the same batch size.
+        targets: the id that follows each input id, `(time * streams,)` int64, in the same packed row order.
+        first: True where the streams begin, so that the carried state must be dropped.
+        lr_scale: factor for this step's learning rate (window length / nominal `bptt`, 1 where windows are fixed).
+    """
+
+    text: PackedSequence
+    targets: Tensor
+    first: bool
+    lr_scale: float

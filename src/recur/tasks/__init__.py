@@ -1,0 +1,1 @@
+"""LightningModules: loss, metrics, carried state, optimizers."""
