@@ -1,0 +1,264 @@
+"""Text to token ids and back: four kinds of tokenizer over the `tokenizers` library.
+
+| kind | splits | joins |
+|---|---|---|
+| `basic_english` | into lower-cased words and the marks `' . , ( ) ! ?`; `"` vanishes, `; : <br />` part | by spaces |
+| `whitespace` | at Unicode white space | by spaces |
+| `character` | into code points | exactly |
+| `bpe` | into byte-pair pieces over UTF-8 bytes, so nothing is ever unknown | exactly |
+
+`basic_english` is torchtext's tokenizer of that name, with two differences: lower-casing is per character (Greek final
+sigma stays σ), and white space is Unicode's (torchtext also splits at the control characters 0x1c to 0x1f).
+
+There is no pad token. `<unk>` is always id 0 and `<eos>`, where asked for, id 1. Both live in the vocabulary only: the
+text `<unk>` becomes the unknown word where a tokenizer can yield it as one word (`whitespace`, as WikiText needs), and
+nowhere else does text turn into a special token.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
+UNK = "<unk>"
+EOS = "<eos>"
+KINDS = ("basic_english", "whitespace", "character", "bpe")
+FORMAT = 1
+
+_BPE_SIZE = 8192  # when max_size is not given
+_EVERYTHING = 2**31 - 1
+
+
+def _pipeline(kind: str) -> tokenizers.Tokenizer:
+    """A tokenizer with its splitting rules and an empty vocabulary."""
+    if kind == "bpe":
+        tokenizer = tokenizers.Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        return tokenizer
+    tokenizer = tokenizers.Tokenizer(models.WordLevel({}, unk_token=UNK))
+    if kind == "basic_english":
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Lowercase(), normalizers.Replace('"', ""), normalizers.Replace("<br />", " ")]
+        )
+        words = Regex(r"['.,()!?]|[^\s;:'.,()!?]+")
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(words, "removed", invert=True)
+    elif kind == "whitespace":
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    elif kind == "character":
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        tokenizer.decoder = decoders.Fuse()
+    else:
+        raise ValueError(f"tokenizer kind is one of {', '.join(KINDS)}, got {kind!r}")
+    return tokenizer
+
+
+def utf8(text: str) -> str:
+    """The text itself, with each lone surrogate (which no UTF-8 text can hold) replaced by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _checked_sizes(kind: str, min_frequency: int, max_size: int | None, specials: int) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"tokenizer kind is one of {', '.join(KINDS)}, got {kind!r}")
+    if isinstance(min_frequency, bool) or not isinstance(min_frequency, int) or min_frequency < 1:
+        raise ValueError(f"tokenizer min_frequency is a whole number of at least 1, got {min_frequency!r}")
+    least = specials + (256 if kind == "bpe" else 1)
+    if max_size is None:
+        return
+    if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < least:
+        why = " (every byte is a token)" if kind == "bpe" else ""
+        raise ValueError(f"tokenizer max_size is null or at least {least} for kind {kind}{why}, got {max_size!r}")
+
+
+class Tokenizer:
+    """A trained tokenizer: text to ids, ids to text, whole state as JSON.
+
+    Attributes:
+        kind: one of `KINDS`.
+        vocabulary: token of each id; ids are 0 to `vocab_size - 1` without a gap.
+        vocab_size: number of ids, `<unk>` and `<eos>` included.
+        unk_id: id of `<unk>`, always 0.
+        eos_id: id of `<eos>`, or None when trained without.
+    """
+
+    unk_id: int = 0
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, kind: str, eos: bool) -> None:
+        """Wrap a tokenizer whose vocabulary is complete; use `train` or `from_json`."""
+        self._tokenizer = tokenizer
+        self.kind = kind
+        self.eos_id: int | None = 1 if eos else None
+        vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=False)
+        self.vocabulary: list[str] = sorted(vocabulary, key=vocabulary.__getitem__)
+        self.vocab_size = len(self.vocabulary)
+        specials = [UNK, EOS] if eos else [UNK]
+        if sorted(vocabulary.values()) != list(range(self.vocab_size)) or self.vocabulary[: len(specials)] != specials:
+            raise ValueError(f"a vocabulary starts with {', '.join(specials)} and numbers its tokens in a row")
+        self._table: NDArray[np.int32] | None = None
+        if kind == "character":
+            # One look-up a code point: 30 times faster than a split a character, with the same result (tested).
+            self._table = np.zeros(0x110000, dtype=np.int32)
+            for index, token in enumerate(self.vocabulary):
+                if len(token) == 1:
+                    self._table[ord(token)] = index
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        kind: str = "basic_english",
+        *,
+        min_frequency: int = 1,
+        max_size: int | None = None,
+        eos: bool = False,
+    ) -> "Tokenizer":
+        """Build the vocabulary, most frequent first and alphabetical among equals.
+
+        Args:
+            texts: the training split's texts.
+            kind: one of `KINDS`.
+            min_frequency: leave out words (bpe: merges) seen fewer times.
+            max_size: largest vocabulary, `<unk>` and `<eos>` included. None: no limit, or 8192 for bpe.
+            eos: reserve `<eos>` as id 1. `encode` never adds it: where a text ends is the caller's to say.
+
+        Raises:
+            ValueError: a setting outside its range, or no token in any text.
+        """
+        specials = [UNK, EOS] if eos else [UNK]
+        _checked_sizes(kind, min_frequency, max_size, len(specials))
+        tokenizer = _pipeline(kind)
+        clean = (utf8(text) for text in texts)
+        if kind == "bpe":
+            size = (max_size or _BPE_SIZE) - len(specials)
+            tokenizer.train_from_iterator(
+                clean,
+                trainers.BpeTrainer(
+                    vocab_size=size,
+                    min_frequency=min_frequency,
+                    show_progress=False,
+                    initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+                ),
+            )
+            state = json.loads(tokenizer.to_str())["model"]
+            vocabulary = _numbered(specials, sorted(state["vocab"], key=state["vocab"].__getitem__))
+            tokenizer.model = models.BPE(vocabulary, [tuple(pair) for pair in state["merges"]], unk_token=UNK)
+            return cls(tokenizer, kind, eos)
+        if kind == "character":
+            frequent = _character_counts(clean)
+        else:
+            trainer = trainers.WordLevelTrainer(
+                vocab_size=_EVERYTHING if max_size is None else max_size + len(specials),
+                min_frequency=min_frequency,
+                show_progress=False,
+            )
+            tokenizer.train_from_iterator(clean, trainer)
+            learned: dict[str, int] = tokenizer.get_vocab(with_added_tokens=False)
+            frequent = [(token, min_frequency) for token in sorted(learned, key=learned.__getitem__)]
+        words = [token for token, count in frequent if count >= min_frequency and token not in specials]
+        if not words:
+            raise ValueError(f"no token is seen {min_frequency} times or more: lower tokenizer min_frequency")
+        if max_size is not None:
+            words = words[: max_size - len(specials)]
+        tokenizer.model = models.WordLevel(_numbered(specials, words), unk_token=UNK)
+        return cls(tokenizer, kind, eos)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one text; a word outside the vocabulary becomes `unk_id`."""
+        if self._table is not None:
+            return self._characters(text).tolist()
+        return self._tokenizer.encode(utf8(text)).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Ids of many texts, each `(tokens,)` int32, encoded on all cores."""
+        if self._table is not None:
+            return [self._characters(text) for text in texts]
+        encodings = self._tokenizer.encode_batch_fast([utf8(text) for text in texts])
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def tokens(self, text: str) -> list[str]:
+        """The pieces of one text as they stand in it (after lower-casing), one for each id of `encode`."""
+        text = utf8(text)
+        if self.kind == "character":
+            return list(text)
+        if self.kind == "bpe":
+            return [text[start:end] for start, end in self._tokenizer.encode(text).offsets]
+        if self._tokenizer.normalizer is not None:
+            text = self._tokenizer.normalizer.normalize_str(text)
+        return [word for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids: exact for `character` and `bpe`, joined by spaces for words.
+
+        Raises:
+            ValueError: an id outside the vocabulary.
+        """
+        listed = [int(index) for index in ids]
+        wrong = next((index for index in listed if not 0 <= index < self.vocab_size), None)
+        if wrong is not None:
+            raise ValueError(f"ids run from 0 to {self.vocab_size - 1}, got {wrong}")
+        if self.kind == "character":
+            return "".join(self.vocabulary[index] for index in listed)
+        if self.kind in ("basic_english", "whitespace"):
+            return " ".join(self.vocabulary[index] for index in listed)
+        return self._tokenizer.decode(listed, skip_special_tokens=False)
+
+    def to_json(self) -> str:
+        """The whole state; `tokenizers.Tokenizer.from_str` reads its `"tokenizer"` part."""
+        state = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "eos": self.eos_id is not None,
+            "tokenizer": json.loads(self._tokenizer.to_str()),
+        }
+        return json.dumps(state, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Tokenizer":
+        """Rebuild a tokenizer from `to_json`; only data is read, nothing in it is run.
+
+        Raises:
+            ValueError: not a tokenizer of ours, or of a later format.
+        """
+        try:
+            state: Any = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"not a tokenizer file: not JSON ({error})") from None
+        if not isinstance(state, dict) or "tokenizer" not in state or state.get("kind") not in KINDS:
+            raise ValueError("not a tokenizer file: expected the keys format, kind, eos and tokenizer")
+        if state.get("format") != FORMAT:
+            raise ValueError(f"tokenizer file has format {state.get('format')!r}, this version reads {FORMAT}")
+        try:
+            # `tokenizers` reports every kind of bad file as a bare Exception.
+            inner = tokenizers.Tokenizer.from_str(json.dumps(state["tokenizer"], ensure_ascii=False))
+        except Exception as error:
+            raise ValueError(f"not a tokenizer file: {error}") from None
+        return cls(inner, state["kind"], bool(state.get("eos")))
+
+    def _characters(self, text: str) -> NDArray[np.int32]:
+        assert self._table is not None
+        return self._table[np.frombuffer(utf8(text).encode("utf-32-le"), dtype=np.uint32)]
+
+
+def _numbered(specials: list[str], words: Iterable[str]) -> dict[str, int]:
+    return {token: index for index, token in enumerate([*specials, *words])}
+
+
+def _character_counts(texts: Iterator[str]) -> list[tuple[str, int]]:
+    """Each character and how often it is seen, most frequent first."""
+    counts = np.zeros(0x110000, dtype=np.int64)
+    for text in texts:
+        seen = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        codes, times = np.unique(seen, return_counts=True)
+        counts[codes] += times
+    present = np.flatnonzero(counts)
+    order = present[np.lexsort((present, -counts[present]))]
+    return [(chr(code), int(counts[code])) for code in order.tolist()]
