@@ -1,0 +1,213 @@
+"""What is costly to make and cheap to keep: token arrays and small facts about files, shared by all runs.
+
+An entry is a folder named by the hash of its key. It is built in a folder beside it and renamed into place under a
+lock, so that runs started together wait for the first and share its work, and no run sees half an entry. Every file's
+size and checksum are kept in the entry; a damaged entry is noticed when it is opened, and built again.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from filelock import FileLock
+from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+_MANIFEST = "entry.json"
+_BLOCK = 1 << 22
+
+
+def cache_folder(setting: str | os.PathLike[str] | None = None) -> Path:
+    """Where the cache is: the setting, else `$RECUR_CACHE`, `$XDG_CACHE_HOME/recur`, `~/.cache/recur`."""
+    if setting:
+        return Path(setting).expanduser()
+    if ours := os.environ.get("RECUR_CACHE"):
+        return Path(ours).expanduser()
+    if everyones := os.environ.get("XDG_CACHE_HOME"):
+        return Path(everyones).expanduser() / "recur"
+    return Path.home() / ".cache" / "recur"
+
+
+@cache
+def code_version() -> str:
+    """Hash of the code that turns files into tokens; part of every key, so that a change of rules rebuilds."""
+    here = Path(__file__).parent
+    digest = hashlib.blake2b(tokenizers.__version__.encode(), digest_size=8)
+    for name in ("cache.py", "sources.py", "text.py"):
+        digest.update((here / name).read_bytes())
+    return digest.hexdigest()
+
+
+def content_key(value: Any) -> str:
+    """Hash of plain values (numbers, text, lists, dicts with text keys)."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+class Ragged:
+    """Rows of unequal length, one after the other in a memory-mapped file.
+
+    Attributes:
+        values: all rows in a row, `(total,)`.
+        offsets: row `i` is `values[offsets[i]:offsets[i + 1]]`, `(rows + 1,)` int64.
+    """
+
+    def __init__(self, values: NDArray[Any], offsets: NDArray[np.int64]) -> None:
+        """Hold the two arrays; `open` maps them from an entry."""
+        assert offsets[-1] == len(values)
+        self.values = values
+        self.offsets = offsets
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> NDArray[Any]:
+        """One row, without copying."""
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Length of each row, `(rows,)`."""
+        return np.diff(self.offsets)
+
+    @staticmethod
+    def save(folder: Path, name: str, rows: Iterable[NDArray[Any]], dtype: Any) -> NDArray[np.int64]:
+        """Write rows as they come; returns their lengths."""
+        lengths: list[int] = []
+        with (folder / f"{name}.bin").open("wb") as file:
+            for row in rows:
+                lengths.append(len(row))
+                file.write(np.ascontiguousarray(row, dtype=dtype).data)
+        offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        np.save(folder / f"{name}.offsets.npy", offsets)
+        (folder / f"{name}.dtype").write_text(np.dtype(dtype).str)
+        return np.diff(offsets)
+
+    @classmethod
+    def open(cls, folder: Path, name: str) -> "Ragged":
+        """Map what `save` wrote."""
+        dtype = np.dtype((folder / f"{name}.dtype").read_text())
+        offsets = np.load(folder / f"{name}.offsets.npy")
+        if offsets[-1] == 0:  # an empty file cannot be mapped
+            return cls(np.zeros(0, dtype=dtype), offsets)
+        return cls(np.memmap(folder / f"{name}.bin", dtype=dtype, mode="r"), offsets)
+
+
+def id_dtype(vocab_size: int) -> Any:
+    """The smallest of uint16 and int32 that holds every id."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.int32
+
+
+class TokenCache:
+    """Entries under one folder.
+
+    Args:
+        folder: see `cache_folder`. It is made when the first entry is.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+        """Name the folder; nothing is written yet."""
+        self.folder = cache_folder(folder)
+
+    def entry(self, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
+        """The folder of the entry with this key, built first if it is missing or damaged.
+
+        Args:
+            key: plain values that determine the content; the code's version is added.
+            build: writes the entry's files into the folder it is given.
+
+        Raises:
+            ValueError: the cache folder cannot be written.
+        """
+        full = {**key, "code": code_version()}
+        place = self.folder / "tokens" / content_key(full)
+        if _whole(place):
+            return place
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{place}.lock"):
+                if _whole(place):  # another run built it while this one waited
+                    return place
+                if place.exists():
+                    log.warning("cache entry %s is damaged: building it again", place)
+                    shutil.rmtree(place)
+                draft = Path(tempfile.mkdtemp(prefix=f"{place.name}.", suffix=".draft", dir=place.parent))
+                try:
+                    build(draft)
+                    _seal(draft, full)
+                    draft.rename(place)
+                finally:
+                    shutil.rmtree(draft, ignore_errors=True)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR):
+                raise ValueError(
+                    f"cannot write the token cache {self.folder}: {error.strerror}: "
+                    "set data.cache_dir or the environment's RECUR_CACHE to a folder that can be written"
+                ) from error
+            raise
+        return place
+
+    def remember(self, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+        """A small plain value computed once for this key. A cache that cannot be written only costs the time."""
+        full = {**key, "code": code_version()}
+        place = self.folder / "facts" / f"{content_key(full)}.json"
+        try:
+            return json.loads(place.read_text())["value"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        value = compute()
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            handle, draft = tempfile.mkstemp(dir=place.parent)
+            with os.fdopen(handle, "w") as file:
+                json.dump({"key": full, "value": value}, file)
+            Path(draft).replace(place)
+        except OSError as error:
+            log.debug("not remembered: %s", error)
+        return value
+
+
+def _checksum(path: Path) -> int:
+    total = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            total = zlib.crc32(block, total)
+    return total
+
+
+def _seal(folder: Path, key: Mapping[str, Any]) -> None:
+    """Write the manifest, last of all files, and make sure that everything is on the disk."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        files[path.name] = [path.stat().st_size, _checksum(path)]
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    with (folder / _MANIFEST).open("w") as file:
+        json.dump({"files": files, "key": dict(key)}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _whole(folder: Path) -> bool:
+    """Whether every file of the entry is there as it was written."""
+    try:
+        files = json.loads((folder / _MANIFEST).read_text())["files"]
+        return all(
+            (folder / name).stat().st_size == size and _checksum(folder / name) == checksum
+            for name, (size, checksum) in files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
