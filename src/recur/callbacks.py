@@ -1,0 +1,196 @@
+"""Lightning callbacks, and the factories by which `conf/callbacks` switches Lightning's own on and off."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    TQDMProgressBar,
+)
+
+from recur.runs import FORMAT
+
+
+def best_checkpoint(monitor: str, mode: str, dirpath: str) -> ModelCheckpoint:
+    """Keep the checkpoint of the best validation as `best.ckpt`."""
+    return ModelCheckpoint(
+        dirpath,
+        "best",
+        monitor=monitor,
+        mode=mode,
+        save_top_k=1,
+        enable_version_counter=False,
+        auto_insert_metric_name=False,
+    )
+
+
+def early_stopping(monitor: str, mode: str, patience: int | None) -> EarlyStopping | None:
+    """Stop after more than `patience` validations without improvement; None for None."""
+    return None if patience is None else EarlyStopping(monitor, mode=mode, patience=patience)
+
+
+def weight_ema(decay: float | None, start_step: int) -> EMAWeightAveraging | None:
+    """Exponential moving average of the weights, which validation, checkpoints and test see; None for None."""
+    if decay is None:
+        return None
+    if not 0 < decay < 1:
+        raise ValueError(f"callbacks.ema.decay must lie between 0 and 1, got {decay}: .999 is usual")
+    return EMAWeightAveraging(decay=decay, update_starting_at_step=start_step)
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps `last.ckpt`, from which a run goes on.
+
+    Args:
+        dirpath: folder of the checkpoints.
+        every_minutes: save this often besides the end of every epoch; None for epochs only.
+    """
+
+    def __init__(self, dirpath: str, every_minutes: float | None) -> None:
+        self.path = Path(dirpath) / "last.ckpt"
+        self._seconds = None if every_minutes is None else 60 * every_minutes
+        self._saved_at = time.monotonic()
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where the time has come; rank 0's clock decides for all."""
+        if self._seconds is None or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return  # the end of the epoch saves anyway
+        if trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self._seconds):
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save after the epoch's validation."""
+        self._save(trainer)
+
+
+class SelfContained(Callback):
+    """Puts into every checkpoint what is needed to use it alone.
+
+    Args:
+        config: the resolved config, plain values.
+        tokenizer: the tokenizer's JSON.
+        data: what the data told the model, plain values.
+    """
+
+    def __init__(self, config: dict[str, Any], tokenizer: str, data: dict[str, Any]) -> None:
+        self._content = {"format": FORMAT, "config": config, "tokenizer": tokenizer, "data": data}
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the key `recur`."""
+        checkpoint["recur"] = self._content
+
+
+class Throughput(Callback):
+    """Logs `train/tokens_per_second`: tokens trained on over time spent training, loading included, validation not.
+
+    Attributes:
+        tokens: trained on so far by this rank.
+        seconds: spent on them.
+    """
+
+    def __init__(self) -> None:
+        self.tokens, self.seconds = 0, 0.0
+        self._mark = 0.0
+        self._window = (0, 0.0)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._mark = time.perf_counter()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock."""
+        self.seconds += time.perf_counter() - self._mark
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start it again."""
+        self._mark = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch; log the rate of the last few."""
+        now = time.perf_counter()
+        self.seconds += now - self._mark
+        self._mark = now
+        self.tokens += batch.text.data.numel()
+        if (trainer.global_step + 1) % max(1, trainer.log_every_n_steps) == 0:
+            tokens, seconds = self.tokens - self._window[0], self.seconds - self._window[1]
+            self._window = (self.tokens, self.seconds)
+            pl_module.log("train/tokens_per_second", tokens / max(seconds, 1e-9), prog_bar=True, batch_size=1)
+
+
+class Progress(TQDMProgressBar):
+    """A bar on a terminal; without one, a plain line an epoch."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=1)
+        self._interactive = sys.stderr.isatty()
+        self._epoch: tuple[int, float] | None = None
+        self._started = 0.0
+        if not self._interactive:
+            self.disable()
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """What the bar shows: short names, whole tokens a second."""
+        shown = {}
+        for name, value in super().get_metrics(trainer, pl_module).items():
+            if name == "train/tokens_per_second":
+                shown["tokens/s"] = f"{float(value):,.0f}"
+            elif name != "v_num":
+                shown[name.removeprefix("train/")] = value
+        return shown
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        """Say how the last epoch went; only now are its metrics complete."""
+        self._tell(trainer)
+        self._started = time.monotonic()
+        super().on_train_epoch_start(trainer, *arguments)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the epoch's clock."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self._epoch = (trainer.current_epoch, time.monotonic() - self._started)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say how the last epoch went."""
+        super().on_train_end(trainer, pl_module)
+        self._tell(trainer)
+
+    def _tell(self, trainer: pl.Trainer) -> None:
+        if self._epoch is None or not trainer.is_global_zero:
+            return
+        epoch, seconds = self._epoch
+        self._epoch = None
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        parts = [f"epoch {epoch + 1:>3}", f"{int(seconds // 60)}m {seconds % 60:02.0f}s"]
+        for title, loss, names in (
+            ("train", "train/epoch_loss", ("train/epoch_accuracy", "train/epoch_perplexity")),
+            ("val", "val/loss", ("val/accuracy", "val/perplexity", "val/bpc")),
+        ):
+            if loss in metrics:
+                figures = [f"loss {metrics[loss]:.4f}"]
+                figures += [_figure(name, metrics[name]) for name in names if name in metrics]
+                parts.append(f"{title} {' '.join(figures)}")
+        if "train/tokens_per_second" in metrics:
+            parts.append(f"{metrics['train/tokens_per_second']:,.0f} tokens/s")
+        self.print(" | ".join(parts)) if self._interactive else print(" | ".join(parts), flush=True)
+
+
+def _figure(name: str, value: float) -> str:
+    short = name.rpartition("/")[2].removeprefix("epoch_")
+    return f"{short} {100 * value:.2f} %" if short == "accuracy" else f"{short} {value:.3f}"

@@ -1,0 +1,103 @@
+"""What every door shares: a user's mistake is one line and exit code 2, ours is a stack and exit code 1."""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+def conf_dir() -> Path:
+    """Folder of the YAML configs: beside `src` in a checkout, inside the package once installed."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parents[1] / "conf"
+    return checkout if (checkout / "train.yaml").is_file() else package / "conf"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`": did you mean X?"` for the known word most like this one, or an empty string."""
+    match = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
+    return f": did you mean {match[0]}?" if match else ""
+
+
+def fail(message: str) -> NoReturn:
+    """Print one line to standard error and leave with exit code 2."""
+    text = " ".join(str(message).split())
+    print(f"recur: {text}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
+
+
+def guard(door: Callable[[], Any]) -> None:
+    """Run a door; turn what a user can mend into one line.
+
+    `RECUR_DEBUG=1` shows the stack instead. A closed pipe ends the door quietly, Ctrl-C ends it with 130.
+    """
+    try:
+        door()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except KeyboardInterrupt:
+        print("recur: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        message = explain(error)
+        if message is None or os.environ.get("RECUR_DEBUG") == "1":
+            raise
+        fail(message)
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for an error that its user can mend; None for one that is ours."""
+    module, name = type(error).__module__.partition(".")[0], type(error).__name__
+    if module in ("hydra", "omegaconf"):
+        return _explain_config(error, name)
+    if name == "MisconfigurationException":
+        return str(error)
+    if isinstance(error, (ValueError, OSError)) or name == "UserError":
+        return str(error)
+    return None
+
+
+def _explain_config(error: BaseException, name: str) -> str:
+    cause = error.__cause__
+    if name == "InstantiationException" and cause is not None:
+        known = explain(cause)
+        where = str(error).rpartition("full_key: ")[2].strip() if "full_key" in str(error) else ""
+        return f"{where + ': ' if where else ''}{known or cause}"
+    if name == "MissingConfigException":
+        wanted = str(getattr(error, "missing_cfg_file", "") or "")
+        options: list[str] = list(getattr(error, "options", None) or [])
+        group, _, option = wanted.rpartition("/")
+        listed = f"; {group} can be {', '.join(options)}" if options else ""
+        return f"there is no {group} called {option!r}{nearest(option, options)}{listed}"
+    if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError"):
+        return _explain_key(cause)
+    return str(error).split("\nSee ")[0] + (f" ({str(cause).splitlines()[0]})" if cause else "")
+
+
+def _explain_key(cause: Any) -> str:
+    from omegaconf import DictConfig, OmegaConf
+
+    full = str(getattr(cause, "full_key", None) or getattr(cause, "key", ""))
+    parent = getattr(cause, "parent_node", None)
+    if not isinstance(parent, DictConfig):
+        return str(cause).splitlines()[0]
+    prefix, _, key = full.rpartition(".")
+    siblings = [f"{prefix}.{k}" if prefix else str(k) for k in parent]
+    hint = nearest(full, siblings) if nearest(key, [str(k) for k in parent]) else ""
+    if not hint:  # perhaps the right key at the wrong place
+        everywhere = _paths(OmegaConf.to_container(parent._get_root()))
+        same = [path for path in everywhere if path.rpartition(".")[2] == key]
+        hint = f": did you mean {same[0]}?" if same else nearest(full, everywhere)
+    return f"unknown key {full}" + (hint or f"; {prefix or 'the config'} has {', '.join(siblings)}")
+
+
+def _paths(node: Any, prefix: str = "") -> list[str]:
+    if not isinstance(node, dict):
+        return [prefix] if prefix else []
+    found = [prefix] if prefix else []
+    for key, value in node.items():
+        found += _paths(value, f"{prefix}.{key}" if prefix else str(key))
+    return found

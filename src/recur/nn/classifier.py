@@ -1,0 +1,248 @@
+"""The text classifier: embedding, recurrent stack, pooling, one linear layer; packed from end to end."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from recur.nn.recurrent import Recurrent
+
+POOLINGS = ("last", "max", "mean", "concat")
+
+
+def sequence_of_row(batch_sizes: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Number of the sequence that each packed row belongs to.
+
+    Args:
+        batch_sizes: sequences still running at each step, `(time,)` int64 on the CPU, never increasing.
+        device: where the result is wanted.
+
+    Returns:
+        `(rows,)` int64, counted in packed order (longest sequence is 0).
+    """
+    starts = batch_sizes.cumsum(0) - batch_sizes
+    rows = torch.arange(int(batch_sizes.sum()))
+    return (rows - starts.repeat_interleave(batch_sizes)).to(device)
+
+
+def sequence_lengths(batch_sizes: Tensor) -> Tensor:
+    """Lengths of the packed sequences, `(batch,)` int64 on the CPU, longest first."""
+    ended = batch_sizes - torch.cat([batch_sizes[1:], batch_sizes.new_zeros(1)])  # sequences whose last step this is
+    steps = torch.arange(1, len(batch_sizes) + 1)
+    return steps.repeat_interleave(ended).flip(0)
+
+
+class _MaxOverTime(torch.autograd.Function):
+    """Largest value of each feature over the steps of each packed sequence.
+
+    A running maximum over contiguous slices: no pads are made, and only the winning row numbers are kept for the
+    backward pass, where each output's gradient goes to the first row that attained the maximum.
+    """
+
+    @staticmethod
+    def forward(ctx, data: Tensor, batch_sizes: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        sizes = batch_sizes.tolist()
+        best = data[: sizes[0]].clone()  # (batch, features)
+        keep = ctx.needs_input_grad[0]
+        winner = torch.arange(sizes[0], device=data.device)[:, None].repeat(1, data.shape[1]) if keep else None
+        start = sizes[0]
+        for size in sizes[1:]:
+            rows = data[start : start + size]
+            if winner is not None:
+                higher = rows > best[:size]
+                numbers = torch.arange(start, start + size, device=data.device)[:, None]
+                torch.where(higher, numbers, winner[:size], out=winner[:size])
+            torch.maximum(best[:size], rows, out=best[:size])
+            start += size
+        if winner is not None:
+            ctx.save_for_backward(winner)
+            ctx.rows = data.shape[0]
+        return best
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def, override]
+        (winner,) = ctx.saved_tensors
+        full = gradient.new_zeros(ctx.rows, gradient.shape[1])
+        return full.scatter_(0, winner, gradient), None
+
+
+class _SumOverTime(torch.autograd.Function):
+    """Sum of each feature over the steps of each packed sequence, a contiguous slice at a time."""
+
+    @staticmethod
+    def forward(ctx, data: Tensor, batch_sizes: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(batch_sizes)
+        sizes = batch_sizes.tolist()
+        total = data[: sizes[0]].clone()  # (batch, features)
+        for rows in data[sizes[0] :].split(sizes[1:]):
+            total[: len(rows)] += rows
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def, override]
+        (batch_sizes,) = ctx.saved_tensors
+        return gradient[sequence_of_row(batch_sizes, gradient.device)], None
+
+
+def max_over_time(packed: PackedSequence) -> Tensor:
+    """Maximum over the steps of each sequence: `(rows, features)` packed to `(batch, features)` in packed order."""
+    if packed.data.is_cuda:  # one wide kernel beats a launch a step
+        dense = torch.nn.utils.rnn.pad_packed_sequence(
+            PackedSequence(packed.data, packed.batch_sizes), padding_value=-math.inf
+        )[0]  # (time, batch, features)
+        return dense.max(0).values
+    result: Tensor = _MaxOverTime.apply(packed.data, packed.batch_sizes)
+    return result
+
+
+def mean_over_time(packed: PackedSequence) -> Tensor:
+    """Mean over the steps of each sequence: `(rows, features)` packed to `(batch, features)` in packed order."""
+    total: Tensor = _SumOverTime.apply(packed.data, packed.batch_sizes)
+    return total / sequence_lengths(packed.batch_sizes).to(total)[:, None]
+
+
+class Classifier(nn.Module):
+    """Recurrent text classifier.
+
+    The guides' `AdvancedLSTM` is `embedding_dim=100, hidden_size=256, num_layers=2, bidirectional=True`, every dropout
+    .5, `pooling="last"`, two classes; their `BiLSTM_Classifier` has one layer and embedding dropout .1.
+
+    Args:
+        vocab_size: number of token ids.
+        num_classes: number of classes; 2 gives one logit (of class 1), more give one logit each.
+        embedding_dim: size of a word vector.
+        hidden_size: size of the recurrent state, per direction.
+        num_layers: recurrent layers.
+        cell: a key of `recur.nn.CELLS`.
+        bidirectional: read both ways.
+        word_dropout: chance that a token's whole vector is zeroed, in training.
+        embedding_dropout: dropout on the embedded tokens.
+        dropout: dropout between recurrent layers (needs two of them).
+        head_dropout: dropout on the pooled text.
+        locked_dropout: use one mask for all steps of a sequence (Gal & Ghahramani 2016) at the first two sites.
+        weight_drop: DropConnect on the hidden-to-hidden weights (Merity et al. 2018).
+        pooling: `last` (final state of each direction), `max`, `mean` over the steps, or `concat` of the three.
+        forget_bias: initial forget-gate bias of an LSTM; None keeps torch's own.
+        engine: `auto`, `fused` or `torch`; see `recur.nn.engine`.
+        vectors: initial word vectors `(vocab_size, embedding_dim)`, or None.
+        freeze_vectors: keep the word vectors as they are.
+
+    Raises:
+        ValueError: a size below 1, a rate outside [0, 1), an unknown pooling, vectors of another shape.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_classes: int,
+        *,
+        embedding_dim: int = 100,
+        hidden_size: int = 256,
+        num_layers: int = 1,
+        cell: str = "lstm",
+        bidirectional: bool = True,
+        word_dropout: float = 0.0,
+        embedding_dropout: float = 0.0,
+        dropout: float = 0.0,
+        head_dropout: float = 0.0,
+        locked_dropout: bool = False,
+        weight_drop: float = 0.0,
+        pooling: str = "last",
+        forget_bias: float | None = 1.0,
+        engine: str = "auto",
+        vectors: Tensor | None = None,
+        freeze_vectors: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, size in (("vocab_size", vocab_size), ("embedding_dim", embedding_dim)):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}: give texts of two labels or more")
+        rates = (
+            ("word_dropout", word_dropout),
+            ("embedding_dropout", embedding_dropout),
+            ("head_dropout", head_dropout),
+        )
+        for name, rate in rates:
+            if not 0 <= rate < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {rate}")
+        if pooling not in POOLINGS:
+            raise ValueError(f"unknown pooling {pooling!r}: set it to one of {', '.join(POOLINGS)}")
+        self.pooling = pooling
+        self.locked_dropout = locked_dropout
+        self.word_dropout, self.embedding_dropout, self.head_dropout = word_dropout, embedding_dropout, head_dropout
+
+        self.embedding = nn.Embedding(vocab_size, embedding_dim)
+        if vectors is not None:
+            if tuple(vectors.shape) != (vocab_size, embedding_dim):
+                raise ValueError(
+                    f"word vectors have shape {tuple(vectors.shape)}, the model wants {(vocab_size, embedding_dim)}: "
+                    f"set model.net.embedding_dim={vectors.shape[-1]}"
+                )
+            with torch.no_grad():
+                self.embedding.weight.copy_(vectors)
+        elif freeze_vectors:
+            raise ValueError("freeze_vectors=true without word vectors would freeze random ones: set data.vectors too")
+        self.embedding.weight.requires_grad_(not freeze_vectors)
+
+        self.recurrent = Recurrent(
+            embedding_dim,
+            hidden_size,
+            num_layers,
+            cell=cell,
+            bidirectional=bidirectional,
+            dropout=dropout,
+            locked_dropout=locked_dropout,
+            weight_drop=weight_drop,
+            forget_bias=forget_bias,
+            engine=engine,
+        )
+        width = self.recurrent.output_dim * (3 if pooling == "concat" else 1)
+        self.head = nn.Linear(width, 1 if num_classes == 2 else num_classes)
+
+    def embed(self, text: PackedSequence) -> Tensor:
+        """Word vectors of the packed ids, dropped out in training: `(tokens,)` to `(tokens, embedding_dim)`."""
+        vectors: Tensor = self.embedding(text.data)  # (tokens, embedding_dim)
+        if not self.training:
+            return vectors
+        if self.word_dropout:
+            vectors = vectors * nn.functional.dropout(vectors.new_ones(len(vectors), 1), self.word_dropout)
+        if self.embedding_dropout and self.locked_dropout:
+            mask = nn.functional.dropout(
+                vectors.new_ones(int(text.batch_sizes[0]), vectors.shape[1]), self.embedding_dropout
+            )
+            return vectors * mask[sequence_of_row(text.batch_sizes, vectors.device)]
+        return nn.functional.dropout(vectors, self.embedding_dropout)
+
+    def classify(self, vectors: Tensor, text: PackedSequence) -> Tensor:
+        """Logits from embedded tokens, for gradients with respect to the embedding.
+
+        Args:
+            vectors: `(tokens, embedding_dim)`, the rows of `text`.
+            text: the packed ids, for their layout.
+
+        Returns:
+            `(batch, 1)` for two classes, else `(batch, num_classes)`, in the order the texts were given.
+        """
+        states, final = self.recurrent(PackedSequence(vectors, text.batch_sizes))  # rows: (tokens, width)
+        pooled: Sequence[Tensor]
+        if self.pooling in ("last", "concat"):
+            last = torch.cat(tuple(final[-1][0]), dim=1)  # (directions, batch, hidden) -> (batch, width)
+        if self.pooling == "last":
+            pooled = [last]
+        elif self.pooling == "max":
+            pooled = [max_over_time(states)]
+        elif self.pooling == "mean":
+            pooled = [mean_over_time(states)]
+        else:
+            pooled = [last, max_over_time(states), mean_over_time(states)]
+        features = torch.cat(list(pooled), dim=1)  # (batch, width or 3 * width)
+        logits: Tensor = self.head(nn.functional.dropout(features, self.head_dropout, self.training))
+        return logits if text.unsorted_indices is None else logits[text.unsorted_indices]
+
+    def forward(self, text: PackedSequence) -> Tensor:
+        """Logits of packed token ids; see `classify` for the shapes."""
+        return self.classify(self.embed(text), text)

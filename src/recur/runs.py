@@ -1,0 +1,203 @@
+"""A run is a folder: what is written into it, and how it is opened again with nothing but its path.
+
+    config.yaml        the resolved config            tokenizer.json   the whole tokenizer
+    checkpoints/       best.ckpt and last.ckpt        metrics.json     the result
+    events.out...      for TensorBoard                train.log        what the terminal showed
+
+A checkpoint stands alone: its key `recur` holds the resolved config, the tokenizer and what the data told the model, and
+everything in it is a tensor or a plain value, so it loads with `weights_only=True`.
+"""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+# What a config found in a checkpoint may build: our own classes, torch's optimizers, and nothing else.
+_TARGETS = ("recur.tasks.", "recur.nn.", "torch.optim.")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def checkpoint_of(path: str | Path) -> Path:
+    """The checkpoint of a run: itself, or the best (else the last) one of a run folder.
+
+    Raises:
+        ValueError: there is no such path, or the folder holds no checkpoint.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise ValueError(f"there is no run at {path}: give a run folder or a .ckpt file")
+    for name in ("best.ckpt", "last.ckpt"):
+        if (path / "checkpoints" / name).is_file():
+            return path / "checkpoints" / name
+    raise ValueError(f"{path} is not a run folder: it has no checkpoints/best.ckpt or last.ckpt")
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without running any code from it.
+
+    Raises:
+        ValueError: not a checkpoint of ours, damaged, or of a newer format.
+    """
+    import pickle
+    import zipfile
+
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint (truncated, damaged or unsafe): {first[:200]}"
+        ) from None
+    if not isinstance(content, dict) or "recur" not in content or "state_dict" not in content:
+        raise ValueError(f"{path} is no checkpoint of recur: its key 'recur' is missing")
+    if content["recur"].get("format", 0) > FORMAT:
+        raise ValueError(
+            f"{path} has checkpoint format {content['recur']['format']}, this version reads up to {FORMAT}"
+        )
+    return content
+
+
+def _check_targets(node: Any, path: str = "model") -> None:
+    if isinstance(node, dict):
+        target = node.get("_target_")
+        if target is not None and not str(target).startswith(_TARGETS):
+            raise ValueError(f"{path}._target_ is {target!r}: a run may build only {', '.join(_TARGETS)}*")
+        for key, value in node.items():
+            _check_targets(value, f"{path}.{key}")
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            _check_targets(value, f"{path}[{index}]")
+
+
+@dataclass
+class Run:
+    """A trained model, opened for use.
+
+    Attributes:
+        checkpoint: the file it came from.
+        folder: the run's folder, None where only a checkpoint was given.
+        config: the resolved config, plain values.
+        data: what the data told the model: `vocab_size`, `class_names`, ...
+        tokenizer: a `recur.data.text.Tokenizer`.
+        task: the LightningModule with its weights, in evaluation mode.
+    """
+
+    checkpoint: Path
+    folder: Path | None
+    config: dict[str, Any]
+    data: dict[str, Any]
+    tokenizer: Any
+    task: Any
+
+    @property
+    def family(self) -> str:
+        """`sentiment` or `language`."""
+        return str(self.task.family)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """Open a run folder or a checkpoint.
+
+        Raises:
+            ValueError: no run there, a damaged or newer checkpoint, or one that names foreign code.
+        """
+        from hydra.utils import instantiate
+
+        from recur.data.text import Tokenizer
+
+        checkpoint = checkpoint_of(path)
+        content = load_checkpoint(checkpoint)
+        own = content["recur"]
+        config, data = own["config"], own["data"]
+        _check_targets(config["model"])
+        task = instantiate(config["model"], _convert_="all")(**data)
+        task.load_state_dict(content["state_dict"])
+        task.eval()
+        folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
+        return cls(checkpoint, folder, config, data, Tokenizer.from_json(own["tokenizer"]), task)
+
+    def require(self, family: str, door: str) -> None:
+        """Refuse a run of the other family.
+
+        Raises:
+            ValueError: the run is not of this family.
+        """
+        if self.family != family:
+            raise ValueError(f"recur.{door} wants a {family} run, {self.checkpoint} is a {self.family} run")
+
+
+def plain(value: Any) -> Any:
+    """Tensors and numpy scalars to numbers, for JSON."""
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        return value.item()
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return value
+
+
+def peak_memory_mib() -> float:
+    """Peak memory of this process so far in MiB: the GPU's where one was used, else resident memory."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def provenance() -> dict[str, Any]:
+    """Commit of the checkout, versions of what matters, and the machine."""
+    import torch
+
+    packages = ("recur", "torch", "lightning", "hydra-core", "torchmetrics", "datasets", "tokenizers")
+    return {
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in packages},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _commit() -> str | None:
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def write_metrics(folder: Path, record: dict[str, Any]) -> None:
+    """Write `metrics.json`."""
+    write_atomic(folder / "metrics.json", json.dumps(plain(record), indent=2, ensure_ascii=False) + "\n")

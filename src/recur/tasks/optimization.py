@@ -1,0 +1,152 @@
+"""What both tasks do around a step: schedules counted in optimizer steps, clipping that reports the norm.
+
+A schedule is a function `(optimizer, plan) -> Lightning scheduler config or None`; its other arguments are the keys of
+`conf/scheduler/*.yaml`.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from torch.optim import Optimizer, lr_scheduler
+
+
+class StepPlan(NamedTuple):
+    """How many optimizer steps the run will take.
+
+    Attributes:
+        total: in the whole run.
+        per_epoch: in one epoch.
+    """
+
+    total: int
+    per_epoch: int
+
+
+def step_plan(trainer: pl.Trainer) -> StepPlan:
+    """Count the optimizer steps ahead.
+
+    `Trainer.estimated_stepping_batches` would set the loaders up early, and Lightning 2.6 then drops a resumed loader's
+    state (PL#20550); so the count is made here, from the length of the loader.
+
+    Raises:
+        ValueError: neither `max_epochs` nor `max_steps` bounds the run.
+    """
+    loader: Any = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+    batches = len(loader)
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    per_epoch = max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+    epochs = trainer.max_epochs
+    if (epochs is None or epochs < 0) and trainer.max_steps < 0:
+        raise ValueError("a schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+    totals = [epochs * per_epoch] if epochs is not None and epochs >= 0 else []
+    if trainer.max_steps >= 0:
+        totals.append(trainer.max_steps)
+    return StepPlan(min(totals), per_epoch)
+
+
+def _each_step(scheduler: lr_scheduler.LRScheduler) -> dict[str, Any]:
+    return {"scheduler": scheduler, "interval": "step", "frequency": 1}
+
+
+def none(optimizer: Optimizer, plan: StepPlan) -> None:
+    """Keep the learning rate."""
+
+
+def step(optimizer: Optimizer, plan: StepPlan, *, every_epochs: int, gamma: float) -> dict[str, Any]:
+    """Multiply the learning rate by `gamma` every `every_epochs` epochs."""
+    if every_epochs < 1:
+        raise ValueError(f"scheduler.every_epochs must be at least 1, got {every_epochs}")
+    return {"scheduler": lr_scheduler.StepLR(optimizer, every_epochs, gamma), "interval": "epoch"}
+
+
+def plateau(
+    optimizer: Optimizer, plan: StepPlan, *, monitor: str, mode: str, factor: float, patience: int, min_lr: float
+) -> dict[str, Any]:
+    """Multiply the learning rate by `factor` when `monitor` has not improved for more than `patience` validations."""
+    scheduler = lr_scheduler.ReduceLROnPlateau(
+        optimizer,
+        mode=mode,
+        factor=factor,
+        patience=patience,
+        threshold=0.0,
+        min_lr=min_lr,  # type: ignore[arg-type]
+    )
+    return {"scheduler": scheduler, "interval": "epoch", "monitor": monitor, "strict": False}
+
+
+def _warm_up(step: int, steps: int) -> float:
+    return min(1.0, (step + 1) / (steps + 1))
+
+
+def cosine(optimizer: Optimizer, plan: StepPlan, *, warmup: float, floor: float) -> dict[str, Any]:
+    """Linear warm-up, then half a cosine down to `floor` times the learning rate (Loshchilov & Hutter 2017).
+
+    Args:
+        optimizer: whose learning rates to set.
+        plan: steps of the run.
+        warmup: part of all steps spent warming up, in [0, 1).
+        floor: final learning rate as a part of the first, in [0, 1].
+    """
+    if not 0 <= warmup < 1:
+        raise ValueError(f"scheduler.warmup is a part of the run and must lie in [0, 1), got {warmup}")
+    warm = round(warmup * plan.total)
+
+    def factor(step: int) -> float:
+        progress = min(1.0, max(0.0, (step - warm) / max(1, plan.total - warm)))
+        return _warm_up(step, warm) * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
+
+    return _each_step(lr_scheduler.LambdaLR(optimizer, factor))
+
+
+def linear(optimizer: Optimizer, plan: StepPlan, *, warmup: float, floor: float) -> dict[str, Any]:
+    """Linear warm-up, then linearly down to `floor` times the learning rate; arguments as for `cosine`."""
+    if not 0 <= warmup < 1:
+        raise ValueError(f"scheduler.warmup is a part of the run and must lie in [0, 1), got {warmup}")
+    warm = round(warmup * plan.total)
+
+    def factor(step: int) -> float:
+        progress = min(1.0, max(0.0, (step - warm) / max(1, plan.total - warm)))
+        return _warm_up(step, warm) * (1 - (1 - floor) * progress)
+
+    return _each_step(lr_scheduler.LambdaLR(optimizer, factor))
+
+
+def exponential(optimizer: Optimizer, plan: StepPlan, *, gamma: float) -> dict[str, Any]:
+    """Multiply the learning rate by `gamma` after every optimizer step (Miyato et al. 2017 use .9998)."""
+    return _each_step(lr_scheduler.ExponentialLR(optimizer, gamma))
+
+
+def one_cycle(optimizer: Optimizer, plan: StepPlan, *, rise: float, start_div: float, end_div: float) -> dict[str, Any]:
+    """One cycle (Smith & Topin 2018): up to the learning rate over `rise` of the run, then down.
+
+    Args:
+        optimizer: whose learning rate is the peak.
+        plan: steps of the run.
+        rise: part of all steps spent rising.
+        start_div: the first learning rate is the peak divided by this.
+        end_div: the last is the first divided by this.
+    """
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    scheduler = lr_scheduler.OneCycleLR(
+        optimizer, peaks, total_steps=plan.total + 1, pct_start=rise, div_factor=start_div, final_div_factor=end_div
+    )
+    return _each_step(scheduler)
+
+
+def clip_gradients(parameters: Any, value: float | None, algorithm: str | None) -> torch.Tensor:
+    """Clip gradients in place and return their total L2 norm before clipping, from one pass.
+
+    Args:
+        parameters: whose `.grad` to clip.
+        value: largest norm or absolute value; None or 0 clips nothing.
+        algorithm: `norm` or `value`.
+    """
+    parameters = [p for p in parameters if p.grad is not None]
+    if value and algorithm == "value":
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        torch.nn.utils.clip_grad_value_(parameters, value)
+        return norm
+    return torch.nn.utils.clip_grad_norm_(parameters, value or math.inf)

@@ -1,0 +1,207 @@
+"""Text classification as a LightningModule: loss, metrics over whole splits, optimizer."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import (
+    BinaryAccuracy,
+    BinaryAUROC,
+    BinaryConfusionMatrix,
+    BinaryF1Score,
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
+
+from recur.nn.packed import TextBatch
+from recur.tasks import optimization
+
+
+def _metrics(num_classes: int, prefix: str) -> MetricCollection:
+    if num_classes == 2:
+        return MetricCollection(
+            {"accuracy": BinaryAccuracy(), "f1": BinaryF1Score(), "auroc": BinaryAUROC()}, prefix=prefix
+        )
+    return MetricCollection(
+        {
+            "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+            "f1": MulticlassF1Score(num_classes, average="macro"),
+            "auroc": MulticlassAUROC(num_classes),
+        },
+        prefix=prefix,
+    )
+
+
+class SentimentTask(pl.LightningModule):
+    """Trains and evaluates a text classifier.
+
+    Two classes have one logit, of the second class; more have one each. Accuracy and F1 are over the whole split, not
+    means of batches; F1 is of the second class for two classes and macro-averaged for more.
+
+    Args:
+        net: builds the network from `vocab_size`, `num_classes` and `vectors`.
+        optimizer: builds the optimizer from the parameters; None where nothing is trained.
+        scheduler: one of `recur.tasks.optimization`'s schedules; None keeps the learning rate.
+        label_smoothing: part of the target spread over all classes, in [0, 1).
+        class_weights: weight of each class in the loss, or `balanced` for weights inverse to the classes' counts.
+        vocab_size: number of token ids.
+        num_classes: number of classes.
+        class_names: their names, in label order.
+        class_counts: training texts of each class; needed for `balanced`.
+        vectors: initial word vectors `(vocab_size, embedding_dim)`, or None.
+
+    Raises:
+        ValueError: `label_smoothing` outside [0, 1), or class weights that are not one a class.
+    """
+
+    family = "sentiment"
+
+    def __init__(
+        self,
+        net: Callable[..., nn.Module],
+        *,
+        vocab_size: int,
+        num_classes: int,
+        class_names: Sequence[str],
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        scheduler: Callable[..., dict[str, Any] | None] | None = None,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | str | None = None,
+        class_counts: Sequence[int] | None = None,
+        vectors: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"model.label_smoothing must lie in [0, 1), got {label_smoothing}")
+        self.net = net(vocab_size=vocab_size, num_classes=num_classes, vectors=vectors)
+        self.num_classes = num_classes
+        self.class_names = list(class_names)
+        self.label_smoothing = label_smoothing
+        self._optimizer, self._scheduler = optimizer, scheduler
+        self._weights = self._class_weights(class_weights, class_counts)
+
+        self.train_loss, self.train_accuracy = MeanMetric(), MeanMetric()
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.val_metrics = _metrics(num_classes, "val/")
+        self.test_metrics = _metrics(num_classes, "test/")
+        self.confusion = BinaryConfusionMatrix() if num_classes == 2 else MulticlassConfusionMatrix(num_classes)
+
+    def _class_weights(self, weights: Sequence[float] | str | None, counts: Sequence[int] | None) -> Tensor | None:
+        if weights is None:
+            return None
+        if isinstance(weights, str):
+            if weights != "balanced":
+                raise ValueError(f"model.class_weights must be numbers or 'balanced', got {weights!r}")
+            if counts is None:  # a run opened for prediction: the loss is not wanted
+                return None
+            total = sum(counts)
+            weights = [total / (self.num_classes * max(1, count)) for count in counts]
+        if len(weights) != self.num_classes:
+            raise ValueError(
+                f"model.class_weights has {len(weights)} values for {self.num_classes} classes: give one each"
+            )
+        return torch.tensor([float(w) for w in weights])
+
+    def forward(self, batch: TextBatch) -> Tensor:
+        """Logits, `(batch, 1)` for two classes, else `(batch, classes)`."""
+        logits: Tensor = self.net(batch.text)
+        return logits
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy in nats, with label smoothing and class weights.
+
+        With weights the mean is the weighted one, sum(w l) / sum(w), as in `torch.nn.CrossEntropyLoss`.
+        """
+        weights = None if self._weights is None else self._weights.to(logits)
+        if self.num_classes > 2:
+            return F.cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
+        target = labels.to(logits.dtype) * (1 - self.label_smoothing) + self.label_smoothing / 2
+        each = F.binary_cross_entropy_with_logits(logits.squeeze(1), target, reduction="none")
+        if weights is None:
+            return each.mean()
+        weight = weights[labels]
+        return (weight * each).sum() / weight.sum()
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probability of every class, `(batch, classes)`."""
+        if self.num_classes > 2:
+            return logits.softmax(1)
+        positive = logits.sigmoid()
+        return torch.cat([1 - positive, positive], dim=1)
+
+    def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
+        """One step on one batch of texts."""
+        logits = self(batch)
+        loss = self.loss(logits, batch.labels)
+        with torch.no_grad():
+            guess = (logits.squeeze(1) > 0).long() if self.num_classes == 2 else logits.argmax(1)
+            accuracy = (guess == batch.labels).float().mean()
+        size = len(batch.labels)
+        self.train_loss.update(loss.detach(), size)
+        self.train_accuracy.update(accuracy, size)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
+        self.log("train/accuracy", accuracy, prog_bar=True, batch_size=size)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's means over all its texts."""
+        self.log("train/epoch_loss", self.train_loss.compute())
+        self.log("train/epoch_accuracy", self.train_accuracy.compute())
+        self.train_loss.reset()
+        self.train_accuracy.reset()
+
+    def _evaluate(self, batch: TextBatch, mean_loss: MeanMetric, metrics: MetricCollection) -> Tensor:
+        logits = self(batch).float()
+        mean_loss.update(self.loss(logits, batch.labels), len(batch.labels))
+        scores = logits.sigmoid().squeeze(1) if self.num_classes == 2 else logits.softmax(1)
+        metrics.update(scores, batch.labels)
+        return scores
+
+    def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
+        """Score one batch of the validation split."""
+        scores = self._evaluate(batch, self.val_loss, self.val_metrics)
+        self.confusion.update(scores, batch.labels)
+        self.log("val/loss", self.val_loss, batch_size=len(batch.labels))
+        self.log_dict(self.val_metrics, batch_size=len(batch.labels))  # type: ignore[arg-type]
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin an empty confusion matrix."""
+        self.confusion.reset()
+
+    def test_step(self, batch: TextBatch, batch_idx: int) -> None:
+        """Score one batch of the test split."""
+        scores = self._evaluate(batch, self.test_loss, self.test_metrics)
+        self.confusion.update(scores, batch.labels)
+        self.log("test/loss", self.test_loss, batch_size=len(batch.labels))
+        self.log_dict(self.test_metrics, batch_size=len(batch.labels))  # type: ignore[arg-type]
+
+    def on_test_epoch_start(self) -> None:
+        """Begin an empty confusion matrix."""
+        self.confusion.reset()
+
+    def predict_step(self, batch: TextBatch, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Row numbers and the probability of every class, `(batch,)` and `(batch, classes)`."""
+        return batch.rows, self.probabilities(self(batch).float())
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, and log the norm before clipping."""
+        norm = optimization.clip_gradients(self.parameters(), gradient_clip_val, gradient_clip_algorithm)
+        self.log("train/gradient_norm", norm)
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer over what is trainable, and its schedule."""
+        assert self._optimizer is not None, "a task without an optimizer cannot be trained"
+        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        schedule = self._scheduler and self._scheduler(optimizer, optimization.step_plan(self.trainer))
+        return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer
