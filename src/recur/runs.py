@@ -4,7 +4,7 @@
     checkpoints/       best.ckpt and last.ckpt        metrics.json     the result
     events.out...      for TensorBoard                train.log        what the terminal showed
 
-A checkpoint stands alone: its key `recur` holds the resolved config, the tokenizer and what the data told the model, and
+A checkpoint stands alone: its key `recur` holds the resolved config, the tokenizer and what the data told the model;
 everything in it is a tensor or a plain value, so it loads with `weights_only=True`.
 """
 

@@ -1,0 +1,50 @@
+# Two commands on a bare machine: `make train` and `make test`. Needs Python >= 3.11 and a package registry.
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-all lint format tensorboard bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(READY) ## create .venv and install the package, every version pinned
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "recur needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1): set PYTHON=/path/to/python3.11"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip==26.3
+	$(BIN)/python -m pip install --quiet -c constraints.txt --build-constraint constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+train: $(READY) ## train the embedded sentiment example (ARGS="..." adds overrides)
+	$(BIN)/python -m recur.train $(ARGS)
+
+test: $(READY) ## the fast tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(READY) ## every test, the slow ones too
+	$(BIN)/python -m pytest -m 'slow or not slow' $(ARGS)
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+
+format: $(READY) ## let ruff put the code in order
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+tensorboard: $(READY) ## look at every run in outputs
+	$(BIN)/tensorboard --logdir outputs
+
+bench: $(READY) ## measure speed; tables, JSON and a picture in outputs/bench
+	$(BIN)/python -m recur.bench $(ARGS)
+
+clean: ## remove the environment and caches; runs in outputs stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find src tests -name __pycache__ -type d -exec rm -rf {} +
