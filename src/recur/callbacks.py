@@ -68,6 +68,8 @@ class LastCheckpoint(Checkpoint):
         """Save where the time has come; rank 0's clock decides for all."""
         if self._seconds is None or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return  # the end of the epoch saves anyway
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # gradients half accumulated are in no checkpoint
         if trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self._seconds):
             self._save(trainer)
 

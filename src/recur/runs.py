@@ -128,7 +128,10 @@ class Run:
         own = content["recur"]
         config, data = own["config"], own["data"]
         _check_targets(config["model"])
-        task = instantiate(config["model"], _convert_="all")(**data)
+        net = {**config["model"]["net"]}
+        if net.get("freeze_vectors"):  # the vectors are in the weights
+            net["freeze_vectors"] = False
+        task = instantiate({**config["model"], "net": net}, _convert_="all")(**data)
         task.load_state_dict(content["state_dict"])
         task.eval()
         folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
