@@ -39,8 +39,9 @@ def test_equals_the_plain_loss_and_its_gradients(rows, features, vocabulary, chu
     inputs = (x, w, b) if biased else (x, w)
     plain = F.cross_entropy(F.linear(x, w, b if biased else None), y, reduction=reduction)
     fused, nll, correct = linear_cross_entropy(
-        x, w, b if biased else None, y, reduction=reduction, chunk_rows=chunk_rows
+        x, w, b if biased else None, y, reduction=reduction, with_correct=True, chunk_rows=chunk_rows
     )
+    assert correct is not None
     torch.testing.assert_close(fused, plain, rtol=1e-12, atol=1e-12)
     assert largest_difference(torch.autograd.grad(3 * fused, inputs), torch.autograd.grad(3 * plain, inputs)) < 1e-12
     with torch.no_grad():
@@ -94,7 +95,7 @@ def test_extreme_logits_stay_exact():
 
 def test_no_rows_give_zero():
     x, w, b, y = problem(0, 3, 5)
-    loss, nll, correct = linear_cross_entropy(x, w, b, y)
+    loss, nll, correct = linear_cross_entropy(x, w, b, y, with_correct=True)
     loss.backward()
     assert loss.item() == 0 and nll.shape == correct.shape == (0,) and not w.grad.any()
 
