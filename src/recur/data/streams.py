@@ -1,0 +1,276 @@
+"""A long text as parallel streams of tokens, cut into windows for truncated back-propagation through time.
+
+The tokens 0 to N - 1 of a split are dealt to `batch_size * world_size` streams, each a contiguous piece; pieces differ
+by one token at most, longer ones first. A stream's input is its piece moved back by one token (the first stream of all
+begins with the start token), so that every token of the split is predicted exactly once, those behind a cut included:
+
+    tokens             a b c d e f g          stream 0   inputs  ^ a b c   targets  a b c d
+    two streams        a b c d | e f g        stream 1   inputs  d e f     targets  e f g
+
+A window is the same steps of all of a rank's streams. Every rank has the same number of windows: they are counted on
+the short streams, and a long stream's extra token joins the last window. Windows are a pure function of the number of
+tokens and of (seed, epoch, world size); a number of windows done is then a place, all that is needed to go on there.
+"""
+
+import mmap
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.utils.rnn import PackedSequence
+
+from recur.nn.packed import TokenWindow
+
+_SHORTEST = 5  # steps of a random window
+_FORGET_EVERY = 256  # windows after which the pages read so far are given back
+
+
+def random_lengths(steps: int, bptt: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """Window lengths as AWD-LSTM draws them (Merity et al. 2018), adding up to `steps`.
+
+    Each is N(bptt, 5), or one time in twenty N(bptt / 2, 5), and at least 5. Lightning counts an epoch's batches once,
+    so every epoch has the same number of windows: the drawn lengths are stretched a little to end where the text ends.
+    """
+    count = max(1, round(steps / (0.95 * max(bptt, _SHORTEST) + 0.05 * max(bptt / 2, _SHORTEST))))
+    middle = np.where(random.random(count) < 0.95, bptt, bptt / 2)
+    drawn = np.maximum(_SHORTEST, random.normal(middle, 5.0).astype(np.int64))
+    ends = np.rint(np.cumsum(drawn) * (steps / drawn.sum())).astype(np.int64)
+    return np.diff(ends, prepend=0)
+
+
+class _Loader:
+    """What stream and window loaders share: an epoch, a place in it, and saving both.
+
+    Iterating starts at the epoch's first window, or, once after `load_state_dict`, where that state was taken.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+        self._epoch = 0
+        self._given = 0  # windows handed out in this epoch
+        self._resume_at = 0
+
+    @property
+    def sampler(self) -> "_Loader":
+        """The loader itself: Lightning calls `set_epoch` on a loader's sampler, never on the loader."""
+        return self
+
+    def __len__(self) -> int:
+        """Windows of an epoch, the same in every epoch and on every rank."""
+        raise NotImplementedError
+
+    def _windows(self, first: int) -> Iterator[TokenWindow]:
+        raise NotImplementedError
+
+    def set_epoch(self, epoch: int) -> None:
+        """Name the epoch to come. Naming the one under way keeps the place in it."""
+        if epoch != self._epoch:
+            self._epoch, self._given, self._resume_at = epoch, 0, 0
+
+    def __iter__(self) -> Iterator[TokenWindow]:
+        """Windows to come. Nothing happens until the first is asked for: Lightning sets the epoch after `iter`."""
+        first, self._resume_at = self._resume_at, 0
+        self._given = first
+        for window in self._windows(first):
+            # Counted before it is handed out. Lightning asks for one batch at a time from a loader with a length, so
+            # at a checkpoint the windows handed out are those trained on.
+            self._given += 1
+            yield window
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place: epoch, windows handed out, and what the windows were made from. The same on every rank."""
+        return {"epoch": self._epoch, "given": self._given, "plan": dict(self._settings)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a place.
+
+        Raises:
+            ValueError: in mid-epoch, with settings or text that make other windows.
+        """
+        if 0 < state["given"] < len(self) and state["plan"] != self._settings:
+            name = next(name for name in self._settings if state["plan"].get(name) != self._settings[name])
+            raise ValueError(
+                f"cannot go on in the middle of epoch {state['epoch']}: {name} was {state['plan'].get(name)} and is "
+                f"{self._settings[name]}: resume with the same text, batch_size, bptt, seed and number of devices"
+            )
+        self._epoch = state["epoch"]
+        self._given = self._resume_at = state["given"]
+
+
+class StreamLoader(_Loader):
+    """Windows of one rank's streams, in order.
+
+    Args:
+        tokens: ids of the split, `(tokens,)`, usually memory-mapped; only the present windows are held in memory.
+        batch_size: streams a rank.
+        bptt: steps of a window.
+        start_id: what stands before the first token.
+        random_length: draw each window's length (see `random_lengths`) and report it in `TokenWindow.lr_scale`.
+        seed: of the random lengths.
+        rank: whose streams.
+        world_size: number of ranks.
+
+    Raises:
+        ValueError: a setting below 1, or fewer tokens than streams.
+    """
+
+    def __init__(
+        self,
+        tokens: NDArray[Any],
+        *,
+        batch_size: int,
+        bptt: int,
+        start_id: int = 0,
+        random_length: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Deal the tokens to streams."""
+        check_sizes(batch_size=batch_size, bptt=bptt)
+        streams = batch_size * world_size
+        if len(tokens) < streams:
+            raise ValueError(
+                f"{len(tokens)} tokens cannot be cut into {batch_size} streams for each of {world_size} processes: "
+                "give more text or lower batch_size"
+            )
+        super().__init__(
+            {
+                "batch_size": batch_size,
+                "bptt": bptt,
+                "random_length": random_length,
+                "seed": seed,
+                "world_size": world_size,
+                "tokens": len(tokens),
+            }
+        )
+        self._map: Any = getattr(tokens, "_mmap", None)
+        self._tokens = np.asarray(tokens)  # a view: indexing a memmap object is slower than an array's
+        self.bptt, self.start_id, self.rank = bptt, start_id, rank
+        self._steps, longer = divmod(len(tokens), streams)  # steps of a short stream; streams with one more
+        own = np.arange(rank * batch_size, (rank + 1) * batch_size)
+        self._starts = own * self._steps + np.minimum(own, longer)  # (streams,)
+        self._longer = int(np.clip(longer - rank * batch_size, 0, batch_size))
+
+    def __len__(self) -> int:
+        """Windows of an epoch."""
+        return len(self.lengths())
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Steps of each window of the present epoch, `(windows,)`; the last may have one more on some ranks."""
+        if self._settings["random_length"]:
+            return random_lengths(self._steps, self.bptt, np.random.default_rng([self._settings["seed"], self._epoch]))
+        full, rest = divmod(self._steps, self.bptt)
+        return np.array([self.bptt] * full + [rest] * (rest > 0), dtype=np.int64)
+
+    def _windows(self, first: int) -> Iterator[TokenWindow]:
+        lengths = self.lengths()
+        starts = np.cumsum(lengths) - lengths
+        for number in range(first, len(lengths)):
+            steps, start = int(lengths[number]), int(starts[number])
+            extra = self._longer if number == len(lengths) - 1 else 0
+            yield self._window(start, steps, extra, float(lengths[number] / self.bptt))
+            if self._map is not None and number % _FORGET_EVERY == 0:
+                # Pages stay in the file cache; only this process no longer counts (and holds) all it ever read.
+                self._map.madvise(mmap.MADV_DONTNEED)
+
+    def _window(self, start: int, steps: int, extra: int, lr_scale: float) -> TokenWindow:
+        streams = len(self._starts)
+        where = self._starts + np.arange(start - 1, start + steps + (extra > 0))[:, None]  # (steps + 1, streams)
+        ids = self._tokens[np.minimum(where, len(self._tokens) - 1)].astype(np.int64)
+        if where[0, 0] < 0:
+            ids[0, 0] = self.start_id
+        rows = steps * streams + extra  # the extra step has the first streams only
+        sizes = torch.full((steps + (extra > 0),), streams, dtype=torch.int64)
+        if extra:
+            sizes[-1] = extra
+        inputs = torch.from_numpy(ids[:-1].reshape(-1)[:rows])
+        targets = torch.from_numpy(ids[1:].reshape(-1)[:rows])
+        return TokenWindow(
+            PackedSequence(inputs, sizes),
+            targets,
+            first=start == 0,
+            lr_scale=lr_scale if self._settings["random_length"] else 1.0,
+        )
+
+
+class WindowLoader(_Loader):
+    """Every run of `window` tokens with the token that follows, each starting from an empty state.
+
+    `TokenWindow.targets` has one id a window: the rows of the last step are the ones that predict.
+
+    Args:
+        tokens: ids of the split, `(tokens,)`.
+        window: tokens of a window.
+        batch_size: windows a batch and rank.
+        shuffle: another order each epoch.
+        seed: of the order.
+        rank: whose windows.
+        world_size: number of ranks.
+
+    Raises:
+        ValueError: a setting below 1, or a text too short for one window a rank.
+    """
+
+    def __init__(
+        self,
+        tokens: NDArray[Any],
+        *,
+        window: int,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Count the windows."""
+        check_sizes(batch_size=batch_size, window=window)
+        self._count = len(tokens) - window
+        if self._count < world_size:
+            raise ValueError(
+                f"{len(tokens)} tokens hold {max(0, self._count)} windows of {window} and a next token, "
+                f"{world_size} processes need one each: give more text or lower window"
+            )
+        super().__init__(
+            {
+                "batch_size": batch_size,
+                "window": window,
+                "shuffle": shuffle,
+                "seed": seed,
+                "world_size": world_size,
+                "tokens": len(tokens),
+            }
+        )
+        self._tokens = np.asarray(tokens)
+        self.rank = rank
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        world_size = self._settings["world_size"]
+        return min(-(-self._count // (self._settings["batch_size"] * world_size)), self._count // world_size)
+
+    def _windows(self, first: int) -> Iterator[TokenWindow]:
+        settings, world_size = self._settings, self._settings["world_size"]
+        order = np.arange(self._count)
+        if settings["shuffle"]:
+            order = np.random.default_rng([settings["seed"], self._epoch]).permutation(self._count)
+        batches = np.array_split(order, len(self) * world_size)
+        for step in range(first, len(self)):
+            starts = batches[step * world_size + self.rank]
+            ids = self._tokens[starts + np.arange(settings["window"] + 1)[:, None]].astype(np.int64)  # (time, batch)
+            sizes = torch.full((settings["window"],), len(starts), dtype=torch.int64)
+            text = PackedSequence(torch.from_numpy(ids[:-1].reshape(-1)), sizes)
+            yield TokenWindow(text, torch.from_numpy(ids[-1]), first=True, lr_scale=1.0)
+
+
+def check_sizes(**sizes: int) -> None:
+    """Refuse sizes below 1.
+
+    Raises:
+        ValueError: names the first.
+    """
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")

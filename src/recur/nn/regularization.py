@@ -1,0 +1,57 @@
+"""What keeps a recurrent language model from learning its text by heart (Merity et al. 2018, "AWD-LSTM").
+
+Weight drop lives in `recur.nn.recurrent`, where the weights are.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from recur.nn.engine import Layout
+from recur.nn.recurrent import locked_dropout
+
+
+def drop(rows: Tensor, batch_sizes: Tensor, p: float, *, locked: bool) -> Tensor:
+    """Dropout on packed rows, `(rows, features)`: one mask a step, or one mask a sequence (`locked`)."""
+    if not p:
+        return rows
+    return locked_dropout(rows, Layout(batch_sizes), p) if locked else F.dropout(rows, p)
+
+
+def row_dropout(vectors: Tensor, ids: Tensor, vocab_size: int, p: float) -> Tensor:
+    """Drop whole words of the vocabulary: all occurrences of a dropped word in this batch become zero.
+
+    Equal to a mask of one number a row on the embedding matrix (Gal & Ghahramani 2016), without touching that matrix.
+
+    Args:
+        vectors: embedded tokens, `(tokens, embedding_dim)`.
+        ids: their ids, `(tokens,)`.
+        vocab_size: words of the vocabulary.
+        p: probability of dropping a word; the others are scaled by `1 / (1 - p)`.
+    """
+    if not p:
+        return vectors
+    keep = F.dropout(vectors.new_ones(vocab_size), p)  # one draw a word, whatever the batch holds
+    return vectors * keep[ids][:, None]
+
+
+def activation_penalty(output: Tensor) -> Tensor:
+    """AR: mean square of the last layer's dropped-out output, a scalar."""
+    return output.square().mean()
+
+
+def temporal_penalty(output: PackedSequence) -> Tensor:
+    """TAR: mean square of the change of the last layer's undropped output from one step to the next, a scalar.
+
+    A window of one step changes nowhere: 0.
+    """
+    rows, sizes = output.data, output.batch_sizes
+    first, rest = int(sizes[0]), len(rows) - int(sizes[0])
+    if not rest:
+        return rows.new_zeros(())
+    if int(sizes[-1]) == first:  # every step has all sequences: step t + 1 lies `first` rows behind step t
+        return (rows[first:] - rows[:-first]).square().mean()
+    starts = sizes.cumsum(0) - sizes
+    before = torch.repeat_interleave(starts[:-1] - starts[1:], sizes[1:]) + torch.arange(first, len(rows))
+    return (rows[first:] - rows[before.to(rows.device)]).square().mean()
