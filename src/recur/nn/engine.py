@@ -472,11 +472,12 @@ def _side_by_side(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
     if _pool is None:
         _pool = ThreadPoolExecutor(1, thread_name_prefix="recur-engine")
     share = threads // 2
+    inference = torch.is_inference_mode_enabled()  # like the thread count, a thread's own
 
     def work() -> Any:
         if torch.get_num_threads() != share:  # the count is a thread's own
             torch.set_num_threads(share)
-        with torch.no_grad():
+        with torch.inference_mode(inference), torch.no_grad():
             return jobs[1]()
 
     try:
