@@ -75,16 +75,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_targets(node: Any, path: str = "model") -> None:
+def check_targets(node: Any, path: str, allowed: tuple[str, ...] = _TARGETS) -> None:
+    """Look at everything a config found in a checkpoint would build.
+
+    Raises:
+        ValueError: a `_target_` that does not begin with one of those allowed.
+    """
     if isinstance(node, dict):
         target = node.get("_target_")
-        if target is not None and not str(target).startswith(_TARGETS):
-            raise ValueError(f"{path}._target_ is {target!r}: a run may build only {', '.join(_TARGETS)}*")
+        if target is not None and not str(target).startswith(allowed):
+            raise ValueError(f"{path}._target_ is {target!r}: a run may build only {', '.join(allowed)}*")
         for key, value in node.items():
-            _check_targets(value, f"{path}.{key}")
+            check_targets(value, f"{path}.{key}", allowed)
     elif isinstance(node, list):
         for index, value in enumerate(node):
-            _check_targets(value, f"{path}[{index}]")
+            check_targets(value, f"{path}[{index}]", allowed)
 
 
 @dataclass
@@ -127,7 +132,7 @@ class Run:
         content = load_checkpoint(checkpoint)
         own = content["recur"]
         config, data = own["config"], own["data"]
-        _check_targets(config["model"])
+        check_targets(config["model"], "model")
         net = {**config["model"]["net"]}
         if net.get("freeze_vectors"):  # the vectors are in the weights
             net["freeze_vectors"] = False

@@ -1,0 +1,518 @@
+"""The door to using a run: `python -m recur.predict RUN "a text" ...`.
+
+A sentiment run gives each text a label and a probability and, with `--explain`, says what each token contributed. A
+language run says how much each token surprised it.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from recur import cli
+from recur.view import Shaded, page, printable, shortened, terminal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from rich.console import Console
+    from torch import Tensor, nn
+    from torch.nn.utils.rnn import PackedSequence
+
+    from recur.data.batching import Texts
+    from recur.runs import Run
+
+CHUNK = 256  # texts read, answered and printed together
+BATCH_TOKENS = 32768  # rows a forward pass, padding-free; a longer text is a batch of its own
+EXPLAIN_TOKENS = 5000  # integrated gradients read the text some hundred times
+PATH_STEPS = (32, 64, 128, 256, 512, 1024)  # points on the path, doubled until the sum is right
+TOLERANCE = 0.005
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m recur.predict` and `recur-predict`."""
+    arguments = _parser().parse_args(argv)
+    cli.guard(lambda: _run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="recur.predict",
+        description="Label texts with a sentiment run, or see what surprises a language run.",
+        epilog="example: python -m recur.predict outputs/... 'This film is terrible' 'This film is great' --explain",
+    )
+    parser.add_argument("run", help="run folder or checkpoint")
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts; none: standard input, one text a line")
+    parser.add_argument("--file", metavar="PATH", help="read texts from a txt (one a line), csv, tsv, jsonl or parquet")
+    parser.add_argument("--column", metavar="NAME", help="column of --file that holds the texts (default: the run's)")
+    parser.add_argument("--skip-bad-rows", action="store_true", help="go on past empty and unreadable texts")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a text instead of a table")
+    parser.add_argument("--explain", action="store_true", help="show each token's contribution")
+    parser.add_argument("--html", metavar="PATH", help="write the explanation as a page that stands alone")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # whatever the locale, no text stops the door
+            stream.reconfigure(errors="backslashreplace")
+    if arguments.file and arguments.texts:
+        raise ValueError(f"give texts or --file, not both: got {len(arguments.texts)} texts and {arguments.file}")
+    if arguments.column and not arguments.file:
+        raise ValueError(f"--column {arguments.column} needs --file, whose column it names")
+    if arguments.file and not Path(arguments.file).is_file():
+        raise ValueError(f"there is no file {arguments.file}")
+
+    from rich.console import Console
+
+    from recur.runs import Run
+
+    run = Run.open(arguments.run)
+    run.task.to(_device(arguments.device)).requires_grad_(False)
+    answer: Any = _Sentiment if run.family == "sentiment" else _Language
+    answerer = answer(run, arguments, Console(highlight=False, markup=False, emoji=False, soft_wrap=True))
+    for chunk in _chunks(_texts(arguments, run), alone=not arguments.file and sys.stdin.isatty()):
+        answerer.tell(chunk)
+    answerer.close()
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
+        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+# ------------------------------------------------------------------------------------------------------ where texts are
+
+
+@dataclass(frozen=True)
+class Given:
+    """A text and where it stood, for messages."""
+
+    where: str
+    text: str
+
+
+def _chunks(texts: Iterator[Given], alone: bool) -> Iterator[list[Given]]:
+    """Texts in groups; one at a time where somebody types them."""
+    chunk: list[Given] = []
+    for text in texts:
+        chunk.append(text)
+        if alone or len(chunk) == CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _texts(arguments: argparse.Namespace, run: "Run") -> Iterator[Given]:
+    """Texts of the command line, of a file or of standard input."""
+    skip = arguments.skip_bad_rows
+    if arguments.file and Path(arguments.file).suffix.lower() == ".txt":
+        with open(arguments.file, "rb") as stream:
+            yield from _lines(stream, arguments.file, skip)
+    elif arguments.file:
+        yield from _rows(arguments.file, arguments.column or run.config["data"].get("text_column", "text"), skip)
+    elif arguments.texts:
+        for number, text in enumerate(arguments.texts, start=1):
+            if text.strip():
+                yield Given(f"text {number}", text)
+            else:
+                _refuse(f"text {number} is empty", skip)
+    else:
+        if sys.stdin.isatty():
+            print("recur: reading texts, one a line; end with Ctrl-D", file=sys.stderr)
+        yield from _lines(sys.stdin.buffer, "standard input", skip)
+
+
+def _lines(stream: BinaryIO, name: str, skip: bool) -> Iterator[Given]:
+    number = 0
+    for number, raw in enumerate(stream, start=1):
+        where = f"{name} line {number}"
+        try:
+            text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            _refuse(f"{where} is not UTF-8 (byte 0x{raw[error.start]:02x})", skip)
+            continue
+        if text.strip():
+            yield Given(where, text)
+        else:
+            _refuse(f"{where} is empty", skip)
+    if not number:
+        raise ValueError(f"{name} holds no text: give one a line")
+
+
+def _rows(file: str, column: str, skip: bool) -> Iterator[Given]:
+    from recur.data.sources import checked, read_file
+
+    rows = read_file(file, [column])
+    try:
+        good = checked(rows, column, on_bad_row="skip" if skip else "error")
+    except ValueError as error:
+        raise ValueError(str(error).replace("set data.on_bad_row=skip", "give --skip-bad-rows")) from None
+    for number, text in zip(good.numbers.tolist(), good.texts, strict=True):
+        yield Given(rows.where(number), text)
+
+
+def _refuse(problem: str, skip: bool) -> None:
+    if not skip:
+        raise ValueError(f"{problem}: give at least one word, or --skip-bad-rows")
+    print(f"recur: skipped: {printable(problem)}", file=sys.stderr)
+
+
+# ------------------------------------------------------------------------------------------------------- sentiment runs
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one text.
+
+    Attributes:
+        text: as given.
+        label: number of the most probable class.
+        probabilities: of each class, `(classes,)`.
+        tokens: how many tokens the text has.
+        unknown: how many of the tokens read are outside the vocabulary.
+        read: how many tokens were read; fewer than `tokens` where the run cuts long texts.
+    """
+
+    text: str
+    label: int
+    probabilities: list[float]
+    tokens: int
+    unknown: int
+    read: int
+
+
+def _cut(arrays: "Sequence[NDArray[np.int32]]", run: "Run") -> "Texts":
+    """The texts' token arrays, cut as the run's data cuts them."""
+    import numpy as np
+
+    from recur.data.batching import Texts
+    from recur.data.cache import Ragged
+
+    offsets = np.zeros(len(arrays) + 1, dtype=np.int64)
+    np.cumsum([len(array) for array in arrays], out=offsets[1:])
+    settings = run.config["data"]
+    return Texts(
+        Ragged(np.concatenate(arrays), offsets),
+        max_length=settings.get("max_length"),
+        keep=settings.get("keep", "head"),
+    )
+
+
+def classify(run: "Run", texts: Sequence[str]) -> list[Prediction]:
+    """Label texts with a sentiment run.
+
+    Args:
+        run: an open sentiment run.
+        texts: each with at least one token.
+
+    Returns:
+        One prediction a text, in the order given; none depends on the other texts.
+    """
+    import numpy as np
+    import torch
+
+    arrays = run.tokenizer.encode_batch(list(texts))
+    cut = _cut(arrays, run)
+    order = np.argsort(-cut.lengths, kind="stable")
+    total = np.cumsum(cut.lengths[order])
+    scores = np.empty((len(texts), run.task.num_classes))
+    first = 0
+    device = run.task.device
+    with torch.inference_mode():
+        while first < len(order):
+            before = total[first - 1] if first else 0
+            end = max(first + 1, int(np.searchsorted(total, before + BATCH_TOKENS, side="right")))
+            packed, rows = cut.pack(order[first:end])
+            scores[rows] = run.task.probabilities(run.task.net(packed.to(device)).double()).cpu().numpy()
+            first = end
+    found = []
+    for index, (text, array) in enumerate(zip(texts, arrays, strict=True)):
+        unknown = int((cut[index] == run.tokenizer.unk_id).sum())
+        found.append(
+            Prediction(
+                text, int(scores[index].argmax()), scores[index].tolist(), len(array), unknown, int(cut.lengths[index])
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What each token added to a logit.
+
+    Attributes:
+        tokens: the tokens read.
+        unknown: whether each is outside the vocabulary.
+        contributions: what each added, same length.
+        logit: of the text.
+        baseline: logit of the same text with every word vector zero.
+        towards: name of the class that positive contributions favour.
+        against: name of the class that negative ones favour; None with more than two classes.
+    """
+
+    tokens: list[str]
+    unknown: list[bool]
+    contributions: list[float]
+    logit: float
+    baseline: float
+    towards: str
+    against: str | None
+
+    @property
+    def gap(self) -> float:
+        """How far the contributions' sum is from the whole difference, `logit - baseline`."""
+        return sum(self.contributions) - (self.logit - self.baseline)
+
+
+def integrated_gradients(net: "nn.Module", text: "PackedSequence", target: int) -> "tuple[Tensor, float, float]":
+    """Contribution of each token of one text to a logit (Sundararajan, Taly & Yan 2017).
+
+    The gradient with respect to the word vectors, averaged along the straight path from zero vectors to the text's
+    own, times these vectors, summed over each vector. The contributions add up to the difference of the logits; points
+    are added to the path until they do within `TOLERANCE` of it, 1,024 at most.
+
+    Args:
+        net: a classifier with `embed` and `classify`, in evaluation mode.
+        text: one packed text.
+        target: which logit.
+
+    Returns:
+        The contributions `(tokens,)`, the logit, and the logit at the baseline.
+    """
+    import torch
+    from captum.attr import IntegratedGradients
+    from torch.nn.utils.rnn import PackedSequence
+
+    tokens = len(text.data)
+    vectors = net.embed(text).detach()  # type: ignore[operator]  # (tokens, embedding_dim)
+
+    def logits(points: "Tensor") -> "Tensor":  # (points, tokens, embedding_dim) -> (points, classes)
+        layout = PackedSequence(points[:, :, 0].T.flatten(), torch.full((tokens,), len(points)))
+        result: Tensor = net.classify(points.transpose(0, 1).flatten(0, 1), layout)  # type: ignore[operator]
+        return result
+
+    with torch.no_grad():
+        ends = logits(torch.stack([vectors, torch.zeros_like(vectors)]))[:, target].double()
+    logit, baseline = float(ends[0]), float(ends[1])
+    method = IntegratedGradients(logits)
+    together = max(1, BATCH_TOKENS // tokens)
+    for points in PATH_STEPS:
+        found = method.attribute(vectors[None], target=target, n_steps=points, internal_batch_size=together)
+        values: Tensor = found[0].double().sum(1)  # (tokens, embedding_dim) -> (tokens,)
+        if abs(float(values.sum()) - (logit - baseline)) <= TOLERANCE * max(1.0, abs(logit - baseline)):
+            break
+    return values, logit, baseline
+
+
+def explain(run: "Run", text: str, label: int) -> Explanation:
+    """What each token of a text contributed.
+
+    With two classes to the one logit, the log-odds of the second class; with more to the logit of `label`.
+
+    Raises:
+        ValueError: more tokens than `EXPLAIN_TOKENS`.
+    """
+    import numpy as np
+
+    ids = run.tokenizer.encode_batch([text])[0]
+    cut = _cut([ids], run)
+    if cut.lengths[0] > EXPLAIN_TOKENS:
+        raise ValueError(
+            f"--explain reads at most {EXPLAIN_TOKENS:,} tokens a text, got {cut.lengths[0]:,}: shorten it"
+        )
+    kept = _cut([np.arange(len(ids), dtype=np.int32)], run)[0]  # places of the tokens that are read
+    pieces = run.tokenizer.tokens(text)
+    assert len(pieces) == len(ids)
+    packed, _ = cut.pack(np.array([0]))
+    task = run.task.cpu()  # cuDNN has no gradients in evaluation mode
+    binary = task.num_classes == 2
+    values, logit, baseline = integrated_gradients(task.net, packed, 0 if binary else label)
+    return Explanation(
+        [pieces[place] for place in kept.tolist()],
+        [index == run.tokenizer.unk_id for index in cut[0].tolist()],
+        values.tolist(),
+        logit,
+        baseline,
+        task.class_names[1 if binary else label],
+        task.class_names[0] if binary else None,
+    )
+
+
+class _Sentiment:
+    """Prints what a sentiment run says, a chunk of texts at a time."""
+
+    def __init__(self, run: "Run", arguments: argparse.Namespace, console: "Console") -> None:
+        self.run, self.arguments, self.console = run, arguments, console
+        self.explained: list[tuple[Prediction, Explanation]] = []
+        self.width = 0
+        self.told_colours = False
+        self.names = [printable(str(name)) for name in run.task.class_names]
+
+    def tell(self, chunk: list[Given]) -> None:
+        """Answer one chunk, in order."""
+        counts = [len(ids) for ids in self.run.tokenizer.encode_batch([given.text for given in chunk])]
+        for given, count in zip(chunk, counts, strict=True):
+            if not count:
+                problem = f"{given.where} has no tokens: {shortened(repr(given.text), 40)} is left out by the tokenizer"
+                _refuse(problem, self.arguments.skip_bad_rows)
+        chunk = [given for given, count in zip(chunk, counts, strict=True) if count]
+        if not chunk:
+            return
+        for given, prediction in zip(chunk, (found := classify(self.run, [g.text for g in chunk])), strict=True):
+            if prediction.unknown == prediction.read:
+                where = printable(given.where)
+                print(f"recur: {where}: the run knows none of its words", file=sys.stderr)
+        if self.arguments.explain or self.arguments.html:
+            for prediction in found:
+                explanation = explain(self.run, prediction.text, prediction.label)
+                if self.arguments.html:
+                    self.explained.append((prediction, explanation))
+                self._explanation(prediction, explanation)
+        elif self.arguments.json:
+            for prediction in found:
+                _print_json(self._record(prediction))
+        else:
+            self._table(found)
+
+    def close(self) -> None:
+        """Write the page, where one is wanted."""
+        if not self.arguments.html:
+            return
+        texts = [self._shaded(prediction, explanation) for prediction, explanation in self.explained]
+        if self.run.task.num_classes == 2:
+            legend = [(1.0, f"towards {self.names[1]}"), (-1.0, f"towards {self.names[0]}")]
+        else:
+            legend = [(1.0, "for the label"), (-1.0, "against it")]
+        _write_page(self.arguments.html, page(f"What {self.run.checkpoint.name} reads in a text", texts, legend))
+
+    def _table(self, found: list[Prediction]) -> None:
+        from rich.cells import cell_len, set_cell_size
+
+        texts = [shortened(prediction.text, 200) for prediction in found]
+        label_width = max(5, *(cell_len(name) for name in self.names))
+        binary = len(self.names) == 2
+        # As the guides have it: with two classes the probability is the second one's, whatever the label.
+        title = f"P({self.names[1]})" if binary else "Probability"
+        if not self.width:
+            room = max(20, self.console.width - label_width - max(11, cell_len(title)) - 4)
+            self.width = max(4, min(max(cell_len(text) for text in texts), room))
+            print(f"{set_cell_size('Text', self.width)}  {title:<11}  Label")
+        for text, prediction in zip(texts, found, strict=True):
+            shown = prediction.probabilities[1 if binary else prediction.label]
+            if cell_len(text) > self.width:
+                text = set_cell_size(text, self.width - 1) + "…"
+            line = f"{set_cell_size(text, self.width)}  {shown:<{max(11, cell_len(title))}.6f}"
+            print(f"{line}  {self.names[prediction.label]}")
+        sys.stdout.flush()
+
+    def _record(self, prediction: Prediction) -> dict[str, Any]:
+        names = self.run.task.class_names
+        return {
+            "text": prediction.text,
+            "label": names[prediction.label],
+            "probability": prediction.probabilities[prediction.label],
+            "probabilities": dict(zip(map(str, names), prediction.probabilities, strict=True)),
+            "tokens": prediction.tokens,
+            "tokens_read": prediction.read,
+            "tokens_unknown": prediction.unknown,
+        }
+
+    def _explanation(self, prediction: Prediction, explanation: Explanation) -> None:
+        if self.arguments.json:
+            record = {
+                "towards": explanation.towards,
+                "logit": explanation.logit,
+                "baseline_logit": explanation.baseline,
+                "gap": explanation.gap,
+                "tokens": [
+                    {"token": token, "contribution": value, "known": not unknown}
+                    for token, value, unknown in zip(
+                        explanation.tokens, explanation.contributions, explanation.unknown, strict=True
+                    )
+                ],
+            }
+            _print_json({**self._record(prediction), "explanation": record})
+            return
+        shaded = self._shaded(prediction, explanation)
+        if self.console.color_system and not self.told_colours:
+            self.console.print(f"blue: towards {explanation.towards}, orange: away from it", style="dim")
+            self.told_colours = len(self.names) == 2  # with more classes it is another one for each text
+        self.console.print(shaded.title, style="bold")
+        self.console.print(terminal(shaded, self.console.color_system))
+        for line in shaded.footer:
+            self.console.print(line, style="dim")
+        self.console.print()
+
+    def _shaded(self, prediction: Prediction, explanation: Explanation) -> Shaded:
+        name = self.names[prediction.label]
+        pairs = list(zip(explanation.tokens, explanation.contributions, strict=True))
+        strongest = sorted(pairs, key=lambda pair: -abs(pair[1]))[:5]
+        footer = [
+            "strongest: " + ", ".join(f"{shortened(token, 30)} {value:+.2f}" for token, value in strongest),
+            f"logit {explanation.logit:+.3f} = {explanation.baseline:+.3f} (no words) "
+            f"{explanation.logit - explanation.baseline:+.3f} (all tokens; their sum is {explanation.gap:+.4f} off)",
+        ]
+        if prediction.read < prediction.tokens:
+            footer.append(f"read {prediction.read:,} of {prediction.tokens:,} tokens: the run cuts longer texts")
+        return Shaded(
+            f"{name} ({100 * prediction.probabilities[prediction.label]:.2f} %)",
+            explanation.tokens,
+            explanation.contributions,
+            [f"{token}: {value:+.4f}" for token, value in pairs],
+            footer,
+            " " if self.run.tokenizer.kind in ("basic_english", "whitespace") else "",
+            explanation.unknown,
+        )
+
+
+# -------------------------------------------------------------------------------------------------------- language runs
+
+
+class _Language:
+    """Prints how much each token surprises a language run."""
+
+    def __init__(self, run: "Run", arguments: argparse.Namespace, console: "Console") -> None:
+        self.run, self.arguments, self.console = run, arguments, console
+        self.shaded: list[Shaded] = []
+        raise ValueError(f"recur.predict cannot read {run.family} runs yet: {run.checkpoint}")
+
+    def tell(self, chunk: list[Given]) -> None:
+        """Answer one chunk, in order."""
+
+    def close(self) -> None:
+        """Write the page, where one is wanted."""
+
+
+# --------------------------------------------------------------------------------------------------------------- output
+
+
+def _print_json(record: dict[str, Any]) -> None:
+    # ASCII: a lone surrogate or a control character of the text arrives escaped, whatever reads it.
+    print(json.dumps(record), flush=True)
+
+
+def _write_page(path: str, content: str) -> None:
+    from recur.runs import write_atomic
+
+    place = Path(path)
+    if not place.parent.is_dir():
+        raise ValueError(f"cannot write {path}: there is no folder {place.parent}")
+    write_atomic(place, content)
+    print(f"recur: wrote {printable(path)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
