@@ -19,7 +19,7 @@ import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -253,7 +253,9 @@ def checked(
     text_column: str = "text",
     label_column: str | None = None,
     *,
-    known_labels: Iterable[Any] | None = None,
+    known_label: Callable[[Any], bool] | None = None,
+    known: str = "",
+    wrong_text: Callable[[str], str | None] | None = None,
     allow_empty: bool = False,
     on_bad_row: str = "error",
 ) -> Checked:
@@ -263,7 +265,9 @@ def checked(
         rows: as read.
         text_column: column of text.
         label_column: column of labels, or None for unlabelled text.
-        known_labels: label values allowed; None allows every value but null.
+        known_label: whether a label value is allowed; None allows every value but null.
+        known: what to call the labels that are, in a message.
+        wrong_text: says what else is wrong with a text, if anything.
         allow_empty: keep texts of white space only (a language model's blank lines).
         on_bad_row: `error` stops at the first bad row, `skip` leaves bad rows out and logs how many.
 
@@ -276,13 +280,13 @@ def checked(
         raise ValueError(f"{rows.origins[0].file if rows.origins else 'the source'} has no rows")
     texts = rows.column(text_column)
     labels = None if label_column is None else rows.column(label_column)
-    known = None if known_labels is None else set(known_labels)
+    allowed: dict[Any, bool] = {}
 
     bad: dict[int, tuple[str, str, Any]] = {}  # row -> column, what is wrong, value
     for row, text in enumerate(texts):
         if row in rows.broken:
             bad[row] = ("", rows.broken[row], None)
-        elif (wrong := _wrong_text(text, allow_empty)) is not None:
+        elif (wrong := _wrong_text(text, allow_empty) or (wrong_text and wrong_text(text))) is not None:
             bad[row] = (text_column, wrong, text)
         elif labels is not None:
             label = labels[row]
@@ -290,9 +294,8 @@ def checked(
                 bad[row] = (label_column or "", "has no label", label)
             elif not isinstance(label, str | int | float | bool):
                 bad[row] = (label_column or "", "is not one label", label)
-            elif known is not None and label not in known:
-                names = ", ".join(sorted(map(repr, known))[:12])
-                bad[row] = (label_column or "", f"is not a known label ({names})", label)
+            elif known_label is not None and not allowed.setdefault(label, known_label(label)):
+                bad[row] = (label_column or "", f"is not one of the labels {known}", label)
     if bad and on_bad_row == "error":
         row, (column, wrong, value) = next(iter(bad.items()))
         like = sum(reason == wrong and where == column for where, reason, _ in bad.values()) - 1

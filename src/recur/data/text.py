@@ -16,6 +16,8 @@ nowhere else does text turn into a special token.
 """
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -30,7 +32,6 @@ KINDS = ("basic_english", "whitespace", "character", "bpe")
 FORMAT = 1
 
 _BPE_SIZE = 8192  # when max_size is not given
-_EVERYTHING = 2**31 - 1
 
 
 def _pipeline(kind: str) -> tokenizers.Tokenizer:
@@ -57,6 +58,30 @@ def _pipeline(kind: str) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+# The ASCII part of the rules, for the short cut in `_plain_words`.
+_ASCII_WORDS = re.compile(r"['.,()!?]|[^ \t-\r;:'.,()!?]+")
+_ASCII_SPACES = re.compile(r"[^ \t-\r]+")
+
+
+def _plain_words(text: str, kind: str) -> list[str] | None:
+    """Words of an ASCII text, or None where the library has to split it.
+
+    Lower-casing and white space are simple in ASCII, and most text is: four times faster, the same result (tested).
+    """
+    if not text.isascii():
+        return None
+    if kind == "basic_english":
+        return _ASCII_WORDS.findall(text.lower().replace('"', "").replace("<br />", " "))
+    return _ASCII_SPACES.findall(text) if kind == "whitespace" else None
+
+
+class _Ids(dict[str, int]):
+    """Id of a word; 0, `<unk>`, for one that is not there."""
+
+    def __missing__(self, word: str) -> int:
+        return 0
+
+
 def utf8(text: str) -> str:
     """The text itself, with each lone surrogate (which no UTF-8 text can hold) replaced by U+FFFD."""
     try:
@@ -64,6 +89,13 @@ def utf8(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def lacks_tokens(text: str, kind: str) -> bool:
+    """Whether a text has no token at all, whatever the vocabulary."""
+    if kind == "basic_english":
+        return re.search(r"[^\s;:]", text.replace('"', "").replace("<br />", " ")) is None
+    return not text or (kind == "whitespace" and not text.strip())
 
 
 def _checked_sizes(kind: str, min_frequency: int, max_size: int | None, specials: int) -> None:
@@ -103,6 +135,7 @@ class Tokenizer:
         specials = [UNK, EOS] if eos else [UNK]
         if sorted(vocabulary.values()) != list(range(self.vocab_size)) or self.vocabulary[: len(specials)] != specials:
             raise ValueError(f"a vocabulary starts with {', '.join(specials)} and numbers its tokens in a row")
+        self._ids = _Ids(vocabulary)
         self._table: NDArray[np.int32] | None = None
         if kind == "character":
             # One look-up a code point: 30 times faster than a split a character, with the same result (tested).
@@ -152,17 +185,7 @@ class Tokenizer:
             vocabulary = _numbered(specials, sorted(state["vocab"], key=state["vocab"].__getitem__))
             tokenizer.model = models.BPE(vocabulary, [tuple(pair) for pair in state["merges"]], unk_token=UNK)
             return cls(tokenizer, kind, eos)
-        if kind == "character":
-            frequent = _character_counts(clean)
-        else:
-            trainer = trainers.WordLevelTrainer(
-                vocab_size=_EVERYTHING if max_size is None else max_size + len(specials),
-                min_frequency=min_frequency,
-                show_progress=False,
-            )
-            tokenizer.train_from_iterator(clean, trainer)
-            learned: dict[str, int] = tokenizer.get_vocab(with_added_tokens=False)
-            frequent = [(token, min_frequency) for token in sorted(learned, key=learned.__getitem__)]
+        frequent = _character_counts(clean) if kind == "character" else _word_counts(tokenizer, kind, clean)
         words = [token for token, count in frequent if count >= min_frequency and token not in specials]
         if not words:
             raise ValueError(f"no token is seen {min_frequency} times or more: lower tokenizer min_frequency")
@@ -181,8 +204,19 @@ class Tokenizer:
         """Ids of many texts, each `(tokens,)` int32, encoded on all cores."""
         if self._table is not None:
             return [self._characters(text) for text in texts]
-        encodings = self._tokenizer.encode_batch_fast([utf8(text) for text in texts])
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        ids: list[Any] = [None] * len(texts)
+        others: list[int] = []
+        for row, text in enumerate(texts):
+            words = _plain_words(text, self.kind)
+            if words is None:
+                others.append(row)
+            else:
+                ids[row] = np.fromiter(map(self._ids.__getitem__, words), dtype=np.int32, count=len(words))
+        for row, encoding in zip(
+            others, self._tokenizer.encode_batch_fast([utf8(texts[row]) for row in others]), strict=True
+        ):
+            ids[row] = np.array(encoding.ids, dtype=np.int32)
+        return ids
 
     def tokens(self, text: str) -> list[str]:
         """The pieces of one text as they stand in it (after lower-casing), one for each id of `encode`."""
@@ -191,9 +225,7 @@ class Tokenizer:
             return list(text)
         if self.kind == "bpe":
             return [text[start:end] for start, end in self._tokenizer.encode(text).offsets]
-        if self._tokenizer.normalizer is not None:
-            text = self._tokenizer.normalizer.normalize_str(text)
-        return [word for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+        return _words(self._tokenizer, text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids: exact for `character` and `bpe`, joined by spaces for words.
@@ -250,6 +282,21 @@ class Tokenizer:
 
 def _numbered(specials: list[str], words: Iterable[str]) -> dict[str, int]:
     return {token: index for index, token in enumerate([*specials, *words])}
+
+
+def _words(tokenizer: tokenizers.Tokenizer, text: str) -> list[str]:
+    if tokenizer.normalizer is not None:
+        text = tokenizer.normalizer.normalize_str(text)
+    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+
+
+def _word_counts(tokenizer: tokenizers.Tokenizer, kind: str, texts: Iterator[str]) -> list[tuple[str, int]]:
+    """Each word and how often it is seen, most frequent first, alphabetical among equals."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        words = _plain_words(text, kind)
+        counts.update(_words(tokenizer, text) if words is None else words)
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _character_counts(texts: Iterator[str]) -> list[tuple[str, int]]:

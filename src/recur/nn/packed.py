@@ -18,11 +18,14 @@ class TextBatch(NamedTuple):
         text: token ids, `data` of shape `(tokens,)` int64. Built already sorted, so its `sorted_indices` is None.
         labels: class of each text, `(batch,)` int64, in the packed order (longest text first).
         rows: number of each text's row in its split, `(batch,)` int64, same order.
+        scale: texts in this batch over the mean number of all ranks' in this step. Ranks have equally many tokens and
+            so unequally many texts: a mean loss times `scale`, averaged over ranks, is the mean over the step's texts.
     """
 
     text: PackedSequence
     labels: Tensor
     rows: Tensor
+    scale: float = 1.0
 
 
 class TokenWindow(NamedTuple):

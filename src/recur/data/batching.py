@@ -1,0 +1,360 @@
+"""Which texts make which batch, on which rank, in which step; and the packing of a batch.
+
+Texts of like length belong together: a packed batch of them has few steps at which only a handful of sequences still
+run, and ranks that wait for each other finish together. So an epoch is a list of rows sorted by length, cut into
+steps, each step cut into one batch a rank.
+
+- The order is blurred each epoch: before sorting, every length is multiplied by a random factor within `BLUR` of one.
+  A row so meets other neighbours every time, while a batch stays within a few percent of one length.
+- A step holds `batch_size * world_size` rows (the last rows are spread over all steps: they differ by at most one
+  row). Inside a step the ranks get equal numbers of *tokens*, not of rows: a rank with longer texts has fewer.
+  Averaging gradients over ranks therefore needs each rank's mean loss weighted by `TextBatch.scale`.
+- Steps come in random order, but the largest comes first in epoch 0: memory runs out at once or not at all.
+
+All this is a function of the lengths and of (seed, epoch, world size); a rank and a number of steps done are then a
+place in it, which is all that has to be saved to go on from there.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.utils.rnn import PackedSequence
+
+from recur.data.cache import Ragged
+from recur.nn.packed import TextBatch
+
+BLUR = 0.01
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An epoch: batch of `rank` in `step` is `order[bounds[step, rank, 0]:bounds[step, rank, 1]]`.
+
+    Attributes:
+        order: row numbers, `(rows,)` int64; each row once.
+        bounds: first and last-but-one position of each batch in `order`, `(steps, world_size, 2)` int64.
+    """
+
+    order: NDArray[np.int64]
+    bounds: NDArray[np.int64]
+
+    @property
+    def steps(self) -> int:
+        """Number of steps, the same on every rank."""
+        return len(self.bounds)
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.bounds.shape[1]
+
+    def batch(self, step: int, rank: int = 0) -> NDArray[np.int64]:
+        """Row numbers of one batch."""
+        first, end = self.bounds[step, rank]
+        return self.order[first:end]
+
+    def scale(self, step: int, rank: int = 0) -> float:
+        """Rows of this batch over the mean of all ranks' in this step: the weight of its mean loss."""
+        sizes = self.bounds[step, :, 1] - self.bounds[step, :, 0]
+        return float(sizes[rank] * len(sizes) / sizes.sum())
+
+    def tokens(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of each batch, `(steps, world_size)`."""
+        total = np.concatenate([[0], np.cumsum(lengths[self.order])])
+        return total[self.bounds[..., 1]] - total[self.bounds[..., 0]]
+
+    def waste(self, lengths: NDArray[np.int64]) -> float:
+        """Share of pads, were every batch laid out densely at its longest text's length."""
+        flat = self.bounds.reshape(-1, 2)
+        flat = flat[np.argsort(flat[:, 0])]
+        longest = np.maximum.reduceat(lengths[self.order], flat[:, 0])
+        dense = int((longest * (flat[:, 1] - flat[:, 0])).sum())
+        return 1.0 - int(lengths.sum()) / dense
+
+    def imbalance(self, lengths: NDArray[np.int64]) -> float:
+        """Share of a step that the mean rank waits for the fullest: 1 - mean tokens / most tokens, over all steps."""
+        tokens = self.tokens(lengths)
+        return 1.0 - float(tokens.mean(axis=1).sum() / tokens.max(axis=1).sum())
+
+
+def count_steps(lengths: NDArray[np.int64], batch_size: int, world_size: int = 1, max_tokens: int | None = None) -> int:
+    """Number of steps of an epoch; the same in every epoch."""
+    if max_tokens is not None:
+        return len(_token_sizes(lengths, max_tokens, world_size)) // world_size
+    return -(-len(lengths) // (batch_size * world_size))
+
+
+def plan_epoch(
+    lengths: NDArray[np.int64],
+    batch_size: int,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    world_size: int = 1,
+    max_tokens: int | None = None,
+    shuffle: bool = True,
+) -> Plan:
+    """Lay out one epoch.
+
+    Args:
+        lengths: tokens of each row, `(rows,)`.
+        batch_size: rows a rank and step, on average over the ranks. Not used with `max_tokens`.
+        seed: of the run.
+        epoch: which epoch; each has its own order.
+        world_size: number of ranks.
+        max_tokens: instead of `batch_size`, most tokens a batch (a longer text is a batch of its own).
+        shuffle: blur lengths and shuffle steps. Off for evaluation: exactly sorted, longest first.
+
+    Raises:
+        ValueError: fewer rows than ranks.
+    """
+    rows = len(lengths)
+    if rows < world_size:
+        raise ValueError(f"every rank needs a row, got {rows} rows for {world_size} ranks: use fewer devices")
+    random = np.random.default_rng([seed, epoch])
+    keys = lengths * random.uniform(1 - BLUR, 1 + BLUR, rows) if shuffle else lengths
+    if shuffle:
+        # Rows of equal length, too, change places: the blur of short texts is less than a token.
+        order = random.permutation(rows)
+        order = order[np.argsort(-keys[order], kind="stable")]
+    else:
+        order = np.argsort(-keys, kind="stable")
+    if max_tokens is None:
+        bounds = _row_bounds(lengths[order], batch_size, world_size)
+    else:
+        sizes = _token_sizes(lengths, max_tokens, world_size)
+        bounds = np.concatenate([[0], np.cumsum(sizes)])
+        bounds = np.stack([bounds[:-1], bounds[1:]], axis=1).reshape(-1, world_size, 2)
+    if not shuffle:
+        return Plan(order, bounds)
+    if world_size > 1:  # else rank 0 would always have a step's longest texts
+        turn = (np.arange(world_size) + random.integers(world_size, size=(len(bounds), 1))) % world_size
+        bounds = np.take_along_axis(bounds, turn[..., None], axis=1)
+    bounds = bounds[random.permutation(len(bounds))]
+    plan = Plan(order, bounds)
+    if epoch == 0:
+        largest = int(plan.tokens(lengths).max(axis=1).argmax())
+        bounds[[0, largest]] = bounds[[largest, 0]]
+    return plan
+
+
+def _row_bounds(lengths: NDArray[np.int64], batch_size: int, world_size: int) -> NDArray[np.int64]:
+    """Cut sorted rows into steps of equally many rows, and each step into batches of equally many tokens."""
+    rows = len(lengths)
+    steps = -(-rows // (batch_size * world_size))
+    edges = np.arange(steps + 1) * rows // steps
+    total = np.concatenate([[0], np.cumsum(lengths)])
+    share = np.arange(world_size + 1) / world_size
+    goals = total[edges[:-1], None] + share * np.diff(total[edges])[:, None]  # (steps, world_size + 1)
+    # The cut nearest to the goal: count the rows whose middle lies before it.
+    middles = (total[1:] + total[:-1]) / 2
+    cuts = np.searchsorted(middles, goals)
+    # One row at least for every rank: push cuts apart, from the left, then back from the right.
+    place = np.arange(world_size + 1)
+    cuts[:, 0], cuts[:, -1] = edges[:-1], edges[1:]
+    cuts = np.maximum.accumulate(cuts - place, axis=1) + place
+    room = edges[1:, None] - (world_size - place)
+    cuts = np.minimum(cuts, room)
+    return np.stack([cuts[:, :-1], cuts[:, 1:]], axis=2)
+
+
+def _token_sizes(lengths: NDArray[np.int64], max_tokens: int, world_size: int) -> NDArray[np.int64]:
+    """Rows of each batch, longest texts first, so that no batch has more tokens, blurred as it may be.
+
+    The k-th longest of the blurred lengths is at most `1 + BLUR` times the k-th longest of the lengths, and its own
+    length at most that over `1 - BLUR`: so batches cut from the exact order under a budget smaller by that factor
+    keep the budget in every epoch, and their number never changes.
+    """
+    budget = max_tokens * (1 - BLUR) / (1 + BLUR)
+    total = np.concatenate([[0], np.cumsum(np.sort(lengths)[::-1])])
+    rows = len(lengths)
+    sizes: list[int] = []
+    first = 0
+    while first < rows:
+        end = max(int(np.searchsorted(total, total[first] + budget, side="right")) - 1, first + 1)
+        sizes.append(end - first)
+        first = end
+    while len(sizes) % world_size:  # every rank needs a batch in every step: halve the one with the most rows
+        largest = int(np.argmax(sizes))
+        if sizes[largest] == 1:
+            raise ValueError(f"{rows} rows of up to {max_tokens} tokens cannot be spread over {world_size} ranks")
+        sizes[largest : largest + 1] = [sizes[largest] - sizes[largest] // 2, sizes[largest] // 2]
+    return np.array(sizes, dtype=np.int64)
+
+
+class Texts:
+    """Token ids of many texts, cut to a greatest length without copying.
+
+    Args:
+        tokens: the texts.
+        rows: which of them, in this order; None for all.
+        max_length: most tokens of a text; None for no limit.
+        keep: which part of a longer text stays: its `head`, its `tail`, or `both` ends (half of `max_length` each).
+
+    Attributes:
+        lengths: tokens of each text after cutting, `(rows,)` int64.
+    """
+
+    def __init__(
+        self,
+        tokens: Ragged,
+        rows: NDArray[np.int64] | None = None,
+        *,
+        max_length: int | None = None,
+        keep: str = "head",
+    ) -> None:
+        """Find where each text's kept part lies."""
+        if keep not in ("head", "tail", "both"):
+            raise ValueError(f"keep is head, tail or both, got {keep!r}")
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length is null or at least 1, got {max_length}")
+        self._values = np.asarray(tokens.values)  # a view: indexing a memmap object is slower than an array's
+        starts, full = tokens.offsets[:-1], tokens.lengths
+        if rows is not None:
+            starts, full = starts[rows], full[rows]
+        self.lengths: NDArray[np.int64] = full if max_length is None else np.minimum(full, max_length)
+        over = full - self.lengths
+        self._starts = starts + over if keep == "tail" else starts
+        self._head, self._gaps = (self.lengths + 1) // 2, over  # read only where both ends are kept
+        self._both = keep == "both" and bool(over.any())
+
+    def __len__(self) -> int:
+        """Number of texts."""
+        return len(self.lengths)
+
+    def __getitem__(self, row: int) -> NDArray[Any]:
+        """Token ids of one text as a batch would have them."""
+        return self._gather(np.array([row]), self.lengths[[row]], np.arange(self.lengths[row]))
+
+    def pack(self, rows: NDArray[np.int64]) -> tuple[PackedSequence, NDArray[np.int64]]:
+        """Pack texts, longest first; also gives the rows in the order in which they were packed."""
+        rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
+        lengths = self.lengths[rows]
+        begins = np.cumsum(lengths) - lengths
+        step = np.arange(lengths.sum()) - np.repeat(begins, lengths)  # 0, 1, ... in each text
+        ids = self._gather(rows, lengths, step)
+        # Step t holds the texts longer than t: in sequence, every text's token at t lies after those of earlier texts.
+        sizes = len(rows) - np.searchsorted(lengths[::-1], np.arange(lengths[0]), side="right")
+        place = (np.cumsum(sizes) - sizes)[step] + np.repeat(np.arange(len(rows)), lengths)
+        data = np.empty(len(ids), dtype=np.int64)
+        data[place] = ids
+        return PackedSequence(torch.from_numpy(data), torch.from_numpy(sizes)), rows
+
+    def _gather(
+        self, rows: NDArray[np.int64], lengths: NDArray[np.int64], step: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        where = np.repeat(self._starts[rows], lengths) + step
+        if self._both:
+            where += np.where(step >= np.repeat(self._head[rows], lengths), np.repeat(self._gaps[rows], lengths), 0)
+        return self._values[where]
+
+
+class TextLoader:
+    """Batches of an epoch for one rank; knows its place.
+
+    Iterating starts at the epoch's first batch, or, once after `load_state_dict`, where that state was taken.
+
+    Args:
+        texts: the texts.
+        labels: class of each text, `(rows,)` int64.
+        batch_size: see `plan_epoch`.
+        max_tokens: see `plan_epoch`.
+        shuffle: True to train, False to evaluate.
+        seed: see `plan_epoch`.
+        rank: which rank's batches.
+        world_size: number of ranks.
+    """
+
+    def __init__(
+        self,
+        texts: Texts,
+        labels: NDArray[np.int64],
+        *,
+        batch_size: int,
+        max_tokens: int | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Count the steps; the plan is laid out when an epoch starts."""
+        assert len(texts) == len(labels)
+        self.texts = texts
+        self.labels = labels
+        self.rank = rank
+        self._settings: dict[str, Any] = {
+            "batch_size": batch_size,
+            "seed": seed,
+            "world_size": world_size,
+            "max_tokens": max_tokens,
+            "shuffle": shuffle,
+        }
+        self._steps = count_steps(texts.lengths, batch_size, world_size, max_tokens)
+        self._epoch = 0
+        self._given = 0  # batches handed out in this epoch
+        self._resume_at = 0
+
+    batch_sampler = None  # Lightning asks whatever has a sampler for it
+
+    @property
+    def sampler(self) -> "TextLoader":
+        """The loader itself: Lightning calls `set_epoch` on a loader's sampler, never on the loader."""
+        return self
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return self._steps
+
+    def set_epoch(self, epoch: int) -> None:
+        """Name the epoch to come. Naming the one under way keeps the place in it."""
+        if epoch != self._epoch:
+            self._epoch, self._given, self._resume_at = epoch, 0, 0
+
+    def plan(self, epoch: int | None = None) -> Plan:
+        """The plan of an epoch, by default the present one."""
+        return plan_epoch(self.texts.lengths, epoch=self._epoch if epoch is None else epoch, **self._settings)
+
+    def __iter__(self) -> Iterator[TextBatch]:
+        """Batches to come. Nothing happens until the first is asked for: Lightning sets the epoch after `iter`."""
+        plan = self.plan()
+        first, self._resume_at = self._resume_at, 0
+        for step in range(first, plan.steps):
+            # Counted before it is handed out. Lightning asks for one batch at a time from a loader with a length, so
+            # at a checkpoint the batches handed out are those trained on.
+            self._given = step + 1
+            text, rows = self.texts.pack(plan.batch(step, self.rank))
+            yield TextBatch(
+                text,
+                torch.from_numpy(self.labels[rows]),
+                torch.from_numpy(rows),
+                plan.scale(step, self.rank),
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place: epoch, batches handed out, and what the plan was made from. The same on every rank."""
+        tokens = int(self.texts.lengths.sum())
+        return {
+            "epoch": self._epoch,
+            "given": self._given,
+            "plan": {**self._settings, "rows": len(self.texts), "tokens": tokens},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a place.
+
+        Raises:
+            ValueError: in mid-epoch, with settings or data that lay out another plan.
+        """
+        ours = self.state_dict()["plan"]
+        if 0 < state["given"] < self._steps and state["plan"] != ours:
+            name = next(name for name in ours if state["plan"].get(name) != ours[name])
+            raise ValueError(
+                f"cannot go on in the middle of epoch {state['epoch']}: {name} was {state['plan'].get(name)} and is "
+                f"{ours[name]}: resume with the same data, batch settings, seed and number of devices"
+            )
+        self._epoch = state["epoch"]
+        self._given = self._resume_at = state["given"]

@@ -1,0 +1,591 @@
+"""Labelled texts as a LightningDataModule: from rows to packed batches."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recur.data.batching import TextLoader, Texts
+from recur.data.cache import Ragged, TokenCache, content_key, id_dtype
+from recur.data.sources import Checked, Rows, Split, checked, find_files, find_splits
+from recur.data.synthetic import SyntheticReviews, SyntheticSplit
+from recur.data.text import Tokenizer, lacks_tokens
+from recur.data.vectors import WordVectors, load_vectors, train_word2vec
+
+log = logging.getLogger(__name__)
+
+_Names = list[str] | dict[str, str] | None  # class names in order, or by label value
+
+_CODE = 1  # raise it when the files of an entry change
+_VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+_ENCODE_AT_ONCE = 2000
+_MANY_CLASSES = 50
+
+
+class Encoded:
+    """One split as the cache holds it.
+
+    Attributes:
+        tokens: ids of each text.
+        raw: UTF-8 bytes of each text.
+        labels: class of each text, -1 where it has none, `(rows,)` int64.
+        numbers: each text's row number in its source, from 0, `(rows,)` int64.
+        unknown: tokens of each text that are not in the vocabulary, `(rows,)` int64.
+        digests: hash of each text, `(rows,)` uint64, to find the same text elsewhere.
+        facts: rows skipped, by reason, and other plain values.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Map an entry of the cache."""
+        self.tokens = Ragged.open(folder, "tokens")
+        self.raw = Ragged.open(folder, "raw")
+        self.labels: NDArray[np.int64] = np.load(folder / "labels.npy")
+        self.numbers: NDArray[np.int64] = np.load(folder / "numbers.npy")
+        self.unknown: NDArray[np.int64] = np.load(folder / "unknown.npy")
+        self.digests: NDArray[np.uint64] = np.load(folder / "digests.npy")
+        self.facts: dict[str, Any] = json.loads((folder / "facts.json").read_text())
+
+
+class SentimentData(pl.LightningDataModule):
+    """Texts with one label each.
+
+    The rows come from a hub id or folder (`path`, whose splits `train`, `val`, `test` then name) or from files alone
+    (`train`, `val`, `test` then name them). Without a validation split, a part of the training split is carved off,
+    with the same share of every class. The vocabulary comes from the remaining training texts alone.
+
+    Args:
+        path: hub id, folder laid out like a hub repository, folder of text files a class, or one file.
+        name: config name of a repository with several.
+        revision: branch, tag or commit of a hub repository.
+        train: split name or file(s) to train on.
+        val: split name or file(s) for validation; None finds one by its usual names or carves one off.
+        test: split name or file(s) for the test; None finds a split `test` or does without.
+        unlabelled: split name or file(s) of texts without labels, for word vectors.
+        text_column: column of texts.
+        label_column: column of labels.
+        class_names: names of the classes in order, or a name for each label value ({0: bad, 4: good}); None takes the
+            source's own, or the sorted label values.
+        val_fraction: share carved off for validation where there is no such split.
+        split_seed: which rows are carved off; its own seed, so that runs with other seeds are comparable.
+        limit_train: train on this many rows, chosen by `split_seed`; the vocabulary remains that of all.
+        tokenizer: settings of `Tokenizer.train`: kind, min_frequency, max_size.
+        max_length: most tokens of a text; None for no limit.
+        keep: part kept of a longer text: head, tail or both.
+        batch_size: texts a batch and device.
+        eval_batch_size: the same for validation and test; None for `batch_size`.
+        max_tokens: instead of `batch_size`, most tokens a batch and device, for training and evaluation.
+        seed: order of the batches.
+        on_bad_row: `error` or `skip`.
+        allow_pickle: load pickled pandas frames, which can run any code hidden in them.
+        cache_dir: see `recur.data.cache.cache_folder`.
+        vectors: file of word vectors for the embedding, or `train` to make some with word2vec; None for neither.
+        word2vec: settings of `recur.data.vectors.train_word2vec`.
+        synthetic: a generated corpus in place of all sources.
+
+    Attributes:
+        tokenizer: the tokenizer, after `setup`.
+        class_names: names of the classes, after `setup`.
+
+    Raises:
+        ValueError: whatever is wrong with the settings or the rows, in one line.
+    """
+
+    family = "sentiment"
+
+    def __init__(
+        self,
+        path: str | None = None,
+        name: str | None = None,
+        revision: str | None = None,
+        train: str | Sequence[str] | None = None,
+        val: str | Sequence[str] | None = None,
+        test: str | Sequence[str] | None = None,
+        unlabelled: str | Sequence[str] | None = None,
+        text_column: str = "text",
+        label_column: str = "label",
+        class_names: Sequence[str] | Mapping[Any, str] | None = None,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        limit_train: int | None = None,
+        tokenizer: Mapping[str, Any] | None = None,
+        max_length: int | None = None,
+        keep: str = "head",
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        max_tokens: int | None = None,
+        seed: int = 0,
+        on_bad_row: str = "error",
+        allow_pickle: bool = False,
+        cache_dir: str | None = None,
+        vectors: str | None = None,
+        word2vec: Mapping[str, Any] | None = None,
+        synthetic: SyntheticReviews | None = None,
+    ) -> None:
+        """Check the settings; files are not touched yet."""
+        super().__init__()
+        for key, value in (
+            ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+            ("max_tokens", max_tokens),
+            ("max_length", max_length),
+            ("limit_train", limit_train),
+        ):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"data.{key} is a whole number of at least 1, got {value!r}")
+        if not 0 < val_fraction < 1:
+            raise ValueError(f"data.val_fraction lies between 0 and 1, got {val_fraction}")
+        if keep not in ("head", "tail", "both"):
+            raise ValueError(f"data.keep is head, tail or both, got {keep!r}")
+        if on_bad_row not in ("error", "skip"):
+            raise ValueError(f"data.on_bad_row is error or skip, got {on_bad_row!r}")
+        settings = dict(tokenizer or {})
+        if unknown := sorted(set(settings) - {"kind", "min_frequency", "max_size"}):
+            raise ValueError(f"data.tokenizer has kind, min_frequency and max_size, got {unknown[0]!r}")
+        if synthetic is None and path is None and train is None:
+            raise ValueError("set data.path to a hub id or folder, or data.train to a file")
+        self._where = {"path": path, "name": name, "revision": revision}
+        self._names = {"train": train, "val": val, "test": test, "unlabelled": unlabelled}
+        self._columns = (text_column, label_column)
+        self._wanted_classes: _Names = None
+        if isinstance(class_names, Mapping):
+            self._wanted_classes = {_label_key(value): str(name) for value, name in class_names.items()}
+        elif class_names is not None:
+            self._wanted_classes = [str(name) for name in class_names]
+        self._val_fraction, self._split_seed, self._limit = val_fraction, split_seed, limit_train
+        self._tokenizer_settings = settings
+        self._max_length, self._keep = max_length, keep
+        self._batch_size, self._eval_batch_size = batch_size, eval_batch_size or batch_size
+        self._max_tokens, self._seed = max_tokens, seed
+        self._on_bad_row, self._allow_pickle = on_bad_row, allow_pickle
+        self._cache = TokenCache(cache_dir)
+        self._vectors_from, self._word2vec = vectors, dict(word2vec or {})
+        self._synthetic = synthetic
+
+        self.tokenizer: Tokenizer
+        self.class_names: list[str]
+        self._base: str | None = None  # entry of the tokenizer and classes that all other entries build on
+        self._table: dict[str, int] = {}  # label value -> class
+        self._sources: dict[str, Split | SyntheticSplit] | None = None
+        self._encoded: dict[str, Encoded] = {}
+        self._rows: dict[str, NDArray[np.int64]] = {}  # rows of an encoded split that make up train or val
+        self._vectors: WordVectors | None = None
+        self._given_model: tuple[Tokenizer, list[str]] | None = None
+
+    # -------------------------------------------------------------------------------------------- what others ask for
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def ceiling(self) -> dict[str, float]:
+        """Best possible metrics, where the data was made and they are known."""
+        return {} if self._synthetic is None else self._synthetic.ceiling
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split."""
+        return "test" in self._find()
+
+    def use(self, tokenizer: Tokenizer, class_names: Sequence[str]) -> None:
+        """Read with a trained model's tokenizer and classes instead of making them from a training split."""
+        assert self._base is None, "call use before setup"
+        self._given_model = (tokenizer, list(class_names))
+
+    def prepare_data(self) -> None:
+        """Fill the cache; other ranks wait for the one that does."""
+        self.setup()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open every split, through the cache. The second call does nothing."""
+        if self._base is not None:
+            return
+        if self._given_model is not None:
+            self._use_given_model()
+            return
+        self._learn()
+        for split in ("val", "test"):
+            if split in self._find():
+                self._open(split)
+        rows = len(self._rows["train"])
+        if self._max_tokens is None and self._batch_size > rows:
+            raise ValueError(f"data.batch_size is {self._batch_size}, more than the {rows} rows to train on: lower it")
+
+    def model_arguments(self) -> dict[str, Any]:
+        """What the model has to know: sizes, class names and counts, and word vectors where asked for."""
+        counts = np.bincount(self.labels("train"), minlength=self.num_classes) if "train" in self._rows else None
+        return {
+            "vocab_size": self.vocab_size,
+            "num_classes": self.num_classes,
+            "class_names": list(self.class_names),
+            "class_counts": None if counts is None else counts.tolist(),
+            "vectors": self.vectors(),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What was read, in plain values: texts, tokens and unknown words a split, overlaps, rows left out."""
+        told: dict[str, Any] = {}
+        for split in ("train", "val", "test"):
+            if split not in self._rows:
+                continue
+            texts = self.texts(split)
+            encoded, rows = self._open(split), self._rows[split]
+            unknown = encoded.unknown[rows].sum() / max(1, encoded.tokens.lengths[rows].sum())
+            told[split] = (
+                f"{len(rows):,} texts, {int(texts.lengths.sum()):,} tokens, longest {int(texts.lengths.max()):,}, "
+                f"{unknown:.2%} unknown words"
+            )
+            if skipped := encoded.facts["skipped"]:
+                told[f"{split} skipped"] = "; ".join(f"{count} x {reason}" for reason, count in skipped.items())
+        told["classes"] = ", ".join(self.class_names)
+        told["vocabulary"] = f"{self.vocab_size:,} ({self.tokenizer.kind})"
+        for split, count in self.overlap().items():
+            told[f"{split} overlap"] = f"{count:,} of {len(self._rows[split]):,} texts are in train too"
+        if self._vectors is not None:
+            tokens, rows = self._open("train").tokens, self._rows["train"]
+            text = np.concatenate([tokens[row] for row in rows.tolist()])
+            told["vectors"] = self._vectors.coverage(np.bincount(text, minlength=self.vocab_size))
+        return told
+
+    def overlap(self) -> dict[str, int]:
+        """Texts of validation and test that are in the training split word for word."""
+        if "train" not in self._rows:
+            return {}
+        train = self._open("train").digests[self._rows["train"]]
+        return {
+            split: int(np.isin(self._open(split).digests[self._rows[split]], train).sum())
+            for split in ("val", "test")
+            if split in self._rows
+        }
+
+    def texts(self, split: str) -> Texts:
+        """Token ids of a split, cut to `max_length`."""
+        encoded = self._open(split)
+        return Texts(encoded.tokens, self._rows[split], max_length=self._max_length, keep=self._keep)
+
+    def labels(self, split: str) -> NDArray[np.int64]:
+        """Class of each text of a split, -1 where it has none."""
+        return self._open(split).labels[self._rows[split]]
+
+    def text(self, split: str, row: int) -> str:
+        """A text as it was read; `row` as in `TextBatch.rows`."""
+        return bytes(self._open(split).raw[int(self._rows[split][row])]).decode()
+
+    def source_row(self, split: str, row: int) -> int:
+        """Number of a text's row in its source, counted from 1; `row` as in `TextBatch.rows`."""
+        return int(self._open(split).numbers[self._rows[split][row]]) + 1
+
+    def vectors(self) -> Tensor | None:
+        """Word vectors for the embedding, `(vocab_size, dim)`, or None where none were asked for."""
+        if self._vectors_from is None or self._given_model is not None:
+            return None
+        if self._vectors is None:
+            if self._vectors_from == "train":
+                corpora = [(self._open("train").tokens, self._rows["train"])]
+                identity: dict[str, Any] = {"base": self._base, "limit": [self._limit, self._split_seed]}
+                if "unlabelled" in self._find():
+                    corpora.append((self._open("unlabelled").tokens, self._rows["unlabelled"]))
+                    identity["unlabelled"] = self._fingerprint("unlabelled")
+                self._vectors = train_word2vec(corpora, self.tokenizer, self._cache, identity, **self._word2vec)
+            else:
+                self._vectors = load_vectors(self._vectors_from, self.tokenizer, self._cache, self._split_seed)
+        return self._vectors.matrix
+
+    # --------------------------------------------------------------------------------------------------------- loaders
+
+    def loader(self, split: str, *, shuffle: bool = False) -> TextLoader:
+        """Batches of a split for this process's rank: exactly sorted, longest first, or shuffled to train."""
+        trainer = self.trainer
+        return TextLoader(
+            self.texts(split),
+            self.labels(split),
+            batch_size=self._batch_size if shuffle else self._eval_batch_size,
+            max_tokens=self._max_tokens,
+            shuffle=shuffle,
+            seed=self._seed,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+
+    def train_dataloader(self) -> TextLoader:
+        """Shuffled batches of the training split."""
+        return self.loader("train", shuffle=True)
+
+    def val_dataloader(self) -> TextLoader:
+        """Batches of the validation split."""
+        return self.loader("val")
+
+    def test_dataloader(self) -> TextLoader:
+        """Batches of the test split."""
+        return self.loader("test")
+
+    def predict_dataloader(self) -> TextLoader:
+        """Batches of the test split, or of the validation split where there is none."""
+        return self.loader("test" if self.has_test else "val")
+
+    # ----------------------------------------------------------------------------------------------------- from source
+
+    def _find(self) -> dict[str, Split | SyntheticSplit]:
+        """The splits there are, by our names: train, val, test, unlabelled."""
+        if self._sources is not None:
+            return self._sources
+        if self._synthetic is not None:
+            self._sources = {split: self._synthetic.split(split) for split in ("train", "val", "test")}
+            return self._sources
+        found: dict[str, Split | SyntheticSplit] = {}
+        path = self._where["path"]
+        known = (
+            {}
+            if path is None
+            else find_splits(path, self._where["name"], revision=self._where["revision"], cache=self._cache)
+        )
+        usual = {"train": ("train",), "val": _VALIDATION_NAMES, "test": ("test",), "unlabelled": ()}
+        for split, wanted in self._names.items():
+            if wanted is None:
+                name = next((name for name in usual[split] if name in known), None)
+                if name is not None:
+                    found[split] = known[name]
+            elif isinstance(wanted, str) and wanted in known:
+                found[split] = known[wanted]
+            else:
+                try:
+                    found[split] = find_files(wanted)
+                except ValueError as error:
+                    names = f"; {path} has the splits {', '.join(known)}" if known else ""
+                    raise ValueError(f"data.{split}: {error}{names}") from None
+        if "train" not in found and self._given_model is None:
+            raise ValueError(f"{path} has no split 'train', only {', '.join(known)}: set data.train to one of them")
+        self._sources = found
+        return found
+
+    def _fingerprint(self, split: str) -> str:
+        return self._find()[split].fingerprint(self._cache)
+
+    def _read(self, split: str) -> Rows:
+        text, label = self._columns
+        return self._find()[split].read([text, label], allow_pickle=self._allow_pickle)
+
+    def _check(self, split: str, rows: Rows) -> Checked:
+        """Rows with a text that has tokens and, but for unlabelled ones, a label of a known class."""
+        text, label = self._columns
+        kind = (
+            self._tokenizer_settings.get("kind", "basic_english") if self._given_model is None else self.tokenizer.kind
+        )
+        return checked(
+            rows,
+            text,
+            None if split == "unlabelled" else label,
+            known_label=lambda value: _label_key(value) in self._table,
+            known=", ".join(map(repr, self._table))[:200] or repr(self.class_names),
+            wrong_text=lambda value: "has no token" if lacks_tokens(value, kind) else None,
+            on_bad_row=self._on_bad_row,
+        )
+
+    def _learn(self) -> None:
+        """Classes, validation rows and tokenizer from the training split, then its token ids."""
+        carve = "val" not in self._find()
+        key = {
+            **self._key("train"),
+            "tokenizer": self._tokenizer_settings,
+            "carve": [self._val_fraction, self._split_seed] if carve else None,
+        }
+        folder = self._entry("train", key, lambda draft: self._build_base(draft, carve))
+        facts = json.loads((folder / "base.json").read_text())
+        self.tokenizer = Tokenizer.from_json((folder / "tokenizer.json").read_text())
+        self.class_names, self._table = facts["class_names"], facts["table"]
+        self._base = folder.name
+        rows = np.load(folder / "train_rows.npy")
+        if carve:
+            self._encoded["val"], self._rows["val"] = self._encoded["train"], np.load(folder / "val_rows.npy")
+        if self._limit is not None and self._limit < len(rows):
+            rows = np.sort(np.random.default_rng(self._split_seed).permutation(rows)[: self._limit])
+        self._rows["train"] = rows
+
+    def _build_base(self, folder: Path, carve: bool) -> None:
+        rows = self._read("train")
+        self.class_names, self._table = _classes(rows, self._columns[1], self._wanted_classes)
+        good = self._check("train", rows)
+        labels = self._classes_of(good)
+        present = np.unique(labels)
+        if len(present) < 2:
+            raise ValueError(
+                f"{rows.origins[0].file}: all {len(labels)} labels are {self.class_names[int(present[0])]!r}: "
+                "a classifier needs texts of two classes"
+            )
+        train = np.arange(len(labels))
+        if carve:
+            chosen = _carved(labels, self._val_fraction, self._split_seed)
+            if not chosen.any() or chosen.all():
+                raise ValueError(
+                    f"{len(labels)} rows are too few to carve off {self._val_fraction:.0%} for validation: "
+                    "name a validation split or file in data.val"
+                )
+            np.save(folder / "val_rows.npy", train[chosen])
+            train = train[~chosen]
+        np.save(folder / "train_rows.npy", train)
+        self.tokenizer = Tokenizer.train((good.texts[row] for row in train.tolist()), **self._tokenizer_settings)
+        (folder / "tokenizer.json").write_text(self.tokenizer.to_json(), encoding="utf-8")
+        (folder / "base.json").write_text(json.dumps({"class_names": self.class_names, "table": self._table}))
+        self._write(folder, good, labels, rows)
+
+    def _use_given_model(self) -> None:
+        assert self._given_model is not None
+        self.tokenizer, self.class_names = self._given_model
+        self._base = content_key([self.tokenizer.to_json(), self.class_names])
+
+    def _open(self, split: str) -> Encoded:
+        """A split's token ids, made by the present tokenizer where the cache does not have them."""
+        if split in self._encoded:
+            return self._encoded[split]
+        assert self._base is not None, "call setup first"
+        if split not in self._find():
+            raise ValueError(f"there is no split {split!r}, only {', '.join(self._find())}")
+
+        def build(folder: Path) -> None:
+            rows = self._read(split)
+            if split != "unlabelled":
+                self._table = _table(self.class_names, rows, self._columns[1], self._wanted_classes)
+            good = self._check(split, rows)
+            self._write(folder, good, self._classes_of(good), rows)
+
+        self._entry(split, {**self._key(split), "base": self._base, "labelled": split != "unlabelled"}, build)
+        self._rows[split] = np.arange(len(self._encoded[split].labels))
+        return self._encoded[split]
+
+    def _key(self, split: str) -> dict[str, Any]:
+        classes = self._wanted_classes
+        return {
+            "sentiment": _CODE,
+            "rows": self._fingerprint(split),
+            "columns": self._columns,
+            "classes": sorted(classes.items()) if isinstance(classes, dict) else classes,
+            "bad": self._on_bad_row,
+        }
+
+    def _entry(self, split: str, key: dict[str, Any], build: Callable[[Path], None]) -> Path:
+        """Open a split's cache entry; say again how many rows it lacks where they were left out by an earlier run."""
+        built = []
+
+        def note_and_build(folder: Path) -> None:
+            built.append(split)
+            build(folder)
+
+        folder = self._cache.entry(key, note_and_build)
+        self._encoded[split] = encoded = Encoded(folder)
+        if not built:
+            for reason, count in encoded.facts["skipped"].items():
+                log.warning("skipped %d of %d rows of %s: %s", count, encoded.facts["rows"], split, reason)
+        return folder
+
+    def _classes_of(self, good: Checked) -> NDArray[np.int64]:
+        if good.labels is None:
+            return np.full(len(good.texts), -1, dtype=np.int64)
+        table = {value: self._table[_label_key(value)] for value in set(good.labels)}
+        return np.array([table[value] for value in good.labels], dtype=np.int64)
+
+    def _write(self, folder: Path, good: Checked, labels: NDArray[np.int64], rows: Rows) -> None:
+        """Encode the texts and write a split's files."""
+        unknown: list[int] = []
+
+        def encoded() -> Iterator[NDArray[np.int32]]:
+            for start in range(0, len(good.texts), _ENCODE_AT_ONCE):
+                for ids in self.tokenizer.encode_batch(good.texts[start : start + _ENCODE_AT_ONCE]):
+                    unknown.append(int((ids == self.tokenizer.unk_id).sum()))
+                    yield ids
+
+        lengths = Ragged.save(folder, "tokens", encoded(), id_dtype(self.tokenizer.vocab_size))
+        if not lengths.all():
+            where = rows.where(int(good.numbers[int(lengths.argmin())]))
+            raise ValueError(f"{where}: column {self._columns[0]!r} has no token: leave the row out")
+        raw = [text.encode() for text in good.texts]
+        Ragged.save(folder, "raw", (np.frombuffer(text, dtype=np.uint8) for text in raw), np.uint8)
+        digests = b"".join(hashlib.blake2b(text.strip(), digest_size=8).digest() for text in raw)
+        np.save(folder / "digests.npy", np.frombuffer(digests, dtype=np.uint64))
+        np.save(folder / "unknown.npy", np.array(unknown, dtype=np.int64))
+        np.save(folder / "labels.npy", labels)
+        np.save(folder / "numbers.npy", good.numbers)
+        (folder / "facts.json").write_text(json.dumps({"skipped": good.skipped, "rows": len(rows)}))
+
+
+# ------------------------------------------------------------------------------------------------------ labels, classes
+
+
+def _label_key(value: Any) -> str:
+    """One spelling for a label however its file holds it: 1, 1.0 and " 1" are the same."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def _number(key: str) -> int | None:
+    try:
+        return int(key)
+    except ValueError:
+        return None
+
+
+def _classes(rows: Rows, column: str, wanted: _Names) -> tuple[list[str], dict[str, int]]:
+    """Names of the classes in order, and the class of each label value."""
+    values = rows.column(column)
+    if isinstance(wanted, dict):
+        names = list(dict.fromkeys(wanted.values()))
+    elif wanted is not None:
+        names = wanted
+    elif column in rows.class_names:
+        names = rows.class_names[column]
+    else:
+        keys = {_label_key(value) for value in values if isinstance(value, str | int | float) and value == value}
+        keys.discard("")
+        if len(keys) > _MANY_CLASSES and len(keys) > len(values) / 10:
+            raise ValueError(
+                f"{rows.origins[0].file} column {column!r} has {len(keys)} different values in {len(values)} rows: "
+                "is it the column of labels? Set data.label_column"
+            )
+        numeric = all(_number(key) is not None for key in keys)
+        names = sorted(keys, key=int) if numeric else sorted(keys)
+    if len(set(names)) < max(2, len(names)):
+        raise ValueError(f"data.class_names needs two different names or more, got {names}")
+    return names, _table(names, rows, column, wanted)
+
+
+def _table(names: list[str], rows: Rows, column: str, wanted: _Names) -> dict[str, int]:
+    """Class of each label value that has one.
+
+    A label is a class's name or, where the names are not numbers themselves, its number from 0.
+    """
+    if isinstance(wanted, dict):
+        return {key: names.index(name) for key, name in wanted.items() if name in names}
+    table = {name: index for index, name in enumerate(names)}
+    if all(_number(name) is not None for name in names):
+        return table
+    source = rows.class_names.get(column, [])
+    for index in range(max(len(names), len(source))):
+        if index < len(source) and source[index] in names:
+            table[str(index)] = names.index(source[index])
+        elif index < len(names) and not set(source) & set(names):
+            table[str(index)] = index
+    return table
+
+
+def _carved(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Rows to validate on, `(rows,)`: the same share of each class, at least one where a class has two."""
+    random = np.random.default_rng(seed)
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        chosen[random.permutation(members)[:count]] = True
+    return chosen
