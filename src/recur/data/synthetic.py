@@ -1,6 +1,7 @@
 """Embedded corpora: generated in a moment, with a known best possible score."""
 
 import hashlib
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -180,3 +181,165 @@ class SyntheticSplit:
         values: dict[str, list[Any]] = {"text": [text for text, _ in pairs], "label": labels}
         names = {"label": list(corpus.class_names)}
         return Rows(values, ["text", "label"], [Origin(f"synthetic reviews, {self._name},", 0, size)], {}, names)
+
+
+# ------------------------------------------------------------------------------------------------- for language models
+
+_NOUNS = {  # singular: plural, pronoun of the singular; the first are the most frequent
+    "king": ("kings", "he"),
+    "queen": ("queens", "she"),
+    "fox": ("foxes", "it"),
+    "miller": ("millers", "he"),
+    "witch": ("witches", "she"),
+    "crow": ("crows", "it"),
+    "boy": ("boys", "he"),
+    "girl": ("girls", "she"),
+    "wolf": ("wolves", "it"),
+    "baker": ("bakers", "he"),
+}
+_KINDS = ("old", "little", "clever", "hungry", "brave", "sleepy")
+_TRANSITIVE = {"sees": "see", "follows": "follow", "helps": "help", "hears": "hear", "fears": "fear", "thanks": "thank"}
+_INTRANSITIVE = {"sleeps": "sleep", "sings": "sing", "waits": "wait", "laughs": "laugh", "dances": "dance"}
+_PLACES = ("forest", "garden", "castle", "mill", "kitchen")
+_TIMES = ("today", "again", "quietly", "soon")
+
+
+class SyntheticText:
+    """Little stories from a probabilistic grammar, whose best possible perplexity is known.
+
+    A line is a sentence, a blank line parts two stories. Verbs agree with their subject across relative clauses and
+    conjunctions (`the foxes that the queen fears wait and sing .`), and a pronoun that begins a sentence agrees with
+    the subject of the one before: to predict the text well, a model has to remember number and gender for some time.
+
+    Every text has one derivation, so the probability of a text is the product of the probabilities of the choices made
+    in writing it. Their logarithms are added up while sampling: divided by the number of tokens they are the loss that
+    no model can beat on that text, but by chance.
+
+    Args:
+        train: tokens of the training split, `<eos>` included; the last story's sentence is finished.
+        val: tokens of the validation split.
+        test: tokens of the test split.
+        seed: which corpus.
+
+    Raises:
+        ValueError: a split without tokens.
+    """
+
+    def __init__(self, train: int = 400_000, val: int = 40_000, test: int = 40_000, *, seed: int = 0) -> None:
+        """Check the settings; text is made when it is read."""
+        for name, count in (("train", train), ("val", val), ("test", test)):
+            if count < 1:
+                raise ValueError(f"synthetic {name} must be at least 1 token, got {count}")
+        self.sizes = {"train": train, "val": val, "test": test}
+        self.seed = seed
+
+    def split(self, name: str) -> "SyntheticTextSplit":
+        """One of `train`, `val`, `test`."""
+        return SyntheticTextSplit(self, name)
+
+
+class SyntheticTextSplit:
+    """A split of a synthetic text, read like a `recur.data.sources.Split`; its rows are lines."""
+
+    def __init__(self, corpus: SyntheticText, name: str) -> None:
+        """Name the split."""
+        self._corpus = corpus
+        self._name = name
+
+    def fingerprint(self, cache: TokenCache) -> str:
+        """Hash of the settings and of this file, which together determine the text."""
+        code = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=16).hexdigest()
+        return content_key({"code": code, "split": self._name, **vars(self._corpus)})
+
+    def write(self) -> tuple[list[str], float]:
+        """The lines, and minus the logarithm of their probability in nats."""
+        writer = _Writer(random.Random(f"{self._corpus.seed} {self._name}"))  # noqa: S311 - a corpus, not a secret
+        lines: list[str] = []
+        tokens = 0
+        while tokens < self._corpus.sizes[self._name]:
+            lines.append(writer.line())
+            tokens += len(lines[-1].split()) + 1
+        return lines, writer.nats
+
+    @property
+    def nats(self) -> float:
+        """What a model that knew the grammar would lose on the whole split."""
+        return self.write()[1]
+
+    def read(self, columns: Sequence[str] | None = None, *, allow_pickle: bool = False) -> Rows:
+        """Generate the rows."""
+        lines, _ = self.write()
+        return Rows({"text": lines}, ["text"], [Origin(f"synthetic text, {self._name},", 0, len(lines))])
+
+
+class _Writer:
+    """Writes line after line, adding up what each choice cost.
+
+    Attributes:
+        nats: minus the logarithm of the probability of everything written so far.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._topic: str | None = None  # pronoun of the last sentence's subject
+        self.nats = 0.0
+
+    def _chance(self, p: float) -> bool:
+        yes = self._rng.random() < p
+        self.nats -= math.log(p if yes else 1 - p)
+        return yes
+
+    def _pick(self, words: Sequence[str]) -> str:
+        """One of the words: the i-th with probability proportional to 1 / (i + 1)."""
+        weights = [1 / (i + 1) for i in range(len(words))]
+        index = self._rng.choices(range(len(words)), weights)[0]
+        self.nats -= math.log(weights[index] / sum(weights))
+        return words[index]
+
+    def line(self) -> str:
+        """A sentence, or nothing: the end of a story."""
+        if self._topic is not None and self._chance(0.12):
+            self._topic = None
+            return ""
+        if self._topic is not None and self._chance(0.5):
+            words, pronoun = [self._topic], self._topic
+        else:
+            words, pronoun = self._noun_phrase(deep=False)
+        words += self._verb_phrase(pronoun == "they")
+        if self._chance(0.25):
+            words += ["and", *self._verb_phrase(pronoun == "they")]
+        self._topic = pronoun
+        return " ".join([*words, "."])
+
+    def _noun_phrase(self, deep: bool) -> tuple[list[str], str]:
+        """Words, and the pronoun they can be taken up by."""
+        many = self._chance(0.4)
+        words = [self._pick(("the", "some", "three") if many else ("the", "one", "this"))]
+        if self._chance(0.3):
+            words.append(self._pick(_KINDS))
+        noun = self._pick(list(_NOUNS))
+        plural, pronoun = _NOUNS[noun]
+        words.append(plural if many else noun)
+        if not deep and self._chance(0.25):  # a clause about it, with a verb that agrees with it or with another
+            words.append("that")
+            if self._chance(0.5):
+                words += [self._verb(_TRANSITIVE, many), *self._noun_phrase(deep=True)[0]]
+            else:
+                inner, who = self._noun_phrase(deep=True)
+                words += [*inner, self._verb(_TRANSITIVE, who == "they")]
+        return words, "they" if many else pronoun
+
+    def _verb_phrase(self, many: bool) -> list[str]:
+        if self._chance(0.6):
+            words = [self._verb(_TRANSITIVE, many), *self._noun_phrase(deep=True)[0]]
+        else:
+            words = [self._verb(_INTRANSITIVE, many)]
+            if self._chance(0.4):
+                words += ["in", "the", self._pick(_PLACES)]
+        if self._chance(0.2):
+            words.append(self._pick(_TIMES))
+        return words
+
+    def _verb(self, verbs: dict[str, str], many: bool) -> str:
+        verb = self._pick(list(verbs))
+        return verbs[verb] if many else verb

@@ -32,8 +32,10 @@ class TokenWindow(NamedTuple):
     """A window of parallel token streams for truncated back-propagation through time.
 
     Attributes:
-        text: input ids, `data` of shape `(time * streams,)` int64, every step with the same batch size.
-        targets: the id that follows each input id, `(time * streams,)` int64, in the same packed row order.
+        text: input ids, `data` of shape `(tokens,)` int64; every step has all streams, but the last step of the last
+            window may lack those that are a token shorter.
+        targets: the id that follows each input id, `(tokens,)` int64, in the same packed row order. Where only the last
+            step of each sequence predicts, it has that step's rows alone, `(sequences,)`.
         first: True where the streams begin, so that the carried state must be dropped.
         lr_scale: factor for this step's learning rate (window length / nominal `bptt`, 1 where windows are fixed).
     """

@@ -1,0 +1,241 @@
+"""From running text to one array of token ids a split, a block at a time.
+
+A corpus is read as lines. Word tokenizers put `<eos>` where a line ends, as WikiText and Penn Treebank are counted;
+character and byte-pair tokenizers keep the newline as it stands. Plain text files are never held as a whole, so a
+corpus larger than memory can be prepared; rows of tables are held a file at a time, and each row is a line.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recur.data.cache import Ragged, TokenCache, id_dtype
+from recur.data.sources import DELIMITED, JSON_LINES, PICKLES, Rows, Split, checked
+from recur.data.text import Tokenizer
+
+BLOCK = 1 << 20  # characters read, encoded and written at a time
+WORDS = ("basic_english", "whitespace")  # kinds whose lines end with <eos>
+_TABLES = (*DELIMITED, *JSON_LINES, ".json", ".parquet", *PICKLES)
+
+
+class Source(Protocol):
+    """What a split is read from: `recur.data.sources.Split`, a generated corpus, or `Inline`."""
+
+    def fingerprint(self, cache: TokenCache) -> str:
+        """Hash of the content."""
+        ...
+
+    def read(self, columns: Any = None, *, allow_pickle: bool = False) -> Rows:
+        """All rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Inline:
+    """A text given in the config itself."""
+
+    text: str
+
+    def fingerprint(self, cache: TokenCache) -> str:
+        """The text is its own."""
+        return f"inline {self.text}"
+
+    def read(self, columns: Any = None, *, allow_pickle: bool = False) -> Rows:
+        """Not a table."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How rows of tables are read.
+
+    Attributes:
+        text_column: column of text.
+        on_bad_row: `error` or `skip`.
+        allow_pickle: load pickled pandas frames, which can run any code hidden in them.
+    """
+
+    text_column: str = "text"
+    on_bad_row: str = "error"
+    allow_pickle: bool = False
+
+    def blocks(self, source: Source) -> Iterator[str]:
+        """The text of a source in blocks of about `BLOCK` characters; their concatenation is the text.
+
+        Raises:
+            ValueError: a file that is not UTF-8, a missing column, a bad row.
+        """
+        if isinstance(source, Inline):
+            yield source.text
+        elif isinstance(source, Split) and source.files and source.classes is None:
+            for file in source.files:
+                if Path(file).suffix.lower() in _TABLES:
+                    yield from self._lines(Split((file,)))
+                else:
+                    yield from _file_blocks(file)
+        else:
+            yield from self._lines(source)
+
+    def _lines(self, source: Source) -> Iterator[str]:
+        rows = source.read([self.text_column], allow_pickle=self.allow_pickle)
+        good = checked(rows, self.text_column, allow_empty=True, on_bad_row=self.on_bad_row)
+        block: list[str] = []
+        size = 0
+        for text in good.texts:
+            line = text if text.endswith("\n") else f"{text}\n"
+            block.append(line)
+            size += len(line)
+            if size >= BLOCK:
+                yield "".join(block)
+                block, size = [], 0
+        yield "".join(block)
+
+
+def _file_blocks(file: str) -> Iterator[str]:
+    """A text file in blocks that end at a line's end, or at a space in a line that is longer than a block."""
+    rest = ""
+    with open(file, encoding="utf-8-sig", newline="") as stream:
+        try:
+            while piece := stream.read(BLOCK):
+                if "\0" in piece:
+                    raise ValueError(f"{file} holds a NUL byte: it is not a text file")
+                piece = rest + piece
+                cut = piece.rfind("\n") + 1 or piece.rfind(" ") + 1 or len(piece)
+                rest = piece[cut:]
+                yield piece[:cut]
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{file} is not UTF-8 (byte 0x{error.object[error.start]:02x}): convert it, for instance with iconv"
+            ) from None
+    if rest:
+        yield rest
+
+
+def clipped(blocks: Iterable[str], first: int, end: int | None) -> Iterator[str]:
+    """The characters `first` to `end` (None: to the end) of a text given in blocks."""
+    start = 0
+    for block in blocks:
+        if end is not None and start >= end:
+            return
+        piece = block[max(0, first - start) : None if end is None else end - start]
+        start += len(block)
+        if piece:
+            yield piece
+
+
+def cuts(
+    blocks: Callable[[], Iterable[str]], fractions: Mapping[str, float], kind: str
+) -> dict[str, tuple[int, int | None]]:
+    """Where the parts of one text begin and end, in characters: training first, then those of `fractions`.
+
+    As in nanoGPT, training gets the first `int(n * (1 - fractions))` characters of `n`. Words are cut at the end of
+    the line that holds that character.
+
+    Args:
+        blocks: gives the text, anew each time.
+        fractions: share of each part after the first, in order, such as {"val": .1}.
+        kind: kind of the tokenizer.
+    """
+    total = sum(len(block) for block in blocks())
+    left, edges = 1.0, list[int]()
+    for share in reversed(list(fractions.values())):
+        left -= share
+        edges.insert(0, int(total * left + 1e-6))  # not one too few where 1 - .1 is a little below .9
+    if kind in WORDS:
+        edges = _line_ends(blocks(), edges, total)
+    starts = [0, *edges]
+    ends: list[int | None] = [*edges, None]
+    return dict(zip(("train", *fractions), zip(starts, ends, strict=True), strict=True))
+
+
+def _line_ends(blocks: Iterable[str], edges: list[int], total: int) -> list[int]:
+    """Move each edge on to where a line begins."""
+    found: list[int] = []
+    start = 0
+    for block in blocks:
+        while len(found) < len(edges) and edges[len(found)] <= start + len(block):
+            newline = block.find("\n", max(0, edges[len(found)] - 1 - start))
+            if newline < 0:
+                break
+            found.append(start + newline + 1)
+        start += len(block)
+    return found + [total] * (len(edges) - len(found))
+
+
+def start_id(tokenizer: Tokenizer) -> int:
+    """What stands before the first token of a text: `<eos>`, or a newline, or `<unk>`."""
+    if tokenizer.eos_id is not None:
+        return tokenizer.eos_id
+    newline = tokenizer.encode("\n")
+    return newline[0] if len(newline) == 1 else tokenizer.unk_id
+
+
+def encoded(blocks: Iterable[str], tokenizer: Tokenizer) -> Iterator[NDArray[np.int32]]:
+    """Ids of a text, a block at a time; words get `<eos>` after each line, a last line without newline included."""
+    if tokenizer.kind not in WORDS:
+        for block in blocks:
+            yield tokenizer.encode_batch([block])[0]
+        return
+    eos = np.array([] if tokenizer.eos_id is None else [tokenizer.eos_id], dtype=np.int32)
+    rest = ""
+    for block in blocks:
+        lines = (rest + block).split("\n")
+        rest = lines.pop()
+        if len(rest) >= BLOCK:  # a line longer than a block: its words so far, and no <eos> yet
+            cut = rest.rfind(" ") + 1
+            lines.append(rest[:cut])
+            rest = rest[cut:]
+            ids = tokenizer.encode_batch(lines)
+            yield np.concatenate([part for line in ids[:-1] for part in (line, eos)] + [ids[-1]])
+        elif lines:
+            yield np.concatenate([part for line in tokenizer.encode_batch(lines) for part in (line, eos)])
+    if rest.strip():
+        yield np.concatenate([tokenizer.encode_batch([rest])[0], eos])
+
+
+def build(
+    folder: Path,
+    texts: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    tokenizer: Tokenizer | None,
+) -> None:
+    """Write a cache entry: `tokenizer.json`, the ids of each split, and `facts.json`.
+
+    Args:
+        folder: of the entry.
+        texts: a function a split that gives its blocks anew each time; the tokenizer learns from `train`.
+        settings: keyword arguments of `Tokenizer.train`, `kind` among them.
+        tokenizer: use this one instead.
+    """
+    if tokenizer is None:
+        eos = settings["kind"] in WORDS
+        tokenizer = Tokenizer.train(texts["train"](), **settings, eos=eos)
+    (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    facts: dict[str, dict[str, int]] = {}
+    for split, blocks in texts.items():
+        count = {"characters": 0, "unknown": 0}
+        lengths = Ragged.save(
+            folder,
+            split,
+            _counted(encoded(_measured(blocks(), count), tokenizer), count, tokenizer.unk_id),
+            id_dtype(tokenizer.vocab_size),
+        )
+        facts[split] = {"tokens": int(lengths.sum()), **count}
+    (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _measured(blocks: Iterable[str], count: dict[str, int]) -> Iterator[str]:
+    for block in blocks:
+        count["characters"] += len(block)
+        yield block
+
+
+def _counted(ids: Iterable[NDArray[np.int32]], count: dict[str, int], unk_id: int) -> Iterator[NDArray[np.int32]]:
+    for block in ids:
+        count["unknown"] += int((block == unk_id).sum())
+        yield block

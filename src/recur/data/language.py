@@ -1,0 +1,317 @@
+"""Running text as a LightningDataModule: from files to windows of parallel streams."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from numpy.typing import NDArray
+
+from recur.data import corpus
+from recur.data.cache import Ragged, TokenCache, content_key
+from recur.data.corpus import Inline, Reader, Source
+from recur.data.sources import find_files, find_splits
+from recur.data.streams import StreamLoader, WindowLoader, check_sizes
+from recur.data.synthetic import SyntheticText
+from recur.data.text import Tokenizer
+
+_USUAL = {"train": ("train",), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
+
+
+class LanguageData(pl.LightningDataModule):
+    """Text for a language model, as contiguous streams or as single windows.
+
+    The text comes from a hub id or folder (`path`, whose splits `train`, `val`, `test` then name), from files alone
+    (`train`, `val`, `test` then name them; any suffix that is no table's is read as plain text), from the config
+    (`text`), or is generated (`synthetic`). Without a validation split the end of the training text is cut off for it.
+
+    Every token of a split is predicted once, the first one from `<eos>` (from a newline, where the tokenizer has no
+    `<eos>`; from `<unk>`, where it has neither).
+
+    Args:
+        path: hub id, folder laid out like a hub repository, or one file.
+        name: config name of a repository with several.
+        revision: branch, tag or commit of a hub repository.
+        train: split name or file(s) to train on.
+        val: split name or file(s) for validation; None finds one by its usual names or cuts one off.
+        test: split name or file(s) for the test; None finds a split `test`, or cuts `test_fraction` off.
+        text: the text itself.
+        synthetic: a generated corpus in place of all sources.
+        text_column: column of text, where the files are tables; each row is a line.
+        tokenizer: settings of `Tokenizer.train`: kind, min_frequency, max_size.
+        val_fraction: share of the training text, at its end, used for validation where there is no such split; 0
+            validates on the training text itself (to see a text learned by heart).
+        test_fraction: share cut off after that for the test; 0 for none.
+        batch_size: streams a device; with `window`, windows a batch and device.
+        eval_batch_size: streams of validation and test. One stream never cuts the text, many are faster.
+        bptt: steps of a training window, through which gradients flow.
+        random_bptt: draw each training window's length about `bptt` and scale its learning rate, as AWD-LSTM does.
+        eval_bptt: steps of an evaluation window; only speed and memory depend on it.
+        window: predict single tokens from this many before them, each from an empty state, instead of streams.
+        seed: of random window lengths, and of the windows' order.
+        on_bad_row: `error` or `skip`.
+        allow_pickle: load pickled pandas frames, which can run any code hidden in them.
+        cache_dir: see `recur.data.cache.cache_folder`.
+
+    Attributes:
+        tokenizer: the tokenizer, after `setup`.
+
+    Raises:
+        ValueError: whatever is wrong with the settings or the text, in one line.
+    """
+
+    family = "language"
+
+    def __init__(
+        self,
+        path: str | None = None,
+        name: str | None = None,
+        revision: str | None = None,
+        train: str | Sequence[str] | None = None,
+        val: str | Sequence[str] | None = None,
+        test: str | Sequence[str] | None = None,
+        text: str | None = None,
+        synthetic: SyntheticText | None = None,
+        text_column: str = "text",
+        tokenizer: Mapping[str, Any] | None = None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.0,
+        batch_size: int = 20,
+        eval_batch_size: int = 10,
+        bptt: int = 35,
+        random_bptt: bool = False,
+        eval_bptt: int = 128,
+        window: int | None = None,
+        seed: int = 0,
+        on_bad_row: str = "error",
+        allow_pickle: bool = False,
+        cache_dir: str | None = None,
+    ) -> None:
+        """Check the settings; files are not touched yet."""
+        super().__init__()
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "bptt": bptt, "eval_bptt": eval_bptt}
+        check_sizes(**{f"data.{key}": size for key, size in sizes.items()})
+        if window is not None:
+            check_sizes(**{"data.window": window})
+        if not 0 <= val_fraction < 1 or not 0 <= test_fraction < 1 or val_fraction + test_fraction >= 1:
+            raise ValueError(
+                "data.val_fraction and data.test_fraction must be at least 0 and add up to less than 1, got "
+                f"{val_fraction} and {test_fraction}"
+            )
+        if on_bad_row not in ("error", "skip"):
+            raise ValueError(f"data.on_bad_row is error or skip, got {on_bad_row!r}")
+        settings = {"kind": "whitespace", **(tokenizer or {})}
+        if unknown := sorted(set(settings) - {"kind", "min_frequency", "max_size"}):
+            raise ValueError(f"data.tokenizer has kind, min_frequency and max_size, got {unknown[0]!r}")
+        if path is None and train is None and text is None and synthetic is None:
+            raise ValueError("set data.path to a hub id, folder or file, data.train to a file, or data.text to a text")
+        self._where = {"path": path, "name": name, "revision": revision}
+        self._names = {"train": train, "val": val, "test": test}
+        self._text, self._synthetic = text, synthetic
+        self._reader = Reader(text_column, on_bad_row, allow_pickle)
+        self._settings = settings
+        self._fractions = {"val": val_fraction, "test": test_fraction}
+        self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
+        self._bptt, self._random_bptt, self._eval_bptt, self._window = bptt, random_bptt, eval_bptt, window
+        self._seed = seed
+        self._cache = TokenCache(cache_dir)
+
+        self.tokenizer: Tokenizer
+        self._given_tokenizer: Tokenizer | None = None
+        self._sources: dict[str, Source] | None = None
+        self._facts: dict[str, dict[str, int]] = {}
+        self._tokens: dict[str, NDArray[Any]] = {}
+
+    # -------------------------------------------------------------------------------------------- what others ask for
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def ceiling(self) -> dict[str, float]:
+        """Best possible metrics on the test split, where the text was generated and they are known."""
+        loss = self._floor("test")
+        return {} if loss is None else {"loss": loss, "perplexity": math.exp(loss)}
+
+    def _floor(self, split: str) -> float | None:
+        """Loss in nats a token that no model can beat on this split of a generated text."""
+        if self._synthetic is None or split not in self._facts:
+            return None
+        return self._synthetic.split(split).nats / self._facts[split]["tokens"]
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits there are, after `setup`."""
+        return list(self._tokens)
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split, after `setup`."""
+        return "test" in self._tokens
+
+    @property
+    def start_id(self) -> int:
+        """What stands before the first token of a split."""
+        return corpus.start_id(self.tokenizer)
+
+    def use(self, tokenizer: Tokenizer) -> None:
+        """Read with a trained model's tokenizer instead of making one; nothing is cut off the training text."""
+        assert not self._tokens, "call use before setup"
+        self._given_tokenizer = tokenizer
+
+    def model_arguments(self) -> dict[str, Any]:
+        """What the model has to know."""
+        return {
+            "vocab_size": self.vocab_size,
+            "character_level": self.tokenizer.kind == "character",
+            "window": self._window,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What was read, in plain values."""
+        told: dict[str, Any] = {}
+        for split, facts in self._facts.items():
+            told[split] = f"{facts['tokens']:,} tokens, {facts['unknown'] / facts['tokens']:.2%} unknown"
+            if split != "train" and (floor := self._floor(split)) is not None:
+                told[split] += f", perplexity at best {math.exp(floor):.3f}"
+        if "val" not in self._tokens:
+            told["val"] = "the training text itself"
+        told["vocabulary"] = f"{self.vocab_size:,} ({self.tokenizer.kind})"
+        if self._window is None:
+            lengths = "about " if self._random_bptt else ""
+            told["streams"] = f"{self._batch_size} a device, windows of {lengths}{self._bptt} tokens"
+        else:
+            told["windows"] = f"{self._window} tokens and the next, {self._batch_size} a batch"
+        return told
+
+    def prepare_data(self) -> None:
+        """Fill the cache; other ranks wait for the one that does."""
+        self.setup()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open every split, through the cache. The second call does nothing."""
+        if self._tokens:
+            return
+        sources = self._find()
+        given = self._given_tokenizer
+        key = {
+            "language": hashlib.blake2b(Path(corpus.__file__).read_bytes(), digest_size=8).hexdigest(),
+            "sources": {split: source.fingerprint(self._cache) for split, source in sources.items()},
+            "reader": [self._reader.text_column, self._reader.on_bad_row],
+            "fractions": self._cut_off(),
+            "tokenizer": self._settings if given is None else content_key(given.to_json()),
+        }
+        folder = self._cache.entry(key, self._build)
+        self.tokenizer = Tokenizer.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        self._facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        self._tokens = {split: Ragged.open(folder, split).values for split in self._facts}
+
+    def tokens(self, split: str) -> NDArray[Any]:
+        """Ids of a split, `(tokens,)`, memory-mapped. Without validation text, `val` is the training text."""
+        return self._tokens["train" if split == "val" and "val" not in self._tokens else split]
+
+    # --------------------------------------------------------------------------------------------------------- loaders
+
+    def loader(self, split: str, *, train: bool = False) -> StreamLoader | WindowLoader:
+        """Windows of a split for this process's rank."""
+        trainer = self.trainer
+        common: dict[str, Any] = {
+            "batch_size": self._batch_size if train else self._eval_batch_size,
+            "seed": self._seed,
+            "rank": trainer.global_rank if trainer else 0,
+            "world_size": trainer.world_size if trainer else 1,
+        }
+        try:
+            if self._window is not None:
+                return WindowLoader(self.tokens(split), window=self._window, shuffle=train, **common)
+            return StreamLoader(
+                self.tokens(split),
+                bptt=self._bptt if train else self._eval_bptt,
+                start_id=self.start_id,
+                random_length=train and self._random_bptt,
+                **common,
+            )
+        except ValueError as error:
+            size = "batch_size" if train else "eval_batch_size"
+            message = str(error).replace("lower batch_size", f"lower data.{size}").replace("lower w", "lower data.w")
+            raise ValueError(f"the {split} split of the text is too short: {message}") from None
+
+    def train_dataloader(self) -> StreamLoader | WindowLoader:
+        """Windows of the training text."""
+        return self.loader("train", train=True)
+
+    def val_dataloader(self) -> StreamLoader | WindowLoader:
+        """Windows of the validation text."""
+        return self.loader("val")
+
+    def test_dataloader(self) -> StreamLoader | WindowLoader:
+        """Windows of the test text."""
+        return self.loader("test")
+
+    def predict_dataloader(self) -> StreamLoader | WindowLoader:
+        """Windows of the test text, or of the validation text where there is none."""
+        return self.loader("test" if self.has_test else "val")
+
+    # ----------------------------------------------------------------------------------------------------- from source
+
+    def _find(self) -> dict[str, Source]:
+        """The splits there are, by our names."""
+        if self._sources is not None:
+            return self._sources
+        found: dict[str, Source] = {}
+        path = self._where["path"]
+        if self._synthetic is not None:
+            found = {split: self._synthetic.split(split) for split in ("train", "val", "test")}
+        elif self._text is not None:
+            found = {"train": Inline(self._text)}
+        else:
+            name, revision = self._where["name"], self._where["revision"]
+            known = {} if path is None else find_splits(path, name, revision=revision, cache=self._cache)
+            for split, wanted in self._names.items():
+                if wanted is None:
+                    usual = next((name for name in _USUAL[split] if name in known), None)
+                    if usual is not None:
+                        found[split] = known[usual]
+                elif isinstance(wanted, str) and wanted in known:
+                    found[split] = known[wanted]
+                else:
+                    try:
+                        found[split] = find_files(wanted)
+                    except ValueError as error:
+                        names = f"; {path} has the splits {', '.join(known)}" if known else ""
+                        raise ValueError(f"data.{split}: {error}{names}") from None
+            if "train" not in found and self._given_tokenizer is None:
+                raise ValueError(f"{path} has no split 'train', only {', '.join(known)}: set data.train to one of them")
+        self._sources = found
+        return found
+
+    def _cut_off(self) -> dict[str, float]:
+        """Shares to cut off the training text, for the splits that are not there."""
+        if self._given_tokenizer is not None:
+            return {}
+        return {split: share for split, share in self._fractions.items() if split not in self._find() and share}
+
+    def _build(self, folder: Path) -> None:
+        sources, fractions = self._find(), self._cut_off()
+        texts: dict[str, Any] = {split: partial(self._reader.blocks, source) for split, source in sources.items()}
+        if fractions:
+            whole = texts["train"]
+            for split, (first, end) in corpus.cuts(whole, fractions, self._settings["kind"]).items():
+                texts[split] = partial(lambda first, end: corpus.clipped(whole(), first, end), first, end)
+        for split in texts:
+            if not any(block.strip() if self._settings["kind"] in corpus.WORDS else block for block in texts[split]()):
+                raise ValueError(self._nothing_in(split, split in fractions))
+        corpus.build(folder, texts, self._settings, self._given_tokenizer)
+
+    def _nothing_in(self, split: str, cut_off: bool) -> str:
+        if split == "train":
+            return f"the text to train on is empty: give {self._where['path'] or self._names['train']} some text"
+        if cut_off:
+            return f"the {split} split has no tokens: raise data.{split}_fraction, or give data.{split} a file"
+        return f"the {split} split has no tokens: give data.{split} a file with text, or null to cut one off"

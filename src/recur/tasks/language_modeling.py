@@ -1,0 +1,457 @@
+"""Language modelling as a LightningModule: truncated back-propagation with carried state, perplexity, sampling."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+from torchmetrics import Metric
+
+from recur.nn.language_model import Hidden, LanguageModel
+from recur.nn.losses import TokenLoss, linear_cross_entropy
+from recur.nn.packed import TokenWindow
+from recur.nn.recurrent import State, detach_state
+from recur.nn.regularization import activation_penalty, temporal_penalty
+from recur.tasks import optimization
+
+_READ_AT_ONCE = 1024  # tokens of a text to be scored
+
+
+class TokenStatistics(Metric):
+    """Sums over tokens: perplexity is exp(sum of NLL / tokens), never a mean of batch perplexities.
+
+    Sums are in float64 and added over ranks, so the figure is that of the whole split, whatever the batches.
+    """
+
+    full_state_update = False
+    nll: Tensor
+    tokens: Tensor
+    correct: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("nll", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("correct", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, nll: Tensor, correct: Tensor | None = None) -> None:
+        """Add tokens: their negative log-likelihoods in nats, and whether each was the likeliest, `(tokens,)`."""
+        self.nll += nll.sum(dtype=torch.float64)
+        self.tokens += nll.numel()
+        if correct is not None:
+            self.correct += correct.sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Nats a token, perplexity, bits a token and accuracy."""
+        loss = self.nll / self.tokens
+        return {
+            "loss": loss,
+            "perplexity": loss.exp(),
+            "bits": loss / math.log(2),
+            "accuracy": self.correct / self.tokens,
+        }
+
+
+class LanguageModelingTask(pl.LightningModule):
+    """Trains and evaluates a language model on windows of parallel streams.
+
+    A batch is a window; the state after it, cut from its graph, is where the next one begins. The states of training,
+    validation and test are kept apart, and a stream's beginning (`TokenWindow.first`) starts from zeros. The states are
+    plain attributes: a buffer would be broadcast from rank 0. Checkpoints hold the training state of every rank.
+
+    Args:
+        net: builds the network from `vocab_size`.
+        optimizer: builds the optimizer from the parameters; None where nothing is trained.
+        scheduler: one of `recur.tasks.optimization`'s schedules; None keeps the learning rate.
+        activation_penalty: weight of the mean square of the top layer's dropped output (AR).
+        temporal_penalty: weight of the mean square of the top layer's change between steps (TAR).
+        vocab_size: number of token ids.
+        character_level: whether a token is a character, so that bits a token are bits a character.
+        window: tokens read before each prediction, where the data is single windows; None for streams.
+
+    Raises:
+        ValueError: a negative penalty.
+    """
+
+    family = "language"
+    net: LanguageModel
+
+    def __init__(
+        self,
+        net: Callable[..., LanguageModel],
+        *,
+        vocab_size: int,
+        character_level: bool = False,
+        window: int | None = None,
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        scheduler: Callable[..., dict[str, Any] | None] | None = None,
+        activation_penalty: float = 0.0,
+        temporal_penalty: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for name, weight in (("activation_penalty", activation_penalty), ("temporal_penalty", temporal_penalty)):
+            if weight < 0:
+                raise ValueError(f"model.{name} must be at least 0, got {weight}")
+        self.net = net(vocab_size=vocab_size)
+        self.character_level, self.window = character_level, window
+        self.activation_weight, self.temporal_weight = activation_penalty, temporal_penalty
+        self._optimizer, self._scheduler = optimizer, scheduler
+        self._carried: dict[str, State | None] = {"train": None, "val": None, "test": None}
+        self._lr_scale = 1.0
+        self.train_statistics = TokenStatistics()
+        self.val_statistics, self.test_statistics = TokenStatistics(), TokenStatistics()
+
+    def forward(self, batch: TokenWindow, state: State | None = None) -> Hidden:
+        """Read a window."""
+        hidden: Hidden = self.net(batch.text, state)
+        return hidden
+
+    def token_loss(self, hidden: Hidden, targets: Tensor, *, with_correct: bool = False) -> TokenLoss:
+        """Cross-entropy of the next tokens. Fewer targets than tokens belong to the last rows, the last steps."""
+        features = hidden.features[-len(targets) :]
+        decoder = self.net.decoder
+        return linear_cross_entropy(features, decoder.weight, decoder.bias, targets, with_correct=with_correct)
+
+    def read(self, batch: TokenWindow, split: str) -> Hidden:
+        """Read a window from the state carried in `split`, and carry the state after it."""
+        carried = self._carried[split]
+        if batch.first or self.window is not None:
+            carried = None
+        elif carried is not None and carried[0][0].device != batch.text.data.device:  # from a checkpoint
+            carried = [tuple(part.to(batch.text.data.device) for part in layer) for layer in carried]
+        hidden: Hidden = self(batch, carried)
+        self._carried[split] = detach_state(hidden.state)
+        return hidden
+
+    # -------------------------------------------------------------------------------------------------------- training
+
+    def on_train_batch_start(self, batch: TokenWindow, batch_idx: int) -> None:
+        """Note the window's learning-rate factor for the step to come."""
+        self._lr_scale = batch.lr_scale
+
+    def training_step(self, batch: TokenWindow, batch_idx: int) -> Tensor:
+        """One window."""
+        hidden = self.read(batch, "train")
+        loss, nll, _ = self.token_loss(hidden, batch.targets)
+        self.train_statistics.update(nll)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(nll))
+        if self.activation_weight:
+            loss = loss + self.activation_weight * activation_penalty(hidden.dropped)
+        if self.temporal_weight:
+            loss = loss + self.temporal_weight * temporal_penalty(hidden.raw)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's loss over all its tokens, as the model was while it read them."""
+        found = self.train_statistics.compute()
+        self.log("train/epoch_loss", found["loss"])
+        self.log("train/epoch_perplexity", found["perplexity"])
+        self.train_statistics.reset()
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Take the step with the learning rate scaled by the window's length."""
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * self._lr_scale
+        try:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        finally:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, and log the norm before clipping."""
+        norm = optimization.clip_gradients(self.parameters(), gradient_clip_val, gradient_clip_algorithm)
+        self.log("train/gradient_norm", norm)
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer over what is trainable, and its schedule."""
+        assert self._optimizer is not None, "a task without an optimizer cannot be trained"
+        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        schedule = self._scheduler and self._scheduler(optimizer, optimization.step_plan(self.trainer))
+        return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer
+
+    # ------------------------------------------------------------------------------------------------------ evaluation
+
+    def _evaluate(self, batch: TokenWindow, split: str, statistics: TokenStatistics) -> None:
+        hidden = self.read(batch, split)
+        _, nll, correct = self.token_loss(hidden, batch.targets, with_correct=True)
+        statistics.update(nll, correct)
+
+    def _report(self, split: str, statistics: TokenStatistics) -> None:
+        found = statistics.compute()  # adds up over ranks
+        bits = found.pop("bits")
+        if self.character_level:
+            found["bpc"] = bits
+        self.log_dict({f"{split}/{name}": value.float() for name, value in found.items()}, sync_dist=True)
+        statistics.reset()
+        self._carried[split] = None
+
+    def validation_step(self, batch: TokenWindow, batch_idx: int) -> None:
+        """Score one window of the validation split."""
+        self._evaluate(batch, "val", self.val_statistics)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the split's figures."""
+        self._report("val", self.val_statistics)
+
+    def test_step(self, batch: TokenWindow, batch_idx: int) -> None:
+        """Score one window of the test split."""
+        self._evaluate(batch, "test", self.test_statistics)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the split's figures."""
+        self._report("test", self.test_statistics)
+
+    # -------------------------------------------------------------------------------------------------------- resuming
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the training state of every rank, in rank order."""
+        state = self._carried["train"]
+        if state is None:
+            return
+        world_size = self.trainer.world_size
+        gathered: list[list[Any]] = [[self.all_gather(part) for part in layer] for layer in state]
+        checkpoint["carried_state"] = [
+            [tuple((part[rank] if world_size > 1 else part).cpu() for part in layer) for layer in gathered]
+            for rank in range(world_size)
+        ]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take this rank's state. With another number of ranks the loader says why a resume cannot go on."""
+        states = checkpoint.get("carried_state", [])
+        rank = self.trainer.global_rank
+        self._carried["train"] = states[rank] if rank < len(states) else None
+
+    # ------------------------------------------------------------------------------------------------------- using it
+
+    @torch.no_grad()
+    def surprise(self, ids: Tensor, start_id: int) -> Tensor:
+        """Negative log-likelihood of each token of a text in nats, from what stands before it.
+
+        Args:
+            ids: the text, `(tokens,)` int64.
+            start_id: what stands before the text; see `recur.data.corpus.start_id`.
+
+        Returns:
+            `(tokens,)` float32.
+        """
+        ids = ids.to(self.device)
+        inputs = torch.cat([ids.new_tensor([start_id]), ids[:-1]])
+        if self.window is not None:
+            return torch.cat([self._windowed_surprise(inputs[: i + 1], ids[i : i + 1]) for i in range(len(ids))])
+        state: State | None = None
+        found = []
+        for some, targets in zip(inputs.split(_READ_AT_ONCE), ids.split(_READ_AT_ONCE), strict=True):
+            hidden = self.net(PackedSequence(some, torch.ones(len(some), dtype=torch.int64)), state)
+            state = hidden.state
+            found.append(self.token_loss(hidden, targets).nll)
+        return torch.cat(found) if found else torch.zeros(0)
+
+    def _windowed_surprise(self, before: Tensor, target: Tensor) -> Tensor:
+        before = before[-self.window :] if self.window else before
+        hidden = self.net(PackedSequence(before, torch.ones(len(before), dtype=torch.int64)))
+        return self.token_loss(hidden, target).nll
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: Tensor,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        exclude: Sequence[int] = (),
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Tensor]:
+        """Continue a text for ever, several samples at once; the cost of a token does not grow with the length.
+
+        Args:
+            prompt: ids to begin with, `(tokens, samples)` int64, at least one token.
+            temperature: divides the logits; 0 always takes the likeliest token.
+            top_k: sample among the likeliest k only.
+            top_p: sample among the fewest tokens whose probabilities add up to p only.
+            exclude: ids never to produce.
+            generator: of random numbers, on the model's device.
+
+        Yields:
+            The next token of each sample, `(samples,)` int64.
+        """
+        prompt = prompt.to(self.device)
+        state: State | None = None
+        recent = prompt  # (time, samples): what the model has not read yet
+        while True:
+            if self.window is not None:  # trained on windows from an empty state: read the last one anew
+                recent, state = recent[-self.window :], None
+            steps, samples = recent.shape
+            hidden = self.net(PackedSequence(recent.reshape(-1), torch.full((steps,), samples)), state)
+            state = hidden.state
+            logits = self.net.logits(hidden.features[-samples:]).float()  # (samples, vocabulary)
+            if exclude:
+                logits[:, list(exclude)] = -math.inf
+            token = pick(logits, temperature, top_k, top_p, generator)
+            yield token
+            recent = token[None] if self.window is None else torch.cat([recent, token[None]])
+
+
+def pick(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw one token of each row: `(rows, vocabulary)` to `(rows,)` int64; arguments as in `generate`."""
+    if temperature == 0:
+        return logits.argmax(1)
+    logits = logits / temperature
+    if top_k is not None and top_k < logits.shape[1]:
+        least = logits.topk(top_k, dim=1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    if top_p is not None and top_p < 1:
+        ordered, order = logits.sort(dim=1, descending=True)
+        probabilities = ordered.softmax(1)
+        enough = probabilities.cumsum(1) - probabilities >= top_p  # those before it already add up to p
+        logits = torch.full_like(logits, -math.inf).scatter(1, order, ordered.masked_fill(enough, -math.inf))
+    return torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
+
+
+def figures(nll: float, tokens: int) -> dict[str, float]:
+    """Loss and perplexity from a sum in nats."""
+    loss = nll / tokens
+    return {"loss": loss, "perplexity": math.exp(loss)}
+
+
+def dynamic_evaluation(
+    task: LanguageModelingTask,
+    windows: Iterable[TokenWindow],
+    *,
+    lr: float = 1e-3,
+    decay: float = 0.02,
+    statistics: Iterable[TokenWindow] | None = None,
+) -> dict[str, float]:
+    """Perplexity of a model that goes on learning from the text it is tested on (Krause et al. 2018).
+
+    Every window is scored before it is learned from. Then each weight moves down the gradient and back towards what it
+    was: `w += -lr g / (rms + eps) + decay r (w_0 - w)`, with `rms` the root mean square of its gradients over windows
+    of training text and `r = rms / mean(rms)`, at most `1 / decay`. Without `statistics`, `rms + eps` and `r` are 1.
+    The task gets its weights back.
+
+    Args:
+        task: in evaluation mode.
+        windows: of the split, short ones (5 tokens are usual), best from one stream.
+        lr: step size.
+        decay: pull towards the original weights.
+        statistics: windows of training text to measure `rms` on.
+
+    Returns:
+        loss and perplexity.
+    """
+    parameters = [p for p in task.parameters() if p.requires_grad]
+    original = [p.detach().clone() for p in parameters]
+    scale: list[Any] = [1.0] * len(parameters)
+    pull: list[Any] = [decay] * len(parameters)
+    if statistics is not None:
+        squares = [torch.zeros_like(p) for p in parameters]
+        count = 0
+        for _, gradients in _scored(task, statistics, parameters):
+            count += 1
+            for square, gradient in zip(squares, gradients, strict=True):
+                square.addcmul_(gradient, gradient)
+        roots = [(square / max(count, 1)).sqrt() for square in squares]
+        mean = torch.cat([root.flatten() for root in roots]).mean()
+        scale = [1 / (root + 1e-8 + mean * 1e-3) for root in roots]
+        pull = [(decay * root / mean).clamp(max=1.0) for root in roots]
+    total, tokens = 0.0, 0
+    try:
+        for nll, gradients in _scored(task, windows, parameters):
+            total, tokens = total + float(nll.sum(dtype=torch.float64)), tokens + len(nll)
+            with torch.no_grad():
+                for p, start, gradient, s, back in zip(parameters, original, gradients, scale, pull, strict=True):
+                    p.add_(back * (start - p)).sub_(lr * gradient * s)
+    finally:
+        with torch.no_grad():
+            for p, start in zip(parameters, original, strict=True):
+                p.copy_(start)
+    return figures(total, tokens)
+
+
+def _scored(
+    task: LanguageModelingTask, windows: Iterable[TokenWindow], parameters: list[torch.nn.Parameter]
+) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+    """Each window's losses and the gradients of their mean."""
+    state: State | None = None
+    for window in windows:
+        text: PackedSequence = window.text.to(task.device)  # type: ignore[arg-type]
+        hidden = task.net(text, None if window.first else state)
+        state = detach_state(hidden.state)
+        loss, nll, _ = task.token_loss(hidden, window.targets.to(task.device))
+        yield nll, torch.autograd.grad(loss, parameters)
+
+
+@torch.no_grad()
+def neural_cache(
+    task: LanguageModelingTask,
+    windows: Iterable[TokenWindow],
+    *,
+    size: int = 2000,
+    flatness: float = 0.3,
+    weight: float = 0.1,
+) -> dict[str, float]:
+    """Perplexity with a continuous cache (Grave, Joulin & Usunier 2017).
+
+    The last `size` states of a stream and the tokens that followed them vote for the next token:
+    `p = (1 - weight) p_model + weight p_cache`, `p_cache(w) ~ sum over i with x_{i+1} = w of exp(flatness h_t . h_i)`.
+
+    Args:
+        task: in evaluation mode.
+        windows: of the split.
+        size: states remembered of each stream.
+        flatness: the paper's theta; 0 is a plain unigram cache.
+        weight: the paper's lambda.
+
+    Returns:
+        loss and perplexity.
+    """
+    state: State | None = None
+    keys: Tensor | None = None  # (remembered, streams, features)
+    words: Tensor | None = None  # (remembered, streams)
+    total, tokens = 0.0, 0
+    for window in windows:
+        text: PackedSequence = window.text.to(task.device)  # type: ignore[arg-type]
+        targets = window.targets.to(task.device)
+        hidden = task.net(text, None if window.first else state)
+        state = hidden.state
+        nll = task.token_loss(hidden, targets).nll
+        streams, rows = int(text.batch_sizes[0]), len(targets)
+        steps = len(text.batch_sizes)
+        raw = hidden.raw.data.new_zeros(steps * streams, hidden.raw.data.shape[1])
+        raw[:rows] = hidden.raw.data  # a last step may lack some streams
+        heard = targets.new_full((steps * streams,), -1)
+        heard[:rows] = targets
+        new, followed = raw.view(steps, streams, -1), heard.view(steps, streams)
+        old = 0 if keys is None or window.first else len(keys)
+        keys = new if not old or keys is None else torch.cat([keys, new])
+        words = followed if not old or words is None else torch.cat([words, followed])
+        scores = flatness * torch.einsum("tsf,isf->sti", new, keys)  # (streams, steps, remembered)
+        position = torch.arange(len(keys), device=task.device) - old
+        step = torch.arange(steps, device=task.device)[:, None]
+        visible = (position < step) & (position >= step - size)
+        votes = scores.masked_fill(~visible, -math.inf).softmax(2)  # NaN where nothing is remembered yet
+        same = words.t()[:, None] == followed.t()[:, :, None]
+        cached = torch.where(visible & same, votes, 0.0).sum(2).t().reshape(-1)[:rows]
+        empty = (~visible.any(1)).repeat_interleave(streams)[:rows]
+        probability = torch.where(empty, 1.0, 1 - weight) * (-nll).exp() + weight * torch.where(empty, 0.0, cached)
+        total, tokens = total - float(probability.log().sum(dtype=torch.float64)), tokens + rows
+        keys, words = keys[-size:], words[-size:]
+    return figures(total, tokens)
