@@ -116,6 +116,8 @@ class Throughput(Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
         self.seconds += time.perf_counter() - self._mark
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -196,3 +198,128 @@ class Progress(TQDMProgressBar):
 def _figure(name: str, value: float) -> str:
     short = name.rpartition("/")[2].removeprefix("epoch_")
     return f"{short} {100 * value:.2f} %" if short == "accuracy" else f"{short} {value:.3f}"
+
+
+class NonMonotonicAveraging(WeightAveraging):
+    """NT-ASGD (Merity, Keskar & Socher 2018): average the weights of all steps once validation has stopped improving.
+
+    Averaging begins when the monitored loss is worse than the best of all but the last `interval` validations. From
+    then on validation, checkpoints and test see the plain mean of the weights since; training goes on with its own.
+
+    Args:
+        monitor: loss to watch.
+        interval: validations without a new best before averaging begins (the paper's n).
+    """
+
+    def __init__(self, monitor: str = "val/loss", interval: int = 5) -> None:
+        super().__init__()  # the default average is the equally weighted one
+        if interval < 1:
+            raise ValueError(f"callbacks.averaging.interval must be at least 1, got {interval}: 5 is usual")
+        self.monitor, self.interval = monitor, interval
+        self.losses: list[float] = []
+        self.began_at: int | None = None  # optimizer steps taken before averaging began
+
+    @property
+    def _averaging(self) -> bool:
+        return self._average_model is not None and int(self._average_model.n_averaged) > 0
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """After every step, once averaging has begun."""
+        return step_idx is not None and self.began_at is not None
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin averaging when the loss has not improved for long enough."""
+        if trainer.sanity_checking or trainer.state.fn != "fit" or self.monitor not in trainer.callback_metrics:
+            return
+        loss = float(trainer.callback_metrics[self.monitor])
+        if self.began_at is None and len(self.losses) > self.interval and loss > min(self.losses[: -self.interval]):
+            self.began_at = trainer.global_step
+            if trainer.is_global_zero:
+                print(f"averaging weights from step {trainer.global_step}", flush=True)
+        self.losses.append(loss)
+
+    # Until the first average there is none to swap in, save or keep: Lightning would take the initial weights.
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show validation the averaged weights."""
+        if self._averaging:
+            super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on with the weights in training."""
+        if self._averaging:
+            super().on_validation_epoch_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the averaged weights."""
+        if self._averaging:
+            super().on_train_end(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the averaged weights where the weights are looked for."""
+        if self._averaging:
+            super().on_save_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on averaging where that had begun."""
+        if "averaging_state" in checkpoint:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides when to begin."""
+        return {**super().state_dict(), "losses": list(self.losses), "began_at": self.began_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        super().load_state_dict(state_dict)
+        self.losses, self.began_at = list(state_dict["losses"]), state_dict["began_at"]
+
+
+class Samples(Callback):
+    """Writes a text of the language model to TensorBoard after every validation, always from the same random numbers.
+
+    Args:
+        prompt: text to begin with; None begins where a text begins.
+        tokens: length of the sample.
+        temperature: divides the logits; 0 takes the likeliest token each time.
+
+    Attributes:
+        last: the last sample, prompt included.
+    """
+
+    def __init__(self, prompt: str | None, tokens: int, temperature: float) -> None:
+        self.prompt, self.tokens, self.temperature = prompt, tokens, temperature
+        self.last: str | None = None
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sample on rank 0."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero or self.tokens < 1:
+            return
+        ids = data.tokenizer.encode(self.prompt) if self.prompt else []
+        prompt = torch.tensor(ids or [data.start_id])[:, None]  # (tokens, one sample)
+        generator = torch.Generator(pl_module.device).manual_seed(0)
+        drawn = pl_module.generate(prompt, temperature=self.temperature, generator=generator)  # type: ignore[operator]
+        found = [int(token) for token, _ in zip(drawn, range(self.tokens), strict=False)]
+        self.last = readable(data.tokenizer, [*ids, *found])
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                indented = self.last.replace("\n", "\n    ")
+                logger.experiment.add_text("sample", f"    {indented}", trainer.global_step)
+
+
+def readable(tokenizer: Any, ids: list[int]) -> str:
+    """Text of ids as people write it: `<eos>` is the end of a line."""
+    if tokenizer.eos_id is None:
+        return str(tokenizer.decode(ids))
+    lines: list[list[int]] = [[]]
+    for index in ids:
+        if index == tokenizer.eos_id:
+            lines.append([])
+        else:
+            lines[-1].append(index)
+    return "\n".join(tokenizer.decode(line) for line in lines)

@@ -30,6 +30,7 @@ def quiet() -> None:
         r"Checkpoint directory .* exists and is not empty.*",  # resuming
         r".*smaller than the logging interval.*",
         r".*GPU available but not used.*",
+        r".*isinstance\(treespec, LeafSpec\).*",  # Lightning 2.6 against torch 2.13
     ):
         warnings.filterwarnings("ignore", message=message)
 

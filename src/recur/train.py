@@ -18,7 +18,7 @@ def main() -> None:
     import hydra
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach cli.guard, which tells them in one line
-    _resume_with_own_config(sys.argv)
+    cli.guard(lambda: _resume_with_own_config(sys.argv))
     door = hydra.main(version_base="1.3", config_path=str(cli.conf_dir()), config_name="train")(_job)
     cli.guard(door)
 
@@ -28,8 +28,14 @@ def _resume_with_own_config(argv: list[str]) -> None:
 
     Lightning's DDP starts its other ranks with this same command line, so it is left as it is once it names the run.
     """
-    given = [word.partition("=")[2] for word in argv[1:] if word.startswith("resume=")]
+    given = [word.partition("=")[2].strip("'\"") for word in argv[1:] if word.startswith("resume=")]
     if not given or given[-1] in ("", "null") or "--config-path" in argv:
+        return
+    if "-m" in argv or "--multirun" in argv:  # a sweep, which its sweeper resumes; alone it repeats its own command
+        if len(argv) == 3:
+            from recur.sweeps.launcher import recorded_arguments
+
+            argv[1:] = [*recorded_arguments(given[-1]), f"resume={given[-1]}"]
         return
     folder = Path(given[-1]).expanduser().resolve()
     if not (folder / ".hydra" / "config.yaml").is_file():
@@ -76,6 +82,7 @@ def _run(cfg: Any) -> float | None:
     from recur import report
     from recur.callbacks import SelfContained, Throughput
     from recur.runs import load_checkpoint, write_atomic
+    from recur.sweeps.witness import Witness
 
     started = time.time()
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -91,6 +98,8 @@ def _run(cfg: Any) -> float | None:
     plain_told = {key: value for key, value in told.items() if not isinstance(value, torch.Tensor)}
     callbacks = [built for node in cfg.callbacks.values() if (built := build(node)) is not None]
     callbacks.append(SelfContained(config, data.tokenizer.to_json(), plain_told))
+    witness = Witness(folder, cfg.monitor)
+    callbacks.append(witness)
     loggers = [build(node) for node in cfg.logger.values()]
     settings = {key: value for key, value in cfg.trainer.items() if key != "precision"}
     precision = report.precision(cfg.trainer.precision, cfg.trainer.accelerator)
@@ -112,10 +121,10 @@ def _run(cfg: Any) -> float | None:
     if best is not None and best.best_model_path:
         # By hand: restoring through the trainer would bring back the raw weights beside an average's.
         task.load_state_dict(load_checkpoint(Path(best.best_model_path))["state_dict"])
-        trainer.validate(task, datamodule=data, verbose=False)
+        trainer.validate(task, datamodule=data, verbose=False, weights_only=True)
         results["val"] = report.metrics_of(trainer, "val/")
     if cfg.test and data.has_test:
-        trainer.test(task, datamodule=data, verbose=False)
+        trainer.test(task, datamodule=data, verbose=False, weights_only=True)
         results["test"] = report.metrics_of(trainer, "test/")
 
     if trainer.is_global_zero:

@@ -147,7 +147,7 @@ class SentimentTask(pl.LightningModule):
         self.train_accuracy.update(accuracy, size)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
         self.log("train/accuracy", accuracy, prog_bar=True, batch_size=size)
-        return loss
+        return loss * batch.scale
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means over all its texts."""
@@ -163,23 +163,25 @@ class SentimentTask(pl.LightningModule):
         metrics.update(scores, batch.labels)
         return scores
 
-    def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
-        """Score one batch of the validation split."""
+    def validation_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
+        """Score one batch of the validation split; gives the scores to callbacks."""
         scores = self._evaluate(batch, self.val_loss, self.val_metrics)
         self.confusion.update(scores, batch.labels)
         self.log("val/loss", self.val_loss, batch_size=len(batch.labels))
         self.log_dict(self.val_metrics, batch_size=len(batch.labels))  # type: ignore[arg-type]
+        return scores
 
     def on_validation_epoch_start(self) -> None:
         """Begin an empty confusion matrix."""
         self.confusion.reset()
 
-    def test_step(self, batch: TextBatch, batch_idx: int) -> None:
-        """Score one batch of the test split."""
+    def test_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
+        """Score one batch of the test split; gives the scores to callbacks."""
         scores = self._evaluate(batch, self.test_loss, self.test_metrics)
         self.confusion.update(scores, batch.labels)
         self.log("test/loss", self.test_loss, batch_size=len(batch.labels))
         self.log_dict(self.test_metrics, batch_size=len(batch.labels))  # type: ignore[arg-type]
+        return scores
 
     def on_test_epoch_start(self) -> None:
         """Begin an empty confusion matrix."""
