@@ -175,6 +175,19 @@ def start_id(tokenizer: Tokenizer) -> int:
     return newline[0] if len(newline) == 1 else tokenizer.unk_id
 
 
+def readable(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
+    """Text of ids as people write it: `<eos>` is the end of a line."""
+    if tokenizer.eos_id is None:
+        return tokenizer.decode(ids)
+    lines: list[list[int]] = [[]]
+    for index in ids:
+        if index == tokenizer.eos_id:
+            lines.append([])
+        else:
+            lines[-1].append(index)
+    return "\n".join(tokenizer.decode(line) for line in lines)
+
+
 def encoded(blocks: Iterable[str], tokenizer: Tokenizer) -> Iterator[NDArray[np.int32]]:
     """Ids of a text, a block at a time; words get `<eos>` after each line, a last line without newline included."""
     if tokenizer.kind not in WORDS:

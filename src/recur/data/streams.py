@@ -52,6 +52,8 @@ class _Loader:
         self._given = 0  # windows handed out in this epoch
         self._resume_at = 0
 
+    batch_sampler = None  # Lightning asks whatever has a sampler for it
+
     @property
     def sampler(self) -> "_Loader":
         """The loader itself: Lightning calls `set_epoch` on a loader's sampler, never on the loader."""
