@@ -122,7 +122,7 @@ def test_mistakes_are_named():
         Recurrent(3, 4, cell="lsmt")
     with pytest.raises(ValueError, match="packed rows of 3 features"):
         Recurrent(3, 4)(packed([2], 5, torch.float32))
-    with pytest.raises(ValueError, match="state of layer 0"):
+    with pytest.raises(ValueError, match="must have shapes"):
         Recurrent(3, 4)(packed([2], 3, torch.float32), [(torch.zeros(1, 2, 4), torch.zeros(1, 2, 4))])
     with pytest.raises(ValueError, match="dropout is a probability"):
         Recurrent(3, 4, dropout=1.0)

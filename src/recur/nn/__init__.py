@@ -1,5 +1,8 @@
 """Ground floor: tensors in, tensors out. Imports torch alone."""
 
-from recur.nn.recurrent import CELLS as CELLS
+from recur.nn.cells import CELLS as CELLS
+from recur.nn.recurrent import GRU as GRU
+from recur.nn.recurrent import LSTM as LSTM
+from recur.nn.recurrent import RNN as RNN
 from recur.nn.recurrent import Recurrent as Recurrent
 from recur.nn.recurrent import detach_state as detach_state

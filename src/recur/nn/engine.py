@@ -103,18 +103,9 @@ class Layout:
     @cached_property
     def last_rows(self) -> Tensor:
         """Row of each sequence's last step, `(batch,)`."""
-        lengths = self.batch_sizes.new_tensor(self.lengths)
-        return self._place[1][lengths - 1] + torch.arange(self.batch)
-
-    @cached_property
-    def lengths(self) -> list[int]:
-        """Length of each sequence, longest first."""
-        lengths, time = [0] * self.batch, len(self.sizes)
-        for place in range(self.batch):
-            while self.sizes[time - 1] <= place:
-                time -= 1
-            lengths[place] = time
-        return lengths
+        places = torch.arange(self.batch)
+        lengths = (self.batch_sizes > places[:, None]).sum(1)
+        return self._place[1][lengths - 1] + places
 
     def entry_rows(self, reverse: bool) -> Tensor:
         """Row at which the walk meets each sequence first, `(batch,)`."""
@@ -134,7 +125,7 @@ class Layout:
 class _LSTM:
     """Gate buffer [i, f, s, o], s = sigma(-2 g's pre-activation); saved beside it e = f c^ and u = sigma(c^)."""
 
-    blocks, torch_blocks, extras = 4, 4, 2
+    blocks, torch_blocks, extras, keeps_gates = 4, 4, 2, True
     input_columns, hidden_columns = slice(0, 4), slice(0, 4)
     input_order = hidden_order = (0, 1, 2, 3)  # blocks in the buffer, as numbers of torch's gates
     scale: ClassVar[dict[int, float]] = {2: -2.0}  # of pre-activations, by torch's gate
@@ -191,7 +182,7 @@ class _LSTM:
 class _GRU:
     """Gate buffer [U_n h + d_n, r, z, s], the first and the last scaled by -2 before s = sigma(...)."""
 
-    blocks, torch_blocks, extras = 4, 3, 0
+    blocks, torch_blocks, extras, keeps_gates = 4, 3, 0, True
     input_columns, hidden_columns = slice(1, 4), slice(0, 3)
     input_order, hidden_order = (0, 1, 2), (2, 0, 1)
     scale: ClassVar[dict[int, float]] = {2: -2.0}
@@ -245,7 +236,7 @@ class _GRU:
 class _RNN:
     """Gate buffer [s], s = sigma(-2 a); nothing of it is needed backwards, where h' itself suffices."""
 
-    blocks, torch_blocks, extras = 1, 1, 0
+    blocks, torch_blocks, extras, keeps_gates = 1, 1, 0, False
     input_columns = hidden_columns = slice(0, 1)
     input_order = hidden_order = (0,)
     scale: ClassVar[dict[int, float]] = {0: -2.0}
@@ -343,6 +334,7 @@ def _walk(
     in_columns, rec_columns = _columns(kernel.input_columns, size), _columns(kernel.hidden_columns, size)
     in_bias, lone_bias = bias[in_columns], bias[: in_columns.start]
 
+    save = save and kernel.keeps_gates
     room = layout.rows if save else max(end - first for _, first, end in layout.chunks)
     gates = inputs.new_empty(room, kernel.blocks * size)
     extras = [inputs.new_empty(room, size) for _ in range(kernel.extras)]
@@ -393,7 +385,7 @@ def _walk_back(
     assert w_ih is not None
     assert w_hh is not None
     size = w_hh.shape[1]
-    gates, *extras = saved
+    gates, *extras = saved or [output]  # a kernel that keeps no gates looks at none
     w_rec = _rearranged(w_hh, kernel.hidden_order, kernel.hidden_kappa, kernel.torch_blocks)
     in_columns, rec_columns = _columns(kernel.input_columns, size), _columns(kernel.hidden_columns, size)
 
@@ -434,9 +426,10 @@ def _walk_back(
         gradients[0] = d_in @ _rearranged(w_ih, kernel.input_order, kernel.input_kappa, kernel.torch_blocks)
     entry = layout.entry_rows(reverse)
     if needs[1]:
-        gradients[1] = d_rec[entry] @ w_rec
+        d_initial = d_rec[entry] @ w_rec
         if kernel is _GRU:
-            gradients[1] += d_hidden[entry] * gates[entry, 2 * size : 3 * size]
+            d_initial += d_hidden[entry] * gates[entry, 2 * size : 3 * size]
+        gradients[1] = d_initial
     if cell is not None and needs[2]:
         gradients[2] = d_state * -2
     if needs[3]:
@@ -492,7 +485,7 @@ class _Layer(torch.autograd.Function):
     """One layer in one or both directions. Weights come as w_ih, w_hh, b_ih, b_hh for each direction."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         name: str,
         layout: Layout,
@@ -512,7 +505,8 @@ class _Layer(torch.autograd.Function):
             own = weights[4 * d : 4 * d + 4]
             return lambda: _walk(kernel, layout, bool(d), inputs, hidden[d], c, own, parts[d], save)
 
-        results = _side_by_side([job(d) for d in range(directions)])
+        with torch.autocast("cpu", enabled=False):
+            results = _side_by_side([job(d) for d in range(directions)])
         last_hidden = torch.stack([parts[d][layout.final_rows(bool(d))] for d in range(directions)])
         last_cell = None if cell is None else torch.stack([state for _, state in results])
         if save:
@@ -555,7 +549,8 @@ class _Layer(torch.autograd.Function):
                 [*needs[:3], *needs[3 + 4 * d : 7 + 4 * d]],
             )
 
-        results = _side_by_side([job(d) for d in range(directions)])
+        with torch.autocast("cpu", enabled=False):
+            results = _side_by_side([job(d) for d in range(directions)])
         d_input = results[0][0]
         if directions == 2 and d_input is not None:
             d_input = d_input.add_(results[1][0])

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from recur.nn.engine import FUSED_CELLS, Layout, layer
+from recur.nn.cells import CELLS, Cell, Weights
+from recur.nn.engine import Layout, layer
 
 State = list[tuple[Tensor, ...]]
 
 ENGINES = ("auto", "fused", "torch")
-_GATES = {"lstm": 4, "gru": 3, "rnn": 1, "rnn_relu": 1}
 _CUDNN_MODE = {"rnn_relu": 0, "rnn": 1, "lstm": 2, "gru": 3}
 _VF: Any = torch._VF
 
@@ -45,26 +45,42 @@ def locked_dropout(data: Tensor, layout: Layout, p: float) -> Tensor:
     return data * mask[layout.places.to(data.device)]
 
 
+def _dropout(data: Tensor, layout: Layout, p: float) -> Tensor:
+    return F.dropout(data, p)
+
+
+def _quad(weights: Weights) -> list[Tensor | None]:
+    return [weights.get(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+
+
 def _run_torch(
     cell: str,
     rows: Tensor,
     layout: Layout,
     state: tuple[Tensor, ...],
-    weights: Sequence[Sequence[Tensor | None]],
+    weights: list[Tensor],
+    bias: bool,
     num_layers: int,
     training: bool,
     bidirectional: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run the packed recurrence of torch itself: on a GPU, cuDNN's. `weights`: a list a layer and direction."""
-    flat = [w for own in weights for w in own if w is not None]
-    has_bias = weights[0][2] is not None
-    common = (flat, has_bias, num_layers, 0.0, training, bidirectional)
+    """Run the packed recurrence of torch itself: on a GPU, cuDNN's."""
+    common = (weights, bias, num_layers, 0.0, training, bidirectional)
     if cell == "lstm":
         output, hidden, memory = _VF.lstm(rows, layout.batch_sizes, state, *common)
         return output, (hidden, memory)
     function = {"gru": _VF.gru, "rnn": _VF.rnn_tanh, "rnn_relu": _VF.rnn_relu}[cell]
     output, hidden = function(rows, layout.batch_sizes, state[0], *common)
     return output, (hidden,)
+
+
+def run_fused(
+    cell: str, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], weights: list[list[Tensor | None]]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run one layer in the engine, in the dtype of its weights whatever autocast made of the rows."""
+    assert weights[0][0] is not None
+    dtype = weights[0][0].dtype
+    return layer(cell, rows.to(dtype), layout, tuple(part.to(dtype) for part in state), weights)
 
 
 class Recurrent(nn.Module):
@@ -81,11 +97,13 @@ class Recurrent(nn.Module):
         bias: have the bias vectors.
         dropout: probability of zeroing a feature between layers (not after the last), drawn from torch's generator.
         locked_dropout: draw one mask a sequence for all of its steps instead of one a step.
-        weight_drop: probability of zeroing an entry of each `weight_hh` for a whole batch (Merity et al. 2018).
+        weight_drop: probability of zeroing an entry of each `weight_hh` (each `weight_ih` where a cell has no other)
+            for a whole batch (Merity et al. 2018).
         output_size: hidden size of the last layer, where it differs.
         forget_bias: initial bias of the forget gates (Jozefowicz et al. 2015): `bias_ih` gets it, `bias_hh` zero.
             None leaves torch's initialisation.
-        engine: `auto`, `fused` (this project's, on a CPU) or `torch` (cuDNN on a GPU).
+        engine: `auto`, `fused` (this project's, on a CPU) or `torch` (cuDNN on a GPU), for the cells that both have.
+        **options: what the cell takes: `window` of a qrnn, `rounds` of a mogrifier.
     """
 
     def __init__(
@@ -103,9 +121,10 @@ class Recurrent(nn.Module):
         output_size: int | None = None,
         forget_bias: float | None = 1.0,
         engine: str = "auto",
+        **options: Any,
     ) -> None:
         super().__init__()
-        if cell not in _GATES:
+        if cell not in CELLS:
             raise ValueError(f"cell is one of {', '.join(CELLS)}, got {cell!r}")
         if engine not in ENGINES:
             raise ValueError(f"engine is one of {', '.join(ENGINES)}, got {engine!r}")
@@ -125,16 +144,12 @@ class Recurrent(nn.Module):
         widths = [hidden_size] * (num_layers - 1) + [self.output_size]
         inputs = [input_size, *(w * self.directions for w in widths[:-1])]
         self.layer_sizes = list(zip(inputs, widths, strict=True))
+        self._kind: Cell = CELLS[cell](cell, **options)
+        self.suffixes = ("", "_reverse")[: self.directions]
         for index, (fan_in, width) in enumerate(self.layer_sizes):
-            for suffix in ("", "_reverse")[: self.directions]:
-                rows = _GATES[cell] * width
-                for name, shape in {
-                    "weight_ih": (rows, fan_in),
-                    "weight_hh": (rows, width),
-                    "bias_ih": (rows,),
-                    "bias_hh": (rows,),
-                }.items():
-                    if bias or name.startswith("weight"):
+            for suffix in self.suffixes:
+                for name, shape in self._kind.shapes(fan_in, width).items():
+                    if bias or not name.startswith("bias"):
                         self.register_parameter(f"{name}_l{index}{suffix}", nn.Parameter(torch.empty(shape)))
         self.reset_parameters()
         self.flatten_parameters()
@@ -142,45 +157,47 @@ class Recurrent(nn.Module):
     def reset_parameters(self) -> None:
         """Draw every parameter from U(-1/sqrt(hidden), 1/sqrt(hidden)) as `torch.nn` does, then set the forget bias."""
         for index, (_, width) in enumerate(self.layer_sizes):
-            for parameter in (p for own in self._weights(index) for p in own if p is not None):
-                nn.init.uniform_(parameter, -(width**-0.5), width**-0.5)
-            if self.cell == "lstm" and self.bias and self.forget_bias is not None:
-                for _, _, b_ih, b_hh in self._weights(index):
-                    assert b_ih is not None
-                    assert b_hh is not None
+            gate = self._kind.forget_gate(width)
+            for own in self._weights(index):
+                for name, parameter in own.items():
+                    if name.startswith("gain"):
+                        nn.init.ones_(parameter)
+                    else:
+                        nn.init.uniform_(parameter, -(width**-0.5), width**-0.5)
+                if gate is not None and self.bias and self.forget_bias is not None:
                     with torch.no_grad():
-                        b_ih[width : 2 * width].fill_(self.forget_bias)
-                        b_hh[width : 2 * width].zero_()
+                        own["bias_ih"][gate] = self.forget_bias
+                        if "bias_hh" in own:
+                            own["bias_hh"][gate] = 0
 
-    def _weights(self, index: int) -> list[list[Tensor | None]]:
-        """w_ih, w_hh, b_ih, b_hh of a layer, for each direction."""
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        suffixes = ("", "_reverse")[: self.directions]
-        return [[getattr(self, f"{name}_l{index}{suffix}", None) for name in names] for suffix in suffixes]
+    def _weights(self, index: int) -> list[dict[str, Tensor]]:
+        """Parameters of a layer by name, for each direction."""
+        names = [n for n in self._kind.shapes(*self.layer_sizes[index]) if self.bias or not n.startswith("bias")]
+        return [{name: getattr(self, f"{name}_l{index}{suffix}") for name in names} for suffix in self.suffixes]
 
-    def _dropped_weights(self, index: int) -> list[list[Tensor | None]]:
+    def _dropped_weights(self, index: int) -> list[dict[str, Tensor]]:
         weights = self._weights(index)
         if self.weight_drop and self.training:
             for own in weights:
-                own[1] = F.dropout(own[1], self.weight_drop)  # type: ignore[arg-type]
+                own[self._kind.dropped] = F.dropout(own[self._kind.dropped], self.weight_drop)
         return weights
 
     @property
     def _as_one(self) -> bool:
         """Whether nothing happens between layers, so that cuDNN can be given all of them at once."""
-        return not self.dropout and self.output_size == self.hidden_size
+        return self._kind.fused and not self.dropout and self.output_size == self.hidden_size
 
     def flatten_parameters(self) -> None:
         """Lay the weights out as cuDNN wants them, so that it need not copy them at every call. Only on a GPU."""
         parameters = list(self.parameters())
-        if not all(p.is_cuda and torch.backends.cudnn.is_acceptable(p) for p in parameters):
+        if not self._kind.fused or not all(p.is_cuda and torch.backends.cudnn.is_acceptable(p) for p in parameters):
             return
         if len({p.data_ptr() for p in parameters}) != len(parameters):
             return
         groups = [range(self.num_layers)] if self._as_one else [range(i, i + 1) for i in range(self.num_layers)]
         with torch.cuda.device_of(parameters[0]), torch.no_grad():
             for group in groups:
-                flat = [w for index in group for own in self._weights(index) for w in own if w is not None]
+                flat = [w for index in group for own in self._weights(index) for w in own.values()]
                 fan_in, width = self.layer_sizes[group[0]]
                 torch._cudnn_rnn_flatten_weight(
                     flat,
@@ -201,16 +218,19 @@ class Recurrent(nn.Module):
 
     def initial_state(self, batch: int, like: Tensor) -> State:
         """Zeros in the dtype and on the device of `like`."""
-        parts = 2 if self.cell == "lstm" else 1
-        return [tuple(like.new_zeros(self.directions, batch, w) for _ in range(parts)) for _, w in self.layer_sizes]
+        return [tuple(like.new_zeros(shape) for shape in shapes) for shapes in self._state_shapes(batch)]
+
+    def _state_shapes(self, batch: int) -> list[list[tuple[int, int, int]]]:
+        sizes = [self._kind.state_sizes(*sizes) for sizes in self.layer_sizes]
+        return [[(self.directions, batch, size) for size in one] for one in sizes]
 
     def forward(self, sequence: PackedSequence, state: State | None = None) -> tuple[PackedSequence, State]:
         """Run the stack.
 
         Args:
             sequence: packed rows, `data` of shape `(rows, input_size)`.
-            state: for each layer a tuple of `(directions, batch, size)` tensors in packed order: (h, c) for the LSTM,
-                (h,) for GRU and RNN. None stands for zeros.
+            state: for each layer a tuple of `(directions, batch, size)` tensors in packed order: (h, c) for cells
+                like the LSTM, (h,) for the others. None stands for zeros.
 
         Returns:
             Packed rows, `data` of shape `(rows, output_dim)`, and the final state, shaped as the initial one.
@@ -225,44 +245,55 @@ class Recurrent(nn.Module):
         if state is None:
             state = self.initial_state(layout.batch, rows)
         self._check_state(state, layout.batch)
-        fused = pick_engine(self.engine, self.cell, rows, layout.sizes) == "fused"
-        if not fused and self._as_one:
+        fused = self._kind.fused and pick_engine(self.engine, self.cell, rows, layout.sizes) == "fused"
+        if self._as_one and not fused:
             output, last = self._run_as_one(rows, layout, state)
-        else:
-            output, last = rows, []
-            for index in range(self.num_layers):
-                weights = self._dropped_weights(index)
-                if fused:
-                    output, final = layer(self.cell, output, layout, state[index], weights)
-                else:
-                    output, final = self._run_torch(output, layout, state[index], weights, 1)
-                last.append(final)
-                if index + 1 < self.num_layers and self.dropout and self.training:
-                    if self.locked_dropout:
-                        output = locked_dropout(output, layout, self.dropout)
-                    else:
-                        output = F.dropout(output, self.dropout)
-        return PackedSequence(output, sequence.batch_sizes, sequence.sorted_indices, sequence.unsorted_indices), last
+            return self._packed(output, sequence), last
+        output, last = rows, []
+        for index in range(self.num_layers):
+            if index and self.dropout and self.training:
+                drop = locked_dropout if self.locked_dropout else _dropout
+                output = drop(output, layout, self.dropout)
+            weights = self._dropped_weights(index)
+            if fused:
+                output, final = run_fused(self.cell, output, layout, state[index], [_quad(own) for own in weights])
+            elif self._kind.fused:
+                output, final = self._run_torch(output, layout, state[index], weights, 1)
+            else:
+                output, final = self._run_cell(output, layout, state[index], weights)
+            last.append(final)
+        return self._packed(output, sequence), last
+
+    @staticmethod
+    def _packed(rows: Tensor, like: PackedSequence) -> PackedSequence:
+        return PackedSequence(rows, like.batch_sizes, like.sorted_indices, like.unsorted_indices)
 
     def _check_state(self, state: State, batch: int) -> None:
-        for index, (one, (_, width)) in enumerate(zip(state, self.layer_sizes, strict=True)):
-            want = (self.directions, batch, width)
-            for part in one:
-                if tuple(part.shape) != want:
-                    raise ValueError(f"state of layer {index} must have shape {want}, got {tuple(part.shape)}")
+        shapes = self._state_shapes(batch)
+        got = [[tuple(part.shape) for part in one] for one in state]
+        if got != shapes:
+            raise ValueError(f"the state of {self.num_layers} layers must have shapes {shapes}, got {got}")
+
+    def _run_cell(
+        self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], weights: list[Weights]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        runs = [
+            self._kind.run(rows, layout, tuple(part[d] for part in state), own, bool(d))
+            for d, own in enumerate(weights)
+        ]
+        outputs, finals = zip(*runs, strict=True)
+        return torch.cat(outputs, 1), tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
 
     def _run_torch(
-        self,
-        rows: Tensor,
-        layout: Layout,
-        state: tuple[Tensor, ...],
-        weights: list[list[Tensor | None]],
-        num_layers: int,
+        self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], weights: list[Weights], num_layers: int
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         with warnings.catch_warnings():
             if self.weight_drop and rows.is_cuda:  # dropped weights are new tensors: cuDNN gathers them, as it says
                 warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous")
-            return _run_torch(self.cell, rows, layout, state, weights, num_layers, self.training, self.bidirectional)
+            flat = [w for own in weights for w in own.values()]
+            return _run_torch(
+                self.cell, rows, layout, state, flat, self.bias, num_layers, self.training, self.bidirectional
+            )
 
     def _run_as_one(self, rows: Tensor, layout: Layout, state: State) -> tuple[Tensor, State]:
         weights = [own for index in range(self.num_layers) for own in self._dropped_weights(index)]
@@ -286,4 +317,141 @@ class Recurrent(nn.Module):
         return ", ".join(parts)
 
 
-CELLS = dict.fromkeys(FUSED_CELLS)
+class _DropIn(nn.RNNBase):
+    """A module of `torch.nn` whose packed and dense passes on a CPU may go through the engine.
+
+    Whatever the engine does not do, errors in the arguments included, is left to torch.
+    """
+
+    def __init__(self, *args: Any, engine: str = "auto", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if engine not in ENGINES:
+            raise ValueError(f"engine is one of {', '.join(ENGINES)}, got {engine!r}")
+        if engine == "fused" and self.proj_size:
+            raise ValueError(
+                f"the fused engine has no projection, got proj_size={self.proj_size}: use engine='auto', "
+                "which leaves it to torch"
+            )
+        self.engine = engine
+
+    @property
+    def _cell(self) -> str:
+        return {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn", "RNN_RELU": "rnn_relu"}[self.mode]
+
+    def forward(self, input: Any, hx: Any = None, *, lengths: Any = None) -> Any:  # noqa: A002 (torch's own name)
+        """Run the layers as `torch.nn` does.
+
+        Args:
+            input: a `PackedSequence`, or `(time, batch, features)`, or with `batch_first` `(batch, time, features)`,
+                or without a batch `(time, features)`.
+            hx: initial state as `torch.nn` wants it, zeros by default.
+            lengths: with a padded batch, the length of each sequence, in any order: what lies beyond is neither read
+                nor written to (the output holds zeros there), and the final states are those of the last real steps.
+
+        Returns:
+            The output, in the form of the input, and the final state.
+
+        Raises:
+            ValueError: `lengths` is given with something else than a padded batch, or does not fit it.
+        """
+        if lengths is not None:
+            return self._padded(input, hx, lengths)
+        layout = self._layout(input, hx)
+        if layout is None:
+            return super().forward(input, hx)
+        packed = isinstance(input, PackedSequence)
+        order = input.sorted_indices if packed else None
+        if packed:
+            rows = input.data
+        else:
+            steps = input.transpose(0, 1) if self.batch_first and input.dim() == 3 else input
+            rows = steps.reshape(-1, self.input_size)
+        shape = (self._directed_layers, layout.batch, self.hidden_size)
+        if hx is None:
+            state = tuple(rows.new_zeros(shape) for _ in range(2 if self.mode == "LSTM" else 1))
+        else:
+            state = tuple(part.reshape(shape) for part in (hx if self.mode == "LSTM" else (hx,)))
+            state = tuple(part if order is None else part[:, order] for part in state)
+        output, last = self._run(rows, layout, state)
+        if packed:
+            result: Any = PackedSequence(output, input.batch_sizes, order, input.unsorted_indices)
+            last = tuple(part if order is None else part[:, input.unsorted_indices] for part in last)
+        elif input.dim() == 2:
+            result, last = output, tuple(part.squeeze(1) for part in last)
+        else:
+            result = output.unflatten(0, (-1, layout.batch))  # (time, batch, features)
+            result = result.transpose(0, 1) if self.batch_first else result
+        return result, last if self.mode == "LSTM" else last[0]
+
+    def _padded(self, padded: Any, hx: Any, lengths: Any) -> Any:
+        if not isinstance(padded, Tensor) or padded.dim() != 3:
+            raise ValueError("lengths go with a padded batch of 3 dimensions only")
+        batch, time = (0, 1) if self.batch_first else (1, 0)
+        lengths = torch.as_tensor(lengths, dtype=torch.int64, device="cpu")
+        if lengths.shape != (padded.shape[batch],) or lengths.min() < 1 or lengths.max() > padded.shape[time]:
+            raise ValueError(
+                f"a padded batch of {padded.shape[batch]} sequences of at most {padded.shape[time]} steps needs as "
+                f"many lengths from 1 to {padded.shape[time]}, got {lengths.tolist()}"
+            )
+        sequence = pack_padded_sequence(padded, lengths, self.batch_first, enforce_sorted=False)
+        output, last = self(sequence, hx)
+        return pad_packed_sequence(output, self.batch_first, total_length=padded.shape[time])[0], last
+
+    @property
+    def _directed_layers(self) -> int:
+        return self.num_layers * (2 if self.bidirectional else 1)
+
+    def _layout(self, sequence: Any, hx: Any) -> Layout | None:
+        """Where the rows lie, if the engine takes this call: asked for, able to, and the arguments in order."""
+        packed = isinstance(sequence, PackedSequence)
+        rows = sequence.data if packed else sequence
+        if self.engine == "torch" or self.proj_size or not isinstance(rows, Tensor) or rows.device.type != "cpu":
+            return None
+        if rows.shape[-1] != self.input_size or rows.dtype != self.weight_ih_l0.dtype or not rows.numel():
+            return None
+        if packed and rows.dim() == 2:
+            layout = Layout(sequence.batch_sizes)
+        elif not packed and rows.dim() in (2, 3):
+            batch, time = rows.shape[:2] if self.batch_first else rows.shape[1::-1]
+            batch, time = (1, rows.shape[0]) if rows.dim() == 2 else (batch, time)
+            layout = Layout(torch.full((time,), batch))
+        else:
+            return None
+        if packed and hx is not None:
+            self.check_forward_args(rows, hx, sequence.batch_sizes)  # torch does not, and may read the wrong memory
+        if hx is not None:
+            want: tuple[int, ...] = (self._directed_layers, layout.batch, self.hidden_size)
+            if not packed and rows.dim() == 2:
+                want = (self._directed_layers, self.hidden_size)
+            parts = hx if self.mode == "LSTM" else (hx,)
+            if len(parts) != (2 if self.mode == "LSTM" else 1):
+                return None
+            if any(part.shape != want or part.dtype != rows.dtype for part in parts):
+                return None
+        return layout if pick_engine(self.engine, self._cell, rows, layout.sizes) == "fused" else None
+
+    def _run(self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """All layers. `state` and the answer: `(layers * directions, batch, hidden)` in packed order."""
+        directions = 2 if self.bidirectional else 1
+        last = []
+        for first in range(0, self._directed_layers, directions):
+            if first and self.dropout and self.training:
+                rows = F.dropout(rows, self.dropout)
+            own = slice(first, first + directions)
+            weights = [[getattr(self, name) for name in names] for names in self._all_weights[own]]
+            weights = [w if self.bias else [*w, None, None] for w in weights]
+            rows, final = run_fused(self._cell, rows, layout, tuple(part[own] for part in state), weights)
+            last.append(final)
+        return rows, tuple(torch.cat(parts) for parts in zip(*last, strict=True))
+
+
+class LSTM(_DropIn, nn.LSTM):
+    """`torch.nn.LSTM`, exact and fast on a CPU. Also takes `engine` (as `Recurrent` does) and, called, `lengths`."""
+
+
+class GRU(_DropIn, nn.GRU):
+    """`torch.nn.GRU`, exact and fast on a CPU. Also takes `engine` (as `Recurrent` does) and, called, `lengths`."""
+
+
+class RNN(_DropIn, nn.RNN):
+    """`torch.nn.RNN`, exact and fast on a CPU. Also takes `engine` (as `Recurrent` does) and, called, `lengths`."""

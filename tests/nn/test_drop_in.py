@@ -1,0 +1,138 @@
+"""recur.nn.LSTM, GRU and RNN are torch.nn's, whatever they are given."""
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_sequence
+
+from recur.nn import GRU, LSTM, RNN
+
+PAIRS = {
+    "lstm": (LSTM, nn.LSTM, {}),
+    "gru": (GRU, nn.GRU, {}),
+    "rnn": (RNN, nn.RNN, {}),
+    "relu": (RNN, nn.RNN, {"nonlinearity": "relu"}),
+}
+
+
+def pair(name, *sizes, engine="fused", **arguments):
+    ours, theirs, extra = PAIRS[name]
+    mine, reference = ours(*sizes, engine=engine, **extra, **arguments), theirs(*sizes, **extra, **arguments)
+    mine.load_state_dict(reference.state_dict())
+    return mine, reference
+
+
+def flat(result):
+    output, state = result
+    output = output.data if isinstance(output, PackedSequence) else output
+    return [output, *(state if isinstance(state, tuple) else (state,))]
+
+
+def check(mine, reference, *arguments, atol=1e-10):
+    parameters, grads = [], []
+    for module in (mine, reference):
+        torch.manual_seed(0)
+        answer = flat(module(*arguments))
+        generator = torch.Generator().manual_seed(1)
+        weights = [torch.randn(a.shape, dtype=a.dtype, generator=generator) for a in answer]
+        module.zero_grad()
+        sum((a * w).sum() for a, w in zip(answer, weights, strict=True)).backward()
+        parameters.append(answer)
+        grads.append([p.grad for p in module.parameters()])
+    for got, want in zip(parameters[0] + grads[0], parameters[1] + grads[1], strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", PAIRS)
+def test_unsorted_packed_with_state(name, bias):
+    mine, reference = pair(name, 4, 5, 2, bidirectional=True, bias=bias, dtype=torch.float64)
+    sequence = pack_sequence([torch.randn(n, 4).double() for n in (3, 9, 1, 6)], enforce_sorted=False)
+    hx = torch.randn(4, 4, 5).double()
+    hx = (hx, torch.randn(4, 4, 5).double()) if name == "lstm" else hx
+    check(mine, reference, sequence)
+    check(mine, reference, sequence, hx)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("name", PAIRS)
+def test_dense_and_unbatched(name, batch_first):
+    mine, reference = pair(name, 4, 5, 2, bidirectional=True, batch_first=batch_first, dtype=torch.float64)
+    for shape, state in (((6, 3, 4), (4, 6 if batch_first else 3, 5)), ((7, 4), (4, 5))):
+        hx = torch.randn(state).double()
+        hx = (hx, torch.randn(state).double()) if name == "lstm" else hx
+        check(mine, reference, torch.randn(shape).double())
+        check(mine, reference, torch.randn(shape).double(), hx)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_padded_with_lengths_equals_packed(batch_first):
+    mine, reference = pair("lstm", 4, 5, 2, bidirectional=True, batch_first=batch_first, dtype=torch.float64)
+    rows = [torch.randn(n, 4).double() for n in (3, 9, 1, 6)]
+    padded = pad_sequence(rows, batch_first=batch_first, padding_value=float("nan"))
+    output, (h, c) = mine(padded, lengths=[3, 9, 1, 6])
+    expected, (h2, c2) = reference(pack_sequence(rows, enforce_sorted=False))
+    want, _ = nn.utils.rnn.pad_packed_sequence(expected, batch_first)
+    for got, correct in ((output, want), (h, h2), (c, c2)):
+        torch.testing.assert_close(got, correct, rtol=0, atol=1e-10)
+
+
+def test_dropout_draws_torchs_own_bits():
+    mine, reference = pair("lstm", 4, 5, 3, dropout=0.5, dtype=torch.float64)
+    check(mine, reference, pack_sequence([torch.randn(n, 4).double() for n in (9, 3, 2)]))
+    check(mine, reference, torch.randn(5, 3, 4).double())
+
+
+def test_projection_is_left_to_torch_or_refused():
+    mine, reference = pair("lstm", 4, 5, 2, engine="auto", proj_size=3, dtype=torch.float64)
+    check(mine, reference, pack_sequence([torch.randn(n, 4).double() for n in (9, 3, 2)]))
+    with pytest.raises(ValueError, match="no projection"):
+        LSTM(4, 5, proj_size=3, engine="fused")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        lambda: (torch.randn(3, 2, 9),),
+        lambda: (torch.randn(3, 2, 4).double(),),
+        lambda: (torch.randn(4),),
+        lambda: (torch.randn(3, 2, 4), (torch.randn(1, 2, 5), torch.randn(1, 3, 5))),
+        lambda: (torch.randn(3, 4), (torch.randn(1, 1, 5), torch.randn(1, 1, 5))),
+    ],
+)
+def test_errors_are_torchs_own(arguments):
+    mine, reference = pair("lstm", 4, 5)
+    given = arguments()
+    with pytest.raises(Exception) as theirs:  # noqa: PT011 (whatever torch raises)
+        reference(*given)
+    with pytest.raises(type(theirs.value)) as ours:
+        mine(*given)
+    assert str(ours.value) == str(theirs.value)
+
+
+def test_a_packed_state_that_does_not_fit_is_refused():
+    """Where torch itself, given one sequence, computes something from the wrong memory."""
+    state = torch.randn(1, 1, 7)
+    with pytest.raises(RuntimeError, match=r"Expected hidden\[0\] size \(1, 1, 5\)"):
+        LSTM(4, 5, engine="fused")(pack_sequence([torch.randn(3, 4)]), (state, state))
+
+
+def test_lengths_must_fit():
+    for lengths in ([4, 1], [3], [0, 2]):
+        with pytest.raises(ValueError, match="needs as many lengths"):
+            LSTM(4, 5)(torch.randn(3, 2, 4), lengths=lengths)
+    with pytest.raises(ValueError, match="padded batch"):
+        LSTM(4, 5)(pack_sequence([torch.randn(3, 4)]), lengths=[3])
+    with pytest.raises(ValueError, match="engine is one of"):
+        LSTM(4, 5, engine="fast")
+
+
+def test_survives_pickling_and_is_torchs_class():
+    mine = LSTM(4, 5, 2)
+    again = pickle.loads(pickle.dumps(mine))
+    sequence = torch.randn(3, 2, 4)
+    assert torch.equal(mine(sequence)[0], again(sequence)[0])
+    assert isinstance(mine, nn.LSTM)
+    assert repr(mine) == "LSTM(4, 5, num_layers=2)"
