@@ -2,10 +2,12 @@
 
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import (
     Callback,
     Checkpoint,
@@ -13,8 +15,11 @@ from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     ModelCheckpoint,
     TQDMProgressBar,
+    WeightAveraging,
 )
+from lightning.pytorch.loggers import TensorBoardLogger
 
+from recur.data.corpus import readable
 from recur.runs import FORMAT
 
 
@@ -59,7 +64,10 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
 
     def _save(self, trainer: pl.Trainer) -> None:
-        trainer.save_checkpoint(self.path)
+        part = self.path.with_name(".last.part")  # fsspec's own way is not atomic where /tmp is another disk
+        trainer.save_checkpoint(part)
+        if trainer.is_global_zero:
+            part.replace(self.path)
         self._saved_at = time.monotonic()
 
     def on_train_batch_end(
@@ -304,22 +312,8 @@ class Samples(Callback):
         prompt = torch.tensor(ids or [data.start_id])[:, None]  # (tokens, one sample)
         generator = torch.Generator(pl_module.device).manual_seed(0)
         drawn = pl_module.generate(prompt, temperature=self.temperature, generator=generator)  # type: ignore[operator]
-        found = [int(token) for token, _ in zip(drawn, range(self.tokens), strict=False)]
-        self.last = readable(data.tokenizer, [*ids, *found])
+        self.last = readable(data.tokenizer, [*ids, *(int(token) for token in islice(drawn, self.tokens))])
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 indented = self.last.replace("\n", "\n    ")
                 logger.experiment.add_text("sample", f"    {indented}", trainer.global_step)
-
-
-def readable(tokenizer: Any, ids: list[int]) -> str:
-    """Text of ids as people write it: `<eos>` is the end of a line."""
-    if tokenizer.eos_id is None:
-        return str(tokenizer.decode(ids))
-    lines: list[list[int]] = [[]]
-    for index in ids:
-        if index == tokenizer.eos_id:
-            lines.append([])
-        else:
-            lines[-1].append(index)
-    return "\n".join(tokenizer.decode(line) for line in lines)
