@@ -5,6 +5,7 @@ the settings it was trained with; with `--data`, any file or folder, read with t
 """
 
 import argparse
+import inspect
 import json
 import sys
 from collections.abc import Sequence
@@ -75,19 +76,20 @@ def open_data(run: "Run", path: str | None = None, settings: Sequence[str] = ())
     Raises:
         ValueError: an unknown setting, or the run's own data has changed since.
     """
-    from hydra.utils import instantiate
+    from hydra.utils import get_class, instantiate
     from omegaconf import OmegaConf
 
     from recur.runs import check_targets
 
     config = dict(run.config["data"])
-    known = sorted(config)
+    check_targets(config, "data", _TARGETS)
+    known = sorted(inspect.signature(get_class(config["_target_"])).parameters)
     if "allow_pickle" in config:
         config["allow_pickle"] = False  # a run may come from anybody: only who types this command may allow it
     settings = [setting.removeprefix("data.") for setting in settings]
     for setting in settings:
         key, equals, _ = setting.partition("=")
-        if not equals or (key.partition(".")[0] not in known) or key.startswith("_"):
+        if not equals or key.partition(".")[0] not in known:
             hint = cli.nearest(key, known) or f"; it has {', '.join(known)}"
             raise ValueError(f"{setting} is no KEY=VALUE of the run's data settings{hint}")
     if path is not None:
@@ -96,7 +98,7 @@ def open_data(run: "Run", path: str | None = None, settings: Sequence[str] = ())
         config |= {"path": path, **({"test": "train"} if Path(path).is_file() else {})}
     changed = OmegaConf.merge(OmegaConf.create(config), OmegaConf.from_dotlist(settings))
     config = OmegaConf.to_container(changed)  # type: ignore[assignment]
-    check_targets(config, "data", _TARGETS)
+    check_targets(config, "data", _TARGETS)  # settings of the command line may not widen it
     data = instantiate(config, _convert_="all")
     if path is not None:
         data.use(run.tokenizer, *([run.data["class_names"]] if run.family == "sentiment" else []))
