@@ -55,6 +55,8 @@ from torch.autograd.function import once_differentiable
 
 CHUNK_ROWS = 256
 """Rows whose gates are projected, and whose factors are formed, at once: 256 of 4 x 256 floats fill a 1 MB cache."""
+THREADED_WORK = 20_000_000
+"""Rows times squared hidden size below which handing one direction to a second thread costs more than it saves."""
 
 
 class Layout:
@@ -84,16 +86,19 @@ class Layout:
         return chunks
 
     @cached_property
-    def _place(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Each row's step, the first row of each step, and each row's place in its step."""
-        offsets = self.batch_sizes.cumsum(0) - self.batch_sizes
-        step = torch.repeat_interleave(torch.arange(len(self.sizes)), self.batch_sizes, output_size=self.rows)
-        return step, offsets, torch.arange(self.rows) - offsets[step]
+    def _offsets(self) -> Tensor:
+        """First row of each step, `(time,)`."""
+        return self.batch_sizes.cumsum(0) - self.batch_sizes
 
-    @property
+    @cached_property
+    def _steps(self) -> Tensor:
+        """Which step each row belongs to, `(rows,)`."""
+        return torch.repeat_interleave(torch.arange(len(self.sizes)), self.batch_sizes, output_size=self.rows)
+
+    @cached_property
     def places(self) -> Tensor:
         """Which sequence each row belongs to, `(rows,)`, on the CPU."""
-        return self._place[2]
+        return torch.arange(self.rows) - self._offsets[self._steps]
 
     @property
     def even(self) -> bool:
@@ -104,8 +109,8 @@ class Layout:
     def last_rows(self) -> Tensor:
         """Row of each sequence's last step, `(batch,)`."""
         places = torch.arange(self.batch)
-        lengths = (self.batch_sizes > places[:, None]).sum(1)
-        return self._place[1][lengths - 1] + places
+        lengths = len(self.sizes) - torch.searchsorted(self.batch_sizes.flip(0).contiguous(), places, right=True)
+        return self._offsets[lengths - 1] + places
 
     def entry_rows(self, reverse: bool) -> Tensor:
         """Row at which the walk meets each sequence first, `(batch,)`."""
@@ -117,9 +122,8 @@ class Layout:
 
     def previous_rows(self, reverse: bool) -> Tensor:
         """Row the walk visited before each row of the same sequence, `(rows,)`; anything at the entry rows."""
-        step, offsets, place = self._place
-        step = step + 1 if reverse else step - 1
-        return (offsets[step.clamp(0, len(self.sizes) - 1)] + place).clamp_(max=self.rows - 1)
+        steps = self._steps + 1 if reverse else self._steps - 1
+        return (self._offsets[steps.clamp(0, len(self.sizes) - 1)] + self.places).clamp_(max=self.rows - 1)
 
 
 class _LSTM:
@@ -456,18 +460,18 @@ def _drop_pool() -> None:
 os.register_at_fork(after_in_child=_drop_pool)
 
 
-def _side_by_side(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Run one or two jobs, two of them in two threads that share torch's threads between them."""
+def _side_by_side(jobs: Sequence[Callable[[], Any]], work: int) -> list[Any]:
+    """Run one or two jobs, two of them (if the work is enough) in two threads that share torch's threads."""
     global _pool
     threads = torch.get_num_threads()
-    if len(jobs) == 1 or threads == 1:
+    if len(jobs) == 1 or threads == 1 or work < THREADED_WORK:
         return [job() for job in jobs]
     if _pool is None:
         _pool = ThreadPoolExecutor(1, thread_name_prefix="recur-engine")
     share = threads // 2
     inference = torch.is_inference_mode_enabled()  # like the thread count, a thread's own
 
-    def work() -> Any:
+    def second_job() -> Any:
         if torch.get_num_threads() != share:  # the count is a thread's own
             torch.set_num_threads(share)
         with torch.inference_mode(inference), torch.no_grad():
@@ -475,7 +479,7 @@ def _side_by_side(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
 
     try:
         torch.set_num_threads(threads - share)
-        second = _pool.submit(work)
+        second = _pool.submit(second_job)
         return [jobs[0](), second.result()]
     finally:
         torch.set_num_threads(threads)
@@ -506,7 +510,7 @@ class _Layer(torch.autograd.Function):
             return lambda: _walk(kernel, layout, bool(d), inputs, hidden[d], c, own, parts[d], save)
 
         with torch.autocast("cpu", enabled=False):
-            results = _side_by_side([job(d) for d in range(directions)])
+            results = _side_by_side([job(d) for d in range(directions)], layout.rows * size**2)
         last_hidden = torch.stack([parts[d][layout.final_rows(bool(d))] for d in range(directions)])
         last_cell = None if cell is None else torch.stack([state for _, state in results])
         if save:
@@ -550,7 +554,7 @@ class _Layer(torch.autograd.Function):
             )
 
         with torch.autocast("cpu", enabled=False):
-            results = _side_by_side([job(d) for d in range(directions)])
+            results = _side_by_side([job(d) for d in range(directions)], layout.rows * size**2)
         d_input = results[0][0]
         if directions == 2 and d_input is not None:
             d_input = d_input.add_(results[1][0])
