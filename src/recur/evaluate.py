@@ -6,6 +6,7 @@ the settings it was trained with; with `--data`, any file or folder, read with t
 
 import argparse
 import inspect
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 # What says where a run's own data is; none of it holds for somebody else's file.
 _PLACES = ("path", "name", "revision", "train", "val", "test", "unlabelled", "synthetic", "limit_train", "vectors")
+_DYNAMIC_WINDOW = 5  # tokens, as Krause et al. use
+_STATISTICS_WINDOWS = 500  # of training text, to learn how large each weight's gradients are
 # What a run's data settings may build.
 _TARGETS = ("recur.data.sentiment.SentimentData", "recur.data.language.LanguageData", "recur.data.synthetic.Synthetic")
 
@@ -41,6 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", metavar="PATH", help="file or folder to read instead of the run's own data")
     parser.add_argument("--split", metavar="S", help="train, val or test (default: val and test, or all there is)")
+    language = parser.add_argument_group("language runs, reported beside the plain figure")
+    language.add_argument("--dynamic", metavar="LR", type=float, help="go on learning from the text (.001 is usual)")
+    language.add_argument("--dynamic-decay", metavar="X", type=float, default=0.02, help="pull back (default .02)")
+    language.add_argument("--cache", metavar="SIZE", type=int, help="remember so many states (2000 is usual)")
+    language.add_argument("--cache-flatness", metavar="X", type=float, default=0.3, help="default .3")
+    language.add_argument("--cache-weight", metavar="X", type=float, default=0.1, help="default .1")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     return parser
 
@@ -54,11 +63,16 @@ def _run(arguments: argparse.Namespace) -> None:
     from recur.runs import Run, plain
 
     run = Run.open(arguments.run)
+    if arguments.dynamic is not None or arguments.cache is not None:
+        run.require("language", "evaluate --dynamic or --cache")
+        _check_options(arguments)
     data = open_data(run, arguments.data, arguments.settings)
     splits = [arguments.split] if arguments.split else _default_splits(data)
     record: dict[str, Any] = {"run": str(arguments.run), "checkpoint": str(run.checkpoint), "family": run.family}
     record["data"] = arguments.data or {key: run.config["data"].get(key) for key in ("path", "train", "test")}
-    record.update({split: evaluate(run, data, split, arguments.device) for split in splits})
+    for split in splits:
+        record[split] = evaluate(run, data, split, arguments.device)
+        record[split].update(_beyond(run, data, split, arguments))
     if not arguments.data and data.ceiling:
         record["ceiling"] = data.ceiling
     json.dump(plain(record), sys.stdout, indent=2, ensure_ascii=False)
@@ -150,6 +164,44 @@ def evaluate(run: "Run", data: Any, split: str, device: str = "cpu") -> dict[str
         metrics["confusion"] = run.task.confusion.compute().tolist()  # [true][said]
         metrics["class_names"] = run.task.class_names
     return metrics
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    for name, value, good in (
+        ("dynamic", arguments.dynamic, lambda x: x > 0),
+        ("dynamic-decay", arguments.dynamic_decay, lambda x: 0 <= x <= 1),
+        ("cache", arguments.cache, lambda x: x > 0),
+        ("cache-flatness", arguments.cache_flatness, lambda x: x >= 0),
+        ("cache-weight", arguments.cache_weight, lambda x: 0 <= x < 1),
+    ):
+        if value is not None and not good(value):
+            rule = {"dynamic-decay": "from 0 to 1", "cache-flatness": "at least 0", "cache-weight": "in [0, 1)"}
+            raise ValueError(f"--{name} must be {rule.get(name, 'above 0')}, got {value}")
+
+
+def _beyond(run: "Run", data: Any, split: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Figures of a language model that may use the text it has read, apart from the plain one."""
+    if arguments.dynamic is None and arguments.cache is None:
+        return {}
+    from recur.data.streams import StreamLoader
+    from recur.tasks.language_modeling import dynamic_evaluation, neural_cache
+
+    told: dict[str, Any] = {}
+    task = run.task.to(arguments.device).eval()
+    if arguments.cache is not None:
+        settings = {"size": arguments.cache, "flatness": arguments.cache_flatness, "weight": arguments.cache_weight}
+        told["neural_cache"] = neural_cache(task, data.loader(split), **settings) | settings
+    if arguments.dynamic is not None:
+        # One stream in short windows: the sooner it learns from what it read, the more it gains.
+        windows = StreamLoader(data.tokens(split), batch_size=1, bptt=_DYNAMIC_WINDOW, start_id=data.start_id)
+        statistics = None
+        if "train" in data.splits:
+            statistics = itertools.islice(data.loader("train", train=True), _STATISTICS_WINDOWS)
+        settings = {"lr": arguments.dynamic, "decay": arguments.dynamic_decay}
+        task.requires_grad_(True)
+        found = dynamic_evaluation(task, windows, statistics=statistics, **settings)
+        told["dynamic_evaluation"] = found | settings | {"gradient_statistics": statistics is not None}
+    return told
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ language run says how much each token surprised it.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -481,19 +482,103 @@ class _Sentiment:
 # -------------------------------------------------------------------------------------------------------- language runs
 
 
+def read_words(run: "Run", text: str) -> "tuple[list[int], list[str]]":
+    """Token ids of a text as a language run's data has them, `<eos>` for line ends where it does, and the tokens.
+
+    The end of the text is no line end unless it is written.
+    """
+    from recur.data import corpus
+
+    tokenizer = run.tokenizer
+    ids = [index for block in corpus.encoded([text], tokenizer) for index in block.tolist()]
+    if tokenizer.eos_id is None:
+        return ids, tokenizer.tokens(text)
+    tokens = [token for line in text.split("\n") for token in (*tokenizer.tokens(line), "<eos>")]
+    if not text.endswith("\n"):
+        ids, tokens = ids[:-1], tokens[:-1]
+    return ids, tokens[: len(ids)]
+
+
 class _Language:
     """Prints how much each token surprises a language run."""
 
     def __init__(self, run: "Run", arguments: argparse.Namespace, console: "Console") -> None:
         self.run, self.arguments, self.console = run, arguments, console
         self.shaded: list[Shaded] = []
-        raise ValueError(f"recur.predict cannot read {run.family} runs yet: {run.checkpoint}")
 
     def tell(self, chunk: list[Given]) -> None:
         """Answer one chunk, in order."""
+        for given in chunk:
+            ids, tokens = read_words(self.run, given.text)
+            if ids:
+                self._tell_one(given.text, ids, tokens)
+            else:
+                _refuse(f"{given.where} has no tokens", self.arguments.skip_bad_rows)
 
     def close(self) -> None:
         """Write the page, where one is wanted."""
+        if self.arguments.html:
+            legend = [(1.0, "the most surprising token"), (0.3, "a third as surprising")]
+            content = page(f"What surprises {self.run.checkpoint.name}", self.shaded, legend)
+            _write_page(self.arguments.html, content)
+
+    def _tell_one(self, text: str, ids: list[int], tokens: list[str]) -> None:
+        import torch
+
+        from recur.data import corpus
+
+        numbers = torch.tensor(ids)
+        start = corpus.start_id(self.run.tokenizer)
+        nats = self.run.task.surprise(numbers, start).double().cpu()
+        ranks = self.run.task.ranks(numbers, start).tolist()
+        mean = float(nats.mean())
+        rows = [
+            {
+                "token": token,
+                "nats": value,
+                "bits": value / math.log(2),
+                "probability": math.exp(-value),
+                "rank": rank,
+                "known": index != self.run.tokenizer.unk_id,
+            }
+            for token, index, value, rank in zip(tokens, ids, nats.tolist(), ranks, strict=True)
+        ]
+        if self.arguments.json:
+            _print_json({"text": text, "tokens": rows, "nats": mean * len(ids), "perplexity": _exp(mean)})
+        shaded = Shaded(
+            f"{mean:.3f} nats ({mean / math.log(2):.3f} bits) a token, perplexity {_exp(mean):,.2f}",
+            tokens,
+            [row["nats"] for row in rows],
+            [f"{row['token']}: {row['bits']:.2f} bits, {row['probability']:.2g}, rank {row['rank']:,}" for row in rows],
+            [f"{len(ids):,} tokens"],
+            " " if self.run.tokenizer.kind in ("basic_english", "whitespace") else "",
+            [not row["known"] for row in rows],
+        )
+        if self.arguments.html:
+            self.shaded.append(shaded)
+        if self.arguments.json:
+            return
+        self.console.print(shaded.title, style="bold")
+        if self.console.color_system:
+            self.console.print(terminal(shaded, self.console.color_system))
+        if self.arguments.explain or not self.console.color_system:
+            self._table(rows)
+        self.console.print()
+
+    def _table(self, rows: list[dict[str, Any]]) -> None:
+        from rich.cells import cell_len, set_cell_size
+
+        names = [shortened(row["token"], 30).replace(" ", "␣") for row in rows]
+        width = max(5, *(cell_len(name) for name in names))
+        print(f"{'Token':<{width}}    Nats    Bits  Probability    Rank")
+        for name, row in zip(names, rows, strict=True):
+            figures = f"{row['nats']:8.3f}{row['bits']:8.3f}  {row['probability']:11.2e}{row['rank']:8,}"
+            print(f"{set_cell_size(name, width)}{figures}{'' if row['known'] else '  unknown'}")
+        sys.stdout.flush()
+
+
+def _exp(nats: float) -> float:
+    return math.exp(min(nats, 700.0))  # a hopeless model must not overflow
 
 
 # --------------------------------------------------------------------------------------------------------------- output

@@ -246,22 +246,39 @@ class LanguageModelingTask(pl.LightningModule):
         Returns:
             `(tokens,)` float32.
         """
-        ids = ids.to(self.device)
-        inputs = torch.cat([ids.new_tensor([start_id]), ids[:-1]])
-        if self.window is not None:
-            return torch.cat([self._windowed_surprise(inputs[: i + 1], ids[i : i + 1]) for i in range(len(ids))])
-        state: State | None = None
-        found = []
-        for some, targets in zip(inputs.split(_READ_AT_ONCE), ids.split(_READ_AT_ONCE), strict=True):
-            hidden = self.net(PackedSequence(some, torch.ones(len(some), dtype=torch.int64)), state)
-            state = hidden.state
-            found.append(self.token_loss(hidden, targets).nll)
+        found = [self.token_loss(hidden, targets).nll for hidden, targets in self._along(ids, start_id)]
         return torch.cat(found) if found else torch.zeros(0)
 
-    def _windowed_surprise(self, before: Tensor, target: Tensor) -> Tensor:
-        before = before[-self.window :] if self.window else before
-        hidden = self.net(PackedSequence(before, torch.ones(len(before), dtype=torch.int64)))
-        return self.token_loss(hidden, target).nll
+    @torch.no_grad()
+    def ranks(self, ids: Tensor, start_id: int) -> Tensor:
+        """Rank of each token of a text among all that could have stood there: 1 for the likeliest.
+
+        Arguments as in `surprise`; gives `(tokens,)` int64.
+        """
+        found = []
+        for hidden, targets in self._along(ids, start_id):
+            logits = self.net.logits(hidden.features[-len(targets) :])  # (targets, vocabulary)
+            found.append((logits > logits.gather(1, targets[:, None])).sum(1) + 1)
+        return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)
+
+    def _along(self, ids: Tensor, start_id: int) -> Iterator[tuple[Hidden, Tensor]]:
+        """Read a text piece by piece; with each piece the tokens that follow."""
+        ids = ids.to(self.device)
+        inputs = torch.cat([ids.new_tensor([start_id]), ids[:-1]])
+        state: State | None = None
+        if self.window is not None:
+            for index in range(len(ids)):
+                before = inputs[max(0, index + 1 - self.window) : index + 1]
+                yield self._read_alone(before, None), ids[index : index + 1]
+            return
+        for some, targets in zip(inputs.split(_READ_AT_ONCE), ids.split(_READ_AT_ONCE), strict=True):
+            hidden = self._read_alone(some, state)
+            state = hidden.state
+            yield hidden, targets
+
+    def _read_alone(self, ids: Tensor, state: State | None) -> Hidden:
+        hidden: Hidden = self.net(PackedSequence(ids, torch.ones(len(ids), dtype=torch.int64)), state)
+        return hidden
 
     @torch.no_grad()
     def generate(
