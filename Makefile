@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-all lint format tensorboard bench clean
+.PHONY: help install train sweep test test-all lint format tensorboard bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ $(READY): pyproject.toml constraints.txt
 
 train: $(READY) ## train the embedded sentiment example (ARGS="..." adds overrides)
 	$(BIN)/python -m recur.train $(ARGS)
+
+sweep: $(READY) ## 8 embedded runs over all cores, a leaderboard and a page (ARGS="..." adds overrides)
+	$(BIN)/python -m recur.train -m sweep=example $(ARGS)
 
 test: $(READY) ## the fast tests
 	$(BIN)/python -m pytest $(ARGS)

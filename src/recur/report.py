@@ -103,11 +103,13 @@ def closing(
     results: dict[str, dict[str, float]],
     speed: Throughput | None,
     wall: float,
+    pruned: bool = False,
 ) -> None:
-    """Write `metrics.json` and the HParams values, then the table of results and what to type next."""
+    """Write the HParams values and `metrics.json`, then the table of results and what to type next."""
     rate = speed.tokens / speed.seconds if speed and speed.seconds else None
     record = {
         **results,
+        **({"pruned": True} if pruned else {}),
         "ceiling": dict(data.ceiling),
         "seed": cfg.seed,
         "epochs": trainer.current_epoch,
@@ -123,7 +125,6 @@ def closing(
         "command": " ".join(["python -m recur.train", *sys.argv[1:]]),
         **provenance(),
     }
-    write_metrics(folder, record)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             known = {f"{split}/{name}": value for split, values in results.items() for name, value in values.items()}
@@ -131,6 +132,7 @@ def closing(
             logger.log_metrics(final, trainer.global_step)
             logger.save()
             logger.experiment.flush()
+    write_metrics(folder, record)  # last: it says that the run is complete
     _table(results, data.ceiling)
     _say(
         f"trained {trainer.current_epoch} epochs, {trainer.global_step} steps in {wall:.0f} s"

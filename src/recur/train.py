@@ -32,10 +32,11 @@ def _resume_with_own_config(argv: list[str]) -> None:
     if not given or given[-1] in ("", "null") or "--config-path" in argv:
         return
     if "-m" in argv or "--multirun" in argv:  # a sweep, which its sweeper resumes; alone it repeats its own command
-        if len(argv) == 3:
+        more = [word for word in argv[1:] if word not in ("-m", "--multirun") and not word.startswith("resume=")]
+        if all(word.startswith(("hydra.launcher.", "hydra/launcher=")) for word in more):
             from recur.sweeps.launcher import recorded_arguments
 
-            argv[1:] = [*recorded_arguments(given[-1]), f"resume={given[-1]}"]
+            argv[1:] = [*recorded_arguments(given[-1]), *more, f"resume={given[-1]}"]
         return
     folder = Path(given[-1]).expanduser().resolve()
     if not (folder / ".hydra" / "config.yaml").is_file():
@@ -118,18 +119,18 @@ def _run(cfg: Any) -> float | None:
     best = trainer.checkpoint_callback
     score = None if best is None or best.best_model_score is None else float(best.best_model_score)
     results = {"val": report.metrics_of(trainer, "val/")}
-    if best is not None and best.best_model_path:
+    if best is not None and best.best_model_path and not witness.pruned:
         # By hand: restoring through the trainer would bring back the raw weights beside an average's.
         task.load_state_dict(load_checkpoint(Path(best.best_model_path))["state_dict"])
         trainer.validate(task, datamodule=data, verbose=False, weights_only=True)
         results["val"] = report.metrics_of(trainer, "val/")
-    if cfg.test and data.has_test:
+    if cfg.test and data.has_test and not witness.pruned:
         trainer.test(task, datamodule=data, verbose=False, weights_only=True)
         results["test"] = report.metrics_of(trainer, "test/")
 
     if trainer.is_global_zero:
         speed = next((c for c in callbacks if isinstance(c, Throughput)), None)
-        report.closing(folder, cfg, data, task, trainer, results, speed, time.time() - started)
+        report.closing(folder, cfg, data, task, trainer, results, speed, time.time() - started, witness.pruned)
     return score
 
 

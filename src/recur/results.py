@@ -1,0 +1,38 @@
+"""The door to a sweep's answer: `python -m recur.results SWEEP [SWEEP ...]`."""
+
+import argparse
+from pathlib import Path
+
+from recur import cli
+
+
+def main() -> None:
+    """Print the leaderboard; write it with pictures and a page."""
+    cli.guard(_results)
+
+
+def _results() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m recur.results",
+        description="Rank the runs of sweeps: a leaderboard here; CSV, Markdown, pictures and a page on disk.",
+    )
+    parser.add_argument("sweep", nargs="+", help="folder of a sweep")
+    parser.add_argument(
+        "--metric", help="rank by this one, e.g. test/accuracy, wall_seconds (default: the sweep's own)"
+    )
+    parser.add_argument("--mode", choices=("max", "min"), help="whether more or less is better (default: guessed)")
+    parser.add_argument("--top", type=int, default=20, help="settings to print (default: %(default)s)")
+    parser.add_argument("--out", help="where to write (default: results in the first sweep's folder)")
+    given = parser.parse_args()
+
+    from recur.sweeps.answer import Answer
+
+    answer = Answer.of(given.sweep, given.metric, given.mode)
+    print(answer.as_text(given.top))
+    several = "comparison" if len(given.sweep) > 1 else "results"
+    page = answer.write(Path(given.out or Path(given.sweep[0]) / several))
+    print(f"page       {page}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,396 @@
+"""What Hydra's launchers and sweepers of this package do: check a sweep whole, then run it, then tell what came out."""
+
+import contextlib
+import os
+import shlex
+import signal
+import sys
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from recur.cli import nearest
+from recur.sweeps import manifest as memory
+from recur.sweeps.board import Board
+from recur.sweeps.conductor import Engine, Listed, Outcome, Source, conduct
+from recur.sweeps.jobs import Job, Needs
+from recur.sweeps.manifest import Manifest
+from recur.sweeps.space import difference
+
+# What the tasks log on a validation, by which a mistyped metric is found before any job starts.
+METRICS = {
+    "recur.tasks.sentiment.": ("loss", "accuracy", "f1", "auroc"),
+    "recur.tasks.language_modeling.": ("loss", "perplexity", "bpc", "accuracy"),
+}
+RESOURCES = ("parameters", "wall_seconds", "train_seconds", "tokens_per_second", "peak_memory_mib", "epochs", "steps")
+_OWN = (
+    "hydra.launcher",
+    "hydra/launcher",
+    "hydra.sweeper",
+    "hydra/sweeper",
+    "hydra.sweep.",
+    "hydra.mode",
+    "hydra.run.",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep that has been checked.
+
+    Attributes:
+        search: how settings are chosen, in words that a resumed sweep must repeat.
+        space: `Space.as_record()`.
+        total: number of jobs.
+        monitor: metric by which jobs are compared.
+        mode: `max` or `min`.
+        constant: override texts common to all jobs.
+        objectives: of a search with several; metric name to mode.
+    """
+
+    search: str
+    space: Mapping[str, Any]
+    total: int
+    monitor: str
+    mode: str
+    constant: tuple[str, ...] = ()
+    objectives: Mapping[str, str] | None = None
+
+    def header(self) -> dict[str, Any]:
+        """The first line of the manifest."""
+        return {
+            "format": memory.FORMAT,
+            "search": self.search,
+            "space": dict(self.space),
+            "jobs": self.total,
+            "monitor": self.monitor,
+            "mode": self.mode,
+            "objectives": dict(self.objectives or {self.monitor: self.mode}),
+            "command": shlex.join(["python", "-m", door(), *sys.argv[1:]]),
+            "argv": sys.argv[1:],
+        }
+
+
+class FreshProcessLauncher(Launcher):
+    """Runs every job as a process of its own, in run mode.
+
+    Args:
+        fail_fast: stop the sweep at the first job that fails.
+        grace_seconds: time a stopped job has to end by itself.
+    """
+
+    def __init__(self, fail_fast: bool, grace_seconds: float) -> None:
+        self.fail_fast, self.grace = fail_fast, grace_seconds
+        self.config: Any = None
+        self.context: Any = None
+
+    @abstractmethod
+    def engine(self, needs: Sequence[Needs], jobs: int) -> Engine:
+        """Where the jobs will run.
+
+        Raises:
+            ValueError: the place cannot serve these needs.
+        """
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra gives."""
+        setup_globals()
+        self.config, self.context = config, hydra_context
+        HydraConfig.instance().set_config(config)
+
+    @property
+    def folder(self) -> Path:
+        """The sweep's folder; `resume=` names it where there is one."""
+        again = self.config.get("resume")
+        return Path(str(again or self.config.hydra.sweep.dir)).expanduser()
+
+    @property
+    def resuming(self) -> bool:
+        """Whether an earlier sweep is to be completed."""
+        return bool(self.config.get("resume"))
+
+    def compose(self, number: int, overrides: Sequence[str]) -> DictConfig:
+        """The config this job will see."""
+        cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(cfg):
+            cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
+            cfg.hydra.runtime.output_dir = str(self.folder / str(number))
+        return cfg
+
+    def job(self, number: int, overrides: Sequence[str]) -> Job:
+        """A job, composed and checked.
+
+        Raises:
+            ValueError: its config lacks a value, or names a metric that no run writes.
+        """
+        cfg = self.compose(number, overrides)
+        HydraConfig.instance().set_config(cfg)
+        try:
+            subdir = str(OmegaConf.select(cfg, "hydra.sweep.subdir"))
+            missing = [key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra")]
+            if missing:
+                raise ValueError(f"{missing[0]} has no value: set {missing[0]}=...")
+            monitor = str(cfg.get("monitor", ""))
+            check_metric(monitor, cfg)
+            needs = needs_of(cfg)
+        finally:
+            HydraConfig.instance().set_config(self.config)
+        return Job(
+            number,
+            tuple(overrides),
+            self.folder / subdir,
+            self.folder / ".locks" / str(number),
+            needs,
+            monitor,
+            door(),
+            flags=(*flags(), *inherited_overrides(self.config)),
+        )
+
+    def jobs(self, rows: Sequence[Sequence[str]], first: int = 0) -> list[Job]:
+        """Jobs for these settings; a resumed sweep gives every setting its former number."""
+        known: dict[tuple[str, ...], int] = {}
+        if self.resuming:
+            for event in memory.read(self.folder):
+                if event["event"] == "start":
+                    known[tuple(event["overrides"])] = event["job"]
+        used = set(known.values())
+        free = (number for number in range(first, first + len(rows) + len(used) + 1) if number not in used)
+        numbers = [known[tuple(row)] if tuple(row) in known else next(free) for row in rows]
+        made = [self.job(number, row) for number, row in zip(numbers, rows, strict=True)]
+        folders = {job.folder for job in made}
+        if len(folders) < len(made):
+            raise ValueError("hydra.sweep.subdir gives several jobs one folder: leave it at ${hydra.job.num}")
+        return made
+
+    def run(self, source: Source, plan: Plan, engine: Engine) -> dict[int, Outcome]:
+        """Run a checked sweep to its end and write its answer.
+
+        Raises:
+            ValueError: the folder holds another sweep, or this one while it still runs.
+            KeyboardInterrupt: stopped; the sweep can be resumed.
+        """
+        folder = self.folder
+        with contextlib.closing(engine), _only_one(folder), contextlib.closing(self._remember(plan)) as book:
+            board = Board(plan.total, engine.places, plan.monitor, plan.mode, plan.constant)
+            board.say(f"sweep      {folder}")
+            board.say(f"jobs       {plan.total}, {plan.search}; {engine.title}")
+            with board, _terminated_like_interrupted():
+                try:
+                    outcomes = conduct(source, engine, book, board, self.fail_fast)
+                except KeyboardInterrupt:
+                    board.say(f"stopped; go on with: python -m {door()} -m resume={shlex.quote(str(folder))}")
+                    raise
+            self._answer(folder, board)
+        return outcomes
+
+    def _remember(self, plan: Plan) -> Manifest:
+        there = (self.folder / memory.NAME).is_file()
+        if self.resuming:
+            header = memory.read(self.folder)[0]
+            changed = difference(header["space"], plan.space)
+            if header["search"] != plan.search:
+                changed = f"search: then {header['search']}, now {plan.search}" + (f"; {changed}" if changed else "")
+            if changed:
+                raise ValueError(f"cannot resume {self.folder}, this is another sweep: {changed}")
+            return Manifest(self.folder)
+        if there:
+            raise ValueError(
+                f"{self.folder} is a sweep already: go on with resume={self.folder}, or name another folder"
+            )
+        book = Manifest(self.folder)
+        book.add("sweep", **plan.header())
+        OmegaConf.save(self.config, self.folder / "multirun.yaml")
+        return book
+
+    def _answer(self, folder: Path, board: Board) -> None:
+        from recur.sweeps.answer import Answer
+
+        try:
+            answer = Answer.of([folder])
+        except ValueError as error:
+            board.say(str(error))
+            return
+        board.say(answer.as_text(limit=10))
+        page = answer.write(folder / "results")
+        board.say(f"results    {page}")
+        board.say(f"compare    tensorboard --logdir {folder}")
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run a batch for a sweeper that is not ours."""
+        rows = [[text for text in row if not text.startswith("resume=")] for row in job_overrides]
+        made = self.jobs(rows, initial_job_idx)
+        plan = self.plan_of_list("a list", made, {"fixed": {}, "varied": {"jobs": [" ".join(row) for row in rows]}})
+        outcomes = self.run(Listed(made), plan, self.engine([job.needs for job in made], len(made)))
+        return [_returned(job, outcomes.get(job.number)) for job in made]
+
+    def plan_of_list(self, search: str, made: Sequence[Job], space: Mapping[str, Any]) -> Plan:
+        """The plan of a sweep whose jobs are known beforehand."""
+        monitors = dict.fromkeys(job.monitor for job in made)
+        if len(monitors) > 1:
+            raise ValueError(f"the jobs of a sweep are compared by one metric, these have {', '.join(monitors)}")
+        first = self.compose(0, made[0].overrides)
+        common = set(made[0].overrides).intersection(*[job.overrides for job in made]) if len(made) > 1 else set()
+        return Plan(
+            search, space, len(made), next(iter(monitors)), str(first.get("mode", "max")), tuple(sorted(common))
+        )
+
+
+def _returned(job: Job, outcome: Outcome | None) -> JobReturn:
+    result = JobReturn(overrides=list(job.overrides), working_dir=str(job.folder))
+    if outcome is not None and outcome.state in ("done", "pruned"):
+        result.status, result.return_value = JobStatus.COMPLETED, outcome.value
+    else:
+        reason = outcome.reason if outcome else "it was not started"
+        result.status, result.return_value = (
+            JobStatus.FAILED,
+            RuntimeError(f"job {job.number}: {reason}; log {job.log}"),
+        )
+    return result
+
+
+def door() -> str:
+    """The module that jobs run: the one that was typed."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    name = str(getattr(spec, "name", "") or "")
+    return name if name.startswith("recur.") else "recur.train"
+
+
+def flags() -> list[str]:
+    """Hydra's own flags that say where configs are; every job needs them too."""
+    from hydra._internal.utils import get_args_parser
+
+    given, _ = get_args_parser().parse_known_args()
+    found = []
+    for flag in ("config_path", "config_name", "config_dir"):
+        value = getattr(given, flag)
+        if value is not None:
+            found += [f"--{flag.replace('_', '-')}", str(value)]
+    return found
+
+
+def inherited_overrides(config: DictConfig) -> list[str]:
+    """Overrides of Hydra's own settings that concern a job and not the sweep."""
+    return [str(text) for text in config.hydra.overrides.hydra if not str(text).lstrip("+~").startswith(_OWN)]
+
+
+def needs_of(cfg: DictConfig) -> Needs:
+    """What a run with this config asks of a place."""
+    trainer = cfg.get("trainer") or {}
+    accelerator = str(trainer.get("accelerator", "auto"))
+    accelerator = "gpu" if accelerator == "cuda" else accelerator
+    count = _count(trainer.get("devices", "auto"))
+    if accelerator == "cpu":
+        return Needs("cpu", None, count or 1)
+    return Needs(accelerator, count, count or 1)
+
+
+def _count(devices: Any) -> int | None:
+    """How many devices a `trainer.devices` means, None for all there are."""
+    if OmegaConf.is_list(devices):
+        return len(devices)
+    text = str(devices)
+    if text in ("auto", "-1", "None"):
+        return None
+    words = [word for word in text.split(",") if word.strip()]
+    return len(words) if len(words) > 1 else int(text) if text.isdecimal() else None
+
+
+def check_metric(name: str, cfg: DictConfig, resources: bool = False) -> None:
+    """Refuse a metric that no job will write.
+
+    Raises:
+        ValueError: the task of this config logs no such metric.
+    """
+    target = str((cfg.get("model") or {}).get("_target_", ""))
+    logged = next((names for module, names in METRICS.items() if target.startswith(module)), None)
+    if logged is None or not name:
+        return
+    known = [f"val/{metric}" for metric in logged]
+    if resources:
+        known += [f"test/{metric}" for metric in logged] + list(RESOURCES)
+    if name not in known:
+        raise ValueError(f"no run writes the metric {name!r}{nearest(name, known)} It can be {', '.join(known)}")
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold the sweep's folder; wait until nothing of a former life of it runs."""
+    import fcntl
+    import time
+
+    locks = folder / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / "sweep").open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder} is being run by another process") from None
+        until = time.monotonic() + 30
+        for path in sorted(locks.iterdir()):
+            if path.name == "sweep":
+                continue
+            with path.open("a") as former:
+                while True:
+                    try:
+                        fcntl.flock(former, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        break
+                    except BlockingIOError:
+                        if time.monotonic() > until:
+                            raise ValueError(
+                                f"job {path.name} of {folder} still runs from before: end it first"
+                            ) from None
+                        time.sleep(0.05)
+        yield
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM and SIGHUP stop a sweep as Ctrl-C does."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {}
+    for which in (signal.SIGTERM, signal.SIGHUP):
+        with contextlib.suppress(ValueError):  # not in the main thread
+            before[which] = signal.signal(which, interrupt)
+    try:
+        yield
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
+
+
+def leave(outcomes: Mapping[int, Outcome], total: int, folder: Path) -> None:
+    """End the process with what the exit code should say.
+
+    Raises:
+        SystemExit: 1 where a job failed or was never run.
+    """
+    failed = [number for number, outcome in sorted(outcomes.items()) if outcome.state == "failed"]
+    if failed or any(outcome.state == "stopped" for outcome in outcomes.values()):
+        named = ", ".join(map(str, failed[:10])) + (", ..." if len(failed) > 10 else "")
+        print(
+            f"recur: {len(failed)} of {total} jobs failed ({named}); run them again with: "
+            f"python -m {door()} -m resume={shlex.quote(str(folder))}",
+            file=sys.stderr,
+        )
+        raise SystemExit(1)
+
+
+def recorded_arguments(folder: str, environment: Mapping[str, str] = os.environ) -> list[str]:
+    """The arguments a sweep was started with, for `-m resume=SWEEP` without any of its own.
+
+    Raises:
+        ValueError: the folder is no sweep.
+    """
+    given = list(memory.read(Path(folder).expanduser())[0].get("argv", []))
+    return [word for word in given if not word.startswith(("resume=", "hydra.sweep.dir="))]

@@ -1,0 +1,71 @@
+"""The memory of a sweep: `sweep.jsonl` in its folder, one JSON object a line, only ever added to.
+
+    {"event": "sweep", ...}   first line: what the sweep is
+    {"event": "start", "job": 3, "overrides": [...], "folder": "3", "place": "gpu 1", "time": ...}
+    {"event": "end", "job": 3, "state": "done" | "pruned" | "failed" | "stopped", "seconds": ..., "reason": ...}
+
+Whether a run is complete is told by its own `metrics.json`; the manifest tells what there should be.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+NAME = "sweep.jsonl"
+FORMAT = 1
+
+
+class Manifest:
+    """`sweep.jsonl`, opened for adding.
+
+    Args:
+        folder: the sweep's folder, made where it is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / NAME
+        torn = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
+        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        if torn and self.path.stat().st_size:  # a line cut by a power failure stays apart
+            os.write(self._file, b"\n")
+
+    def add(self, event: str, **fields: Any) -> None:
+        """Add one line with a single write, and wait until it is on the disk."""
+        line = json.dumps({"event": event, **fields, "time": round(time.time(), 3)}, ensure_ascii=False) + "\n"
+        os.write(self._file, line.encode())
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The events of a sweep, oldest first; a torn line is passed over.
+
+    Raises:
+        ValueError: the folder is no sweep, or one of a newer format.
+    """
+    path = folder / NAME
+    if not folder.exists():
+        raise ValueError(f"there is no sweep at {folder}")
+    if not path.is_file():
+        one = (folder / "metrics.json").is_file() or (folder / ".hydra").is_dir()
+        hint = "it is a single run: give the folder above it" if one else "a sweep is what `-m` makes"
+        raise ValueError(f"{folder} is not a sweep: it has no {NAME}; {hint}")
+    events = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and "event" in event:
+            events.append(event)
+    if not events or events[0]["event"] != "sweep":
+        raise ValueError(f"{path} does not begin with a sweep: it is damaged")
+    if events[0].get("format", 0) > FORMAT:
+        raise ValueError(f"{path} has format {events[0]['format']}, this version reads up to {FORMAT}")
+    return events

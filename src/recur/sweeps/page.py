@@ -1,0 +1,187 @@
+"""The answer as one HTML page that opens from disk: nothing is fetched, every text is escaped."""
+
+import os
+from html import escape
+from pathlib import Path
+
+from recur.sweeps.answer import Answer, short
+from recur.sweeps.board import figure, seconds_in_words
+
+_STYLE = """
+:root { color-scheme: light dark; --ground: #f6f7f9; --card: #fff; --ink: #1b1f26; --soft: #5b6470; --line: #dfe3e8;
+  --mark: #2f7ed8; --bad: #c4372b; --warn: #9a6a00; }
+@media (prefers-color-scheme: dark) { :root { --ground: #14171c; --card: #1c2027; --ink: #e6e9ee; --soft: #9aa4b2;
+  --line: #303742; --mark: #6aa9f0; --bad: #ff8277; --warn: #e0b050; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", sans-serif; }
+main { max-width: 1180px; margin: 0 auto; padding: 24px 20px 40px; display: grid; gap: 16px;
+  grid-template-columns: repeat(12, minmax(0, 1fr)); }
+header, section { grid-column: 1 / -1; }
+h1 { font-size: 21px; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 14.5px; margin: 0 0 8px; }
+code, .mono { font: 12.5px/1.45 ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
+header code { color: var(--soft); display: block; margin-top: 4px; }
+.tiles { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); }
+.tile, .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px; }
+.tile b { display: block; font-size: 22px; line-height: 1.3; font-variant-numeric: tabular-nums; }
+.tile b { overflow-wrap: anywhere; }
+.tile span { color: var(--soft); font-size: 13px; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px; }
+th, td { text-align: left; padding: 5px 12px 5px 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
+td.free { white-space: normal; overflow-wrap: anywhere; }
+tbody tr:last-child td { border-bottom: 0; }
+th { color: var(--soft); font-weight: 600; font-size: 12.5px; cursor: pointer; user-select: none; }
+th[aria-sort=ascending]::after { content: " ↑"; } th[aria-sort=descending]::after { content: " ↓"; }
+tr.best td { font-weight: 650; } tr.best td:nth-child(2) { color: var(--mark); }
+.bar { display: inline-block; height: 8px; border-radius: 4px; background: var(--mark); opacity: .75; }
+.failed { color: var(--bad); } .pruned, .stopped, .unfinished { color: var(--warn); }
+svg { width: 100%; height: auto; display: block; color: var(--ink); }
+.full { grid-column: 1 / -1; } .half { grid-column: span 6; }
+.half svg { max-height: 380px; }
+summary { cursor: pointer; font-weight: 600; font-size: 14.5px; }
+a { color: var(--mark); }
+@media (max-width: 820px) { .half { grid-column: 1 / -1; } }
+"""
+
+_SCRIPT = """
+for (const head of document.querySelectorAll("th")) head.addEventListener("click", () => {
+  const table = head.closest("table"), body = table.tBodies[0], at = head.cellIndex;
+  const down = head.getAttribute("aria-sort") === "ascending";
+  for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", down ? "descending" : "ascending");
+  const key = row => row.cells[at].dataset.sort ?? row.cells[at].textContent;
+  const rows = [...body.rows].sort((a, b) => {
+    const x = key(a), y = key(b), n = x - y;
+    return x === "" ? 1 : y === "" ? -1 : (isNaN(n) ? x.localeCompare(y) : n) * (down ? -1 : 1);
+  });
+  body.append(...rows);
+});
+"""
+
+
+def render(answer: Answer, pictures: dict[str, str], at: Path) -> str:
+    """The page, to be written into folder `at`; links to runs are relative to it."""
+    name = " and ".join(folder.name for folder in answer.folders)
+    title = f"{answer.metric} · {name}"
+    commands = "".join(f"<code>{escape(str(header.get('command', '')))}</code>" for header in answer.headers)
+    parts = [
+        f"<header><h1>{escape(title)}</h1>{commands}</header>",
+        f'<section class="tiles">{"".join(_tiles(answer))}</section>',
+        f'<section class="card wide"><h2>Leaderboard</h2>{_leaderboard(answer)}</section>',
+    ]
+    lone = len(pictures) % 2 == 1
+    for index, (caption, svg) in enumerate(pictures.items()):
+        kind = "full" if lone and index == 0 else "half"
+        parts.append(f'<section class="card {kind}"><h2>{escape(caption)}</h2>{svg}</section>')
+    parts += [_troubles(answer, at), _runs(answer, at)]
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style>"
+        f"<main>{''.join(parts)}</main><script>{_SCRIPT}</script></html>\n"
+    )
+
+
+def _tiles(answer: Answer) -> list[str]:
+    def tile(value: str, below: str) -> str:
+        return f'<div class="tile"><b>{escape(value)}</b><span>{escape(below)}</span></div>'
+
+    best = answer.best
+    tiles = []
+    if best is not None:
+        tiles.append(
+            tile(
+                best.result_text(),
+                f"best {answer.metric}" + (f" over {len(best.done)} seeds" if len(best.done) > 1 else ""),
+            )
+        )
+        tiles.append(
+            tile(
+                ", ".join(best.settings.values()) or "as configured", ", ".join(map(short, best.settings)) or "settings"
+            )
+        )
+        seconds, count = best.of("wall_seconds"), best.of("parameters")
+        if seconds is not None and count is not None:
+            tiles.append(tile(seconds_in_words(seconds), f"for a run of the best, {count:,.0f} parameters"))
+    runs = len(answer.results)
+    tiles.append(tile(f"{runs} runs", f"{answer.states_text()}; {seconds_in_words(answer.seconds)} of computing"))
+    return tiles
+
+
+def _leaderboard(answer: Answer) -> str:
+    means = [group.mean for group in answer.groups if group.mean is not None]
+    low, high = (min(means), max(means)) if means else (0.0, 1.0)
+    head = "".join(f"<th>{escape(title)}</th>" for title in answer.columns())
+    lines = []
+    for group, cells in zip(answer.groups, answer.rows(), strict=True):
+        kind = ' class="best"' if group is answer.best else "" if group.mean is not None else f' class="{group.state}"'
+        columns = []
+        for title, cell in zip(answer.columns(), cells, strict=True):
+            sort, bar = "", ""
+            if title == answer.metric:
+                sort = f' data-sort="{"" if group.mean is None else group.mean}"'
+                if group.mean is not None and high > low:
+                    part = (group.mean - low) / (high - low)
+                    bar = f'<span class="bar" style="width:{6 + 54 * part:.0f}px"></span>'
+            elif title == "time":
+                sort = f' data-sort="{group.of("wall_seconds") or ""}"'
+            elif title == "parameters":
+                sort = f' data-sort="{group.of("parameters") or ""}"'
+            columns.append(f"<td{sort}>{escape(cell)}{' ' + bar if bar else ''}</td>")
+        lines.append(f"<tr{kind}>{''.join(columns)}</tr>")
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def _link(path: Path, at: Path, text: str) -> str:
+    return f'<a href="{escape(os.path.relpath(path, at), quote=True)}">{escape(text)}</a>'
+
+
+def _troubles(answer: Answer, at: Path) -> str:
+    bad = [result for result in answer.results if result.state in ("failed", "stopped", "unfinished")]
+    if not bad:
+        return ""
+    lines = [
+        f'<tr><td>{result.number}</td><td class="{result.state}">{result.state}</td>'
+        f'<td class="free mono">{escape(" ".join(f"{k}={v}" for k, v in result.settings.items()))}</td>'
+        f'<td class="free">{escape(result.reason)}</td><td>{_link(result.folder / "output.log", at, "log")}</td></tr>'
+        for result in bad
+    ]
+    head = "".join(f"<th>{title}</th>" for title in ("job", "state", "settings", "reason", "log"))
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f'<section class="card wide"><h2>Not finished</h2>{table}</section>'
+
+
+def _runs(answer: Answer, at: Path) -> str:
+    keys = answer.varied
+    titles = ["sweep"] * (len(answer.folders) > 1) + [
+        "job",
+        "state",
+        answer.metric,
+        *map(short, keys),
+        "seed",
+        "epochs",
+        "time",
+    ]
+    titles = list(dict.fromkeys(titles))
+    own = [key for key in keys if key != "sweep"]
+    lines = []
+    for group in answer.groups:
+        for r in group.results:
+            record = r.record or {}
+            cells = [f"<td>{escape(r.sweep)}</td>"] if len(answer.folders) > 1 else []
+            seconds = record.get("wall_seconds")
+            cells += [
+                f"<td>{_link(r.folder, at, str(r.number))}</td>",
+                f'<td class="{r.state}">{r.state}</td>',
+                f"<td>{figure(r.value)}</td>",
+                *[f"<td>{escape(group.settings[key])}</td>" for key in own],
+                f"<td>{escape(r.seed)}</td>",
+                f"<td>{escape(str(record.get('epochs', '')))}</td>",
+                f'<td data-sort="{"" if seconds is None else float(seconds)}">'
+                f"{'' if seconds is None else seconds_in_words(float(seconds))}</td>",
+            ]
+            lines.append(f"<tr>{''.join(cells)}</tr>")
+    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f'<section class="card wide"><details><summary>All {len(lines)} runs</summary>{table}</details></section>'

@@ -1,0 +1,243 @@
+"""The pictures of an answer, drawn so that they stand on light and on dark ground alike."""
+
+import math
+import re
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recur.sweeps.answer import Answer, Group, numbers, short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#010203"  # what the page replaces by the colour of its text
+FAINT = "#8a8f98"
+SERIES = ("#2f7ed8", "#d9662b", "#2a9d6f", "#a15fc9", "#c2912a")
+STYLE = {
+    "font.size": 9,
+    "font.family": "DejaVu Sans",
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 9.5,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": FAINT,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "recur",
+    "path.simplify": True,
+}
+
+
+def draw(answer: Answer, folder: Path) -> dict[str, str]:
+    """Write every picture that the answer has matter for as PNG; return them as SVG, title to text."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    drawn: dict[str, str] = {}
+    with plt.rc_context(STYLE):
+        for name, title, make in (
+            ("settings", f"{answer.metric} against each setting", settings),
+            ("curves", f"{answer.metric} during training", curves),
+            ("coordinates", "All settings together", coordinates),
+            ("importance", "What matters", importance),
+        ):
+            figure = make(answer)
+            if figure is None:
+                continue
+            text = StringIO()
+            figure.savefig(text, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+            figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight", facecolor="white")
+            plt.close(figure)
+            drawn[title] = _inline(text.getvalue(), name)
+    for name, text_svg in drawn.items():
+        assert "<svg" in text_svg, name
+    return drawn
+
+
+def _inline(svg: str, name: str) -> str:
+    """An SVG to be put into a page: no prologue, its ink the page's, its ids its own."""
+    body = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", body)
+    return re.sub(r'<svg ([^>]*?)width="[\d.]+pt" height="[\d.]+pt"', r"<svg \1", body, count=1)
+
+
+def _done(answer: Answer) -> list[tuple[Group, float]]:
+    return [(group, r.value) for group in answer.groups for r in group.done if r.value is not None]
+
+
+def _positions(texts: Sequence[str]) -> tuple[list[float], list[str] | None, bool]:
+    """Places on an axis: (of each text, tick labels where they are words, whether the axis is logarithmic)."""
+    values = numbers(texts)
+    distinct = sorted(set(values)) if values is not None else []
+    if values is not None and len(distinct) > 6:
+        return values, None, distinct[0] > 0 and distinct[-1] / distinct[0] >= 30
+    order = sorted(dict.fromkeys(texts), key=float if values is not None else None)
+    return [float(order.index(text)) for text in texts], order, False
+
+
+def _clip(text: str, length: int = 22) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def settings(answer: Answer) -> "Figure | None":
+    """The metric against each varied setting: every run a dot, the mean of each value a line."""
+    from matplotlib import pyplot as plt
+
+    done = _done(answer)
+    if not answer.varied or len(done) < 2:
+        return None
+    columns = min(3, len(answer.varied))
+    rows = math.ceil(len(answer.varied) / columns)
+    size = (3.6 * columns if columns > 1 else 6.0, 2.9 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
+    values = [value for _, value in done]
+    for place, key in zip(axes.flat, answer.varied, strict=False):
+        texts = [group.settings[key] for group, _ in done]
+        xs, labels, log = _positions(texts)
+        if log:
+            place.set_xscale("log")
+        place.scatter(xs, values, s=22, color=SERIES[0], alpha=0.45, linewidths=0)
+        if labels is not None:
+            means = [_mean([v for x, v in zip(xs, values, strict=True) if x == i]) for i in range(len(labels))]
+            place.plot(range(len(labels)), means, color=SERIES[0], marker="o", markersize=4, linewidth=1.5)
+            crowded = sum(len(_clip(label)) for label in labels) > 34
+            turn = {"rotation": 25, "ha": "right"} if crowded else {}
+            place.set_xticks(range(len(labels)), [_clip(label) for label in labels], **turn)
+            place.margins(x=0.2 if len(labels) < 4 else 0.08)
+        place.set_title(_clip(short(key), 40))
+    for index, place in enumerate(axes.flat):
+        if index >= len(answer.varied):
+            place.remove()
+        elif index % columns == 0:
+            place.set_ylabel(answer.metric)
+    return figure
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def curves(answer: Answer) -> "Figure | None":
+    """The metric at every validation; the best settings in colour, the others faint, pruned runs dashed."""
+    from matplotlib import pyplot as plt
+
+    known = [
+        (rank, group, r.points(answer.metric), r) for rank, group in enumerate(answer.groups) for r in group.results
+    ]
+    known = [item for item in known if item[2]]
+    if not known:
+        return None
+    figure, place = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
+    shown: set[int] = set()
+    bold = [rank for rank, group in enumerate(answer.groups) if group.mean is not None][: len(SERIES)]
+    for rank, group, points, result in sorted(known, key=lambda item: -item[0]):
+        xs, ys = zip(*points, strict=True)
+        style: dict[str, Any] = {"linestyle": "--" if result.state != "done" else "-"}
+        marker = "o" if len(xs) == 1 else None
+        if rank in bold:
+            label = None if rank in shown else _clip(group.label(), 56)
+            shown.add(rank)
+            place.plot(xs, ys, color=SERIES[bold.index(rank)], linewidth=1.6, marker=marker, label=label, **style)
+        else:
+            place.plot(xs, ys, color=FAINT, alpha=0.5, linewidth=0.9, marker=marker, markersize=3, **style)
+    place.set_xlabel("epoch")
+    place.set_ylabel(answer.metric)
+    place.xaxis.get_major_locator().set_params(integer=True)
+    handles, labels = place.get_legend_handles_labels()
+    if labels:
+        place.legend(handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(0, -0.16), fontsize=8, ncols=1)
+    return figure
+
+
+def coordinates(answer: Answer) -> "Figure | None":
+    """Parallel coordinates: one line a run through all its settings to its metric."""
+    from matplotlib import pyplot as plt
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+
+    done = _done(answer)
+    if len(answer.varied) < 2 or len(done) < 3:
+        return None
+    values = [value for _, value in done]
+    ground = LinearSegmentedColormap.from_list("good", ["#9aa0a8", "#6fa3d8", "#2f7ed8", "#e07b1f"])
+    norm = Normalize(min(values), max(values)) if min(values) < max(values) else Normalize(0, 1)
+    colours = ScalarMappable(norm, ground if answer.mode == "max" else ground.reversed())
+    keys = [*answer.varied, answer.metric]
+    figure, place = plt.subplots(figsize=(max(6.0, 1.75 * len(keys)), 3.4), layout="constrained")
+    tracks: list[list[float]] = []
+    for index, key in enumerate(keys):
+        last = key == answer.metric
+        texts = [repr(v) for v in values] if last else [group.settings[key] for group, _ in done]
+        places, labels, log = (values, None, False) if last else _positions(texts)
+        tracks.append(_axis(place, index, places, labels, log))
+    order = sorted(range(len(done)), key=lambda i: values[i], reverse=answer.mode == "min")
+    for i in order:
+        height = [track[i] for track in tracks]
+        place.plot(range(len(keys)), height, color=colours.cmap(norm(values[i])), alpha=0.75, linewidth=1.4)
+    place.set_xticks(range(len(keys)), [_clip(short(k) if k != answer.metric else k, 18) for k in keys])
+    place.tick_params(axis="x", length=0, pad=6)
+    place.set_yticks([])
+    place.set_xlim(-0.25, len(keys) - 0.6)
+    place.set_ylim(-0.05, 1.06)
+    place.grid(False)
+    place.spines[:].set_visible(False)
+    return figure
+
+
+def _axis(place: "Axes", index: int, values: list[float], labels: list[str] | None, log: bool) -> list[float]:
+    """Draw one upright axis with its values; return the heights of the runs on it."""
+    scaled = [math.log10(v) for v in values] if log else values
+    low, high = min(scaled), max(scaled)
+
+    def height(value: float) -> float:
+        return 0.5 if high == low else (value - low) / (high - low)
+
+    place.plot([index, index], [0, 1], color=FAINT, linewidth=1, zorder=0)
+    if labels is not None:
+        ticks = [(height(i), label) for i, label in enumerate(labels)]
+    else:
+        ends = [low, (low + high) / 2, high] if high > low else [low]
+        ticks = [(height(v), f"{10**v if log else v:.3g}") for v in ends]
+    for where, text in ticks:
+        place.annotate(_clip(text, 14), (index, where), (4, 2), textcoords="offset points", fontsize=7.5, color=INK)
+    return [height(v) for v in scaled]
+
+
+def importance(answer: Answer) -> "Figure | None":
+    """How much of the variance each setting explains alone."""
+    from matplotlib import pyplot as plt
+
+    shares = answer.importance()
+    if len(shares) < 2:
+        return None
+    figure, place = plt.subplots(figsize=(5.4, 0.5 + 0.36 * len(shares)), layout="constrained")
+    names = [_clip(short(key), 30) for key in shares]
+    bars = place.barh(range(len(names)), [100 * share for share in shares.values()], color=SERIES[0], height=0.62)
+    place.bar_label(bars, [f"{100 * share:.0f} %" for share in shares.values()], padding=4, color=INK, fontsize=8.5)
+    place.set_yticks(range(len(names)), names)
+    place.invert_yaxis()
+    place.set_xlim(0, 112)
+    place.set_xticks([])
+    place.grid(False)
+    place.spines[:].set_visible(False)
+    place.tick_params(axis="y", length=0)
+    place.set_title(f"share of the variance of {answer.metric} explained alone", fontsize=8.5)
+    return figure
