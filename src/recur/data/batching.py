@@ -85,7 +85,8 @@ def count_steps(lengths: NDArray[np.int64], batch_size: int, world_size: int = 1
     """Number of steps of an epoch; the same in every epoch."""
     if max_tokens is not None:
         return len(_token_sizes(lengths, max_tokens, world_size)) // world_size
-    return -(-len(lengths) // (batch_size * world_size))
+    # Every rank needs a row in every step, even where that makes some batches larger by a row.
+    return min(-(-len(lengths) // (batch_size * world_size)), len(lengths) // world_size)
 
 
 def plan_epoch(
@@ -145,7 +146,7 @@ def plan_epoch(
 def _row_bounds(lengths: NDArray[np.int64], batch_size: int, world_size: int) -> NDArray[np.int64]:
     """Cut sorted rows into steps of equally many rows, and each step into batches of equally many tokens."""
     rows = len(lengths)
-    steps = -(-rows // (batch_size * world_size))
+    steps = count_steps(lengths, batch_size, world_size)
     edges = np.arange(steps + 1) * rows // steps
     total = np.concatenate([[0], np.cumsum(lengths)])
     share = np.arange(world_size + 1) / world_size

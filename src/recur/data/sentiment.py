@@ -178,7 +178,7 @@ class SentimentData(pl.LightningDataModule):
         self._vectors: WordVectors | None = None
         self._given_model: tuple[Tokenizer, list[str]] | None = None
 
-    # -------------------------------------------------------------------------------------------- what others ask for
+    # ---- what others ask for
 
     @property
     def vocab_size(self) -> int:
@@ -194,6 +194,12 @@ class SentimentData(pl.LightningDataModule):
     def ceiling(self) -> dict[str, float]:
         """Best possible metrics, where the data was made and they are known."""
         return {} if self._synthetic is None else self._synthetic.ceiling
+
+    @property
+    def splits(self) -> list[str]:
+        """The labelled splits there are: of train, val, test."""
+        carved = self._given_model is None and "val" not in self._find()
+        return [split for split in ("train", "val", "test") if split in self._find() or (split == "val" and carved)]
 
     @property
     def has_test(self) -> bool:
@@ -304,7 +310,7 @@ class SentimentData(pl.LightningDataModule):
                 self._vectors = load_vectors(self._vectors_from, self.tokenizer, self._cache, self._split_seed)
         return self._vectors.matrix
 
-    # --------------------------------------------------------------------------------------------------------- loaders
+    # ---- loaders
 
     def loader(self, split: str, *, shuffle: bool = False) -> TextLoader:
         """Batches of a split for this process's rank: exactly sorted, longest first, or shuffled to train."""
@@ -336,7 +342,7 @@ class SentimentData(pl.LightningDataModule):
         """Batches of the test split, or of the validation split where there is none."""
         return self.loader("test" if self.has_test else "val")
 
-    # ----------------------------------------------------------------------------------------------------- from source
+    # ---- from source
 
     def _find(self) -> dict[str, Split | SyntheticSplit]:
         """The splits there are, by our names: train, val, test, unlabelled."""
@@ -520,7 +526,7 @@ class SentimentData(pl.LightningDataModule):
         (folder / "facts.json").write_text(json.dumps({"skipped": good.skipped, "rows": len(rows)}))
 
 
-# ------------------------------------------------------------------------------------------------------ labels, classes
+# ---- labels, classes
 
 
 def _label_key(value: Any) -> str:

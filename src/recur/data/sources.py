@@ -228,7 +228,7 @@ def read_file(file: str, columns: Sequence[str] | None = None, *, allow_pickle: 
     return _read_json(file, content, columns)
 
 
-# ---------------------------------------------------------------------------------------------------- checking rows
+# ---- checking rows
 
 
 @dataclass(frozen=True)
@@ -278,8 +278,9 @@ def checked(
         raise ValueError(f"on_bad_row is error or skip, got {on_bad_row!r}")
     if not len(rows):
         raise ValueError(f"{rows.origins[0].file if rows.origins else 'the source'} has no rows")
-    texts = rows.column(text_column)
-    labels = None if label_column is None else rows.column(label_column)
+    nothing = [None] * len(rows) if len(rows.broken) == len(rows) else None  # then no column is known
+    texts = nothing or rows.column(text_column)
+    labels = None if label_column is None else nothing or rows.column(label_column)
     allowed: dict[Any, bool] = {}
 
     bad: dict[int, tuple[str, str, Any]] = {}  # row -> column, what is wrong, value
@@ -337,7 +338,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:50]}... ({len(text)} characters)"
 
 
-# ----------------------------------------------------------------------------------------------------- reading files
+# ---- reading files
 
 
 def _decoded(file: str) -> str:
@@ -576,7 +577,7 @@ def _read_class_files(files: Sequence[str], classes: Sequence[str]) -> Rows:
     return Rows({"text": texts, "label": list(classes)}, ["text", "label"], origins, broken)
 
 
-# ----------------------------------------------------------------------------------------------------- finding splits
+# ---- finding splits
 
 
 def _listing(folder: Path) -> list[list[Any]]:
@@ -593,14 +594,19 @@ def _listing(folder: Path) -> list[list[Any]]:
     return found
 
 
+def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as found:
+        return sorted((entry for entry in found if entry.name[0] != "."), key=lambda entry: entry.name)
+
+
 def _find_class_folders(folder: Path) -> dict[str, Split]:
     """Splits of a folder with one subfolder of text files a class, or nothing where it is laid out otherwise."""
-    inner = {entry.name: entry.path for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."}
+    inner = {entry.name: entry.path for entry in _entries(folder) if entry.is_dir()}
     splits = {name: path for name, path in inner.items() if name.lower() in _SPLIT_FOLDERS}
     found: dict[str, Split] = {}
     for name, path in sorted(splits.items()):
         found.update(_class_split(name, path))
-    if found or splits or any(entry.name.lower().endswith(SUFFIXES) for entry in os.scandir(folder)):
+    if found or splits or any(entry.name.lower().endswith(SUFFIXES) for entry in _entries(folder)):
         return found
     readme = folder / "README.md"
     if readme.is_file() and re.search(r"^(configs|data_files):", readme.read_text(errors="replace"), re.MULTILINE):
@@ -611,12 +617,10 @@ def _find_class_folders(folder: Path) -> dict[str, Split]:
 def _class_split(split: str, folder: str) -> dict[str, Split]:
     labelled: list[tuple[str, str]] = []
     unlabelled: list[tuple[str, str]] = []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+    for entry in _entries(folder):
         if not entry.is_dir():
             continue
-        texts = sorted(
-            inner.path for inner in os.scandir(entry.path) if inner.name.endswith(".txt") and inner.is_file()
-        )
+        texts = [inner.path for inner in _entries(entry.path) if inner.name.endswith(".txt") and inner.is_file()]
         if any(re.match(rf"({'|'.join(_SPLIT_FOLDERS)})\b", Path(text).stem) for text in texts[:4]):
             return {}  # train.txt and test.txt in a folder are splits, not texts of a class
         (unlabelled if entry.name.lower() in _UNLABELLED_FOLDERS else labelled).extend((t, entry.name) for t in texts)

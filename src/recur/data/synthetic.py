@@ -62,8 +62,9 @@ class SyntheticReviews:
     turned round: exactly that share of each split, so that no classifier is right more often than `1 - noise`, but by
     chance.
 
-    For any review with two clauses, exchanging them turns the label round and leaves the words the same, and a clause
-    alone is negated half of the time: a linear classifier on a bag of words is at chance.
+    Exchanging the two clauses of a verdict turns the label round and leaves the words the same: there a bag of words is
+    at chance. Where the verdict is a single clause its adjective is a hint, unless half of them are negated. By default
+    a linear classifier on a bag of words is right about 55 times in 100.
 
     Args:
         train: texts of the training split.
@@ -91,7 +92,7 @@ class SyntheticReviews:
         gap: int = 2,
         distractors: int = 1,
         contrast: float = 0.7,
-        negation: float = 0.5,
+        negation: float = 0.3,
         noise: float = 0.05,
         seed: int = 0,
     ) -> None:

@@ -1,0 +1,133 @@
+"""The cache is built once, shared, and never believed when it is damaged."""
+
+import json
+import logging
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recur.data.cache import Ragged, TokenCache, cache_folder, id_dtype
+
+
+def write_numbers(folder: Path) -> None:
+    Ragged.save(folder, "tokens", [np.arange(5), np.arange(0), np.arange(3)], np.int32)
+
+
+@given(rows=st.lists(st.lists(st.integers(0, 70_000)), max_size=6))
+@settings(deadline=None)
+def test_rows_come_back_as_they_were_saved(tmp_path_factory, rows):
+    folder = tmp_path_factory.mktemp("ragged")
+    Ragged.save(folder, "tokens", [np.array(row, dtype=np.int64) for row in rows], np.int32)
+    ragged = Ragged.open(folder, "tokens")
+    assert [ragged[row].tolist() for row in range(len(ragged))] == rows
+    assert ragged.lengths.tolist() == [len(row) for row in rows]
+
+
+def test_ids_take_no_more_room_than_they_need():
+    assert id_dtype(65_536) is np.uint16
+    assert id_dtype(65_537) is np.int32
+
+
+def test_an_entry_is_built_once_a_key(tmp_path):
+    built = []
+    cache = TokenCache(tmp_path)
+
+    def build(folder):
+        built.append(folder)
+        write_numbers(folder)
+
+    first = cache.entry({"a": 1}, build)
+    assert cache.entry({"a": 1}, build) == first
+    assert TokenCache(tmp_path).entry({"a": 1}, build) == first
+    assert cache.entry({"a": 2}, build) != first
+    assert len(built) == 2
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "manifest"])
+def test_a_damaged_entry_is_noticed_and_built_again(tmp_path, caplog, harm):
+    cache = TokenCache(tmp_path)
+    place = cache.entry({}, write_numbers)
+    file = place / "tokens.bin"
+    whole = file.read_bytes()
+    if harm == "flip":
+        file.write_bytes(whole[:7] + bytes([whole[7] ^ 1]) + whole[8:])
+    elif harm == "truncate":
+        file.write_bytes(whole[:-1])
+    elif harm == "remove":
+        file.unlink()
+    else:
+        (place / "entry.json").write_text("{")
+    with caplog.at_level(logging.WARNING):
+        assert cache.entry({}, write_numbers) == place
+    assert "is damaged: building it again" in caplog.text
+    assert file.read_bytes() == whole
+
+
+def test_a_failed_build_leaves_nothing(tmp_path):
+    cache = TokenCache(tmp_path)
+
+    def fail(folder):
+        write_numbers(folder)
+        raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        cache.entry({}, fail)
+    assert [path.name for path in (tmp_path / "tokens").iterdir() if path.is_dir()] == []
+    assert len(Ragged.open(cache.entry({}, write_numbers), "tokens")) == 3
+
+
+def _contend(root: str, log: str) -> None:
+    def build(folder: Path) -> None:
+        with open(log, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(0.2)
+        write_numbers(folder)
+
+    assert Ragged.open(TokenCache(root).entry({"shared": True}, build), "tokens")[0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_processes_started_together_build_an_entry_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    log = tmp_path / "builders"
+    workers = [context.Process(target=_contend, args=(str(tmp_path / "cache"), str(log))) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert len(log.read_text().splitlines()) == 1
+
+
+def test_facts_are_remembered_and_computed_again_when_unreadable(tmp_path):
+    cache = TokenCache(tmp_path)
+    assert cache.remember({"x": 1}, lambda: [1, "a"]) == [1, "a"]
+    assert cache.remember({"x": 1}, lambda: "other") == [1, "a"]
+    (file,) = (tmp_path / "facts").iterdir()
+    file.write_text("[]")
+    assert cache.remember({"x": 1}, lambda: "other") == "other"
+    assert json.loads(file.read_text())["value"] == "other"
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    cache = TokenCache(tmp_path / "file" / "below")
+    with pytest.raises(ValueError, match=r"cannot write the token cache .*set data.cache_dir or .*RECUR_CACHE"):
+        cache.entry({}, write_numbers)
+    assert cache.remember({}, lambda: 5) == 5
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    monkeypatch.delenv("RECUR_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_folder() == Path.home() / ".cache" / "recur"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert cache_folder() == Path("/x/recur")
+    monkeypatch.setenv("RECUR_CACHE", "/r")
+    assert cache_folder() == Path("/r")
+    assert cache_folder(tmp_path) == tmp_path

@@ -1,0 +1,315 @@
+"""Rows come in whole, one for one, and a bad one is named."""
+
+import csv
+import io
+import json
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recur.data.cache import TokenCache
+from recur.data.sources import checked, find_files, find_splits, read_file
+
+cells = st.text(st.characters(codec="utf-8"), max_size=30)
+tables = st.lists(st.tuples(cells, st.integers(0, 3)), min_size=1, max_size=8)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return TokenCache(tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("rows")
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+# ---- nothing lost or invented
+
+
+@given(rows=tables)
+@settings(deadline=None)
+@pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("tsv", "\t")])
+def test_delimited_files_give_back_what_was_written(folder, suffix, delimiter, rows):
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream, delimiter=delimiter)
+    writer.writerow(["text", "label"])
+    writer.writerows(rows)
+    read = read_file(write(folder / f"a.{suffix}", stream.getvalue()))
+    assert read.columns == {"text": [text for text, _ in rows], "label": [str(label) for _, label in rows]}
+    assert not read.broken
+
+
+@given(rows=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\t\r\n"), max_size=20), min_size=1))
+@settings(deadline=None)
+def test_a_tsv_without_quoting_keeps_its_quotes(folder, rows):
+    content = "".join(f"{text}\t1\n" for text in ["text", *rows]).replace("text\t1", "text\tlabel", 1)
+    read = read_file(write(folder / "plain.tsv", content))
+    assert len(read) == len(rows)
+    if not any(text[:1] == '"' for text in rows):
+        assert read.columns["text"] == rows
+
+
+@given(rows=tables)
+@settings(deadline=None)
+def test_json_lines_json_and_parquet_give_back_what_was_written(folder, rows):
+    records = [{"text": text, "label": label} for text, label in rows]
+    expected = {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
+    lines = write(folder / "a.jsonl", "\n".join(json.dumps(r, ensure_ascii=False) for r in records) + "\n")
+    assert read_file(lines).columns == expected
+    assert read_file(write(folder / "a.json", json.dumps(records))).columns == expected
+    pd.DataFrame(records).to_parquet(folder / "a.parquet")
+    assert read_file(str(folder / "a.parquet")).columns == expected
+
+
+@given(text=st.text(st.characters(codec="utf-8"), max_size=60))
+@settings(deadline=None)
+def test_a_text_file_is_one_text_to_the_letter(folder, text):
+    if text.startswith("\ufeff"):  # a mark of the encoding, not of the text
+        text = text[1:]
+    if text[:2].encode()[:2] in (b"PK", b"\x1f\x8b"):
+        return
+    read = read_file(write(folder / "a.txt", text))
+    assert read.columns["text"] == [text.removeprefix("\ufeff")]
+
+
+@given(rows=tables, bad=st.sets(st.integers(0, 7)))
+@settings(deadline=None)
+def test_skipping_keeps_exactly_the_good_rows_and_their_numbers(folder, rows, bad):
+    lines = [
+        "no JSON" if row in bad else json.dumps({"text": text, "label": label})
+        for row, (text, label) in enumerate(rows)
+    ]
+    read = read_file(write(folder / "bad.jsonl", "\n".join(lines)))
+    good = [row for row, (text, _) in enumerate(rows) if row not in bad and text.strip() and "\0" not in text]
+    if not good:
+        with pytest.raises(ValueError, match=r"no good row|has no column"):
+            checked(read, label_column="label", on_bad_row="skip")
+        return
+    result = checked(read, label_column="label", on_bad_row="skip")
+    assert result.numbers.tolist() == good
+    assert result.texts == [rows[row][0] for row in good]
+    assert result.labels == [rows[row][1] for row in good]
+    assert sum(result.skipped.values()) == len(rows) - len(good)
+
+
+# ---- bad rows
+
+BAD_ROWS = [
+    (
+        "a.csv",
+        "text,label\nfine,1\n ,0\nok,0\n,1\n",
+        r"a.csv row 2 \(line 3\) and 1 more like it: column 'text' is empty: ' '",
+    ),
+    ("a.csv", 'text,label\n"two\nlines",1\n,0\n', r"a.csv row 2 \(line 4\): column 'text' is empty"),
+    ("a.csv", "text,label\nfine,\n", r"row 1 \(line 2\): column 'label' has no label: ''"),
+    ("a.csv", "text,label\nfine,1,2\n", r"row 1 \(line 2\): the number of fields differs .* 3 against 2"),
+    ("a.csv", "text,label\nfine\n", r"row 1 \(line 2\): the number of fields differs .* 1 against 2"),
+    ("a.csv", "text,label\na\0b,1\n", r"column 'text' holds a NUL byte: 'a\\x00b'"),
+    ("a.csv", b"text,label\nok,1\ncaf\xe9,1\n", r"row 2 \(line 3\): column 'text' is not UTF-8 \(byte 0xe9\)"),
+    ("a.csv", 'text,label\n"open,1\nok,0\n', r"a.csv line 2: .*is a quote left open"),
+    ("a.csv", 'text,label\n"a" b,1\n', r"a.csv line 2: .*is a quote left open"),
+    ("a.csv", "text,text\nok,1\n", r"a.csv line 1: column 'text' is there 2 times: rename one"),
+    ("a.csv", "review,label\nok,1\n", r"a.csv has no column 'text', only 'review', 'label'"),
+    ("a.csv", "text,stars\nok,1\n", r"a.csv has no column 'label', only 'text', 'stars'"),
+    ("a.csv", "", r"a.csv is empty"),
+    ("a.csv", "text,label\n", r"a.csv has a line of column names .* and no rows"),
+    ("a.csv", "text,label\nok,1\n".encode("utf-16"), r"a.csv is UTF-16"),
+    ("a.csv", b"PK\x03\x04rest", r"a.csv is compressed"),
+    ("a.csv", b"\x1f\x8brest", r"a.csv is compressed"),
+    ("a.tsv", "text\tlabel\nok\n", r"a.tsv row 1 \(line 2\): the number of fields"),
+    ("a.jsonl", '{"text": "a", "label": 1}\n{"text": null, "label": 1}\n', r"row 2 \(line 2\): column 'text' is null"),
+    ("a.jsonl", '{"text": 5, "label": 1}\n', r"row 1 \(line 1\): column 'text' is not text: 5"),
+    ("a.jsonl", '{"text": "a", "label": [1]}\n', r"column 'label' is not one label: \[1\]"),
+    ("a.jsonl", '{"text": "a", "label": null}\n', r"column 'label' has no label: None"),
+    ("a.jsonl", '{"text": "a", "label": NaN}\n', r"column 'label' has no label: nan"),
+    ("a.jsonl", '{"text": "a\\ud800", "label": 1}\n', r"column 'text' is not valid Unicode"),
+    ("a.jsonl", '\n{"text": "a", "label": 1}\n\nrubbish\n', r"row 2 \(line 4\): is not JSON"),
+    ("a.jsonl", '{"text": "a", "label": 1}\n[1]\n', r"row 2 \(line 2\): is not a JSON object: \[1\]"),
+    ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', r"row 2 \(line 2\): has no 'label'"),
+    ("a.jsonl", b'{"text": "\xff", "label": 1}\n', r"row 1 \(line 1\): line is not UTF-8 \(byte 0xff\)"),
+    ("a.jsonl", "", r"a.jsonl is empty"),
+    ("a.json", "5", r"a.json is not a JSON list of objects, but a int"),
+    ("a.json", "{", r"a.json is not JSON"),
+    ("a.json", "[]", r"a.json is empty"),
+    ("a.parquet", "nonsense", r"a.parquet is not a readable parquet file"),
+    ("a.txt", b"\xff\xff", r"a.txt: is not UTF-8 \(byte 0xff\)"),
+    ("a.xlsx", "x", r"cannot read .*a.xlsx.*: its suffix is none of .csv"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BAD_ROWS)
+def test_a_bad_file_or_row_is_named(tmp_path, name, content, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        checked(read_file(write(tmp_path / name, content)), label_column=None if name.endswith("txt") else "label")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_label_is_named_with_those_known(tmp_path):
+    rows = read_file(write(tmp_path / "a.csv", "text,label\na,1\nb,9\nc,8\n"))
+    with pytest.raises(
+        ValueError, match=r"row 2 \(line 3\) and 1 more like it: column 'label' is not one of the labels 0, 1: '9'"
+    ):
+        checked(rows, label_column="label", known_label=lambda value: value in "01", known="0, 1")
+
+
+def test_skipped_rows_are_counted_and_logged(tmp_path, caplog):
+    rows = read_file(write(tmp_path / "a.csv", "text,label\na,1\n,1\n,0\nb\n"))
+    with caplog.at_level(logging.WARNING):
+        result = checked(rows, label_column="label", on_bad_row="skip")
+    assert result.skipped == {
+        "column 'text' is empty": 2,
+        "the number of fields differs from the first line's: 1 against 2": 1,
+    }
+    assert "skipped 2 of 4 rows: column 'text' is empty" in caplog.text
+
+
+def test_blank_texts_stay_where_they_are_allowed(tmp_path):
+    rows = read_file(write(tmp_path / "a.jsonl", '{"text": ""}\n{"text": "a"}\n'))
+    assert checked(rows, allow_empty=True).texts == ["", "a"]
+
+
+def test_a_row_of_ten_million_characters_is_a_row(tmp_path):
+    long = "word " * 2_000_000
+    assert read_file(write(tmp_path / "a.csv", f"text,label\n{long},1\n")).columns["text"] == [long]
+
+
+# ---- pickles
+
+
+class Bomb:
+    """Runs code when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+def test_a_pickle_is_not_loaded_unless_it_is_allowed(tmp_path):
+    pd.to_pickle(Bomb(str(tmp_path / "owned")), tmp_path / "bomb.pkl")
+    with pytest.raises(ValueError, match=r"runs any code hidden in it.*data.allow_pickle=true, or convert it once"):
+        read_file(str(tmp_path / "bomb.pkl"))
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_pickled_frame_is_read_where_it_is_allowed(tmp_path):
+    pd.DataFrame({"text": ["a", None], "label": [0, 4]}).to_pickle(tmp_path / "train.pkl")
+    rows = read_file(str(tmp_path / "train.pkl"), allow_pickle=True)
+    assert rows.columns == {"text": ["a", None], "label": [0, 4]}
+    pd.to_pickle([1, 2], tmp_path / "list.pkl")
+    with pytest.raises(ValueError, match="holds a list, not a pandas frame"):
+        read_file(str(tmp_path / "list.pkl"), allow_pickle=True)
+
+
+# ---- finding splits
+
+
+def test_a_folder_with_a_readme_follows_it(tmp_path, cache):
+    (tmp_path / "plain").mkdir()
+    frame = pd.DataFrame({"text": ["a", "b"], "label": [0, 1]})
+    frame.to_parquet(tmp_path / "plain/train-00000.parquet")
+    frame[:1].to_parquet(tmp_path / "plain/odd.parquet")
+    write(
+        tmp_path / "README.md",
+        "---\nconfigs:\n- config_name: plain\n  data_files:\n  - split: train\n    path: plain/train-*\n"
+        "  - split: extra\n    path: plain/odd.parquet\n---\n",
+    )
+    before = sorted(path.name for path in tmp_path.rglob("*") if "cache" not in path.parts)
+    splits = find_splits(tmp_path, cache=cache)
+    assert {name: len(split.read()) for name, split in splits.items()} == {"train": 2, "extra": 1}
+    assert sorted(path.name for path in tmp_path.rglob("*") if "cache" not in path.parts) == before
+    with pytest.raises(ValueError, match="cannot tell the splits"):
+        find_splits(tmp_path, "fancy", cache=cache)
+
+
+def test_a_folder_of_files_named_by_split_is_found_and_followed_when_it_changes(tmp_path, cache):
+    home = tmp_path / "data"
+    home.mkdir()
+    write(home / "train.csv", "text,label\na,1\n")
+    assert set(find_splits(home, cache=cache)) == {"train"}
+    write(home / "test.csv", "text,label\nb,1\nc,0\n")
+    splits = find_splits(home, cache=cache)
+    assert {name: len(split.read()) for name, split in splits.items()} == {"train": 1, "test": 2}
+
+
+def test_a_folder_of_text_files_a_class_is_found(tmp_path, cache):
+    for split, label, name in [
+        ("train", "pos", "0_9"),
+        ("train", "pos", "1_8"),
+        ("train", "neg", "0_1"),
+        ("train", "unsup", "0_0"),
+        ("test", "neg", "0_2"),
+    ]:
+        (tmp_path / "reviews" / split / label).mkdir(parents=True, exist_ok=True)
+        write(tmp_path / "reviews" / split / label / f"{name}.txt", f"{split} {label} {name}")
+    write(tmp_path / "reviews/train/urls_pos.txt", "not a review")
+    write(tmp_path / "reviews/imdb.vocab", "the")
+    splits = find_splits(tmp_path / "reviews", cache=cache)
+    assert set(splits) == {"train", "test", "unsupervised"}
+    train = splits["train"].read()
+    assert train.columns["label"] == ["neg", "pos", "pos"]
+    assert train.columns["text"] == ["train neg 0_1", "train pos 0_9", "train pos 1_8"]
+    assert train.where(1).endswith("train/pos/0_9.txt")
+    assert set(find_splits(tmp_path / "reviews" / "train", cache=cache)) >= {"train"}
+
+
+def test_class_folders_alone_are_a_training_split(tmp_path, cache):
+    for label in ("bad", "good"):
+        (tmp_path / "mine" / label).mkdir(parents=True)
+        write(tmp_path / "mine" / label / "a.txt", label)
+    assert find_splits(tmp_path / "mine", cache=cache)["train"].read().columns["text"] == ["bad", "good"]
+
+
+def test_several_files_make_one_split(tmp_path):
+    write(tmp_path / "a1.csv", "text,label,extra\na,1,x\n")
+    write(tmp_path / "a2.csv", "label,text\n0,b\n1,\n")
+    rows = find_files(str(tmp_path / "a?.csv")).read(["text", "label"])
+    assert rows.columns == {"text": ["a", "b", ""], "label": ["1", "0", "1"]}
+    assert rows.where(2).endswith("a2.csv row 2 (line 3)")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("./nowhere", "no such file or folder"), ("a/b/c", "no such file or folder"), ("/nowhere.csv", "no such file")],
+)
+def test_a_path_that_is_not_there_is_an_error(path, message, cache):
+    with pytest.raises(ValueError, match=message):
+        find_splits(path, cache=cache)
+
+
+def test_an_empty_folder_is_an_error(tmp_path, cache):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="is empty"):
+        find_splits(tmp_path / "empty", cache=cache)
+    with pytest.raises(ValueError, match="no such file"):
+        find_files(str(tmp_path / "*.csv"))
+
+
+def test_the_fingerprint_is_of_the_content(tmp_path, cache):
+    one = find_files(write(tmp_path / "a.csv", "text,label\na,1\n"))
+    first = one.fingerprint(cache)
+    (tmp_path / "other").mkdir()
+    assert find_files(write(tmp_path / "other" / "b.csv", "text,label\na,1\n")).fingerprint(cache) == first
+    write(tmp_path / "a.csv", "text,label\nb,1\n")  # the same size, within the clock's tick
+    assert one.fingerprint(cache) != first
+
+
+def test_imdb_and_wikitext_are_read_whole(shared_data, cache):
+    imdb = find_splits(shared_data / "imdb", cache=cache)
+    assert set(imdb) == {"train", "test", "unsupervised"}
+    test = checked(imdb["test"].read(), label_column="label")
+    assert len(test.texts) == 13_157
+    assert np.array_equal(test.numbers, np.arange(13_157))
+    wikitext = find_splits(shared_data / "wikitext", cache=cache)
+    assert len(checked(wikitext["validation"].read(), allow_empty=True).texts) == 3_760
