@@ -99,7 +99,7 @@ class Group:
 
     def label(self) -> str:
         """Its settings in a few words."""
-        return ", ".join(f"{short(key)}={value}" for key, value in self.settings.items()) or "as configured"
+        return ", ".join(f"{short(key)}={brief(value)}" for key, value in self.settings.items()) or "as configured"
 
 
 def short(key: str) -> str:
@@ -107,9 +107,12 @@ def short(key: str) -> str:
     return key.lstrip("+~").rpartition(".")[2]
 
 
-def better(mode: str, value: float, other: float) -> bool:
-    """Whether a value beats another."""
-    return value > other if mode == "max" else value < other
+def brief(text: str) -> str:
+    """A setting's value; a long number with four digits that count."""
+    try:
+        return f"{float(text):.4g}" if len(text) > 7 else text
+    except ValueError:
+        return text
 
 
 class Answer:
@@ -239,7 +242,7 @@ class Answer:
                     str(rank) if group.mean is not None else "",
                     group.result_text(),
                     *([figure(group.of(self.also))] if self.also else []),
-                    *group.settings.values(),
+                    *map(brief, group.settings.values()),
                     _runs_text(group),
                     seconds_in_words(seconds) if seconds is not None else "",
                     f"{count:,.0f}" if count is not None else "",
@@ -307,7 +310,7 @@ class Answer:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "leaderboard.md", self.as_markdown())
         write_atomic(folder / "runs.csv", self.as_csv())
-        drawn = drawing.draw(self, folder) if pictures else {}
+        drawn = drawing.draw(self, folder) if pictures else []
         write_atomic(folder / "index.html", page.render(self, drawn, folder))
         return folder / "index.html"
 
@@ -331,7 +334,8 @@ def _results(folder: Path, events: list[dict[str, Any]], wanted: str) -> list[Re
         settings = {}
         for text in start["overrides"]:
             key, _, setting = str(text).partition("=")
-            settings[key] = setting
+            if key != "sweep":  # only says where the others come from
+                settings[key] = setting
         value = metric(record, wanted) if record is not None else None
         if value is not None and not math.isfinite(value):
             state, value = "failed", None
@@ -347,11 +351,12 @@ def _fill_from_configs(results: list[Result]) -> None:
     keys = dict.fromkeys(key for result in results for key in result.settings)
     for result in results:
         lacking = [key for key in keys if key not in result.settings]
-        path = result.folder / "config.yaml"
-        if lacking and path.is_file():
-            config = OmegaConf.load(path)
+        hydra = result.folder / ".hydra" / "hydra.yaml"
+        if lacking and (result.folder / "config.yaml").is_file() and hydra.is_file():
+            config = OmegaConf.load(result.folder / "config.yaml")
+            choices = OmegaConf.select(OmegaConf.load(hydra), "hydra.runtime.choices") or {}
             for key in lacking:
-                value = OmegaConf.select(config, key.lstrip("+~"))
+                value = choices.get(key, OmegaConf.select(config, key.lstrip("+~")))
                 if isinstance(value, (str, int, float, bool)):
                     result.settings[key] = str(value)
 

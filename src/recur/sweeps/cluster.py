@@ -116,7 +116,7 @@ class Ray:
         return f"Ray, {nodes} node(s), {self.places} job(s) at a time of {self._part}"
 
     def room(self) -> bool:
-        """Whether the cluster, were it ours alone, could take another job; where it is not, the job waits in Ray's queue."""
+        """Whether the cluster, were it ours alone, had a place; where it is not, the job waits in Ray's queue."""
         return len(self._running) < self.places
 
     def start(self, job: Job) -> str:

@@ -1,11 +1,13 @@
 """The answer as one HTML page that opens from disk: nothing is fetched, every text is escaped."""
 
 import os
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from recur.sweeps.answer import Answer, short
+from recur.sweeps.answer import Answer, brief, short
 from recur.sweeps.board import figure, seconds_in_words
+from recur.sweeps.pictures import Picture
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #f6f7f9; --card: #fff; --ink: #1b1f26; --soft: #5b6470; --line: #dfe3e8;
@@ -38,7 +40,7 @@ tr.best td { font-weight: 650; } tr.best td:nth-child(2) { color: var(--mark); }
 .failed { color: var(--bad); } .pruned, .stopped, .unfinished { color: var(--warn); }
 svg { width: 100%; height: auto; display: block; color: var(--ink); }
 .full { grid-column: 1 / -1; } .half { grid-column: span 6; }
-.half svg { max-height: 380px; }
+.full svg { max-height: 560px; }
 summary { cursor: pointer; font-weight: 600; font-size: 14.5px; }
 a { color: var(--mark); }
 @media (max-width: 820px) { .half { grid-column: 1 / -1; } }
@@ -60,9 +62,9 @@ for (const head of document.querySelectorAll("th")) head.addEventListener("click
 """
 
 
-def render(answer: Answer, pictures: dict[str, str], at: Path) -> str:
+def render(answer: Answer, pictures: Sequence[Picture], at: Path) -> str:
     """The page, to be written into folder `at`; links to runs are relative to it."""
-    name = " and ".join(folder.name for folder in answer.folders)
+    name = " and ".join("/".join(folder.absolute().parts[-2:]) for folder in answer.folders)
     title = f"{answer.metric} · {name}"
     commands = "".join(f"<code>{escape(str(header.get('command', '')))}</code>" for header in answer.headers)
     parts = [
@@ -70,10 +72,11 @@ def render(answer: Answer, pictures: dict[str, str], at: Path) -> str:
         f'<section class="tiles">{"".join(_tiles(answer))}</section>',
         f'<section class="card wide"><h2>Leaderboard</h2>{_leaderboard(answer)}</section>',
     ]
-    lone = len(pictures) % 2 == 1
-    for index, (caption, svg) in enumerate(pictures.items()):
-        kind = "full" if lone and index == 0 else "half"
-        parts.append(f'<section class="card {kind}"><h2>{escape(caption)}</h2>{svg}</section>')
+    halves = [picture for picture in pictures if not picture.wide]
+    for picture in pictures:
+        alone = len(halves) % 2 == 1 and picture is halves[-1]
+        kind = "full" if picture.wide or alone else "half"
+        parts.append(f'<section class="card {kind}"><h2>{escape(picture.title)}</h2>{picture.svg}</section>')
     parts += [_troubles(answer, at), _runs(answer, at)]
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -98,12 +101,13 @@ def _tiles(answer: Answer) -> list[str]:
         )
         tiles.append(
             tile(
-                ", ".join(best.settings.values()) or "as configured", ", ".join(map(short, best.settings)) or "settings"
+                ", ".join(map(brief, best.settings.values())) or "as configured",
+                ", ".join(map(short, best.settings)) or "settings",
             )
         )
         seconds, count = best.of("wall_seconds"), best.of("parameters")
         if seconds is not None and count is not None:
-            tiles.append(tile(seconds_in_words(seconds), f"for a run of the best, {count:,.0f} parameters"))
+            tiles.append(tile(seconds_in_words(seconds), f"a run of the best, {count:,.0f} parameters"))
     runs = len(answer.results)
     tiles.append(tile(f"{runs} runs", f"{answer.states_text()}; {seconds_in_words(answer.seconds)} of computing"))
     return tiles
@@ -175,7 +179,7 @@ def _runs(answer: Answer, at: Path) -> str:
                 f"<td>{_link(r.folder, at, str(r.number))}</td>",
                 f'<td class="{r.state}">{r.state}</td>',
                 f"<td>{figure(r.value)}</td>",
-                *[f"<td>{escape(group.settings[key])}</td>" for key in own],
+                *[f"<td>{escape(brief(group.settings[key]))}</td>" for key in own],
                 f"<td>{escape(r.seed)}</td>",
                 f"<td>{escape(str(record.get('epochs', '')))}</td>",
                 f'<td data-sort="{"" if seconds is None else float(seconds)}">'

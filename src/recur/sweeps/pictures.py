@@ -5,9 +5,9 @@ import re
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from recur.sweeps.answer import Answer, Group, numbers, short
+from recur.sweeps.answer import Answer, Group, brief, numbers, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 INK = "#010203"  # what the page replaces by the colour of its text
 FAINT = "#8a8f98"
 SERIES = ("#2f7ed8", "#d9662b", "#2a9d6f", "#a15fc9", "#c2912a")
+HALF, WIDE = (6.4, 3.8), (13.2, 3.6)  # inches
 STYLE = {
-    "font.size": 9,
+    "font.size": 10.5,
     "font.family": "DejaVu Sans",
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
-    "axes.titlesize": 9.5,
+    "axes.titlesize": 10.5,
     "axes.titlecolor": INK,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
@@ -43,31 +44,49 @@ STYLE = {
 }
 
 
-def draw(answer: Answer, folder: Path) -> dict[str, str]:
-    """Write every picture that the answer has matter for as PNG; return them as SVG, title to text."""
+class Picture(NamedTuple):
+    """A drawing for the page.
+
+    Attributes:
+        title: what it shows.
+        svg: to be put into HTML as it is.
+        wide: whether it wants the whole width.
+    """
+
+    title: str
+    svg: str
+    wide: bool
+
+
+def draw(answer: Answer, folder: Path) -> list[Picture]:
+    """Write every picture that the answer has matter for as PNG; return them for the page."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    drawn: dict[str, str] = {}
+    drawn = []
+    many = len(answer.varied) > 2
     with plt.rc_context(STYLE):
-        for name, title, make in (
-            ("settings", f"{answer.metric} against each setting", settings),
-            ("curves", f"{answer.metric} during training", curves),
-            ("coordinates", "All settings together", coordinates),
-            ("importance", "What matters", importance),
+        for name, title, make, wide in (
+            ("settings", f"{answer.metric} against each setting: every run a dot, the means a line", settings, many),
+            ("curves", f"{answer.metric} during training: the best settings in colour", curves, False),
+            (
+                "importance",
+                f"Share of the variance of {answer.metric} that a setting explains alone",
+                importance,
+                False,
+            ),
+            ("coordinates", "All settings together: one line a run, the best in orange", coordinates, many),
         ):
-            figure = make(answer)
+            figure = make(answer, WIDE if wide else HALF)
             if figure is None:
                 continue
             text = StringIO()
-            figure.savefig(text, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
-            figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight", facecolor="white")
+            figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+            figure.savefig(folder / f"{name}.png", dpi=150, facecolor="white")
             plt.close(figure)
-            drawn[title] = _inline(text.getvalue(), name)
-    for name, text_svg in drawn.items():
-        assert "<svg" in text_svg, name
+            drawn.append(Picture(title, _inline(text.getvalue(), name), wide))
     return drawn
 
 
@@ -97,16 +116,16 @@ def _clip(text: str, length: int = 22) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def settings(answer: Answer) -> "Figure | None":
+def settings(answer: Answer, size: tuple[float, float]) -> "Figure | None":
     """The metric against each varied setting: every run a dot, the mean of each value a line."""
     from matplotlib import pyplot as plt
 
     done = _done(answer)
     if not answer.varied or len(done) < 2:
         return None
-    columns = min(3, len(answer.varied))
+    columns = min(4, len(answer.varied))
     rows = math.ceil(len(answer.varied) / columns)
-    size = (3.6 * columns if columns > 1 else 6.0, 2.9 * rows)
+    size = (size[0], size[1] if rows == 1 else 2.9 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
     values = [value for _, value in done]
     for place, key in zip(axes.flat, answer.varied, strict=False):
@@ -120,7 +139,7 @@ def settings(answer: Answer) -> "Figure | None":
             place.plot(range(len(labels)), means, color=SERIES[0], marker="o", markersize=4, linewidth=1.5)
             crowded = sum(len(_clip(label)) for label in labels) > 34
             turn = {"rotation": 25, "ha": "right"} if crowded else {}
-            place.set_xticks(range(len(labels)), [_clip(label) for label in labels], **turn)
+            place.set_xticks(range(len(labels)), [_clip(brief(label)) for label in labels], **turn)
             place.margins(x=0.2 if len(labels) < 4 else 0.08)
         place.set_title(_clip(short(key), 40))
     for index, place in enumerate(axes.flat):
@@ -135,7 +154,7 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def curves(answer: Answer) -> "Figure | None":
+def curves(answer: Answer, size: tuple[float, float]) -> "Figure | None":
     """The metric at every validation; the best settings in colour, the others faint, pruned runs dashed."""
     from matplotlib import pyplot as plt
 
@@ -145,7 +164,7 @@ def curves(answer: Answer) -> "Figure | None":
     known = [item for item in known if item[2]]
     if not known:
         return None
-    figure, place = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
+    figure, place = plt.subplots(figsize=size, layout="constrained")
     shown: set[int] = set()
     bold = [rank for rank, group in enumerate(answer.groups) if group.mean is not None][: len(SERIES)]
     for rank, group, points, result in sorted(known, key=lambda item: -item[0]):
@@ -163,11 +182,11 @@ def curves(answer: Answer) -> "Figure | None":
     place.xaxis.get_major_locator().set_params(integer=True)
     handles, labels = place.get_legend_handles_labels()
     if labels:
-        place.legend(handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(0, -0.16), fontsize=8, ncols=1)
+        figure.legend(handles[::-1], labels[::-1], loc="outside lower left", fontsize=9)
     return figure
 
 
-def coordinates(answer: Answer) -> "Figure | None":
+def coordinates(answer: Answer, size: tuple[float, float]) -> "Figure | None":
     """Parallel coordinates: one line a run through all its settings to its metric."""
     from matplotlib import pyplot as plt
     from matplotlib.cm import ScalarMappable
@@ -177,11 +196,11 @@ def coordinates(answer: Answer) -> "Figure | None":
     if len(answer.varied) < 2 or len(done) < 3:
         return None
     values = [value for _, value in done]
-    ground = LinearSegmentedColormap.from_list("good", ["#9aa0a8", "#6fa3d8", "#2f7ed8", "#e07b1f"])
+    ground = LinearSegmentedColormap.from_list("good", ["#9aa0a8", "#7fa6d0", "#2f7ed8", "#e07b1f"])
     norm = Normalize(min(values), max(values)) if min(values) < max(values) else Normalize(0, 1)
     colours = ScalarMappable(norm, ground if answer.mode == "max" else ground.reversed())
     keys = [*answer.varied, answer.metric]
-    figure, place = plt.subplots(figsize=(max(6.0, 1.75 * len(keys)), 3.4), layout="constrained")
+    figure, place = plt.subplots(figsize=size, layout="constrained")
     tracks: list[list[float]] = []
     for index, key in enumerate(keys):
         last = key == answer.metric
@@ -212,26 +231,31 @@ def _axis(place: "Axes", index: int, values: list[float], labels: list[str] | No
 
     place.plot([index, index], [0, 1], color=FAINT, linewidth=1, zorder=0)
     if labels is not None:
-        ticks = [(height(i), label) for i, label in enumerate(labels)]
+        ticks = [(height(i), brief(label)) for i, label in enumerate(labels)]
     else:
         ends = [low, (low + high) / 2, high] if high > low else [low]
         ticks = [(height(v), f"{10**v if log else v:.3g}") for v in ends]
     for where, text in ticks:
-        place.annotate(_clip(text, 14), (index, where), (4, 2), textcoords="offset points", fontsize=7.5, color=INK)
+        place.annotate(_clip(text, 14), (index, where), (4, 2), textcoords="offset points", fontsize=9, color=INK)
     return [height(v) for v in scaled]
 
 
-def importance(answer: Answer) -> "Figure | None":
+def importance(answer: Answer, size: tuple[float, float]) -> "Figure | None":
     """How much of the variance each setting explains alone."""
     from matplotlib import pyplot as plt
 
     shares = answer.importance()
     if len(shares) < 2:
         return None
-    figure, place = plt.subplots(figsize=(5.4, 0.5 + 0.36 * len(shares)), layout="constrained")
+    figure, place = plt.subplots(figsize=size, layout="constrained")
     names = [_clip(short(key), 30) for key in shares]
-    bars = place.barh(range(len(names)), [100 * share for share in shares.values()], color=SERIES[0], height=0.62)
-    place.bar_label(bars, [f"{100 * share:.0f} %" for share in shares.values()], padding=4, color=INK, fontsize=8.5)
+    bars = place.barh(
+        range(len(names)),
+        [100 * share for share in shares.values()],
+        color=SERIES[0],
+        height=min(0.62, 0.14 * len(names)),
+    )
+    place.bar_label(bars, [f"{100 * share:.0f} %" for share in shares.values()], padding=4, color=INK)
     place.set_yticks(range(len(names)), names)
     place.invert_yaxis()
     place.set_xlim(0, 112)
@@ -239,5 +263,4 @@ def importance(answer: Answer) -> "Figure | None":
     place.grid(False)
     place.spines[:].set_visible(False)
     place.tick_params(axis="y", length=0)
-    place.set_title(f"share of the variance of {answer.metric} explained alone", fontsize=8.5)
     return figure
