@@ -40,7 +40,6 @@ tr.best td { font-weight: 650; } tr.best td:nth-child(2) { color: var(--mark); }
 .failed { color: var(--bad); } .pruned, .stopped, .unfinished { color: var(--warn); }
 svg { width: 100%; height: auto; display: block; color: var(--ink); }
 .full { grid-column: 1 / -1; } .half { grid-column: span 6; }
-.full svg { max-height: 560px; }
 summary { cursor: pointer; font-weight: 600; font-size: 14.5px; }
 a { color: var(--mark); }
 @media (max-width: 820px) { .half { grid-column: 1 / -1; } }
@@ -72,10 +71,8 @@ def render(answer: Answer, pictures: Sequence[Picture], at: Path) -> str:
         f'<section class="tiles">{"".join(_tiles(answer))}</section>',
         f'<section class="card wide"><h2>Leaderboard</h2>{_leaderboard(answer)}</section>',
     ]
-    halves = [picture for picture in pictures if not picture.wide]
     for picture in pictures:
-        alone = len(halves) % 2 == 1 and picture is halves[-1]
-        kind = "full" if picture.wide or alone else "half"
+        kind = "full" if picture.wide else "half"
         parts.append(f'<section class="card {kind}"><h2>{escape(picture.title)}</h2>{picture.svg}</section>')
     parts += [_troubles(answer, at), _runs(answer, at)]
     return (

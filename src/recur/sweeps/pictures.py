@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -64,29 +64,33 @@ def draw(answer: Answer, folder: Path) -> list[Picture]:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
+    few, many = len(answer.varied) < 3, len(answer.varied) > 3
+    plan: list[tuple[str, str, Callable[[Answer, tuple[float, float]], Figure | None], bool]] = [
+        ("settings", f"{answer.metric} against each setting", settings, not few),
+        ("curves", f"{answer.metric} during training, the best settings in colour", curves, False),
+        ("importance", f"Variance of {answer.metric} that each setting explains alone", importance, False),
+        ("coordinates", "All settings together: one line a run, the best in orange", coordinates, few or many),
+    ]
     drawn = []
-    many = len(answer.varied) > 2
     with plt.rc_context(STYLE):
-        for name, title, make, wide in (
-            ("settings", f"{answer.metric} against each setting: every run a dot, the means a line", settings, many),
-            ("curves", f"{answer.metric} during training: the best settings in colour", curves, False),
-            (
-                "importance",
-                f"Share of the variance of {answer.metric} that a setting explains alone",
-                importance,
-                False,
-            ),
-            ("coordinates", "All settings together: one line a run, the best in orange", coordinates, many),
-        ):
-            figure = make(answer, WIDE if wide else HALF)
-            if figure is None:
-                continue
+        made = [(*entry, make(answer, WIDE if wide else HALF)) for entry in plan for make, wide in [entry[2:]]]
+        made = [entry for entry in made if entry[-1] is not None]
+        shown = [entry for entry in made if entry[0] != "importance" or many]  # few settings bear it in their titles
+        halves = [entry[0] for entry in shown if not entry[3]]
+        for name, title, make, wide, figure in made:
+            assert figure is not None
+            figure.savefig(folder / f"{name}.png", dpi=150, facecolor="white")
+            if len(halves) % 2 and name == halves[-1]:  # it has no neighbour
+                plt.close(figure)
+                wide, figure = True, make(answer, WIDE)
+                assert figure is not None
             text = StringIO()
             figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-            figure.savefig(folder / f"{name}.png", dpi=150, facecolor="white")
             plt.close(figure)
-            drawn.append(Picture(title, _inline(text.getvalue(), name), wide))
+            if name in [entry[0] for entry in shown]:
+                drawn.append(Picture(title, _inline(text.getvalue(), name), wide))
     return drawn
 
 
@@ -106,7 +110,7 @@ def _positions(texts: Sequence[str]) -> tuple[list[float], list[str] | None, boo
     """Places on an axis: (of each text, tick labels where they are words, whether the axis is logarithmic)."""
     values = numbers(texts)
     distinct = sorted(set(values)) if values is not None else []
-    if values is not None and len(distinct) > 6:
+    if values is not None and len(distinct) > max(4, len(texts) / 2):
         return values, None, distinct[0] > 0 and distinct[-1] / distinct[0] >= 30
     order = sorted(dict.fromkeys(texts), key=float if values is not None else None)
     return [float(order.index(text)) for text in texts], order, False
@@ -128,12 +132,13 @@ def settings(answer: Answer, size: tuple[float, float]) -> "Figure | None":
     size = (size[0], size[1] if rows == 1 else 2.9 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
     values = [value for _, value in done]
+    shares = answer.importance()
     for place, key in zip(axes.flat, answer.varied, strict=False):
         texts = [group.settings[key] for group, _ in done]
         xs, labels, log = _positions(texts)
         if log:
             place.set_xscale("log")
-        place.scatter(xs, values, s=22, color=SERIES[0], alpha=0.45, linewidths=0)
+        place.scatter(xs, values, s=22, color=SERIES[0], alpha=0.8 if labels is None else 0.45, linewidths=0)
         if labels is not None:
             means = [_mean([v for x, v in zip(xs, values, strict=True) if x == i]) for i in range(len(labels))]
             place.plot(range(len(labels)), means, color=SERIES[0], marker="o", markersize=4, linewidth=1.5)
@@ -141,7 +146,8 @@ def settings(answer: Answer, size: tuple[float, float]) -> "Figure | None":
             turn = {"rotation": 25, "ha": "right"} if crowded else {}
             place.set_xticks(range(len(labels)), [_clip(brief(label)) for label in labels], **turn)
             place.margins(x=0.2 if len(labels) < 4 else 0.08)
-        place.set_title(_clip(short(key), 40))
+        part = f", explains {100 * shares[key]:.0f} %" if key in shares else ""
+        place.set_title(_clip(short(key), 28) + part)
     for index, place in enumerate(axes.flat):
         if index >= len(answer.varied):
             place.remove()
