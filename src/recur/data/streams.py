@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import PackedSequence
 from recur.nn.packed import TokenWindow
 
 _SHORTEST = 5  # steps of a random window
-_FORGET_EVERY = 256  # windows after which the pages read so far are given back
+_FORGET = 1 << 22  # bytes of tokens after which the pages read so far are given back
 
 
 def random_lengths(steps: int, bptt: int, random: np.random.Generator) -> NDArray[np.int64]:
@@ -170,13 +170,17 @@ class StreamLoader(_Loader):
     def _windows(self, first: int) -> Iterator[TokenWindow]:
         lengths = self.lengths()
         starts = np.cumsum(lengths) - lengths
+        read = 0
         for number in range(first, len(lengths)):
             steps, start = int(lengths[number]), int(starts[number])
             extra = self._longer if number == len(lengths) - 1 else 0
-            yield self._window(start, steps, extra, float(lengths[number] / self.bptt))
-            if self._map is not None and number % _FORGET_EVERY == 0:
+            window = self._window(start, steps, extra, float(lengths[number] / self.bptt))
+            read += len(window.targets) * self._tokens.itemsize
+            if self._map is not None and read > _FORGET:
                 # Pages stay in the file cache; only this process no longer counts (and holds) all it ever read.
                 self._map.madvise(mmap.MADV_DONTNEED)
+                read = 0
+            yield window
 
     def _window(self, start: int, steps: int, extra: int, lr_scale: float) -> TokenWindow:
         streams = len(self._starts)
