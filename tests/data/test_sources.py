@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import socket
 
 import numpy as np
 import pandas as pd
@@ -313,3 +314,22 @@ def test_imdb_and_wikitext_are_read_whole(shared_data, cache):
     assert np.array_equal(test.numbers, np.arange(13_157))
     wikitext = find_splits(shared_data / "wikitext", cache=cache)
     assert len(checked(wikitext["validation"].read(), allow_empty=True).texts) == 3_760
+
+
+def test_a_hub_id_out_of_reach_is_one_line_at_once(cache, monkeypatch):
+    """With the network as it is where there is none: no name is known."""
+
+    def unknown(*_):
+        raise socket.gaierror("name or service not known")
+
+    import datasets
+    import huggingface_hub
+
+    for module in (datasets.config, huggingface_hub.constants):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(
+        ValueError, match=r"^'some-body/nothing' is no file or folder here, and as a hub id: .*local copy"
+    ) as e:
+        find_splits("some-body/nothing", cache=cache)
+    assert "\n" not in str(e.value)

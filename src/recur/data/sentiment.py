@@ -560,6 +560,11 @@ def _classes(rows: Rows, column: str, wanted: _Names) -> tuple[list[str], dict[s
                 f"{rows.origins[0].file} column {column!r} has {len(keys)} different values in {len(values)} rows: "
                 "is it the column of labels? Set data.label_column"
             )
+        if len(keys) == 1:
+            raise ValueError(
+                f"{rows.origins[0].file}: all {len(values)} labels are {keys.pop()!r}: "
+                "a classifier needs texts of two classes"
+            )
         numeric = all(_number(key) is not None for key in keys)
         names = sorted(keys, key=int) if numeric else sorted(keys)
     if len(set(names)) < max(2, len(names)):

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import socket
 import stat
 import sys
 import time
@@ -23,6 +24,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,7 +117,7 @@ class Split:
     def fingerprint(self, cache: TokenCache) -> str:
         """Hash of the content; read once, then remembered for as long as sizes and times stay the same."""
         if self.hub is not None:
-            return _hub_fingerprint(self.hub, cache)
+            return _hub_fingerprint(self.hub)
         stats = [(os.path.abspath(file), os.stat(file)) for file in self.files]
         listing = [[name, state.st_size, state.st_mtime_ns] for name, state in stats]
         if max(state.st_mtime for _, state in stats) > time.time() - _RACY_SECONDS:
@@ -174,7 +177,7 @@ def find_splits(
     if not place.exists():
         if not _HUB_ID.fullmatch(text):
             raise ValueError(f"no such file or folder: {text!r}")
-        return _find_on_hub(text, name, revision)
+        return _find_on_hub(text, name, revision, cache)
     found = _find_class_folders(place)
     if found:
         return found
@@ -279,7 +282,7 @@ def checked(
     if not len(rows):
         raise ValueError(f"{rows.origins[0].file if rows.origins else 'the source'} has no rows")
     nothing = [None] * len(rows) if len(rows.broken) == len(rows) else None  # then no column is known
-    texts = nothing or rows.column(text_column)
+    texts: list[Any] = nothing or rows.column(text_column)
     labels = None if label_column is None else nothing or rows.column(label_column)
     allowed: dict[Any, bool] = {}
 
@@ -665,24 +668,58 @@ def _find_in_repository(folder: Path, name: str | None, cache: Path) -> dict[str
     return found
 
 
-def _find_on_hub(path: str, name: str | None, revision: str | None) -> dict[str, Split]:
-    datasets = _quiet_datasets()
+def _hub_commit(path: str, revision: str | None) -> str | None:
+    """The commit that a hub data set's revision stands for today, or None where the hub does not say.
+
+    Without a network the libraries would wait and retry for half a minute before each look into their own cache: then
+    they are told that they are offline.
+    """
+    import huggingface_hub
+
+    huggingface_hub.logging.set_verbosity_error()
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    host = urlsplit(huggingface_hub.constants.ENDPOINT).hostname
     try:
-        splits = datasets.get_dataset_split_names(path, name, revision=revision)
-    except Exception as error:  # no network, no such id, gated, several configs: each of another kind
-        message = " ".join(str(error).split())
-        raise ValueError(
-            f"{path!r} is no file or folder here, and as a hub id: {message[:300]}: "
-            "set data.path to a local copy where the hub cannot be reached"
-        ) from None
-    return {str(split): Split(hub=(path, name, revision, str(split))) for split in splits}
+        if not getproxies():
+            socket.getaddrinfo(host, None)
+        commit: str | None = huggingface_hub.HfApi().dataset_info(path, revision=revision, timeout=20).sha
+    except socket.gaierror:
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
+        import datasets
+
+        datasets.config.HF_HUB_OFFLINE = True
+        return None
+    except Exception as error:  # no such id, gated, refused: `datasets` says it better
+        log.debug("the hub does not tell the commit of %s: %s", path, error)
+        return None
+    return commit
 
 
-def _hub_fingerprint(hub: tuple[str, str | None, str | None, str], cache: TokenCache) -> str:
-    """The hash `datasets` gives the files of a hub data set: it names their commit."""
+def _find_on_hub(path: str, name: str | None, revision: str | None, cache: TokenCache) -> dict[str, Split]:
+    commit = _hub_commit(path, revision)
+
+    def split_names() -> list[str]:
+        datasets = _quiet_datasets()
+        try:
+            return [str(split) for split in datasets.get_dataset_split_names(path, name, revision=commit or revision)]
+        except Exception as error:  # no network, no such id, gated, several configs: each of another kind
+            message = " ".join(str(error).split())
+            raise ValueError(
+                f"{path!r} is no file or folder here, and as a hub id: {message[:300]}: "
+                "set data.path to a local copy where the hub cannot be reached"
+            ) from None
+
+    names = split_names() if commit is None else cache.remember({"hub": path, "name": name, "at": commit}, split_names)
+    return {split: Split(hub=(path, name, commit or revision, split)) for split in names}
+
+
+def _hub_fingerprint(hub: tuple[str, str | None, str | None, str]) -> str:
+    """The commit of a hub data set, or, offline, the hash under which `datasets` keeps its copy."""
     path, name, revision, split = hub
-    builder = _quiet_datasets().load_dataset_builder(path, name, revision=revision)
-    return f"hub {path} {name} {split} {builder.hash}"
+    if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
+        revision = str(_quiet_datasets().load_dataset_builder(path, name, revision=revision).hash)
+    return f"hub {path} {name} {revision} {split}"
 
 
 def _read_hub(hub: tuple[str, str | None, str | None, str], columns: Sequence[str] | None) -> Rows:
