@@ -1,0 +1,537 @@
+"""The language-modelling task under a real trainer: carried state, exact figures, resuming, sampling, golden losses."""
+
+import math
+from functools import partial
+from itertools import islice, pairwise
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.nn import functional as F
+
+from recur.callbacks import NonMonotonicAveraging, Samples
+from recur.data.language import LanguageData
+from recur.data.synthetic import SyntheticText
+from recur.nn.language_model import LanguageModel
+from recur.tasks import optimization
+from recur.tasks.language_modeling import (
+    LanguageModelingTask,
+    TokenStatistics,
+    dynamic_evaluation,
+    neural_cache,
+    pick,
+)
+
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{message}")
+    for message in (
+        ".*LeafSpec.*is deprecated",  # Lightning's own
+        ".*does not have many workers",
+        ".*smaller than the logging interval",
+        ".*you may have overridden the `training_step",
+    )
+]
+
+
+def text_data(**settings) -> LanguageData:
+    settings = {"batch_size": 4, "eval_batch_size": 2, "bptt": 10, "eval_bptt": 16, **settings}
+    data = LanguageData(synthetic=SyntheticText(2000, 500, 500), tokenizer={"kind": "whitespace"}, **settings)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def new_task(
+    data: LanguageData, *, optimizer=None, scheduler=None, penalties=(0.0, 0.0), **net
+) -> LanguageModelingTask:
+    torch.manual_seed(0)
+    return LanguageModelingTask(
+        partial(LanguageModel, **{"embedding_dim": 12, "hidden_size": 12, "num_layers": 1, **net}),
+        **data.model_arguments(),
+        optimizer=optimizer or partial(torch.optim.SGD, lr=2.0),
+        scheduler=scheduler,
+        activation_penalty=penalties[0],
+        temporal_penalty=penalties[1],
+    )
+
+
+def new_trainer(folder, **settings) -> pl.Trainer:
+    settings = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, **settings}
+    return pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        gradient_clip_val=0.25,
+        **settings,
+    )
+
+
+class Losses(Callback):
+    """Writes down every training loss."""
+
+    def __init__(self):
+        self.losses = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(float(outputs["loss"]))
+
+
+def weights(task) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in task.net.state_dict().items()}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def reference_nll(task, ids, start: int) -> torch.Tensor:
+    """Losses of one uninterrupted pass over a text, the plain way."""
+    ids = torch.as_tensor(ids.astype("int64"))
+    inputs = torch.cat([torch.tensor([start]), ids[:-1]])
+    stack = torch.nn.LSTM(12, 12)
+    stack.load_state_dict(task.net.recurrent.state_dict())
+    with torch.no_grad():
+        output, _ = stack(task.net.embedding(inputs))
+        return F.cross_entropy(task.net.logits(output), ids, reduction="none")
+
+
+# ------------------------------------------------------------------------------------------------------------ figures
+
+
+def test_perplexity_is_exact_for_one_stream_and_close_for_many(tmp_path):
+    data = text_data(eval_batch_size=1)
+    task = new_task(data)
+    trainer = new_trainer(tmp_path)
+    trainer.fit(task, datamodule=data)
+    task.eval()
+    nll = reference_nll(task, data.tokens("test"), data.start_id)
+    (one,) = trainer.test(task, data.loader("test"), verbose=False)
+    assert one["test/loss"] == pytest.approx(nll.mean().item(), rel=1e-5)
+    assert one["test/perplexity"] == pytest.approx(math.exp(nll.mean()), rel=1e-5)
+    assert 0.05 < one["test/accuracy"] < 1 and "test/bpc" not in one
+    torch.testing.assert_close(task.surprise(torch.as_tensor(data.tokens("test").astype("int64")), data.start_id), nll)
+    # Many streams differ by what is forgotten at their beginnings alone: one token in fifty here.
+    (many,) = trainer.test(task, text_data(eval_batch_size=10).loader("test"), verbose=False)
+    assert 0 < abs(many["test/loss"] - one["test/loss"]) < 0.02 * one["test/loss"]
+
+
+def test_statistics_weigh_tokens_and_not_batches():
+    statistics = TokenStatistics()
+    parts = [torch.rand(n) * 5 for n in (3, 50, 1)]
+    for part in parts:
+        statistics.update(part, part > 2)
+    together = torch.cat(parts)
+    found = statistics.compute()
+    assert found["perplexity"].item() == pytest.approx(together.double().mean().exp().item())
+    assert found["bits"].item() == pytest.approx(together.double().mean().item() / math.log(2))
+    assert found["accuracy"].item() == pytest.approx((together > 2).float().mean().item())
+
+
+def test_characters_are_told_in_bits(tmp_path):
+    data = LanguageData(
+        text="abcdefgh" * 50, tokenizer={"kind": "character"}, batch_size=2, eval_batch_size=2, bptt=8, val_fraction=0.2
+    )
+    data.prepare_data()
+    data.setup()
+    (found,) = new_trainer(tmp_path).validate(new_task(data), data.loader("val"), verbose=False)
+    assert found["val/bpc"] == pytest.approx(found["val/loss"] / math.log(2))
+
+
+# ------------------------------------------------------------------------------------------------------ carried state
+
+
+def test_training_carries_its_state_and_drops_it_where_streams_begin(tmp_path):
+    data = text_data()
+    task = new_task(data)
+    given = []
+    inner = task.net.forward
+
+    def watched(text, state=None):
+        if task.training:
+            given.append(None if state is None else state[0][0].clone())
+        hidden = inner(text, state)
+        if task.training:
+            given.append(hidden.state[0][0].detach().clone())
+        return hidden
+
+    task.net.forward = watched
+    new_trainer(tmp_path, max_epochs=2, limit_train_batches=5, val_check_interval=2).fit(task, datamodule=data)
+    befores, afters = given[::2], given[1::2]
+    assert [before is None for before in befores] == [True, False, False, False, False] * 2
+    for number in (1, 2, 3, 4, 6, 7, 8, 9):  # validations lie between some of them
+        assert torch.equal(befores[number], afters[number - 1])
+
+
+def test_validation_in_mid_epoch_leaves_training_alone(tmp_path):
+    results = []
+    for validation in ({"limit_val_batches": 0}, {"val_check_interval": 3}, {"num_sanity_val_steps": 0}):
+        data, losses = text_data(), Losses()
+        task = new_task(data)
+        new_trainer(tmp_path, callbacks=[losses], **validation).fit(task, datamodule=data)
+        results.append((losses.losses, weights(task)))
+    for losses, found in results[1:]:
+        assert losses == results[0][0]
+        assert_same(found, results[0][1])
+
+
+def test_validation_figures_do_not_depend_on_when_they_are_taken(tmp_path):
+    data = text_data()
+    task = new_task(data)
+    trainer = new_trainer(tmp_path)
+    trainer.fit(task, datamodule=data)
+    first = trainer.callback_metrics["val/loss"].item()
+    assert trainer.validate(task, data.loader("val"), verbose=False)[0]["val/loss"] == first
+    assert task._carried["val"] is None
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+def test_the_learning_rate_follows_the_windows_length(tmp_path):
+    data = text_data(random_bptt=True, bptt=30)
+    task = new_task(data)
+    seen, kept = [], []
+
+    class Watch(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            seen.append(optimizer.param_groups[0]["lr"])
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            kept.append(trainer.optimizers[0].param_groups[0]["lr"])
+            assert seen[-1] == pytest.approx(2.0 * batch.lr_scale)
+
+    new_trainer(tmp_path, callbacks=[Watch()]).fit(task, datamodule=data)
+    assert len(set(seen)) > 3 and set(kept) == {2.0}
+
+
+def test_penalties_enter_the_gradient_and_not_the_reported_loss(tmp_path):
+    data = text_data()
+    losses = []
+    for penalties in ((0.0, 0.0), (2.0, 1.0)):
+        task = new_task(data, penalties=penalties)
+        trainer = new_trainer(tmp_path, limit_train_batches=1, limit_val_batches=0)
+        trainer.fit(task, datamodule=data)
+        losses.append((trainer.callback_metrics["train/loss"].item(), weights(task)))
+    assert losses[0][0] == losses[1][0]
+    assert not torch.equal(losses[0][1]["embedding.weight"], losses[1][1]["embedding.weight"])
+    with pytest.raises(ValueError, match=r"model.temporal_penalty must be at least 0, got -1"):
+        new_task(data, penalties=(0.0, -1))
+
+
+def test_plateau_divides_the_rate_by_four(tmp_path):
+    data = text_data()
+    plateau = partial(optimization.plateau, monitor="val/loss", mode="min", factor=0.25, patience=0, min_lr=0.0)
+    rates, losses = [], []
+
+    class Watch(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+            losses.append(trainer.callback_metrics["val/loss"].item())
+
+    task = new_task(data, optimizer=partial(torch.optim.SGD, lr=1000.0), scheduler=plateau)
+    new_trainer(tmp_path, max_epochs=6, limit_train_batches=4, callbacks=[Watch()]).fit(task, datamodule=data)
+    stalled = [losses[i] >= min(losses[:i], default=math.inf) for i in range(5)]
+    assert any(stalled) and [b / a for a, b in pairwise(rates)] == [0.25 if s else 1.0 for s in stalled]
+
+
+class StopAt(Callback):
+    """Saves a checkpoint after a step, and stops."""
+
+    def __init__(self, step, path):
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path, weights_only=False)
+            trainer.should_stop = True
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    data, whole = text_data(random_bptt=True), Losses()
+    task = new_task(data)
+    new_trainer(tmp_path, max_epochs=2, callbacks=[whole]).fit(task, datamodule=data)
+    assert len(whole.losses) > 70
+    first = Losses()
+    new_trainer(tmp_path, max_epochs=2, callbacks=[first, StopAt(63, tmp_path / "middle.ckpt")]).fit(
+        new_task(data), datamodule=text_data(random_bptt=True)
+    )
+    content = torch.load(tmp_path / "middle.ckpt", weights_only=True)
+    assert len(content["carried_state"]) == 1 and content["carried_state"][0][0][0].shape == (1, 4, 12)
+    second = Losses()
+    resumed = new_task(data)
+    new_trainer(tmp_path, max_epochs=2, callbacks=[second]).fit(
+        resumed, datamodule=text_data(random_bptt=True), ckpt_path=tmp_path / "middle.ckpt", weights_only=True
+    )
+    assert first.losses[:63] + second.losses == whole.losses
+    assert_same(weights(resumed), weights(task))
+
+
+def test_another_batch_size_cannot_resume(tmp_path):
+    data = text_data()
+    new_trainer(tmp_path, callbacks=[StopAt(5, tmp_path / "a.ckpt")]).fit(new_task(data), datamodule=data)
+    with pytest.raises(ValueError, match="batch_size was 4 and is 5: resume with the same"):
+        new_trainer(tmp_path).fit(
+            new_task(data), datamodule=text_data(batch_size=5), ckpt_path=tmp_path / "a.ckpt", weights_only=True
+        )
+
+
+GOLDEN = [
+    4.311955,
+    4.201468,
+    4.174906,
+    4.051571,
+    4.014797,
+    3.876156,
+    3.848799,
+    3.743277,
+    3.526894,
+    3.743054,
+    3.558678,
+    3.786978,
+    3.426268,
+    3.577758,
+    3.734127,
+    3.484521,
+    3.543556,
+    3.609251,
+    3.679383,
+    3.475965,
+]
+
+
+def test_twenty_golden_steps(tmp_path):
+    """What a refactor must reproduce. Two layers, tied through a projection, both penalties."""
+    data, losses = text_data(), Losses()
+    task = new_task(data, hidden_size=16, num_layers=2, project=True, penalties=(2.0, 1.0))
+    new_trainer(tmp_path, callbacks=[losses], limit_train_batches=20, limit_val_batches=0).fit(task, datamodule=data)
+    assert losses.losses == pytest.approx(GOLDEN, abs=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------- averaged weights
+
+
+def test_averaging_begins_when_validation_stalls_and_is_what_validation_and_checkpoints_see(tmp_path):
+    history, seen = [], []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if averaging.began_at is not None:
+                history.append(weights(pl_module))
+
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            if averaging._averaging:
+                seen.append((len(history), weights(pl_module)))
+
+    averaging = NonMonotonicAveraging(interval=1)
+    data = text_data()
+    task = new_task(data, optimizer=partial(torch.optim.SGD, lr=300.0))  # too high: it stalls at once
+    trainer = new_trainer(tmp_path, max_epochs=6, limit_train_batches=8, callbacks=[averaging, Watch()])
+    trainer.fit(task, datamodule=data)
+    assert averaging.began_at is not None and averaging.began_at % 8 == 0
+    losses = averaging.losses[: averaging.began_at // 8]
+    assert losses[-1] > min(losses[:-2])  # the rule, at the validation that began it
+    for count, found in seen:
+        for name, value in found.items():
+            expected = torch.stack([step[name] for step in history[:count]]).double().mean(0)
+            torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-4)
+    final = torch.stack([step["decoder.bias"] for step in history]).double().mean(0)
+    torch.testing.assert_close(weights(task)["decoder.bias"].double(), final, rtol=1e-4, atol=1e-4)
+    assert task.net.decoder.weight is task.net.embedding.weight
+
+
+def test_before_averaging_nothing_is_swapped(tmp_path):
+    data = text_data()
+    plain, watched = new_task(data), new_task(data)
+    figures = []
+    for task, callbacks in ((plain, []), (watched, [NonMonotonicAveraging(interval=5)])):
+        trainer = new_trainer(tmp_path, max_epochs=2, callbacks=callbacks)
+        trainer.fit(task, datamodule=data)
+        figures.append(trainer.callback_metrics["val/loss"].item())
+        trainer.save_checkpoint(tmp_path / "x.ckpt", weights_only=False)
+        content = torch.load(tmp_path / "x.ckpt", weights_only=True)
+        assert "averaging_state" not in content
+        assert torch.equal(content["state_dict"]["net.embedding.weight"], task.net.embedding.weight)
+    assert figures[0] == figures[1]
+    assert_same(weights(plain), weights(watched))
+
+
+def test_averaging_goes_on_after_a_resume(tmp_path):
+    data = text_data()
+
+    def run(**settings):
+        averaging = NonMonotonicAveraging(interval=1)
+        task = new_task(data, optimizer=partial(torch.optim.SGD, lr=300.0))
+        trainer = new_trainer(tmp_path, max_epochs=7, limit_train_batches=8, callbacks=[averaging, Save()])
+        trainer.fit(task, datamodule=text_data(), weights_only=True, **settings)
+        return task, averaging
+
+    class Save(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 4:
+                trainer.save_checkpoint(tmp_path / "five.ckpt", weights_only=False)
+
+    task, averaging = run()
+    resumed, again = run(ckpt_path=tmp_path / "five.ckpt")
+    assert again.losses == averaging.losses and again.began_at == averaging.began_at is not None
+    assert_same(weights(resumed), weights(task))
+
+
+# ------------------------------------------------------------------------------------------------------------ sampling
+
+
+def ids(drawn, count):
+    return torch.stack(list(islice(drawn, count))).T.tolist()
+
+
+def test_generation_is_reproducible_batched_and_reads_each_token_once():
+    data = text_data()
+    task = new_task(data).eval()
+    prompt = torch.tensor([[1, 1], [5, 5], [7, 7]])
+
+    def draw(seed, **settings):
+        return ids(task.generate(prompt, generator=torch.Generator().manual_seed(seed), **settings), 30)
+
+    a, b = draw(1)
+    assert draw(1) == [a, b] != draw(2) and a != b
+    greedy = draw(1, temperature=0)
+    assert greedy[0] == greedy[1] == draw(2, top_k=1)[0] == draw(3, top_p=1e-6)[0]
+    rows = []
+    inner = task.net.forward
+    task.net.forward = lambda text, state=None: rows.append(len(text.data)) or inner(text, state)
+    draw(1)
+    assert rows == [6] + [2] * 29  # the prompt, then a token a sample: no dearer however long the text
+    excluded = draw(1, exclude=[a[0]])
+    assert all(a[0] not in sample for sample in excluded)
+
+
+def test_greedy_generation_equals_reading_the_whole_text_anew():
+    data = text_data()
+    task = new_task(data).eval()
+    text = [1, 5, 7]
+    (made,) = ids(task.generate(torch.tensor(text)[:, None], temperature=0), 12)
+    for token in made:
+        nll = [task.surprise(torch.tensor([*text, w])[1:], text[0])[-1].item() for w in range(data.vocab_size)]
+        assert nll.index(min(nll)) == token
+        text.append(token)
+
+
+def test_top_k_and_top_p_keep_the_likeliest():
+    logits = torch.log(torch.tensor([[0.5, 0.25, 0.15, 0.1]])).expand(4000, 4)
+    generator = torch.Generator().manual_seed(0)
+
+    def shares(**settings):
+        return torch.bincount(pick(logits, generator=generator, **settings), minlength=4) / 4000
+
+    torch.testing.assert_close(shares(), logits[0].exp(), atol=0.03, rtol=0)
+    torch.testing.assert_close(shares(top_k=2), torch.tensor([2 / 3, 1 / 3, 0, 0]), atol=0.03, rtol=0)
+    torch.testing.assert_close(shares(top_p=0.75), torch.tensor([2 / 3, 1 / 3, 0, 0]), atol=0.03, rtol=0)
+    torch.testing.assert_close(shares(top_p=0.76), torch.tensor([5, 2.5, 1.5, 0]) / 9, atol=0.03, rtol=0)
+    assert shares(temperature=0.1)[0] > 0.99 and shares(top_k=9)[3] > 0
+
+
+def test_a_window_model_learns_the_guides_sentence_and_says_it_back(tmp_path):
+    sentence = "hello pytorch, this is a simple character-level language model."
+    data = LanguageData(
+        text=sentence, tokenizer={"kind": "character"}, window=10, val_fraction=0.0, batch_size=64, eval_batch_size=64
+    )
+    data.prepare_data()
+    data.setup()
+    adam = partial(torch.optim.Adam, lr=0.02)
+    task = new_task(data, optimizer=adam, hidden_size=64, tie_weights=False)
+    samples = Samples("hello pyto", len(sentence) - 10, 0.0)
+    trainer = new_trainer(tmp_path, max_epochs=100, check_val_every_n_epoch=100, callbacks=[samples])
+    trainer.fit(task, datamodule=data)
+    assert trainer.callback_metrics["val/accuracy"] == 1
+    assert samples.last == sentence
+    prompt = torch.tensor(data.tokenizer.encode(sentence[:10]))[:, None]
+    (made,) = ids(task.eval().generate(prompt, temperature=0), len(sentence) - 10)
+    assert sentence[:10] + data.tokenizer.decode(made) == sentence
+    surprise = task.surprise(torch.tensor(data.tokenizer.encode(sentence)), data.start_id)
+    assert surprise[10:].max() < 0.1
+
+
+# ---------------------------------------------------------------------------------------- other ways of evaluating
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    data = text_data(eval_batch_size=2, eval_bptt=6)
+    task = new_task(data, optimizer=partial(torch.optim.Adam, lr=0.02))
+    new_trainer(tmp_path_factory.mktemp("trained"), max_epochs=3).fit(task, datamodule=data)
+    return data, task.eval()
+
+
+def static(task, windows) -> float:
+    statistics, state = TokenStatistics(), None
+    with torch.no_grad():
+        for window in windows:
+            hidden = task(window, None if window.first else state)
+            state = hidden.state
+            statistics.update(task.token_loss(hidden, window.targets).nll)
+    return statistics.compute()["loss"].item()
+
+
+def test_dynamic_evaluation_scores_before_it_learns_and_gives_the_weights_back(trained):
+    data, task = trained
+    before, still = weights(task), static(task, data.loader("test"))
+    assert dynamic_evaluation(task, data.loader("test"), lr=0.0)["loss"] == pytest.approx(still, rel=1e-6)
+    # The training text's own statistics scale the steps; a text of another kind is learned on the way.
+    moved = dynamic_evaluation(task, data.loader("test"), lr=0.5, decay=0.0)["loss"]
+    assert moved != pytest.approx(still, rel=1e-4)
+    scaled = dynamic_evaluation(
+        task, data.loader("test"), lr=1e-3, decay=0.02, statistics=islice(data.loader("train"), 20)
+    )
+    assert abs(scaled["loss"] - still) < 0.3
+    assert_same(before, weights(task))
+    first = next(iter(data.loader("test")))
+    assert dynamic_evaluation(task, [first], lr=9.0)["loss"] == pytest.approx(static(task, [first]), rel=1e-6)
+
+
+def test_dynamic_evaluation_helps_on_a_text_that_repeats_itself(trained):
+    data, task = trained
+    again = [next(iter(data.loader("test")))] * 30
+    assert dynamic_evaluation(task, again, lr=0.3)["loss"] < static(task, again) - 0.1
+
+
+def test_the_cache_equals_its_definition(trained):
+    data, task = trained
+    windows = list(data.loader("test"))
+    assert neural_cache(task, windows, weight=0.0)["loss"] == pytest.approx(static(task, windows), rel=1e-6)
+    # The plain way: one stream at a time, one token at a time.
+    theta, share, size = 0.4, 0.2, 20
+    total = tokens = 0
+    one = LanguageData(synthetic=SyntheticText(2000, 500, 500), eval_batch_size=1, eval_bptt=500)
+    one.prepare_data()
+    one.setup()
+    (window,) = islice(one.loader("test"), 1)
+    with torch.no_grad():
+        hidden = task(window)
+        p = task.net.logits(hidden.features).softmax(1)
+    h, y = hidden.raw.data, window.targets
+    for t in range(len(y)):
+        past = range(max(0, t - size), t)
+        probability = p[t, y[t]]
+        if len(past):
+            votes = torch.stack([theta * h[t] @ h[i] for i in past]).softmax(0)
+            cached = sum(float(v) for v, i in zip(votes, past, strict=True) if y[i] == y[t])
+            probability = (1 - share) * probability + share * cached
+        total, tokens = total - math.log(probability), tokens + 1
+    for parts in (1, 7):  # however the text is cut into windows
+        pieces = LanguageData(synthetic=SyntheticText(2000, 500, 500), eval_batch_size=1, eval_bptt=500 // parts)
+        pieces.prepare_data()
+        pieces.setup()
+        loader = islice(pieces.loader("test"), parts)
+        found = neural_cache(task, loader, size=size, flatness=theta, weight=share)
+        if parts == 1:
+            assert found["loss"] == pytest.approx(total / tokens, rel=1e-5)
+            whole = found
+    cut = neural_cache(task, islice(pieces.loader("test"), 8), size=size, flatness=theta, weight=share)
+    assert cut["loss"] == pytest.approx(whole["loss"], rel=0.02)
+    helped = neural_cache(task, [windows[0]] * 10, size=100, flatness=1.0, weight=0.2)
+    assert helped["perplexity"] == pytest.approx(math.exp(helped["loss"]))
