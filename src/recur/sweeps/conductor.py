@@ -156,7 +156,7 @@ def conduct(
                 if outcome.state == "failed" and fail_fast:
                     raise _FailedFast
             display.tick()
-            time.sleep(0.02)
+            time.sleep(0.01)
     except (KeyboardInterrupt, _FailedFast) as stop:
         engine.stop()
         for job in under_way.values():

@@ -1,0 +1,142 @@
+"""`python -m recur.train -m`: what a user can get wrong is one line before any job starts; what is right runs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from recur.sweeps import manifest
+from recur.sweeps.answer import Answer
+
+# As small as a run can be and still learn something in its second epoch.
+TINY = (
+    *(f"data.synthetic.{key}=0" for key in ("contrast", "negation", "gap", "distractors", "noise")),
+    "data.synthetic.train=240",
+    "data.synthetic.val=100",
+    "data.synthetic.test=100",
+    "data.batch_size=20",
+    "model.net.embedding_dim=8",
+    "model.net.hidden_size=8",
+    "trainer.max_epochs=2",
+    "trainer=cpu",
+)
+
+
+def environment(**more):
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
+
+
+def sweep(folder, *overrides, env=None, code=0):
+    """A sweep through the real door; returns what it printed."""
+    command = [sys.executable, "-m", "recur.train", "-m", *overrides]
+    command += [] if any(text.startswith("resume=") for text in overrides) else [f"hydra.sweep.dir={folder}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=env or environment(), check=False)
+    assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def figures(folder):
+    """What the runs of a sweep found, to the last bit, by their settings."""
+    return {
+        tuple(sorted(r.settings.items())): {part: r.record[part] for part in ("val", "test", "steps", "epochs")}
+        for r in Answer.of([folder]).results
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["optimizer.lrr=1,2"], ["unknown key optimizer.lrr", "did you mean optimizer.lr?"]),
+        (["model=bilstm,bilsm"], ["bilsm", "did you mean bilstm?"]),
+        (["model.net.hidden_size=range(8,8)"], ["model.net.hidden_size=range(8,8)", "no values"]),
+        (["optimizer.lr=interval(1e-3,1e-1)"], ["hydra/sweeper=random"]),
+        (["seed=0,1", "trainer=gpu"], ["no GPU"]),
+        (["seed=0,1", "trainer=cpu", "hydra.launcher.gpus=2"], ["gpus"]),
+        (["seed=0,1", "monitor=val/acuracy"], ["'val/acuracy'", "did you mean val/accuracy?"]),
+        (["seed=0,1", "hydra.sweep.subdir=same"], ["subdir"]),
+        (["seed=0,1", "resume=nowhere"], ["no sweep at nowhere"]),
+        (["seed=0,1", "resume=src"], ["is not a sweep"]),
+        (["hydra/sweeper=optuna", "seed=0,1"], ["seed", "lucky"]),
+        (["hydra/sweeper=optuna", "optimizer.lr=1e-3"], ["nothing to search"]),
+        (
+            ["hydra/sweeper=optuna", "optimizer.lr=1,2", "hydra.sweeper.objectives={val/f1: max, test/f3: max}"],
+            ["'test/f3'"],
+        ),
+        (
+            ["hydra/sweeper=optuna", "optimizer.lr=1,2", "hydra.sweeper.objectives={val/f1: max, epochs: min}"],
+            ["pruner.kind=null"],
+        ),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) and "=" in value[-1] else "",
+)
+def test_a_mistake_is_one_line_before_any_job_starts(tmp_path, overrides, words):
+    done = sweep(tmp_path / "s", *overrides, code=2)
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("recur: ")
+    assert all(word in done.stderr for word in words), done.stderr
+    assert not (tmp_path / "s" / manifest.NAME).exists()
+    assert not (tmp_path / "s" / "0").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "override"),
+    [
+        ("optuna", "optuna", "hydra/sweeper=optuna"),
+        ("ray", "ray", "hydra/launcher=ray"),
+        ("submitit", "slurm", "hydra/launcher=submitit_slurm"),
+    ],
+)
+def test_an_absent_extra_is_named(tmp_path, module, extra, override):
+    (tmp_path / f"{module}.py").write_text("raise ImportError")
+    env = environment(PYTHONPATH=str(tmp_path))
+    done = sweep(tmp_path / "s", "optimizer.lr=1,2", "trainer=cpu", override, env=env, code=2)
+    assert f"recur[{extra}]" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_small_sweep_runs_fails_where_it_must_and_is_resumed(tmp_path):
+    folder = tmp_path / "s"
+    typed = (*TINY, "optimizer.lr=1e-3,1e-2", "optimizer.weight_decay=0,-1")  # torch refuses the negative one
+    done = sweep(folder, *typed, code=1)
+    assert "job 1 FAILED" in done.stdout
+    assert f"log {folder / '1' / 'output.log'}" in done.stdout
+    assert "2 of 4 jobs failed (1, 3)" in done.stderr
+    assert (folder / "results" / "index.html").is_file()
+    before = figures_of_done(folder)
+    assert len(before) == 2
+    times = {n: (folder / n / "metrics.json").stat().st_mtime_ns for n in ("0", "2")}
+
+    refused = sweep(folder, *TINY, "optimizer.lr=1e-3,1e-1", "optimizer.weight_decay=0,-1", f"resume={folder}", code=2)
+    assert "optimizer.lr: then 0.001,0.01, now 0.001,0.1" in refused.stderr
+    refused = sweep(folder, *typed, code=2)
+    assert "is a sweep already" in refused.stderr
+
+    done = sweep(folder, f"resume={folder}", code=1)  # alone, it repeats its own command
+    assert times == {n: (folder / n / "metrics.json").stat().st_mtime_ns for n in ("0", "2")}
+    assert figures_of_done(folder) == before
+    starts = [e["job"] for e in manifest.read(folder) if e["event"] == "start"]
+    assert sorted(starts) == [0, 1, 1, 2, 3, 3]
+
+
+def figures_of_done(folder):
+    return {r.number: r.record["val"] for r in Answer.of([folder]).results if r.state == "done"}
+
+
+def test_the_hparams_tab_has_every_run_with_its_settings_and_results(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    folder = tmp_path / "s"
+    sweep(folder, *TINY, "optimizer.lr=1e-3,1e-2")
+    keys = []
+    for run in ("0", "1"):
+        found = EventAccumulator(str(folder / run), size_guidance={"scalars": 0}).Reload()
+        content = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+        settings = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+        keys.append(set(settings))
+        assert settings["optimizer.lr"].number_value == (0.001, 0.01)[int(run)]
+        wrote = json.loads((folder / run / "metrics.json").read_text())["test"]["accuracy"]
+        assert abs(found.Scalars("result/test/accuracy")[-1].value - wrote) < 1e-6
+    assert keys[0] == keys[1]

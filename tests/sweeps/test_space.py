@@ -1,0 +1,87 @@
+"""What is varied: read from Hydra's syntax, listed, drawn, compared."""
+
+import math
+import re
+from collections import Counter
+
+import pytest
+
+from recur.sweeps.space import difference, parse
+
+LR = "optimizer.lr=tag(log, interval(1e-4, 1e-1))"
+
+
+def test_a_grid_is_every_combination_with_what_is_fixed():
+    space = parse({"seed": "0,1"}, ["a=1,2", "b=choice(x,y)", "c=7", "+d=range(1,4)"])
+    rows = space.grid()
+    assert len(rows) == len(set(rows)) == 2 * 2 * 2 * 3
+    assert all("c=7" in row for row in rows)
+    assert {text for row in rows for text in row if text.startswith("+d")} == {"+d=1", "+d=2", "+d=3"}
+
+
+def test_what_is_typed_comes_before_the_sweep_file():
+    space = parse({"a": "1,2", "b": "3,4"}, ["a=5", "b=6,7", "resume=somewhere"])
+    assert space.grid() == [("a=5", "b=6"), ("a=5", "b=7")]
+
+
+def test_draws_stay_inside_repeat_by_seed_and_cross_with_seeds():
+    space = parse({}, [LR, "n=int(interval(1,3))", "m=tag(log,int(interval(1,100)))", "model=a,b", "seed=0,1"])
+    rows = space.sample(50, seed=1)
+    assert rows == space.sample(50, seed=1) != space.sample(50, seed=2)
+    assert space.sample(20, seed=1) == rows[:40]
+    assert len(rows) == 100
+    settings = [dict(text.split("=") for text in row) for row in rows]
+    assert all(1e-4 <= float(s["optimizer.lr"]) <= 1e-1 for s in settings)
+    assert {s["n"] for s in settings} == {"1", "2", "3"}
+    assert all(1 <= int(s["m"]) <= 100 for s in settings)
+    assert Counter(s["seed"] for s in settings) == {"0": 50, "1": 50}
+    below = sum(float(s["optimizer.lr"]) < 10**-2.5 for s in settings)
+    assert 25 < below < 75, "a log interval has its middle at the geometric mean"
+
+
+def test_a_small_list_is_taken_whole():
+    space = parse({}, ["a=1,2", "b=1,2", "seed=0,1"])
+    assert sorted(space.sample(99, seed=0)) == sorted(space.grid())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a=range(5,1)", ["a=range(5,1)", "no values"]),
+        ("a=interval(2,1)", ["a=interval(2,1)", "empty"]),
+        ("a=tag(log,interval(0,1))", ["log", "above 0"]),
+        ("seed=int(interval(0,9))", ["seed", "seed=0,1,2"]),
+    ],
+)
+def test_an_empty_space_is_refused(text, words):
+    with pytest.raises(ValueError, match=".*".join(map(re.escape, words))):
+        parse({}, [text])
+
+
+def test_a_grid_cannot_list_an_interval():
+    with pytest.raises(ValueError, match=r"hydra/sweeper=random"):
+        parse({}, [LR]).grid()
+
+
+def test_the_difference_of_two_spaces_names_what_changed():
+    then, now = parse({}, ["a=1,2", "b=3", "c=1,2"]).as_record(), parse({}, ["a=2,1", "b=4", "c=1,2,3"]).as_record()
+    assert difference(then, then) == ""
+    assert difference(then, now) == "b: then 3, now 4; c: then 1,2, now 1,2,3"
+    assert difference(then, parse({}, ["a=1,2", "b=3"]).as_record()) == "c: then 1,2, now not set"
+
+
+def test_optuna_reads_the_same_space():
+    optuna = pytest.importorskip("optuna")
+    from recur.sweeps.study import distribution, probes
+
+    space = parse({}, [LR, "n=tag(log,int(interval(1,8)))", "model=a,b,c", "k=2"])
+    made = [distribution(d) for d in space.dimensions]
+    assert made[0] == optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True)
+    assert made[1] == optuna.distributions.IntDistribution(1, 8, log=True)
+    assert made[2] == optuna.distributions.CategoricalDistribution(("a", "b", "c"))
+    rows = probes(space)
+    assert len(rows) == 3
+    assert {text for row in rows for text in row if text.startswith("model")} == {"model=a", "model=b", "model=c"}
+    assert math.isclose(float(rows[0][1].partition("=")[2]), 1e-4)
+    with pytest.raises(ValueError, match="lucky"):
+        distribution(parse({}, ["seed=0,1"]).dimensions[0])
