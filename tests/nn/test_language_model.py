@@ -238,6 +238,7 @@ def test_every_dropout_site_acts_in_training_and_none_in_evaluation():
 
 def test_memory_grows_with_the_window_and_not_with_what_went_before():
     model = small()
+    model.recurrent.engine = "fused"  # torch's dense kernel keeps a workspace that grows by leaps at this size
 
     def saved(steps: int, state=None) -> int:
         total = 0

@@ -6,6 +6,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from recur.nn import Recurrent, detach_state
+from recur.nn.engine import Layout
+from recur.nn.recurrent import pick_engine
 
 REFERENCE = {
     "lstm": nn.LSTM,
@@ -126,3 +128,30 @@ def test_mistakes_are_named():
         Recurrent(3, 4)(packed([2], 3, torch.float32), [(torch.zeros(1, 2, 4), torch.zeros(1, 2, 4))])
     with pytest.raises(ValueError, match="dropout is a probability"):
         Recurrent(3, 4, dropout=1.0)
+
+
+@pytest.mark.parametrize("lengths", [[4, 4, 4], [5, 3, 1]])
+@pytest.mark.parametrize("cell", REFERENCE)
+def test_engines_agree_and_auto_is_one_of_them(cell, lengths):
+    torch.manual_seed(0)
+    stack = Recurrent(3, 4, 2, cell=cell, bidirectional=True)
+    batch = packed(lengths, 3, torch.float32)
+    answers = []
+    for engine in ("auto", "fused", "torch"):
+        stack.engine = engine
+        answers.append(stack(batch)[0].data)
+    torch.testing.assert_close(answers[0], answers[1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(answers[1], answers[2], rtol=0, atol=1e-6)
+    assert torch.equal(answers[0], answers[1]) or torch.equal(answers[0], answers[2])
+
+
+def test_auto_picks_by_device_dtype_and_shape():
+    even, uneven = Layout(torch.tensor([64, 64])), Layout(torch.tensor([64, 63]))
+    rows = torch.zeros(1, 1)
+    assert pick_engine("auto", "lstm", rows, uneven, 256) == "fused"
+    assert pick_engine("auto", "lstm", rows, even, 256) == "torch"
+    assert pick_engine("auto", "lstm", rows.double(), even, 256) == "fused"
+    assert pick_engine("auto", "lstm", rows.bfloat16(), uneven, 256) == "torch"
+    assert pick_engine("auto", "gru", rows, even, 256) == "fused"
+    assert pick_engine("auto", "lstm", rows.to("meta"), uneven, 256) == "torch"
+    assert pick_engine("torch", "lstm", rows, uneven, 256) == "torch"

@@ -137,8 +137,8 @@ class _LSTM:
 
     @staticmethod
     def views(gates: Tensor, extras: list[Tensor], sizes: list[int]) -> Iterable[tuple[Tensor, ...]]:
-        blocks = gates.split(gates.shape[1] // 4, 1)
-        return zip(gates.split(sizes), *(b.split(sizes) for b in (*blocks, *extras)), strict=True)
+        blocks = gates.chunk(4, 1)
+        return zip(gates.split_with_sizes(sizes), *(b.split_with_sizes(sizes) for b in (*blocks, *extras)), strict=True)
 
     @staticmethod
     def step(views: tuple[Tensor, ...], hidden: Tensor, cell: Tensor, output: Tensor) -> None:
@@ -168,7 +168,7 @@ class _LSTM:
         size = d_hidden.shape[1]
         ifs = out[:, : 3 * size].unflatten(1, (3, size))
         tensors = (d_hidden, out, ifs, out[:, 3 * size :], gates[:, size : 2 * size], spare)
-        return zip(*(t.split(sizes) for t in tensors), strict=True)
+        return zip(*(t.split_with_sizes(sizes) for t in tensors), strict=True)
 
     @staticmethod
     def back_step(views: tuple[Tensor, ...], d_cell: Tensor, d_cell3: Tensor) -> None:
@@ -195,8 +195,8 @@ class _GRU:
     @staticmethod
     def views(gates: Tensor, extras: list[Tensor], sizes: list[int]) -> Iterable[tuple[Tensor, ...]]:
         size = gates.shape[1] // 4
-        tensors = (gates[:, : 3 * size], gates[:, size : 3 * size], *gates.split(size, 1))
-        return zip(*(t.split(sizes) for t in tensors), strict=True)
+        tensors = (gates[:, : 3 * size], gates[:, size : 3 * size], *gates.chunk(4, 1))
+        return zip(*(t.split_with_sizes(sizes) for t in tensors), strict=True)
 
     @staticmethod
     def step(views: tuple[Tensor, ...], hidden: Tensor, cell: Tensor, output: Tensor) -> None:
@@ -226,7 +226,7 @@ class _GRU:
             d_hidden.unsqueeze(1),
             gates[:, 2 * size : 3 * size],
         )
-        return zip(*(t.split(sizes) for t in tensors), strict=True)
+        return zip(*(t.split_with_sizes(sizes) for t in tensors), strict=True)
 
     @staticmethod
     def back_step(views: tuple[Tensor, ...], d_cell: Tensor, d_cell3: Tensor) -> None:
@@ -248,7 +248,7 @@ class _RNN:
 
     @staticmethod
     def views(gates: Tensor, extras: list[Tensor], sizes: list[int]) -> Iterable[tuple[Tensor, ...]]:
-        return zip(gates.split(sizes), strict=True)
+        return zip(gates.split_with_sizes(sizes), strict=True)
 
     @staticmethod
     def step(views: tuple[Tensor, ...], hidden: Tensor, cell: Tensor, output: Tensor) -> None:
@@ -262,7 +262,7 @@ class _RNN:
     def back_views(
         gates: Tensor, out: Tensor, spare: Tensor, d_hidden: Tensor, sizes: list[int]
     ) -> Iterable[tuple[Tensor, ...]]:
-        return zip(d_hidden.split(sizes), out.split(sizes), strict=True)
+        return zip(d_hidden.split_with_sizes(sizes), out.split_with_sizes(sizes), strict=True)
 
     @staticmethod
     def back_step(views: tuple[Tensor, ...], d_cell: Tensor, d_cell3: Tensor) -> None:
@@ -293,16 +293,15 @@ FUSED_CELLS = tuple(_KERNELS)
 
 def _rearranged(weight: Tensor, order: Sequence[int], factors: Sequence[float], blocks: int) -> Tensor:
     """Blocks of rows of `weight` in the given order, each times its factor."""
-    parts = weight.unflatten(0, (blocks, -1))
-    factor = torch.tensor(factors, dtype=weight.dtype).view(-1, *[1] * (weight.dim()))
-    return (parts[list(order)] * factor).flatten(0, 1)
+    parts = weight.chunk(blocks)
+    return torch.cat([parts[i] if f == 1 else parts[i] * f for i, f in zip(order, factors, strict=True)])
 
 
 def _restored(gradient: Tensor, order: Sequence[int], factors: Sequence[float]) -> Tensor:
     """Undo `_rearranged` on a gradient: scale each block, then put the blocks back in torch's order."""
-    parts = gradient.unflatten(0, (len(order), -1))
-    parts = parts * torch.tensor(factors, dtype=gradient.dtype).view(-1, *[1] * gradient.dim())
-    return parts[[list(order).index(i) for i in range(len(order))]].flatten(0, 1)
+    parts = gradient.chunk(len(order))
+    scaled = [part if f == 1 else part * f for part, f in zip(parts, factors, strict=True)]
+    return torch.cat([scaled[order.index(i)] for i in range(len(order))])
 
 
 def _columns(blocks: slice, size: int) -> slice:
@@ -353,8 +352,8 @@ def _walk(
         steps = list(
             zip(
                 sizes,
-                gate_rows[:, rec_columns].split(sizes),
-                out_rows.split(sizes),
+                gate_rows[:, rec_columns].split_with_sizes(sizes),
+                out_rows.split_with_sizes(sizes),
                 kernel.views(gate_rows, [e[rows] for e in extras], sizes),
                 strict=True,
             )
@@ -408,9 +407,15 @@ def _walk_back(
     for sizes, first, end in layout.chunks if reverse else reversed(layout.chunks):
         rows, extra = slice(first, end), spare[: end - first]
         kernel.factors(gates[rows], [e[rows] for e in extras], output[rows], d_gates[rows], extra)
-        d_rec, d_hid = d_gates[rows, rec_columns].split(sizes), d_hidden[rows].split(sizes)
-        back_views = kernel.back_views(gates[rows], d_gates[rows], extra, d_hidden[rows], sizes)
-        steps = list(zip(sizes, d_rec, d_hid, back_views, strict=True))
+        steps = list(
+            zip(
+                sizes,
+                d_gates[rows, rec_columns].split_with_sizes(sizes),
+                d_hidden[rows].split_with_sizes(sizes),
+                kernel.back_views(gates[rows], d_gates[rows], extra, d_hidden[rows], sizes),
+                strict=True,
+            )
+        )
         for n, d_r, d_h, views in steps if reverse else reversed(steps):
             if n != before:
                 d_now = d_state[:n]
@@ -502,7 +507,7 @@ class _Layer(torch.autograd.Function):
         kernel, directions = _KERNELS[name], len(weights) // 4
         size = hidden.shape[2]
         output = inputs.new_empty(layout.rows, directions * size)
-        parts = output.split(size, 1)
+        parts = output.chunk(directions, 1)
 
         def job(d: int) -> Callable[[], Any]:
             c = None if cell is None else cell[d]

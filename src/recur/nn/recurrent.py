@@ -5,7 +5,6 @@ modules with the CPU engine underneath, for use anywhere.
 """
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,13 +27,23 @@ def detach_state(state: State) -> State:
     return [tuple(part.detach() for part in one) for one in state]
 
 
-def pick_engine(engine: str, cell: str, rows: Tensor, sizes: Sequence[int]) -> str:
-    """Name the engine, `fused` or `torch`, that `engine` means for these rows and step sizes."""
+def pick_engine(engine: str, cell: str, rows: Tensor, layout: Layout, hidden_size: int) -> str:
+    """Name the engine, `fused` or `torch`, that `engine` means for these rows.
+
+    On a CPU the fused engine is the faster one wherever lengths differ. Where all are equal torch has a dense pass to
+    offer: for the LSTM in float32 oneDNN's whole-layer kernel, which the engine does not reach, and for the others
+    less overhead a step, which shows while a step is small. `python -m recur.bench engine` measures both.
+    """
     if engine not in ENGINES:
         raise ValueError(f"engine is one of {', '.join(ENGINES)}, got {engine!r}")
     if engine != "auto":
         return engine
-    return "fused" if rows.device.type == "cpu" and rows.dtype in (torch.float32, torch.float64) else "torch"
+    if rows.device.type != "cpu" or rows.dtype not in (torch.float32, torch.float64):
+        return "torch"
+    if layout.even and cell == "lstm":
+        return "torch" if rows.dtype == torch.float32 and torch.backends.mkldnn.is_available() else "fused"
+    small = 256 if torch.is_grad_enabled() else 8192
+    return "torch" if layout.even and layout.batch * hidden_size <= small else "fused"
 
 
 def locked_dropout(data: Tensor, layout: Layout, p: float) -> Tensor:
@@ -64,14 +73,16 @@ def _run_torch(
     training: bool,
     bidirectional: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run the packed recurrence of torch itself: on a GPU, cuDNN's."""
+    """Run the recurrence of torch itself: on a GPU cuDNN's packed one, on a CPU the dense one where lengths allow."""
     common = (weights, bias, num_layers, 0.0, training, bidirectional)
-    if cell == "lstm":
-        output, hidden, memory = _VF.lstm(rows, layout.batch_sizes, state, *common)
-        return output, (hidden, memory)
-    function = {"gru": _VF.gru, "rnn": _VF.rnn_tanh, "rnn_relu": _VF.rnn_relu}[cell]
-    output, hidden = function(rows, layout.batch_sizes, state[0], *common)
-    return output, (hidden,)
+    function = {"lstm": _VF.lstm, "gru": _VF.gru, "rnn": _VF.rnn_tanh, "rnn_relu": _VF.rnn_relu}[cell]
+    initial = state if cell == "lstm" else state[0]
+    if layout.even and rows.device.type == "cpu":
+        dense = rows.unflatten(0, (-1, layout.batch))  # (time, batch, features)
+        output, *last = function(dense, initial, *common, False)
+        return output.flatten(0, 1), tuple(last)
+    output, *last = function(rows, layout.batch_sizes, initial, *common)
+    return output, tuple(last)
 
 
 def run_fused(
@@ -245,7 +256,7 @@ class Recurrent(nn.Module):
         if state is None:
             state = self.initial_state(layout.batch, rows)
         self._check_state(state, layout.batch)
-        fused = self._kind.fused and pick_engine(self.engine, self.cell, rows, layout.sizes) == "fused"
+        fused = self._kind.fused and pick_engine(self.engine, self.cell, rows, layout, self.hidden_size) == "fused"
         if self._as_one and not fused:
             output, last = self._run_as_one(rows, layout, state)
             return self._packed(output, sequence), last
@@ -428,7 +439,7 @@ class _DropIn(nn.RNNBase):
                 return None
             if any(part.shape != want or part.dtype != rows.dtype for part in parts):
                 return None
-        return layout if pick_engine(self.engine, self._cell, rows, layout.sizes) == "fused" else None
+        return layout if pick_engine(self.engine, self._cell, rows, layout, self.hidden_size) == "fused" else None
 
     def _run(self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All layers. `state` and the answer: `(layers * directions, batch, hidden)` in packed order."""
