@@ -42,7 +42,7 @@ def main(lock: str, grace: float, command: list[str]) -> int:
         return 127
 
     def kill(how: int) -> None:
-        try:  # noqa: SIM105: contextlib takes long to import
+        try:  # noqa: SIM105 (contextlib takes long to import)
             os.killpg(child, how)
         except (ProcessLookupError, PermissionError):
             pass

@@ -1,0 +1,97 @@
+"""Whole sweeps of real runs: distributed, killed at random, searched."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from recur.sweeps import history, manifest
+from recur.sweeps.answer import Answer
+from sweeps.real import TINY, environment, figures, sweep
+
+pytestmark = pytest.mark.slow
+
+
+def test_distributed_jobs_equal_the_same_runs_typed_by_hand(tmp_path):
+    """3 jobs of 2 ranks each; a leaked rank, port or seed, or a rank that starts the sweep again, would show."""
+    typed = [text for text in TINY if not text.startswith("trainer=")]
+    common = [*typed, "trainer=ddp_cpu", "trainer.devices=2"]
+    folder = tmp_path / "s"
+    sweep(folder, *common, "seed=0,1,2")
+    for seed in range(3):
+        hand = tmp_path / f"hand{seed}"
+        command = [sys.executable, "-m", "recur.train", *common, f"seed={seed}", f"hydra.run.dir={hand}"]
+        subprocess.run(command, check=True, capture_output=True, timeout=300, env=environment())
+        by_hand, in_sweep = (json.loads((run / "metrics.json").read_text()) for run in (hand, folder / str(seed)))
+        assert in_sweep["world_size"] == by_hand["world_size"] == 2
+        for part in ("val", "test", "steps", "epochs"):
+            assert in_sweep[part] == by_hand[part], (seed, part)
+        told = [[e["metrics"]["val/loss"] for e in history.read(run)] for run in (hand, folder / str(seed))]
+        assert told[0] == told[1]
+    assert sorted(p.name for p in folder.iterdir() if p.name.isdecimal()) == ["0", "1", "2"]
+
+
+def test_a_sweep_killed_at_random_ends_like_one_that_was_not(tmp_path):
+    typed = (*TINY, "trainer.max_epochs=4", "optimizer.lr=1e-3,1e-2", "seed=0,1")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    sweep(whole, *typed)
+    took = sum(e["seconds"] for e in manifest.read(whole) if e["event"] == "end") / 2
+    rng = random.Random(5)
+    continued = 0
+    for attempt in range(5):
+        there = (cut / manifest.NAME).exists()
+        command = [sys.executable, "-m", "recur.train", "-m", *typed]
+        command += [f"resume={cut}"] if there else [f"hydra.sweep.dir={cut}"]
+        process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(3 + rng.random() * took * 0.6)
+        continued += sum((cut / n / "checkpoints" / "last.ckpt").exists() for n in "0123")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        print(f"kill {attempt}: {sum((cut / n / 'metrics.json').exists() for n in '0123')} of 4 complete")
+    sweep(cut, *typed, f"resume={cut}")
+    assert continued, "no kill came after a checkpoint: the test shows nothing"
+    assert figures(cut) == figures(whole)
+
+    def table(folder):  # without the time it took
+        return [[cell for cell, title in zip(row, Answer.of([folder]).columns(), strict=True) if title != "time"]
+                for row in Answer.of([folder]).rows()]  # fmt: skip
+
+    assert table(cut) == table(whole)
+
+
+def test_ctrl_c_stops_the_jobs_and_leaves_a_sweep_to_be_resumed(tmp_path):
+    folder, typed = tmp_path / "s", (*TINY, "trainer.max_epochs=200", "optimizer.lr=1e-3,1e-2")
+    command = [sys.executable, "-m", "recur.train", "-m", *typed, f"hydra.sweep.dir={folder}"]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True)
+    until = time.monotonic() + 120
+    while not all((folder / n / "checkpoints" / "last.ckpt").exists() for n in "01"):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"-m resume={folder}" in out
+    assert [e["state"] for e in manifest.read(folder) if e["event"] == "end"] == ["stopped", "stopped"]
+    held = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True).stdout.split()
+    assert not held, "a job outlived the sweep"
+
+
+def test_two_slots_do_nearly_twice_the_work_of_one(tmp_path):
+    """At one thread each, from the first job's start to the last one's end."""
+    took = {}
+    for slots in (1, 2, 1, 2):
+        folder = tmp_path / f"{slots}-{len(took)}-{time.monotonic_ns()}"
+        typed = (*TINY, "optimizer.lr=1e-3,2e-3,5e-3,1e-2", f"hydra.launcher.cpu_slots={slots}", "test=false")
+        sweep(folder, *typed, "hydra.launcher.threads=1")
+        events = manifest.read(folder)
+        span = max(e["time"] for e in events) - min(e["time"] for e in events if e["event"] == "start")
+        took.setdefault(slots, []).append(span)
+    ratio = min(took[1]) / min(took[2])
+    print(f"one slot {took[1]} s, two slots {took[2]} s: {ratio:.2f} x")
+    if os.environ.get("RECUR_QUIET_MACHINE") == "1":  # others' work on the same cores makes any figure
+        assert ratio >= 1.8
