@@ -1,5 +1,6 @@
 """What a sweep shows while it runs: a live table on a terminal, plain lines without one."""
 
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -171,12 +172,19 @@ class Board:
             elif row.state in ("done", "pruned"):
                 left = f"took {left}"
             state = Text(row.state, style=COLOURS.get(row.state, ""))
-            table.add_row(str(row.job.number), state, row.place, epoch, figure(value), left, Text(self.name(row.job)))
+            table.add_row(
+                str(row.job.number), state, row.place, epoch, figure(value), left, Text(_briefly(self.name(row.job)))
+            )
         hidden = len(self._rows) - len(table.rows)
         waiting = self._total - len(self._rows)
         notes = [f"{hidden} more"] * bool(hidden) + [f"{waiting} waiting"] * bool(waiting)
         table.caption = ", ".join(notes)
         return table
+
+
+def _briefly(name: str) -> str:
+    """The last part of each key is enough in a narrow column."""
+    return " ".join(re.sub(r"^[^=]*\.(?=[^.=]+=)", "", word) for word in name.split(" "))
 
 
 def _clock() -> str:
