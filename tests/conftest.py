@@ -1,12 +1,15 @@
 """Fixtures every room uses."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
+
+from doors import door
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run at once, one a core
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,11 +46,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def train(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def train(folder: Path, *overrides: str) -> "CompletedProcess[str]":
     """Train through the real door into `folder`; fails with the door's output where the door fails."""
-    command = [sys.executable, "-m", "recur.train", f"hydra.run.dir={folder}", *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    done = door("train", f"hydra.run.dir={folder}", *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 

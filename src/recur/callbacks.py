@@ -159,10 +159,10 @@ class Progress(TQDMProgressBar):
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """What the bar shows: short names, whole tokens a second."""
-        shown = {}
+        shown: dict[str, Any] = {}
         for name, value in super().get_metrics(trainer, pl_module).items():
             if name == "train/tokens_per_second":
-                shown["tokens/s"] = f"{float(value):,.0f}"
+                shown["tokens/s"] = f"{value:,.0f}"
             elif name != "v_num":
                 shown[name.removeprefix("train/")] = value
         return shown

@@ -23,7 +23,8 @@ HPARAM_METRICS = {
 
 def quiet() -> None:
     """Silence what Lightning says on every run and nobody can act on."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+    connector = "lightning.pytorch.trainer.connectors.checkpoint_connector"
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", connector, "gensim"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         r".*does not have many workers.*",  # our loaders collate from memory-mapped tokens; workers would only add cost

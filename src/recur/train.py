@@ -80,15 +80,19 @@ def _run(cfg: Any) -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from recur import report
+    from recur import report, schema
     from recur.callbacks import SelfContained, Throughput
     from recur.runs import load_checkpoint, write_atomic
     from recur.sweeps.witness import Witness
 
     started = time.time()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     report.quiet()
+    if not (isinstance(cfg.seed, int) and 0 <= cfg.seed < 2**32):
+        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {cfg.seed}")
+    settings = {key: value for key, value in config["trainer"].items() if key != "precision"}
+    schema.check({**config, "trainer": settings}, "")
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
     data = build(cfg.data)
@@ -102,7 +106,6 @@ def _run(cfg: Any) -> float | None:
     witness = Witness(folder, cfg.monitor)
     callbacks.append(witness)
     loggers = [build(node) for node in cfg.logger.values()]
-    settings = {key: value for key, value in cfg.trainer.items() if key != "precision"}
     precision = report.precision(cfg.trainer.precision, cfg.trainer.accelerator)
     trainer = build({**settings, "_partial_": True}, precision=precision, callbacks=callbacks, logger=loggers)
 

@@ -89,7 +89,7 @@ def test_it_is_the_guides_model():
 
     torch.manual_seed(0)
     theirs = AdvancedLSTM().eval()
-    ours = Classifier(VOCABULARY, 2, embedding_dim=100, hidden_size=32, num_layers=2, dropout=0.5, pooling="last").eval()
+    ours = Classifier(VOCABULARY, 2, embedding_dim=100, hidden_size=32, num_layers=2, pooling="last").eval()
     ours.embedding.weight.data.copy_(theirs.embedding.weight[:VOCABULARY])
     ours.recurrent.load_state_dict(theirs.lstm.state_dict())
     ours.head.load_state_dict(theirs.fc.state_dict())

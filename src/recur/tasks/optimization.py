@@ -68,11 +68,11 @@ def plateau(
     """Multiply the learning rate by `factor` when `monitor` has not improved for more than `patience` validations."""
     scheduler = lr_scheduler.ReduceLROnPlateau(
         optimizer,
-        mode=mode,
+        mode=mode,  # type: ignore[arg-type]
         factor=factor,
         patience=patience,
         threshold=0.0,
-        min_lr=min_lr,  # type: ignore[arg-type]
+        min_lr=min_lr,
     )
     return {"scheduler": scheduler, "interval": "epoch", "monitor": monitor, "strict": False}
 
@@ -143,7 +143,12 @@ def clip_gradients(parameters: Any, value: float | None, algorithm: str | None) 
         parameters: whose `.grad` to clip.
         value: largest norm or absolute value; None or 0 clips nothing.
         algorithm: `norm` or `value`.
+
+    Raises:
+        ValueError: a negative `value`.
     """
+    if value is not None and value < 0:
+        raise ValueError(f"trainer.gradient_clip_val must be 0 or more, got {value}: null clips nothing")
     parameters = [p for p in parameters if p.grad is not None]
     if value and algorithm == "value":
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])

@@ -168,7 +168,7 @@ class SentimentTask(pl.LightningModule):
         scores = self._evaluate(batch, self.val_loss, self.val_metrics)
         self.confusion.update(scores, batch.labels)
         self.log("val/loss", self.val_loss, batch_size=len(batch.labels))
-        self.log_dict(self.val_metrics, batch_size=len(batch.labels))  # type: ignore[arg-type]
+        self.log_dict(self.val_metrics, batch_size=len(batch.labels))
         return scores
 
     def on_validation_epoch_start(self) -> None:
@@ -180,7 +180,7 @@ class SentimentTask(pl.LightningModule):
         scores = self._evaluate(batch, self.test_loss, self.test_metrics)
         self.confusion.update(scores, batch.labels)
         self.log("test/loss", self.test_loss, batch_size=len(batch.labels))
-        self.log_dict(self.test_metrics, batch_size=len(batch.labels))  # type: ignore[arg-type]
+        self.log_dict(self.test_metrics, batch_size=len(batch.labels))
         return scores
 
     def on_test_epoch_start(self) -> None:

@@ -1,0 +1,220 @@
+"""The train door: composing, mistakes in one line, what a run leaves behind, going on in place, many processes."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from conftest import EASY, ROOT, train
+from doors import door
+from recur.runs import Run, load_checkpoint
+
+TINY = [*EASY, "trainer.max_epochs=1"]
+
+
+def shell(*words: str, cwd: Path | None = None, module: bool = True) -> subprocess.CompletedProcess[str]:
+    """The door as a person types it."""
+    start = [sys.executable, "-m", "recur.train"] if module else [str(Path(sys.executable).with_name("recur-train"))]
+    return subprocess.run([*start, *words], capture_output=True, text=True, timeout=300, cwd=cwd, check=False)
+
+
+@pytest.mark.parametrize("module", [True, False], ids=["python -m", "console script"])
+def test_the_config_is_shown_from_any_folder_without_loading_torch(tmp_path, module):
+    started = time.perf_counter()
+    done = shell("--cfg", "job", "model.net.hidden_size=7", cwd=tmp_path, module=module)
+    assert done.returncode == 0, done.stderr
+    assert "hidden_size: 7" in done.stdout
+    assert not list(tmp_path.iterdir())
+    assert time.perf_counter() - started < 30  # a hang, not a speed: `make bench` holds the speed
+
+
+def test_help_names_groups_experiments_and_commands():
+    text = door("train", "--help").stdout
+    for word in ("data:", "model:", "optimizer:", "scheduler:", "trainer:", "callbacks:", "logger:", "experiment:"):
+        assert word in text
+    for experiment in (ROOT / "conf" / "experiment").glob("*.yaml"):
+        assert experiment.stem in text
+    assert text.count("python -m recur.train") >= 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["optimizer.lrr=1"], ["optimizer.lrr", "did you mean optimizer.lr?"]),
+        (["hidden_size=3"], ["hidden_size", "did you mean model.net.hidden_size?"]),
+        (["model.net.hiden_size=3"], ["did you mean model.net.hidden_size?"]),
+        (["model=bilstn"], ["no model called 'bilstn'", "did you mean bilstm?"]),
+        (["experiment=imdb_fsat"], ["no experiment called 'imdb_fsat'", "did you mean imdb_fast?"]),
+        (["dta=imdb"], ["dta", "did you mean data?"]),
+        (["model.net.hidden_size"], ["model.net.hidden_size"]),
+        (["model.net.cell=lsmt"], ["lsmt", "lstm"]),
+        (["model.net.pooling=mx"], ["'mx'", "max"]),
+        (["model.net.hidden_size=0"], ["hidden_size", "0"]),
+        (["model.net.hidden_size=big"], ["big"]),
+        (["model.net.head_dropout=1.5"], ["1.5"]),
+        (["+model.net.depth=3"], ["depth"]),
+        (["trainer.precision=12"], ["12"]),
+        (["trainer.max_epochs=-5"], ["-5"]),
+        (["trainer.gradient_clip_val=-1"], ["gradient_clip_val", "-1"]),
+        (["callbacks.ema.decay=2"], ["callbacks.ema.decay", "2"]),
+        (["data=files", "data.train=absent.csv"], ["absent.csv"]),
+        (["model.class_weights=[1,2,3]"], ["class_weights", "3", "2"]),
+        (["model.net.freeze_vectors=true"], ["freeze_vectors"]),
+        (["seed=-1"], ["seed", "-1"]),
+        (["resume=nowhere"], ["nowhere", "not a run folder"]),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_value(tmp_path, words, said):
+    done = door(
+        "train",
+        *words,
+        f"hydra.run.dir={tmp_path}/run" if not words[0].startswith("resume") else "seed=0",
+        cwd=tmp_path,
+    )
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("recur: ")
+    for word in said:
+        assert word in lines[0]
+
+
+def test_a_run_leaves_all_that_is_needed_to_use_it(trained_run):
+    names = {path.name for path in trained_run.iterdir()}
+    assert {"config.yaml", "tokenizer.json", "checkpoints", "metrics.json", "train.log", ".hydra"} <= names
+    record = json.loads((trained_run / "metrics.json").read_text())
+    assert record["test"]["accuracy"] > 0.8
+    assert record["ceiling"] == {"accuracy": 1.0}
+    assert record["seed"] == 0
+    assert record["parameters"]["trainable"] == sum(p.numel() for p in Run.open(trained_run).task.parameters())
+    for key in ("commit", "versions", "device", "wall_seconds", "tokens_per_second", "peak_memory_mib", "command"):
+        assert record[key], key
+
+
+def test_a_checkpoint_stands_alone_and_holds_no_code(trained_run, tmp_path):
+    alone = tmp_path / "moved.ckpt"
+    alone.write_bytes((trained_run / "checkpoints" / "best.ckpt").read_bytes())
+    content = load_checkpoint(alone)  # weights_only=True
+    assert content["recur"]["config"]["seed"] == 0
+    run, whole = Run.open(alone), Run.open(trained_run)
+    assert run.tokenizer.vocabulary == whole.tokenizer.vocabulary
+    for one, other in zip(run.task.parameters(), whole.task.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_foreign_class_in_a_checkpoint_is_refused(trained_run, tmp_path):
+    content = load_checkpoint(trained_run / "checkpoints" / "best.ckpt")
+    content["recur"]["config"]["model"]["net"]["_target_"] = "os.system"
+    torch.save(content, tmp_path / "evil.ckpt")
+    with pytest.raises(ValueError, match=r"os\.system"):
+        Run.open(tmp_path / "evil.ckpt")
+
+
+def test_tensorboard_has_every_curve_and_the_final_metrics(trained_run):
+    events = EventAccumulator(str(trained_run)).Reload()
+    tags = set(events.Tags()["scalars"])
+    wanted = {"train/loss", "train/accuracy", "train/gradient_norm", "train/tokens_per_second", "lr-Adam"}
+    assert wanted | {"train/epoch_loss", "val/loss", "val/accuracy", "test/accuracy", "result/test/accuracy"} <= tags
+    record = json.loads((trained_run / "metrics.json").read_text())
+    assert math.isclose(events.Scalars("result/test/accuracy")[-1].value, record["test"]["accuracy"], rel_tol=1e-6)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(tmp_path / name, *TINY, f"seed={seed}", "trainer.limit_train_batches=3", "test=false")
+    a, b, c = (weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not torch.equal(a["net.head.weight"], c["net.head.weight"])
+
+
+@pytest.mark.parametrize("ema", [[], ["callbacks.ema.decay=0.9"]], ids=["raw", "averaged"])
+def test_resuming_in_place_ends_where_an_uninterrupted_run_ends(tmp_path, ema):
+    settings = [*EASY, *ema, "test=false", "scheduler=step", "model.net.embedding_dropout=0"]
+    settings += ["model.net.head_dropout=0"]
+    train(tmp_path / "whole", *settings, "trainer.max_epochs=3")
+    train(tmp_path / "parts", *settings, "trainer.max_epochs=2")
+    moved = (tmp_path / "parts").rename(tmp_path / "moved")
+    done = door("train", f"resume={moved}", "trainer.max_epochs=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    whole, parts = weights(tmp_path / "whole"), weights(moved)
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert json.loads((moved / "metrics.json").read_text())["epochs"] == 3
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """DDP on a CPU: the ranks agree, and the metrics count every text of the split once."""
+    train(tmp_path / "ddp", *TINY, "trainer=ddp_cpu", "trainer.accelerator=cpu", "trainer.log_every_n_steps=1")
+    record = json.loads((tmp_path / "ddp" / "metrics.json").read_text())
+    assert record["world_size"] == 2
+    assert round(record["test"]["accuracy"] * 150, 3) % 1 == 0  # 150 test texts: no text lost or doubled
+    again = door("train", "--cfg", "job")
+    assert again.returncode == 0
+
+
+def test_one_line_an_epoch_without_a_terminal(tmp_path):
+    out = train(tmp_path / "run", *TINY).stdout
+    lines = [line for line in out.splitlines() if line.startswith("epoch")]
+    assert len(lines) == 1
+    assert "train loss" in lines[0]
+    assert "val loss" in lines[0]
+    assert "python -m recur.predict" in out
+    assert "best possible" in out
+
+
+@pytest.mark.parametrize("separator", [",", "\t"], ids=["csv", "tsv"])
+def test_own_files_train_with_overrides_alone(tmp_path, separator):
+    """Three classes named by words, from one file; validation is carved off."""
+    name = "reviews." + ("csv" if separator == "," else "tsv")
+    rows = [
+        (f"so {word} it was {i}", label)
+        for i in range(40)
+        for word, label in zip(["good", "bad", "fine"], ["yes", "no", "so"], strict=True)
+    ]
+    body = "\n".join(separator.join(row) for row in [("review", "stars"), *rows])
+    (tmp_path / name).write_text(body + "\n")
+    words = ["data=files", f"data.train={tmp_path / name}", "data.text_column=review", "data.label_column=stars"]
+    words += [
+        "trainer.max_epochs=4",
+        "trainer.accelerator=cpu",
+        "model.net.hidden_size=8",
+        f"hydra.run.dir={tmp_path}/run",
+    ]
+    done = door("train", *words)
+    assert done.returncode == 0, done.stderr
+    assert Run.open(tmp_path / "run").data["class_names"] == ["no", "so", "yes"]
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["val"]["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")))
+def test_every_shipped_experiment_takes_a_step(tmp_path, experiment, shared_data):
+    """The shipped recipe on the real data, two batches long."""
+    cfg = door("train", f"experiment={experiment}", "--cfg", "job").stdout
+    words = [
+        f"experiment={experiment}",
+        "trainer.max_epochs=1",
+        "trainer.accelerator=cpu",
+        "trainer.limit_train_batches=1",
+    ]
+    words += [
+        "trainer.limit_val_batches=1",
+        "trainer.limit_test_batches=1",
+        "trainer.devices=1",
+        "trainer.strategy=auto",
+    ]
+    for hub, folder in (("stanfordnlp/imdb", "imdb"), ("Salesforce/wikitext", "wikitext")):
+        if hub in cfg:
+            words.append(f"data.path={shared_data / folder}")
+    if "shakespeare" in experiment:
+        words.append(f"data.path={shared_data / 'tinyshakespeare' / 'input.txt'}")
+    train(tmp_path / "run", *words)
+    assert (tmp_path / "run" / "metrics.json").is_file()
