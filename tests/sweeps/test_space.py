@@ -83,5 +83,8 @@ def test_optuna_reads_the_same_space():
     assert len(rows) == 3
     assert {text for row in rows for text in row if text.startswith("model")} == {"model=a", "model=b", "model=c"}
     assert math.isclose(float(rows[0][1].partition("=")[2]), 1e-4)
+    ranges = [distribution(d) for d in parse({}, ["n=range(32,257,32)", "p=range(0,1,0.25)"]).dimensions]
+    assert ranges[0] == optuna.distributions.IntDistribution(32, 256, step=32)
+    assert ranges[1] == optuna.distributions.FloatDistribution(0, 0.75, step=0.25)
     with pytest.raises(ValueError, match="lucky"):
         distribution(parse({}, ["seed=0,1"]).dimensions[0])

@@ -12,7 +12,7 @@ from recur.sweeps.jobs import TRIAL, Job  # noqa: E402
 from recur.sweeps.space import parse  # noqa: E402
 from recur.sweeps.study import JOURNAL, NAME, Trials, storage, trial_of  # noqa: E402
 
-SPACE = parse({}, ["lr=tag(log,interval(1e-4,1))", "size=int(interval(1,9))", "model=a,b", "epochs=3"])
+SPACE = parse({}, ["lr=tag(log,interval(1e-4,1))", "size=range(8,65,8)", "model=a,b", "epochs=3"])
 ONE = {"val/accuracy": "max"}
 
 

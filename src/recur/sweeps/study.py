@@ -93,6 +93,13 @@ def distribution(dimension: Dimension) -> Any:
             "optuna cannot search over seed: it would choose a lucky one; drop it, or search with hydra/sweeper=random"
         )
     if dimension.low is None or dimension.high is None:
+        if dimension.spec.startswith("range(") and len(dimension.texts) > 2:  # their order means something
+            values = sorted(map(float, dimension.texts))
+            if all(text.lstrip("-").isdecimal() for text in dimension.texts):
+                return optuna.distributions.IntDistribution(
+                    int(values[0]), int(values[-1]), step=int(values[1] - values[0])
+                )
+            return optuna.distributions.FloatDistribution(values[0], values[-1], step=values[1] - values[0])
         return optuna.distributions.CategoricalDistribution(dimension.texts)
     if dimension.integer:
         return optuna.distributions.IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
@@ -109,6 +116,13 @@ def probes(space: Space) -> list[tuple[str, ...]]:
     ]
     depth = max(map(len, columns), default=1)
     return [(*space.fixed.values(), *[column[i % len(column)] for column in columns]) for i in range(depth)]
+
+
+def _text(dimension: Dimension, value: Any) -> str:
+    """A trial's value as override text."""
+    if dimension.texts:
+        return value if isinstance(value, str) else min(dimension.texts, key=lambda text: abs(float(text) - value))
+    return str(value) if dimension.integer else repr(float(value))
 
 
 class Trials:
@@ -187,9 +201,7 @@ class Trials:
     def _job(self, trial: Any) -> Job:
         rows = []
         for dimension in self._space.dimensions:
-            value = trial.params[dimension.key]
-            text = value if isinstance(value, str) else str(value) if dimension.integer else repr(float(value))
-            rows.append(f"{dimension.key}={text}")
+            rows.append(f"{dimension.key}={_text(dimension, trial.params[dimension.key])}")
         job = self._make(trial.number, (*self._space.fixed.values(), *rows))
         told = {"journal": str(self._journal), "trial": trial.number, "pruner": self._pruning}
         job.environment[TRIAL] = json.dumps(told)
