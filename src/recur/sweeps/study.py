@@ -199,9 +199,7 @@ class Trials:
         self._budget = self.total - ended
 
     def _job(self, trial: Any) -> Job:
-        rows = []
-        for dimension in self._space.dimensions:
-            rows.append(f"{dimension.key}={_text(dimension, trial.params[dimension.key])}")
+        rows = [f"{d.key}={_text(d, trial.params[d.key])}" for d in self._space.dimensions]
         job = self._make(trial.number, (*self._space.fixed.values(), *rows))
         told = {"journal": str(self._journal), "trial": trial.number, "pruner": self._pruning}
         job.environment[TRIAL] = json.dumps(told)
