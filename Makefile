@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install train sweep test test-all lint format tensorboard bench clean
+.PHONY: help install train sweep test test-all lint format tensorboard results bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ format: $(READY) ## let ruff put the code in order
 
 tensorboard: $(READY) ## look at every run in outputs
 	$(BIN)/tensorboard --logdir outputs
+
+results: $(READY) ## write the README's figures (ARGS="RUN ..." publishes runs)
+	$(BIN)/python -m recur.readme $(ARGS)
 
 bench: $(READY) ## measure speed; tables, JSON and a picture in outputs/bench
 	$(BIN)/python -m recur.bench $(ARGS)

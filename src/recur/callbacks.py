@@ -140,7 +140,8 @@ class Throughput(Callback):
         self.seconds += now - self._mark
         self._mark = now
         self.tokens += batch.text.data.numel()
-        if (trainer.global_step + 1) % max(1, trainer.log_every_n_steps) == 0:
+        every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        if (trainer.global_step + 1) % every == 0:
             tokens, seconds = self.tokens - self._window[0], self.seconds - self._window[1]
             self._window = (self.tokens, self.seconds)
             pl_module.log("train/tokens_per_second", tokens / max(seconds, 1e-9), prog_bar=True, batch_size=1)

@@ -85,7 +85,7 @@ def _explain_key(cause: Any) -> str:
     if not isinstance(parent, DictConfig):
         return str(cause).splitlines()[0]
     prefix, _, key = full.rpartition(".")
-    siblings = [f"{prefix}.{k}" if prefix else str(k) for k in parent]
+    siblings = [f"{prefix}.{k!s}" if prefix else str(k) for k in parent]
     hint = nearest(full, siblings) if nearest(key, [str(k) for k in parent]) else ""
     if not hint:  # perhaps the right key at the wrong place
         everywhere = _paths(OmegaConf.to_container(parent._get_root()))

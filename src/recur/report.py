@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
 
 from recur.callbacks import Throughput
 from recur.runs import peak_memory_mib, plain, provenance, write_metrics
@@ -73,13 +74,16 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def announce_hparams(loggers: list[Any], config: dict[str, Any], family: str) -> None:
-    """Open the HParams entry of this run: its settings, and a placeholder for each final metric."""
+    """Open the HParams entry of this run: its settings. `closing` adds the final metrics."""
     groups = ("data", "model", "optimizer", "scheduler", "trainer", "callbacks")
     settings = _flat({"seed": config["seed"], **{group: config[group] for group in groups}})
     settings = {key: value for key, value in settings.items() if not key.endswith(("_partial_", "dirpath", "root_dir"))}
+    # Without the experiment summary that Lightning would add: it fixes the columns to the first run's. Left to itself
+    # TensorBoard collects them over all runs and puts the settings that differ first.
+    _, start, _ = hparams(settings, dict.fromkeys(HPARAM_METRICS[family], math.nan))
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(settings, {f"result/{name}": math.nan for name in HPARAM_METRICS[family]})
+            logger.experiment._get_file_writer().add_summary(start)
 
 
 def opening(folder: Path, data: Any, task: pl.LightningModule, trainer: pl.Trainer) -> None:
@@ -112,6 +116,7 @@ def closing(
         **results,
         **({"pruned": True} if pruned else {}),
         "ceiling": dict(data.ceiling),
+        "name": cfg.name,
         "seed": cfg.seed,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
@@ -131,6 +136,7 @@ def closing(
             known = {f"{split}/{name}": value for split, values in results.items() for name, value in values.items()}
             final = {f"result/{name}": known[name] for name in HPARAM_METRICS[task.family] if name in known}
             logger.log_metrics(final, trainer.global_step)
+            logger.experiment._get_file_writer().add_summary(hparams({}, {})[2])  # the session has ended well
             logger.save()
             logger.experiment.flush()
     write_metrics(folder, record)  # last: it says that the run is complete

@@ -78,6 +78,7 @@ def _run(cfg: Any) -> float | None:
     import lightning.pytorch as pl
     import torch
     from hydra.core.hydra_config import HydraConfig
+    from lightning.pytorch.callbacks import LearningRateMonitor
     from omegaconf import OmegaConf
 
     from recur import report, schema
@@ -106,6 +107,8 @@ def _run(cfg: Any) -> float | None:
     witness = Witness(folder, cfg.monitor)
     callbacks.append(witness)
     loggers = [build(node) for node in cfg.logger.values()]
+    if not loggers:  # nobody to tell the learning rate
+        callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
     precision = report.precision(cfg.trainer.precision, cfg.trainer.accelerator)
     trainer = build({**settings, "_partial_": True}, precision=precision, callbacks=callbacks, logger=loggers)
 

@@ -151,10 +151,8 @@ class SentimentTask(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means over all its texts."""
-        self.log("train/epoch_loss", self.train_loss.compute())
-        self.log("train/epoch_accuracy", self.train_accuracy.compute())
-        self.train_loss.reset()
-        self.train_accuracy.reset()
+        self.log("train/epoch_loss", self.train_loss)
+        self.log("train/epoch_accuracy", self.train_accuracy)
 
     def _evaluate(self, batch: TextBatch, mean_loss: MeanMetric, metrics: MetricCollection) -> Tensor:
         logits = self(batch).float()

@@ -1,0 +1,80 @@
+"""Writes the README's figures from files that commands wrote: `python -m recur.readme [RUN ...]` (`make results`).
+
+`metrics.json` of each RUN is first copied to `.github/results/<name>.json`; the results table then holds one line for
+each file there, and the speed tables what `recur.bench` left in `.github/results/bench.json`.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recur import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / ".github" / "results"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m recur.readme`."""
+    parser = argparse.ArgumentParser(prog="recur.readme", description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders whose figures to publish")
+    arguments = parser.parse_args(argv)
+    cli.guard(lambda: _run([Path(run) for run in arguments.runs]))
+
+
+def _run(runs: Sequence[Path]) -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for run in runs:
+        if not (run / "metrics.json").is_file():
+            raise ValueError(f"{run} has no metrics.json: give the folder of a finished run")
+        name = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["name"]
+        shutil.copyfile(run / "metrics.json", RESULTS / f"{name}.json")
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    text = replaced(text, "results", results_table([record for record in records if "tokens_per_second" in record]))
+    readme.write_text(text, encoding="utf-8")
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """`text` with what stands between its marks `<!-- name -->` and `<!-- /name -->` replaced.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if start not in text or end not in text:
+        raise ValueError(f"the README has no {start} ... {end}")
+    return text[: text.index(start) + len(start)] + "\n" + content + "\n" + text[text.index(end) :]
+
+
+def results_table(records: Sequence[dict[str, Any]]) -> str:
+    """One Markdown line a run: what came out, of what size, how fast, on what."""
+    lines = [
+        "| experiment | validation | test | best possible | parameters | epochs | training | tokens/s | seed | hardware |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        ceiling = record["ceiling"]
+        best = _figure({**ceiling}) if ceiling else ""
+        seconds = record["train_seconds"]
+        lines.append(
+            f"| `{record['name']}` | {_figure(record.get('val', {}))} | {_figure(record.get('test', {}))} | {best} "
+            f"| {record['parameters']['trainable']:,} | {record['epochs']} | {seconds / 60:.1f} min "
+            f"| {record['tokens_per_second']:,} | {record['seed']} | {record['device']} |"
+        )
+    return "\n".join(lines)
+
+
+def _figure(metrics: dict[str, float]) -> str:
+    if "perplexity" in metrics:
+        nats = f" ({metrics['loss']:.3f} nats)" if "loss" in metrics else ""
+        return f"perplexity {metrics['perplexity']:.2f}{nats}"
+    return f"{100 * metrics['accuracy']:.2f} %" if "accuracy" in metrics else ""
+
+
+if __name__ == "__main__":
+    main()
