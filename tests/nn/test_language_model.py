@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.optim.swa_utils import AveragedModel
 
 from recur.nn.language_model import LanguageModel
-from recur.nn.recurrent import detach_state
+from recur.nn.recurrent import CELLS, detach_state
 from recur.nn.regularization import activation_penalty, drop, row_dropout, temporal_penalty
 
 small = partial(LanguageModel, 11, embedding_dim=6, hidden_size=6, num_layers=2)
@@ -101,7 +101,7 @@ def test_initial_logits_are_small_and_biases_zero():
 # ---------------------------------------------------------------------------------------------------- carried state
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("cell", list(CELLS))
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("last", [None, 2])
 def test_one_long_pass_equals_its_windows(cell, dtype, tolerance, last):

@@ -1,5 +1,6 @@
 """The language model: embedding, recurrent stack, and a decoder that may share the embedding's weights."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -54,7 +55,7 @@ class LanguageModel(nn.Module):
         weight_drop: DropConnect on every hidden-to-hidden weight.
         forget_bias: initial forget-gate bias of an LSTM; None keeps torch's own.
         engine: `auto`, `fused` or `torch`; see `recur.nn.engine`.
-        cell_options: further keyword arguments of the cell.
+        cell_options: what the cell takes besides, such as `{rounds: 5}` of a mogrifier; None for nothing.
 
     Raises:
         ValueError: a size below 1, a rate outside [0, 1), sizes that cannot be tied.
@@ -79,7 +80,7 @@ class LanguageModel(nn.Module):
         weight_drop: float = 0.0,
         forget_bias: float | None = 1.0,
         engine: str = "auto",
-        **cell_options: Any,
+        cell_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         for name, size in (("vocab_size", vocab_size), ("embedding_dim", embedding_dim)):
@@ -94,9 +95,9 @@ class LanguageModel(nn.Module):
                 raise ValueError(f"{name} must lie in [0, 1), got {rate}")
         last = output_size or hidden_size
         if tie_weights and not project and embedding_dim != last:
-            size = "hidden_size" if output_size is None else "output_size"
+            other = "hidden_size" if output_size is None else "output_size"
             raise ValueError(
-                f"tie_weights needs embedding_dim == {size} or a projection, got {embedding_dim} and {last}: "
+                f"tie_weights needs embedding_dim == {other} or a projection, got {embedding_dim} and {last}: "
                 "set model.net.project=true or untie with model.net.tie_weights=false"
             )
         self.vocab_size = vocab_size
@@ -115,7 +116,7 @@ class LanguageModel(nn.Module):
             output_size=output_size,
             forget_bias=forget_bias,
             engine=engine,
-            **cell_options,
+            **(cell_options or {}),
         )
         self.projection = nn.Linear(last, embedding_dim) if project else None
         self.decoder = nn.Linear(embedding_dim if project else last, vocab_size)
