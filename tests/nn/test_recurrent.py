@@ -147,6 +147,7 @@ def test_engines_agree_and_auto_is_one_of_them(cell, lengths):
 
 def test_auto_picks_by_device_dtype_and_shape():
     even, uneven = Layout(torch.tensor([64, 64])), Layout(torch.tensor([64, 63]))
+    tiny = Layout(torch.tensor([2, 1]))
     rows = torch.zeros(1, 1)
     assert pick_engine("auto", "lstm", rows, uneven, 256) == "fused"
     assert pick_engine("auto", "lstm", rows, even, 256) == "torch"
@@ -155,3 +156,8 @@ def test_auto_picks_by_device_dtype_and_shape():
     assert pick_engine("auto", "gru", rows, even, 256) == "fused"
     assert pick_engine("auto", "lstm", rows.to("meta"), uneven, 256) == "torch"
     assert pick_engine("torch", "lstm", rows, uneven, 256) == "torch"
+    assert pick_engine("auto", "lstm", rows, tiny, 64) == "torch"
+    assert pick_engine("fused", "lstm", rows, tiny, 64) == "fused"
+    with torch.no_grad():
+        assert pick_engine("auto", "gru", rows, even, 64) == "torch"
+        assert pick_engine("auto", "gru", rows, uneven, 64) == "fused"

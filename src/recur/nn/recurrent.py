@@ -30,9 +30,10 @@ def detach_state(state: State) -> State:
 def pick_engine(engine: str, cell: str, rows: Tensor, layout: Layout, hidden_size: int) -> str:
     """Name the engine, `fused` or `torch`, that `engine` means for these rows.
 
-    On a CPU the fused engine is the faster one wherever lengths differ. Where all are equal torch has a dense pass to
-    offer: for the LSTM in float32 oneDNN's whole-layer kernel, which the engine does not reach, and for the others
-    less overhead a step, which shows while a step is small. `python -m recur.bench engine` measures both.
+    On a CPU the fused engine is the faster one wherever lengths differ and there is some work. Where all are equal
+    torch has a dense pass to offer: for the LSTM in float32 oneDNN's whole-layer kernel, which the engine does not
+    reach, and for the others less overhead a step, which shows in evaluation while a step is small. The limits were
+    measured on two Zen 4 cores; `python -m recur.bench engine` measures both sides anywhere.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine is one of {', '.join(ENGINES)}, got {engine!r}")
@@ -42,8 +43,9 @@ def pick_engine(engine: str, cell: str, rows: Tensor, layout: Layout, hidden_siz
         return "torch"
     if layout.even and cell == "lstm":
         return "torch" if rows.dtype == torch.float32 and torch.backends.mkldnn.is_available() else "fused"
-    small = 256 if torch.is_grad_enabled() else 8192
-    return "torch" if layout.even and layout.batch * hidden_size <= small else "fused"
+    if not torch.is_grad_enabled():
+        return "torch" if layout.batch * hidden_size <= (8192 if layout.even else 2048) else "fused"
+    return "torch" if not layout.even and layout.rows * hidden_size**2 < 200_000 else "fused"
 
 
 def locked_dropout(data: Tensor, layout: Layout, p: float) -> Tensor:
@@ -256,7 +258,7 @@ class Recurrent(nn.Module):
         if state is None:
             state = self.initial_state(layout.batch, rows)
         self._check_state(state, layout.batch)
-        fused = self._kind.fused and pick_engine(self.engine, self.cell, rows, layout, self.hidden_size) == "fused"
+        fused = self._kind.fused and self.chosen_engine(sequence, layout) == "fused"
         if self._as_one and not fused:
             output, last = self._run_as_one(rows, layout, state)
             return self._packed(output, sequence), last
@@ -274,6 +276,11 @@ class Recurrent(nn.Module):
                 output, final = self._run_cell(output, layout, state[index], weights)
             last.append(final)
         return self._packed(output, sequence), last
+
+    def chosen_engine(self, sequence: PackedSequence, layout: Layout | None = None) -> str:
+        """What `engine` means for this input now: `fused` or `torch`."""
+        layout = layout or Layout(sequence.batch_sizes)
+        return pick_engine(self.engine, self.cell, sequence.data, layout, self.hidden_size)
 
     @staticmethod
     def _packed(rows: Tensor, like: PackedSequence) -> PackedSequence:
