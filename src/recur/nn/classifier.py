@@ -129,6 +129,8 @@ class Classifier(nn.Module):
         forget_bias: initial forget-gate bias of an LSTM; None keeps torch's own.
         engine: `auto`, `fused` or `torch`; see `recur.nn.engine`.
         vectors: initial word vectors `(vocab_size, embedding_dim)`, or None.
+        scale_vectors: bring each of `vectors` to the length that `embedding_std` gives random ones. word2vec leaves
+            frequent words ten times longer than rare ones, long enough to saturate the gates.
         freeze_vectors: keep the word vectors as they are.
 
     Raises:
@@ -156,6 +158,7 @@ class Classifier(nn.Module):
         forget_bias: float | None = 1.0,
         engine: str = "auto",
         vectors: Tensor | None = None,
+        scale_vectors: bool = True,
         freeze_vectors: bool = False,
     ) -> None:
         super().__init__()
@@ -186,6 +189,8 @@ class Classifier(nn.Module):
                     f"word vectors have shape {tuple(vectors.shape)}, the model wants {(vocab_size, embedding_dim)}: "
                     f"set model.net.embedding_dim={vectors.shape[-1]}"
                 )
+            if scale_vectors:
+                vectors = nn.functional.normalize(vectors, dim=1) * (embedding_std * math.sqrt(embedding_dim))
             with torch.no_grad():
                 self.embedding.weight.copy_(vectors)
         elif freeze_vectors:
