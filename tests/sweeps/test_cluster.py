@@ -4,7 +4,6 @@ import json
 import socket
 import subprocess
 import sys
-import warnings
 
 import pytest
 
@@ -23,29 +22,47 @@ def test_a_share_is_what_the_trainer_asks_for():
         share([], "auto", 0)
 
 
-@pytest.mark.slow
-def test_ray_runs_a_sweep_over_two_nodes(tmp_path):
-    cluster_utils = pytest.importorskip("ray.cluster_utils")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray's own
-        cluster = cluster_utils.Cluster()
+RAY = """
+from ray.cluster_utils import Cluster
+cluster = Cluster()
+for _ in range(2):
+    cluster.add_node(num_cpus=1, num_gpus=0, object_store_memory=80 * 2**20, include_dashboard=False)
+print("address", cluster.address, flush=True)
+input()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture
+def ray_cluster():
+    """Address of a Ray cluster of two nodes with one CPU each."""
+    pytest.importorskip("ray")
+    command = [sys.executable, "-W", "ignore", "-c", RAY]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    env = environment(RAY_raylet_start_wait_time_s="240")  # on a machine that others keep busy
+    with subprocess.Popen(command, text=True, env=env, **pipes) as process:
         try:
-            for _ in range(2):
-                cluster.add_node(num_cpus=1, num_gpus=0, object_store_memory=80 * 2**20, include_dashboard=False)
-            folder = tmp_path / "s"
-            typed = [*TINY, "optimizer.lr=1e-3,1e-2", "optimizer.weight_decay=0,-1", "hydra/launcher=ray"]
-            done = sweep(folder, *typed, f"hydra.launcher.address={cluster.address}", code=1)
-            assert "Ray, 2 node(s), 2 job(s) at a time" in done.stdout
-            assert "2 of 4 jobs failed (1, 3)" in done.stderr
-            too_much = [*TINY, "seed=0,1", "hydra/launcher=ray", "hydra.launcher.cpus_per_job=9"]
-            refused = sweep(tmp_path / "t", *too_much, f"hydra.launcher.address={cluster.address}", code=2)
-            assert "9 CPU(s)" in refused.stderr
+            yield next(line.split()[1] for line in process.stdout if line.startswith("address"))
+            process.stdin.write("\n")
+            process.stdin.close()
+            process.wait(60)
         finally:
-            cluster.shutdown()
-    by_hand = tmp_path / "hand"
-    sweep(by_hand, *TINY, "optimizer.lr=1e-3,1e-2", "optimizer.weight_decay=0")
-    on_ray = {r.number: r.record["val"] for r in Answer.of([folder]).results if r.state == "done"}
-    assert list(on_ray.values()) == [r.record["val"] for r in Answer.of([by_hand]).results]
+            process.terminate()
+
+
+@pytest.mark.slow
+def test_ray_runs_a_sweep_over_two_nodes(tmp_path, ray_cluster):
+    folder, by_hand = tmp_path / "s", tmp_path / "hand"
+    typed = [*TINY, "optimizer.lr=1e-3,1e-2"]
+    there = ["hydra/launcher=ray", f"hydra.launcher.address={ray_cluster}"]
+    done = sweep(folder, *typed, "optimizer.weight_decay=0,-1", *there, code=1)
+    assert "Ray, 2 node(s), 2 job(s) at a time" in done.stdout
+    assert "2 of 4 jobs failed (1, 3)" in done.stderr
+    refused = sweep(tmp_path / "t", *TINY, "seed=0,1", *there, "hydra.launcher.cpus_per_job=9", code=2)
+    assert "9 CPU(s)" in refused.stderr
+    sweep(by_hand, *typed, "optimizer.weight_decay=0")
+    on_ray = [r.record["val"] for r in Answer.of([folder]).results if r.state == "done"]
+    assert on_ray == [r.record["val"] for r in Answer.of([by_hand]).results]
 
 
 @pytest.mark.slow

@@ -36,32 +36,41 @@ def test_distributed_jobs_equal_the_same_runs_typed_by_hand(tmp_path):
     assert sorted(p.name for p in folder.iterdir() if p.name.isdecimal()) == ["0", "1", "2"]
 
 
+def validations(folder):
+    return sum(len(history.read(folder / n)) for n in "0123")
+
+
 def test_a_sweep_killed_at_random_ends_like_one_that_was_not(tmp_path):
-    typed = (*TINY, "trainer.max_epochs=4", "optimizer.lr=1e-3,1e-2", "seed=0,1")
+    """Each kill comes at a random moment after some progress, so that all five fall into training."""
+    typed = (*TINY, "trainer.max_epochs=8", "optimizer.lr=1e-3,1e-2", "seed=0,1")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     sweep(whole, *typed)
-    took = sum(e["seconds"] for e in manifest.read(whole) if e["event"] == "end") / 2
     rng = random.Random(5)
-    continued = 0
-    for attempt in range(5):
-        there = (cut / manifest.NAME).exists()
+    for kill in range(5):
         command = [sys.executable, "-m", "recur.train", "-m", *typed]
-        command += [f"resume={cut}"] if there else [f"hydra.sweep.dir={cut}"]
+        command += [f"resume={cut}"] if (cut / manifest.NAME).exists() else [f"hydra.sweep.dir={cut}"]
         process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(3 + rng.random() * took * 0.6)
-        continued += sum((cut / n / "checkpoints" / "last.ckpt").exists() for n in "0123")
+        wanted, until = min(validations(cut) + rng.randint(1, 5), 30), time.monotonic() + 300
+        while validations(cut) < wanted:
+            assert time.monotonic() < until
+            assert process.poll() is None
+            time.sleep(0.02)
+        time.sleep(0.3 * rng.random())
         process.send_signal(signal.SIGKILL)
         process.wait()
-        print(f"kill {attempt}: {sum((cut / n / 'metrics.json').exists() for n in '0123')} of 4 complete")
+        complete = sum((cut / n / "metrics.json").exists() for n in "0123")
+        print(f"kill {kill + 1}: {validations(cut)} of 32 epochs, {complete} of 4 runs complete")
     sweep(cut, *typed, f"resume={cut}")
-    assert continued, "no kill came after a checkpoint: the test shows nothing"
     assert figures(cut) == figures(whole)
 
     def table(folder):  # without the time it took
-        return [[cell for cell, title in zip(row, Answer.of([folder]).columns(), strict=True) if title != "time"]
-                for row in Answer.of([folder]).rows()]  # fmt: skip
+        answer = Answer.of([folder])
+        at = answer.columns().index("time")
+        return [row[:at] + row[at + 1 :] for row in answer.rows()]
 
     assert table(cut) == table(whole)
+    continued = sum("resume=" in (cut / n / "output.log").read_text() for n in "0123")
+    assert continued, "no run went on from a checkpoint: the test shows nothing"
 
 
 def test_ctrl_c_stops_the_jobs_and_leaves_a_sweep_to_be_resumed(tmp_path):
@@ -95,3 +104,32 @@ def test_two_slots_do_nearly_twice_the_work_of_one(tmp_path):
     print(f"one slot {took[1]} s, two slots {took[2]} s: {ratio:.2f} x")
     if os.environ.get("RECUR_QUIET_MACHINE") == "1":  # others' work on the same cores makes any figure
         assert ratio >= 1.8
+
+
+def test_optuna_finds_the_grids_best_for_less_than_half_its_compute(tmp_path):
+    typed = (*TINY, "trainer.max_epochs=4", "test=false")
+    lr, width, dropout = "optimizer.lr", "model.net.hidden_size", "model.net.head_dropout"
+    every, found = tmp_path / "grid", tmp_path / "optuna"
+    sweep(every, *typed, f"{lr}=1e-4,3e-4,1e-3,3e-3,1e-2,3e-2", f"{width}=4,8,16,32", f"{dropout}=0,0.5")
+    space = [f"{lr}=tag(log,interval(1e-4,3e-2))", f"{width}=range(4,33,4)", f"{dropout}=interval(0,0.5)"]
+    sweep(found, *typed, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=24", *space)
+    grid, search = Answer.of([every]), Answer.of([found])
+    assert len(grid.results) == 48
+    assert len(search.results) == 24
+    steps = [sum(r.record["steps"] for r in answer.results) for answer in (grid, search)]
+    events = manifest.read(found)
+    begun = {e["job"]: e["time"] for e in events if e["event"] == "start"}
+    ended = {e["job"]: e["time"] for e in events if e["event"] == "end"}
+    busy = sum(ended[job] - begun[job] for job in begun)
+    slots = min(2, len(os.sched_getaffinity(0)))
+    until = max(begun.values())  # while there was something to start
+    occupied = sum(min(ended[job], until) - begun[job] for job in begun) / (slots * (until - min(begun.values())))
+    print(
+        f"grid {grid.best.mean:.4f} in {steps[0]} steps, optuna {search.best.mean:.4f} in {steps[1]} "
+        f"({steps[1] / steps[0]:.2f}), {search.count('pruned')} pruned, occupied {occupied:.3f}, busy {busy:.0f} s"
+    )
+    assert search.count("pruned") > 0
+    assert search.best.mean >= grid.best.mean
+    assert steps[1] < 0.5 * steps[0]
+    if slots == 2:
+        assert occupied > 0.9
