@@ -1,0 +1,108 @@
+"""The README's commands run, as they stand there, on small files and few steps."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from conftest import EASY, ROOT
+from doors import door
+
+FEW = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=2", "test=false"]
+FEW += ["trainer.accelerator=cpu"]
+ELSEWHERE = ("pip ", "source ", "torchrun ", "tensorboard ", "optuna-dashboard ", "curl ")  # other people's programs
+
+
+def commands() -> list[str]:
+    """Every command line of the README's bash blocks, continued lines joined, comments dropped."""
+    found = []
+    for block in re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            command = re.sub(r"\s{2,}#.*$", "", line).strip()
+            if command and not command.startswith("#"):
+                found.append(command)
+    assert len(found) > 20
+    return found
+
+
+def of(*starts: str) -> list[str]:
+    return [command for command in commands() if command.startswith(starts)]
+
+
+def test_every_command_is_one_that_is_tested_here():
+    known = (*ELSEWHERE, "make ", "python -m recur.")
+    assert not [command for command in commands() if not command.startswith(known)]
+
+
+@pytest.mark.parametrize("command", of("make "))
+def test_make_has_the_target(command):
+    done = subprocess.run(
+        ["make", "-n", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def own_files(tmp_path: Path) -> Path:
+    """The files that the README's examples name."""
+    rows = [(f"so {word} number {i}", label) for i in range(30) for word, label in (("good", 1), ("bad", 0))]
+    for name, columns in (("reviews.csv", ("review", "stars")), ("train.tsv", ("text", "label"))):
+        mark = "," if name.endswith("csv") else "\t"
+        lines = [mark.join(columns), *(f"{text}{mark}{label}" for text, label in rows)]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    for name in ("dev.tsv", "test.tsv"):
+        (tmp_path / name).write_text((tmp_path / "train.tsv").read_text().replace("number", name))
+    (tmp_path / "book.txt").write_text("once upon a time there was a cat and the cat sat\n" * 400)
+    return tmp_path
+
+
+def placed(words: list[str], run: Path, shared: Path) -> list[str]:
+    """Fill in the README's placeholders."""
+    data = shared / ("wikitext" if any("wikitext" in word for word in words) else "imdb")
+    filled = [word.replace("FOLDER", str(data)).replace("RUN", str(run)) for word in words]
+    return [word.replace("=input.txt", f"={shared / 'tinyshakespeare' / 'input.txt'}") for word in filled]
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in of("python -m recur.train") if " -m " not in c.removeprefix("python -m")]
+)
+def test_training_commands_run(command, own_files, trained_run, shared_data):
+    words = placed(shlex.split(command)[3:], trained_run, shared_data)
+    if any(word.startswith("resume=") for word in words):
+        words = [
+            word for word in words if not word.startswith("trainer.max_epochs")
+        ]  # nothing left to do, but it opens
+    elif not any(word.startswith("--") for word in words):
+        words += FEW
+    done = door("train", *words, cwd=own_files)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [c for c in of("python -m recur.train") if " -m " in c.removeprefix("python -m")])
+def test_sweep_commands_sweep_over_keys_that_exist(command, own_files):
+    """Each value on its own composes; that sweeps run is held in tests/sweeps."""
+    words = [w for w in shlex.split(command)[3:] if w != "-m" and not w.startswith(("hydra", "resume="))]
+    first = [word if "(" in word else re.sub(r"(=[^,\[\]{}]*),.*", r"\1", word) for word in words]
+    keys = [re.sub(r"=.*", "=0", word) if "(" in word else word for word in first]
+    done = door("train", *keys, "--cfg", "job", cwd=own_files)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in of("python -m recur.predict", "python -m recur.evaluate") if "RUN" in c]
+)
+def test_using_a_run_works(command, trained_run, shared_data):
+    words = placed(shlex.split(command)[2:], trained_run, shared_data)
+    done = door(words[0].removeprefix("recur."), *words[1:])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_figures_stand_between_their_marks():
+    from recur.readme import replaced
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "new" in replaced(text, "results", "new")
+    assert EASY
