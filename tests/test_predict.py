@@ -310,7 +310,20 @@ def test_page_stands_alone_and_escapes_the_text(door, trained_run, tmp_path) -> 
     assert told.code == 0, told.err
     source = file.read_text(encoding="utf-8")
     page = _Page(source)
-    assert set(page.tags) == {"html", "meta", "title", "style", "h1", "h2", "p", "span", "section", "div", "footer", "br"}
+    assert set(page.tags) == {
+        "html",
+        "meta",
+        "title",
+        "style",
+        "h1",
+        "h2",
+        "p",
+        "span",
+        "section",
+        "div",
+        "footer",
+        "br",
+    }
     assert set(page.attributes) <= {"lang", "charset", "http-equiv", "content", "name", "class", "style", "title"}
     assert "http://" not in source and "https://" not in source and "url(" not in source
     assert "<script>alert" in "".join(page.text)  # as text

@@ -19,16 +19,28 @@ if TYPE_CHECKING:
     from recur.runs import Run
 
 # What says where a run's own data is; none of it holds for somebody else's file.
-_PLACES = ("path", "name", "revision", "train", "val", "test", "unlabelled", "synthetic", "limit_train", "vectors")
+_PLACES = (
+    "path",
+    "name",
+    "revision",
+    "train",
+    "val",
+    "test",
+    "unlabelled",
+    "text",
+    "synthetic",
+    "limit_train",
+    "vectors",
+)
 _DYNAMIC_WINDOW = 5  # tokens, as Krause et al. use
-_STATISTICS_WINDOWS = 500  # of training text, to learn how large each weight's gradients are
+_STATISTICS_WINDOWS = 500  # of training text, to learn how large each weight's gradients are in such windows
 # What a run's data settings may build.
 _TARGETS = ("recur.data.sentiment.SentimentData", "recur.data.language.LanguageData", "recur.data.synthetic.Synthetic")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `python -m recur.evaluate` and `recur-evaluate`."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_intermixed_args(argv)
     cli.guard(lambda: _run(arguments))
 
 
@@ -193,14 +205,17 @@ def _beyond(run: "Run", data: Any, split: str, arguments: argparse.Namespace) ->
         told["neural_cache"] = neural_cache(task, data.loader(split), **settings) | settings
     if arguments.dynamic is not None:
         # One stream in short windows: the sooner it learns from what it read, the more it gains.
-        windows = StreamLoader(data.tokens(split), batch_size=1, bptt=_DYNAMIC_WINDOW, start_id=data.start_id)
-        statistics = None
-        if "train" in data.splits:
-            statistics = itertools.islice(data.loader("train", train=True), _STATISTICS_WINDOWS)
+        def stream(name: str) -> Any:
+            return StreamLoader(data.tokens(name), batch_size=1, bptt=_DYNAMIC_WINDOW, start_id=data.start_id)
+
+        some = itertools.islice(stream("train"), _STATISTICS_WINDOWS) if "train" in data.splits else None
         settings = {"lr": arguments.dynamic, "decay": arguments.dynamic_decay}
         task.requires_grad_(True)
-        found = dynamic_evaluation(task, windows, statistics=statistics, **settings)
-        told["dynamic_evaluation"] = found | settings | {"gradient_statistics": statistics is not None}
+        try:
+            found = dynamic_evaluation(task, stream(split), statistics=some, **settings)
+        except OverflowError:
+            raise ValueError(f"--dynamic {arguments.dynamic} makes the model diverge on {split}: lower it") from None
+        told["dynamic_evaluation"] = found | settings | {"gradient_statistics": some is not None}
     return told
 
 

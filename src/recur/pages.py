@@ -194,14 +194,14 @@ def _save_picture(picture: NDArray[np.uint8], path: Path) -> None:
 
 
 def mistakes_page(labels: NDArray[np.int64], scores: NDArray[Any], names: list[str], text_of: Any, most: int) -> str:
-    """Markdown table of the wrong answers, most confident first.
+    """Markdown list of the wrong answers, most confident first.
 
     Args:
         labels: true classes, `(texts,)`.
         scores: probabilities, `(texts, classes)`.
         names: of the classes.
         text_of: gives the text of a position in `labels`.
-        most: rows of the table.
+        most: how many to list.
     """
     said = _said(scores)
     sure = scores[np.arange(len(said)), said]
@@ -209,16 +209,14 @@ def mistakes_page(labels: NDArray[np.int64], scores: NDArray[Any], names: list[s
     worst = wrong[np.argsort(-sure[wrong], kind="stable")][:most]
     lines = [
         f"{len(wrong):,} of {len(labels):,} texts got the wrong label."
-        + (" The most confident mistakes, as the model read them:" if len(worst) else ""),
-        "",
+        + (" The most confident mistakes, as the model read them:" if len(worst) else "")
     ]
-    if len(worst):
-        lines += ["| said | probability | true | text |", "|---|---|---|---|"]
-    for index in worst.tolist():
-        text = markdown(shortened(text_of(index), _TEXT))
+    # No table: TensorBoard would break the words of its narrow columns.
+    for place, index in enumerate(worst.tolist(), start=1):
         label, true = markdown(names[said[index]]), markdown(names[labels[index]])
-        lines.append(f"| {label} | {sure[index]:.4f} | {true} | {text} |")
-    return "\n".join(lines)
+        text = markdown(shortened(text_of(index), _TEXT).strip())
+        lines += [f"{place}&#46; said **{label}** with {sure[index]:.4f}, true is **{true}**", f"> {text}"]
+    return "\n\n".join(lines)
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ TOLERANCE = 0.005
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `python -m recur.predict` and `recur-predict`."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_intermixed_args(argv)
     cli.guard(lambda: _run(arguments))
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # C0 and C1 controls, line and paragraph separators, bidirectional marks and overrides, surrogates, byte order mark.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufff9-\ufffb]")
-_MARKDOWN = re.compile(r"[^\w\s,.?]", re.ASCII)
+_MARKDOWN = re.compile(r"[^\w\s,?]|_")
 
 FOR, AGAINST = (64, 132, 214), (226, 112, 40)  # blue and orange: told apart by colour-blind readers too
 

@@ -1,0 +1,234 @@
+"""The evaluate door: exact figures, of a run's own data and of anybody's."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import EASY, train
+from recur import evaluate, predict
+from recur.runs import Run
+
+
+@pytest.fixture
+def door(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Call the door in this process: `door(*words)` gives `told` (the JSON), `err` and `code`."""
+
+    def call(*words: object) -> SimpleNamespace:
+        code: Any = 0
+        try:
+            evaluate.main([str(word) for word in words])
+        except SystemExit as leaving:
+            code = leaving.code
+        printed = capsys.readouterr()
+        return SimpleNamespace(told=json.loads(printed.out or "null"), err=printed.err, code=code)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def own_split(trained_run: Path) -> tuple[list[str], list[int]]:
+    """Texts and labels of the run's own test split, some of them relabelled so that the model errs."""
+    data = evaluate.open_data(Run.open(trained_run))
+    texts = [data.text("test", row) for row in range(len(data.texts("test")))]
+    labels = data.labels("test").tolist()
+    return texts, [1 - label if row % 7 == 0 else label for row, label in enumerate(labels)]
+
+
+def test_gives_what_the_run_wrote_down(door, trained_run) -> None:
+    written = json.loads((trained_run / "metrics.json").read_text())
+    told = door(trained_run).told
+    for split in ("val", "test"):
+        for name, value in written[split].items():
+            assert told[split][name] == pytest.approx(value, abs=1e-6), (split, name)
+    assert told["ceiling"] == written["ceiling"]
+    assert np.sum(told["test"]["confusion"]) == told["test"]["texts"] == 150
+
+
+def test_checkpoint_alone_and_any_batch_size_give_the_same(door, trained_run, tmp_path) -> None:
+    alone = tmp_path / "moved.ckpt"
+    alone.write_bytes((trained_run / "checkpoints" / "best.ckpt").read_bytes())
+    whole = door(trained_run, "--split", "test").told["test"]
+    assert set(door(trained_run, "--split", "val").told) >= {"val"}
+    for size in (1, 13):
+        again = door(alone, "--split", "test", f"eval_batch_size={size}").told["test"]
+        assert again["confusion"] == whole["confusion"]
+        for name in ("loss", "accuracy", "f1", "auroc"):
+            assert again[name] == pytest.approx(whole[name], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "folder", "repository"])
+def test_other_data_in_any_form_scores_by_the_definitions(door, trained_run, own_split, tmp_path, kind: str) -> None:
+    texts, labels = own_split
+    names = ["negative", "positive"]
+    place, settings = tmp_path / f"a.{kind}", []
+    if kind == "csv":
+        place.write_text("stars,review\n" + "".join(f'{names[y]},"{x}"\n' for x, y in zip(texts, labels, strict=True)))
+        settings = ["text_column=review", "data.label_column=stars"]
+    elif kind == "tsv":
+        place.write_text("text\tlabel\n" + "".join(f"{x}\t{y}\n" for x, y in zip(texts, labels, strict=True)))
+    elif kind == "jsonl":
+        rows = [json.dumps({"text": x, "label": names[y]}) for x, y in zip(texts, labels, strict=True)]
+        place.write_text("\n".join(rows))
+    elif kind == "folder":
+        for number, (text, label) in enumerate(zip(texts, labels, strict=True)):
+            (place / "test" / names[label]).mkdir(parents=True, exist_ok=True)
+            (place / "test" / names[label] / f"{number}.txt").write_text(text)
+    else:
+        place.mkdir()
+        rows = [json.dumps({"text": x, "label": names[y]}) for x, y in zip(texts, labels, strict=True)]
+        (place / "test.jsonl").write_text("\n".join(rows))
+    answer = door(trained_run, "--data", place, *settings)
+    assert answer.code == 0, answer.err
+    told = answer.told["test"]
+
+    found = predict.classify(Run.open(trained_run), texts)
+    positive = np.array([one.probabilities[1] for one in found])
+    truth = np.array(labels)
+    assert told["texts"] == len(texts)
+    assert told["accuracy"] == pytest.approx(np.mean((positive > 0.5) == truth), abs=1e-6)
+    hits = np.sum((positive > 0.5) & (truth == 1))
+    assert told["f1"] == pytest.approx(2 * hits / (np.sum(positive > 0.5) + truth.sum()), abs=1e-6)
+    higher = positive[truth == 1][:, None] - positive[truth == 0]  # every pair of a positive and a negative text
+    assert told["auroc"] == pytest.approx(np.mean((higher > 0) + 0.5 * (higher == 0)), abs=1e-5)
+    own = np.where(truth == 1, positive, 1 - positive)
+    assert told["loss"] == pytest.approx(-np.log(own).mean(), abs=1e-4)
+
+
+REFUSED: dict[str, tuple[list[str], list[str]]] = {
+    "no such data": (["--data", "nowhere.csv"], ["nowhere.csv"]),
+    "no such split": (["--split", "dev"], ["--split", "'dev'"]),
+    "mistyped setting": (["eval_batchsize=3"], ["eval_batchsize=3", "did you mean eval_batch_size?"]),
+    "no setting": (["batch"], ["batch", "KEY=VALUE"]),
+    "bad value": (["eval_batch_size=0"], ["eval_batch_size", "0"]),
+    "foreign code": (["_target_=os.system"], ["_target_"]),
+    "language option": (["--cache", "100"], ["language"]),
+}
+
+
+@pytest.mark.parametrize(("words", "said"), REFUSED.values(), ids=REFUSED.keys())
+def test_mistakes_are_one_line(door, trained_run, words, said) -> None:
+    answer = door(trained_run, *words)
+    assert answer.code == 2 and len(answer.err.splitlines()) == 1
+    assert all(word in answer.err for word in said), answer.err
+
+
+def test_unknown_label_names_file_row_and_classes(door, trained_run, tmp_path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("text,label\nthe film was superb,positive\nthe film was dull,so-so\n")
+    answer = door(trained_run, "--data", file)
+    assert answer.code == 2 and len(answer.err.splitlines()) == 1
+    assert all(word in answer.err for word in (str(file), "so-so"))
+
+
+def test_a_planted_target_builds_nothing(door, trained_run, tmp_path) -> None:
+    content = torch.load(trained_run / "checkpoints" / "best.ckpt", weights_only=True)
+    content["recur"]["config"]["data"] = {"_target_": "os.system", "command": f"touch {tmp_path}/planted"}
+    torch.save(content, tmp_path / "planted.ckpt")
+    answer = door(tmp_path / "planted.ckpt")
+    assert answer.code == 2 and "os.system" in answer.err
+    content["recur"]["config"]["data"] = {
+        "_target_": "recur.data.sentiment.SentimentData",
+        "synthetic": {"_target_": "subprocess.run", "args": ["touch", f"{tmp_path}/planted"]},
+    }
+    torch.save(content, tmp_path / "planted.ckpt")
+    answer = door(tmp_path / "planted.ckpt")
+    assert answer.code == 2 and "subprocess.run" in answer.err
+    assert not (tmp_path / "planted").exists()
+
+
+def test_changed_data_is_noticed(door, tmp_path, trained_run) -> None:
+    content = torch.load(trained_run / "checkpoints" / "best.ckpt", weights_only=True)
+    content["recur"]["config"]["data"]["synthetic"]["contrast"] = 1.0  # brings in `but` and `although`
+    torch.save(content, tmp_path / "changed.ckpt")
+    answer = door(tmp_path / "changed.ckpt")
+    assert answer.code == 2 and "has changed" in answer.err and "--data" in answer.err
+
+
+def test_as_a_program_from_another_folder(trained_run, tmp_path) -> None:
+    command = [sys.executable, "-m", "recur.evaluate", str(trained_run), "--split", "test"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["test"]["accuracy"] > 0.9
+    assert done.stderr == ""
+    assert not list(tmp_path.iterdir())
+
+
+# -------------------------------------------------------------------------------------------------------- language runs
+
+
+@pytest.fixture(scope="module")
+def language_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a character model of one sentence."""
+    folder = tmp_path_factory.mktemp("runs") / "language"
+    file = folder.with_suffix(".txt")
+    file.write_text("the quick brown fox jumps over the lazy dog .\n" * 40)
+    sizes = ["model.net.embedding_dim=12", "model.net.hidden_size=12", "trainer.max_epochs=2"]
+    common = [word for word in EASY if word.startswith("trainer.") and "max_epochs" not in word]
+    train(
+        folder,
+        "data=text_files",
+        f"data.path={file}",
+        "model=language_model",
+        "data.tokenizer.kind=character",
+        "data.batch_size=4",
+        "data.test_fraction=0.2",
+        *sizes,
+        *common,
+    )
+    return folder
+
+
+def test_language_run_gives_what_it_wrote_down_and_more_when_asked(door, language_run) -> None:
+    written = json.loads((language_run / "metrics.json").read_text())
+    told = door(language_run).told
+    for split in ("val", "test"):
+        assert told[split]["perplexity"] == pytest.approx(written[split]["perplexity"], rel=1e-5)
+    told = door(language_run, "--split", "test", "eval_batch_size=1").told
+    words = [
+        "eval_batch_size=1",
+        "--dynamic",
+        "0.001",
+        "--cache",
+        "100",
+        "--cache-flatness",
+        "0",
+        "--cache-weight",
+        "0.5",
+    ]
+    more = door(language_run, "--split", "test", *words).told
+    assert more["test"]["perplexity"] == told["test"]["perplexity"]  # the plain figure stays apart
+    for name in ("neural_cache", "dynamic_evaluation"):
+        assert more["test"][name]["perplexity"] < told["test"]["perplexity"], name  # the text repeats itself
+
+
+def test_language_data_of_ones_own(door, language_run, tmp_path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("the lazy fox .\n" * 30)
+    told = door(language_run, "--data", file, "eval_batch_size=1").told["test"]
+    other = tmp_path / "b.txt"
+    other.write_text("zzqqxxkk" * 60)
+    assert told["perplexity"] < door(language_run, "--data", other, "eval_batch_size=1").told["test"]["perplexity"]
+
+
+def test_language_predictions_say_how_surprising_each_token_is(language_run, capsys, tmp_path) -> None:
+    text = "the fox\x1b[31m ☃\n"
+    predict.main([str(language_run), text, "--json", "--html", str(tmp_path / "page.html")])
+    record = json.loads(capsys.readouterr().out)
+    assert "".join(token["token"] for token in record["tokens"]) == text
+    nats = np.array([token["nats"] for token in record["tokens"]])
+    assert record["nats"] == pytest.approx(nats.sum())
+    assert record["perplexity"] == pytest.approx(np.exp(nats.mean()))
+    assert all(token["probability"] == pytest.approx(np.exp(-token["nats"])) for token in record["tokens"])
+    assert all(1 <= token["rank"] <= len(Run.open(language_run).tokenizer.vocabulary) for token in record["tokens"])
+    predict.main([str(language_run), text])
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and "☃" in printed and "unknown" in printed
+    assert "\x1b" not in (tmp_path / "page.html").read_text()
