@@ -24,6 +24,7 @@ from sweeps.real import TINY, environment, sweep
         (["seed=0,1", "resume=src"], ["is not a sweep"]),
         (["hydra/sweeper=optuna", "seed=0,1"], ["seed", "lucky"]),
         (["hydra/sweeper=optuna", "optimizer.lr=1e-3"], ["nothing to search"]),
+        (["seed=0,1", "trainer=cpu", "hydra/launcher=ray", "hydra.launcher.address=127.0.0.1:1"], ["no Ray cluster"]),
         (
             ["hydra/sweeper=optuna", "optimizer.lr=1,2", "hydra.sweeper.objectives={val/f1: max, test/f3: max}"],
             ["'test/f3'"],

@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import math
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,21 @@ def share(needs: Sequence[Needs], gpus_per_job: Any, cpus_per_job: int) -> Share
     return Share(max(wanted, default=0), cpus_per_job)
 
 
+def _answers(address: str | None) -> None:
+    """Try a cluster's port, since Ray itself would try for many minutes.
+
+    Raises:
+        ValueError: nobody listens there.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ValueError(f"there is no Ray cluster at {address} ({error}): start one with `ray start --head`") from None
+
+
 class Ray:
     """Jobs on a Ray cluster; Ray decides where, and starts a job again whose machine was lost.
 
@@ -73,6 +89,7 @@ class Ray:
         self._ray, self._part = ray, part
         self._ours = not ray.is_initialized()
         if self._ours:
+            _answers(address)
             extra = {} if address else {"include_dashboard": False}
             try:
                 ray.init(address=address, log_to_driver=False, logging_level="error", configure_logging=False, **extra)
