@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -20,6 +21,12 @@ HPARAM_METRICS = {
     "sentiment": ("val/accuracy", "val/loss", "test/accuracy", "test/f1", "test/auroc"),
     "language": ("val/loss", "val/perplexity", "test/loss", "test/perplexity"),
 }
+
+# Settings that say nothing about a result: they would push the others out of sight.
+_PLUMBING = re.compile(
+    r"_partial_$|_dir$|dirpath$|^(data|trainer)\.(.*\.)?_target_$|^callbacks\.(?!(early_stopping\.patience|ema\.(?!_)))"
+    r"|^trainer\.(enable_|limit_|num_sanity|log_every|use_distributed|detect_anomaly)"
+)
 
 
 def quiet() -> None:
@@ -77,7 +84,7 @@ def announce_hparams(loggers: list[Any], config: dict[str, Any], family: str) ->
     """Open the HParams entry of this run: its settings. `closing` adds the final metrics."""
     groups = ("data", "model", "optimizer", "scheduler", "trainer", "callbacks")
     settings = _flat({"seed": config["seed"], **{group: config[group] for group in groups}})
-    settings = {key: value for key, value in settings.items() if not key.endswith(("_partial_", "dirpath", "root_dir"))}
+    settings = {key: value for key, value in settings.items() if not _PLUMBING.search(key)}
     # Without the experiment summary that Lightning would add: it fixes the columns to the first run's. Left to itself
     # TensorBoard collects them over all runs and puts the settings that differ first.
     _, start, _ = hparams(settings, dict.fromkeys(HPARAM_METRICS[family], math.nan))
