@@ -71,6 +71,7 @@ def test_a_small_sweep_runs_fails_where_it_must_and_is_resumed(tmp_path):
     assert (folder / "results" / "index.html").is_file()
     before = figures_of_done(folder)
     assert len(before) == 2
+    check_hparams(folder, {"0": 0.001, "2": 0.01})
     times = {n: (folder / n / "metrics.json").stat().st_mtime_ns for n in ("0", "2")}
 
     refused = sweep(folder, *TINY, "optimizer.lr=1e-3,1e-1", "optimizer.weight_decay=0,-1", f"resume={folder}", code=2)
@@ -89,19 +90,18 @@ def figures_of_done(folder):
     return {r.number: r.record["val"] for r in Answer.of([folder]).results if r.state == "done"}
 
 
-def test_the_hparams_tab_has_every_run_with_its_settings_and_results(tmp_path):
+def check_hparams(folder, expected):
+    """TensorBoard's HParams tab has every run, all with the same settings, each with its results."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams import plugin_data_pb2
 
-    folder = tmp_path / "s"
-    sweep(folder, *TINY, "optimizer.lr=1e-3,1e-2")
     keys = []
-    for run in ("0", "1"):
+    for run, lr in expected.items():
         found = EventAccumulator(str(folder / run), size_guidance={"scalars": 0}).Reload()
         content = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
         settings = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
         keys.append(set(settings))
-        assert settings["optimizer.lr"].number_value == (0.001, 0.01)[int(run)]
+        assert settings["optimizer.lr"].number_value == lr
         wrote = json.loads((folder / run / "metrics.json").read_text())["test"]["accuracy"]
         assert abs(found.Scalars("result/test/accuracy")[-1].value - wrote) < 1e-6
-    assert keys[0] == keys[1]
+    assert all(one == keys[0] for one in keys)

@@ -88,6 +88,8 @@ class FreshProcessLauncher(Launcher):
     """
 
     def __init__(self, fail_fast: bool, grace_seconds: float) -> None:
+        if not isinstance(fail_fast, bool):
+            raise ValueError(f"hydra.launcher.fail_fast must be true or false, got {fail_fast!r}")
         self.fail_fast, self.grace = fail_fast, grace_seconds
         self.config: Any = None
         self.context: Any = None
