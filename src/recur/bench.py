@@ -688,7 +688,7 @@ def _bare_loop(overrides: list[str], count: int, device: str) -> tuple[int, floa
         if clip:
             torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
         optimizer.step()
-        last = float(value)
+        last = float(value.detach())
         _finish(text.data)
         if step == 0:
             began = time.perf_counter()

@@ -27,13 +27,15 @@ def detach_state(state: State) -> State:
     return [tuple(part.detach() for part in one) for one in state]
 
 
-def pick_engine(engine: str, cell: str, rows: Tensor, layout: Layout, hidden_size: int) -> str:
+def pick_engine(
+    engine: str, cell: str, rows: Tensor, layout: Layout, hidden_size: int, bidirectional: bool = False
+) -> str:
     """Name the engine, `fused` or `torch`, that `engine` means for these rows.
 
     On a CPU the fused engine is the faster one wherever lengths differ and there is some work. Where all are equal
-    torch has a dense pass to offer: for the LSTM in float32 oneDNN's whole-layer kernel, which the engine does not
-    reach, and for the others less overhead a step, which shows in evaluation while a step is small. The limits were
-    measured on two Zen 4 cores; `python -m recur.bench engine` measures both sides anywhere.
+    torch has a dense pass to offer: for the LSTM in float32 oneDNN's whole-layer kernel, which the engine beats only
+    with a thread for each direction, and for the others less overhead a step, which shows in evaluation while a step
+    is small. The limits were measured on two Zen 4 cores; `python -m recur.bench engine` measures both sides anywhere.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine is one of {', '.join(ENGINES)}, got {engine!r}")
@@ -41,8 +43,9 @@ def pick_engine(engine: str, cell: str, rows: Tensor, layout: Layout, hidden_siz
         return engine
     if rows.device.type != "cpu" or rows.dtype not in (torch.float32, torch.float64):
         return "torch"
-    if layout.even and cell == "lstm":
-        return "torch" if rows.dtype == torch.float32 and torch.backends.mkldnn.is_available() else "fused"
+    if layout.even and cell == "lstm" and rows.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        two_threads = bidirectional and torch.get_num_threads() > 1 and layout.batch * hidden_size >= 16384
+        return "fused" if two_threads else "torch"
     if not torch.is_grad_enabled():
         return "torch" if layout.batch * hidden_size <= (8192 if layout.even else 2048) else "fused"
     return "torch" if not layout.even and layout.rows * hidden_size**2 < 200_000 else "fused"
@@ -280,7 +283,7 @@ class Recurrent(nn.Module):
     def chosen_engine(self, sequence: PackedSequence, layout: Layout | None = None) -> str:
         """What `engine` means for this input now: `fused` or `torch`."""
         layout = layout or Layout(sequence.batch_sizes)
-        return pick_engine(self.engine, self.cell, sequence.data, layout, self.hidden_size)
+        return pick_engine(self.engine, self.cell, sequence.data, layout, self.hidden_size, self.bidirectional)
 
     @staticmethod
     def _packed(rows: Tensor, like: PackedSequence) -> PackedSequence:
@@ -446,7 +449,11 @@ class _DropIn(nn.RNNBase):
                 return None
             if any(part.shape != want or part.dtype != rows.dtype for part in parts):
                 return None
-        return layout if pick_engine(self.engine, self._cell, rows, layout, self.hidden_size) == "fused" else None
+        return (
+            layout
+            if pick_engine(self.engine, self._cell, rows, layout, self.hidden_size, self.bidirectional) == "fused"
+            else None
+        )
 
     def _run(self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All layers. `state` and the answer: `(layers * directions, batch, hidden)` in packed order."""
