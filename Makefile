@@ -28,10 +28,10 @@ sweep: $(READY) ## 8 embedded runs over all cores, a leaderboard and a page (ARG
 	$(BIN)/python -m recur.train -m sweep=example $(ARGS)
 
 test: $(READY) ## the fast tests
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
 
 test-all: $(READY) ## every test, the slow ones too
-	$(BIN)/python -m pytest -m 'slow or not slow' $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'slow or not slow' $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check src tests
