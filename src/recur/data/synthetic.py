@@ -302,7 +302,7 @@ class _Writer:
         if self._topic is not None and self._chance(0.12):
             self._topic = None
             return ""
-        if self._topic is not None and self._chance(0.5):
+        if self._topic is not None and self._chance(0.3):
             words, pronoun = [self._topic], self._topic
         else:
             words, pronoun = self._noun_phrase(deep=False)
