@@ -201,6 +201,20 @@ def test_weight_drop_finds_the_weights_of_every_cell():
         assert 0.25 < (dropped.grad == 0).float().mean() < 0.75, name
 
 
+@pytest.mark.parametrize("name", [*OPTIONS, "lstm", "gru", "rnn"])
+def test_autocast_changes_little(name):
+    OPTIONS.setdefault(name, {})
+    stack = build(name, 3, 4, 2, bidirectional=True).float()
+    batch = pack_sequence([x.float() for x in sequences(3)])
+    expected, _ = stack(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lower, state = stack(batch._replace(data=batch.data.bfloat16()))
+        lower.data.float().sum().backward()
+        stack(batch, detach_state(state))
+    assert all(p.grad.isfinite().all() for p in stack.parameters())
+    torch.testing.assert_close(lower.data.float(), expected.data, rtol=0.1, atol=0.15)
+
+
 def test_options_are_checked():
     with pytest.raises(ValueError, match="window of a qrnn"):
         Recurrent(3, 4, cell="qrnn", window=3)

@@ -149,8 +149,10 @@ def scan(a: Tensor, b: Tensor, layout: Layout, initial: Tensor, reverse: bool, m
         method: `walk`, `double`, or `auto`, which walks on a CPU.
 
     Returns:
-        `(rows, size)`.
+        `(rows, size)`, in float32 at least: sums of hundreds of terms want it, whatever autocast made of the gates.
     """
+    exact = torch.promote_types(a.dtype, torch.float32)
+    a, b, initial = a.to(exact), b.to(exact), initial.to(exact)
     walk_it = a.device.type == "cpu" if method == "auto" else method == "walk"
     return _Scan.apply(a, b, initial, layout, reverse, _scan_by_walking if walk_it else _scan_by_doubling)
 
@@ -211,7 +213,7 @@ class QRNN(Cell):
         seen = rows
         if self.window == 2:
             entry = layout.entry_rows(reverse).to(rows.device)
-            before = rows[layout.previous_rows(reverse).to(rows.device)].index_copy(0, entry, state[1])
+            before = rows[layout.previous_rows(reverse).to(rows.device)].index_copy(0, entry, state[1].to(rows.dtype))
             seen = torch.cat([rows, before], 1)
         z, f, o = F.linear(seen, weights["weight_ih"], weights.get("bias_ih")).chunk(3, 1)
         f = f.sigmoid()

@@ -206,7 +206,11 @@ class Recurrent(nn.Module):
     def flatten_parameters(self) -> None:
         """Lay the weights out as cuDNN wants them, so that it need not copy them at every call. Only on a GPU."""
         parameters = list(self.parameters())
-        if not self._kind.fused or not all(p.is_cuda and torch.backends.cudnn.is_acceptable(p) for p in parameters):
+        if (
+            not self._kind.fused
+            or not torch._use_cudnn_rnn_flatten_weight()
+            or not all(p.is_cuda and torch.backends.cudnn.is_acceptable(p) for p in parameters)
+        ):
             return
         if len({p.data_ptr() for p in parameters}) != len(parameters):
             return
