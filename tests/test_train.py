@@ -195,9 +195,10 @@ def test_own_files_train_with_overrides_alone(tmp_path, separator):
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["val"]["accuracy"] == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")))
 def test_every_shipped_experiment_takes_a_step(tmp_path, experiment, shared_data):
-    """The shipped recipe on the real data, two batches long."""
+    """The shipped recipe on the real data, one batch long."""
     cfg = door("train", f"experiment={experiment}", "--cfg", "job").stdout
     words = [
         f"experiment={experiment}",
