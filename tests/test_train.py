@@ -184,7 +184,8 @@ def test_own_files_train_with_overrides_alone(tmp_path, separator):
     (tmp_path / name).write_text(body + "\n")
     words = ["data=files", f"data.train={tmp_path / name}", "data.text_column=review", "data.label_column=stars"]
     words += [
-        "trainer.max_epochs=4",
+        "trainer.max_epochs=12",
+        "optimizer.lr=0.01",
         "trainer.accelerator=cpu",
         "model.net.hidden_size=8",
         f"hydra.run.dir={tmp_path}/run",
