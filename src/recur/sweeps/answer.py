@@ -95,7 +95,10 @@ class Group:
         if self.mean is None:
             best = next((r.value for r in self.results if r.value is not None), None)
             return self.state + (f" at {figure(best)}" if best is not None else "")
-        return figure(self.mean) + (f" ± {figure(self.deviation)}" if self.deviation is not None else "")
+        mean, deviation = figure(self.mean), self.deviation
+        if deviation is None:
+            return mean
+        return f"{mean} ± " + (f"{deviation:.4f}" if mean.rpartition(".")[2].isdecimal() else figure(deviation))
 
     def label(self) -> str:
         """Its settings in a few words."""
