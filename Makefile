@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install train sweep test test-all lint format tensorboard results bench clean
+.PHONY: help install train lm sweep test test-all lint format tensorboard results bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ train: $(READY) ## train the embedded sentiment example (ARGS="..." adds overrid
 
 sweep: $(READY) ## 8 embedded runs over all cores, a leaderboard and a page (ARGS="..." adds overrides)
 	$(BIN)/python -m recur.train -m sweep=example $(ARGS)
+
+lm: $(READY) ## train the embedded language model (ARGS="..." adds overrides)
+	$(BIN)/python -m recur.train experiment=lm $(ARGS)
 
 test: $(READY) ## the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import EASY, ROOT
+from conftest import ROOT, train
 from doors import door
 
 FEW = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=2", "test=false"]
@@ -79,6 +79,8 @@ def test_training_commands_run(command, own_files, trained_run, shared_data):
         ]  # nothing left to do, but it opens
     elif not any(word.startswith("--") for word in words):
         words += FEW
+    if "experiment=imdb_fast" in words:  # whose word vectors take a minute and a half
+        words += ["data.unlabelled=null", "data.word2vec.epochs=1", "data.word2vec.min_count=50"]
     done = door("train", *words, cwd=own_files)
     assert done.returncode == 0, done.stderr
 
@@ -108,4 +110,13 @@ def test_figures_stand_between_their_marks():
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "new" in replaced(text, "results", "new")
-    assert EASY
+
+
+@pytest.mark.parametrize("command", of("python -m recur.generate"))
+def test_generating_works(command, own_files):
+    run = own_files / "language"
+    words = ["data=text_files", "data.train=book.txt", "model=language_model", "data.batch_size=4"]
+    train(run, *words, *FEW, f"data.train={own_files / 'book.txt'}")
+    done = door("generate", *[word.replace("RUN", str(run)) for word in shlex.split(command)[3:]])
+    assert done.returncode == 0, done.stderr
+    assert "cat" in done.stdout

@@ -54,7 +54,7 @@ def replaced(text: str, name: str, content: str) -> str:
 def results_table(records: Sequence[dict[str, Any]]) -> str:
     """One Markdown line a run: what came out, of what size, how fast, on what."""
     lines = [
-        "| experiment | validation | test | best possible | parameters | epochs | training | tokens/s | seed | hardware |",
+        "| experiment | validation | test | best possible | parameters | epochs | time | tokens/s | threads | hardware |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for record in records:
@@ -64,7 +64,7 @@ def results_table(records: Sequence[dict[str, Any]]) -> str:
         lines.append(
             f"| `{record['name']}` | {_figure(record.get('val', {}))} | {_figure(record.get('test', {}))} | {best} "
             f"| {record['parameters']['trainable']:,} | {record['epochs']} | {seconds / 60:.1f} min "
-            f"| {record['tokens_per_second']:,} | {record['seed']} | {record['device']} |"
+            f"| {record['tokens_per_second']:,} | {record['threads']} | {record['device']} |"
         )
     return "\n".join(lines)
 
