@@ -163,3 +163,21 @@ def test_auto_picks_by_device_dtype_and_shape():
     with torch.no_grad():
         assert pick_engine("auto", "gru", rows, even, 64) == "torch"
         assert pick_engine("auto", "gru", rows, uneven, 64) == "fused"
+
+
+@pytest.mark.parametrize("cell", REFERENCE)
+def test_torchs_engine_has_the_same_dropout_weight_drop_and_sizes(cell):
+    """The road a GPU takes, layer by layer, walked on a CPU."""
+    arguments = {"cell": cell, "dropout": 0.3, "locked_dropout": True, "weight_drop": 0.4, "output_size": 3}
+    stack = Recurrent(4, 5, 3, bidirectional=True, **arguments).double()
+    batch = packed([7, 4, 4, 1], 4)
+    results = []
+    for engine in ("fused", "torch"):
+        stack.engine = engine
+        stack.zero_grad()
+        torch.manual_seed(2)
+        output, state = stack(batch)
+        (output.data.square().sum() + state[1][0].sum()).backward()
+        results.append([output.data, *(part for one in state for part in one), *(p.grad for p in stack.parameters())])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
