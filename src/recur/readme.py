@@ -54,7 +54,7 @@ def replaced(text: str, name: str, content: str) -> str:
 def results_table(records: Sequence[dict[str, Any]]) -> str:
     """One Markdown line a run: what came out, of what size, how fast, on what."""
     lines = [
-        "| experiment | validation | test | best possible | parameters | epochs | time | tokens/s | threads | hardware |",
+        "| experiment | validation | test | ceiling | parameters | epochs | time | tokens/s | threads | hardware |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for record in records:
