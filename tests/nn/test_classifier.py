@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_sequence
 
-from recur.nn.classifier import Classifier, max_over_time, mean_over_time, sequence_lengths, sequence_of_row
+from recur.nn.classifier import Classifier, max_over_time, mean_over_time
+from recur.nn.engine import Layout
 
 VOCABULARY = 50
 
@@ -24,8 +25,9 @@ def rows(width: int = 5) -> tuple[list[torch.Tensor], PackedSequence]:
 
 def test_rows_know_their_sequence_and_sequences_their_length():
     each, packed = rows()
-    assert sequence_lengths(packed.batch_sizes).tolist() == [len(x) for x in each]
-    owner = sequence_of_row(packed.batch_sizes)
+    layout = Layout(packed.batch_sizes)
+    assert layout.lengths.tolist() == [len(x) for x in each]
+    owner = layout.places
     for number, sequence in enumerate(each):
         assert torch.equal(packed.data[owner == number], sequence)
 
@@ -107,7 +109,7 @@ def test_dropout_drops_in_training_only(locked):
     text = pack_sequence([torch.full((12,), 3), torch.full((5,), 3)])
     dropped = net.embed(text)
     assert 0.3 < (dropped == 0).float().mean() < 0.7
-    first = [dropped[sequence_of_row(text.batch_sizes) == i] for i in (0, 1)]
+    first = [dropped[Layout(text.batch_sizes).places == i] for i in (0, 1)]
     for steps in first:  # locked: the same features vanish at every step of a text
         assert locked == bool(((steps == 0) == (steps[0] == 0)).all())
     net.eval()

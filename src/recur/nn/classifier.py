@@ -7,31 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from recur.nn.recurrent import Recurrent
+from recur.nn.engine import Layout
+from recur.nn.recurrent import Recurrent, locked_dropout
 
 POOLINGS = ("last", "max", "mean", "concat")
-
-
-def sequence_of_row(batch_sizes: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """Number of the sequence that each packed row belongs to.
-
-    Args:
-        batch_sizes: sequences still running at each step, `(time,)` int64 on the CPU, never increasing.
-        device: where the result is wanted.
-
-    Returns:
-        `(rows,)` int64, counted in packed order (longest sequence is 0).
-    """
-    starts = batch_sizes.cumsum(0) - batch_sizes
-    rows = torch.arange(int(batch_sizes.sum()))
-    return (rows - starts.repeat_interleave(batch_sizes)).to(device)
-
-
-def sequence_lengths(batch_sizes: Tensor) -> Tensor:
-    """Lengths of the packed sequences, `(batch,)` int64 on the CPU, longest first."""
-    ended = batch_sizes - torch.cat([batch_sizes[1:], batch_sizes.new_zeros(1)])  # sequences whose last step this is
-    steps = torch.arange(1, len(batch_sizes) + 1)
-    return steps.repeat_interleave(ended).flip(0)
 
 
 class _MaxOverTime(torch.autograd.Function):
@@ -42,8 +21,8 @@ class _MaxOverTime(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, data: Tensor, batch_sizes: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        sizes = batch_sizes.tolist()
+    def forward(ctx, data: Tensor, layout: Layout) -> Tensor:  # type: ignore[no-untyped-def]
+        sizes = layout.sizes
         best = data[: sizes[0]].clone()  # (batch, features)
         keep = ctx.needs_input_grad[0]
         winner = torch.arange(sizes[0], device=data.device)[:, None].repeat(1, data.shape[1]) if keep else None
@@ -72,9 +51,9 @@ class _SumOverTime(torch.autograd.Function):
     """Sum of each feature over the steps of each packed sequence, a contiguous slice at a time."""
 
     @staticmethod
-    def forward(ctx, data: Tensor, batch_sizes: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(batch_sizes)
-        sizes = batch_sizes.tolist()
+    def forward(ctx, data: Tensor, layout: Layout) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.layout = layout
+        sizes = layout.sizes
         total = data[: sizes[0]].clone()  # (batch, features)
         for rows in data[sizes[0] :].split(sizes[1:]):
             total[: len(rows)] += rows
@@ -82,8 +61,7 @@ class _SumOverTime(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
-        (batch_sizes,) = ctx.saved_tensors
-        return gradient[sequence_of_row(batch_sizes, gradient.device)], None
+        return gradient[ctx.layout.places.to(gradient.device)], None
 
 
 def max_over_time(packed: PackedSequence) -> Tensor:
@@ -93,14 +71,15 @@ def max_over_time(packed: PackedSequence) -> Tensor:
             PackedSequence(packed.data, packed.batch_sizes), padding_value=-math.inf
         )[0]  # (time, batch, features)
         return dense.max(0).values
-    result: Tensor = _MaxOverTime.apply(packed.data, packed.batch_sizes)
+    result: Tensor = _MaxOverTime.apply(packed.data, Layout(packed.batch_sizes))
     return result
 
 
 def mean_over_time(packed: PackedSequence) -> Tensor:
     """Mean over the steps of each sequence: `(rows, features)` packed to `(batch, features)` in packed order."""
-    total: Tensor = _SumOverTime.apply(packed.data, packed.batch_sizes)
-    return total / sequence_lengths(packed.batch_sizes).to(total)[:, None]
+    layout = Layout(packed.batch_sizes)
+    total: Tensor = _SumOverTime.apply(packed.data, layout)
+    return total / layout.lengths.to(total)[:, None]
 
 
 class Classifier(nn.Module):
@@ -220,10 +199,7 @@ class Classifier(nn.Module):
         if self.word_dropout:
             vectors = vectors * nn.functional.dropout(vectors.new_ones(len(vectors), 1), self.word_dropout)
         if self.embedding_dropout and self.locked_dropout:
-            mask = nn.functional.dropout(
-                vectors.new_ones(int(text.batch_sizes[0]), vectors.shape[1]), self.embedding_dropout
-            )
-            return vectors * mask[sequence_of_row(text.batch_sizes, vectors.device)]
+            return locked_dropout(vectors, Layout(text.batch_sizes), self.embedding_dropout)
         return nn.functional.dropout(vectors, self.embedding_dropout)
 
     def classify(self, vectors: Tensor, text: PackedSequence) -> Tensor:

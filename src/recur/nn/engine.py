@@ -106,11 +106,15 @@ class Layout:
         return self.sizes[-1] == self.batch
 
     @cached_property
+    def lengths(self) -> Tensor:
+        """Length of each sequence, `(batch,)`, longest first."""
+        places = torch.arange(self.batch)
+        return len(self.sizes) - torch.searchsorted(self.batch_sizes.flip(0).contiguous(), places, right=True)
+
+    @cached_property
     def last_rows(self) -> Tensor:
         """Row of each sequence's last step, `(batch,)`."""
-        places = torch.arange(self.batch)
-        lengths = len(self.sizes) - torch.searchsorted(self.batch_sizes.flip(0).contiguous(), places, right=True)
-        return self._offsets[lengths - 1] + places
+        return self._offsets[self.lengths - 1] + torch.arange(self.batch)
 
     def entry_rows(self, reverse: bool) -> Tensor:
         """Row at which the walk meets each sequence first, `(batch,)`."""
