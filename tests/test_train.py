@@ -139,8 +139,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
 
 @pytest.mark.parametrize("ema", [[], ["callbacks.ema.decay=0.9"]], ids=["raw", "averaged"])
 def test_resuming_in_place_ends_where_an_uninterrupted_run_ends(tmp_path, ema):
-    settings = [*EASY, *ema, "test=false", "scheduler=step", "model.net.embedding_dropout=0"]
-    settings += ["model.net.head_dropout=0"]
+    settings = [*EASY, *ema, "test=false", "scheduler=step"]
     train(tmp_path / "whole", *settings, "trainer.max_epochs=3")
     train(tmp_path / "parts", *settings, "trainer.max_epochs=2")
     moved = (tmp_path / "parts").rename(tmp_path / "moved")

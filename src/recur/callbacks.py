@@ -1,5 +1,6 @@
 """Lightning callbacks, and the factories by which `conf/callbacks` switches Lightning's own on and off."""
 
+import hashlib
 import sys
 import time
 from itertools import islice
@@ -103,6 +104,27 @@ class SelfContained(Callback):
     ) -> None:
         """Add the key `recur`."""
         checkpoint["recur"] = self._content
+
+
+class PlannedNoise(Callback):
+    """Draws every batch's dropout masks from (seed, rank, epoch, batch) and from nothing else.
+
+    So a run that was killed and resumed, in the middle of an epoch too, ends as one that was not; ranks share their
+    weights and not their masks. (Lightning saves no generator's state.)
+
+    Args:
+        seed: of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed the generators of this process."""
+        place = f"{self._seed}/{trainer.global_rank}/{trainer.current_epoch}/{batch_idx}"
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(place.encode(), digest_size=7).digest()))
 
 
 class Throughput(Callback):

@@ -82,7 +82,7 @@ def _run(cfg: Any) -> float | None:
     from omegaconf import OmegaConf
 
     from recur import report, schema
-    from recur.callbacks import SelfContained, Throughput
+    from recur.callbacks import PlannedNoise, SelfContained, Throughput
     from recur.runs import load_checkpoint, write_atomic
     from recur.sweeps.witness import Witness
 
@@ -105,7 +105,7 @@ def _run(cfg: Any) -> float | None:
     callbacks = [built for node in cfg.callbacks.values() if (built := build(node)) is not None]
     callbacks.append(SelfContained(config, data.tokenizer.to_json(), plain_told))
     witness = Witness(folder, cfg.monitor)
-    callbacks.append(witness)
+    callbacks += [PlannedNoise(cfg.seed), witness]
     loggers = [build(node) for node in cfg.logger.values()]
     if not loggers:  # nobody to tell the learning rate
         callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
@@ -117,7 +117,6 @@ def _run(cfg: Any) -> float | None:
         write_atomic(folder / "tokenizer.json", data.tokenizer.to_json())
         report.opening(folder, data, task, trainer)
         report.announce_hparams(trainer.loggers, config, task.family)
-    torch.manual_seed(cfg.seed + trainer.global_rank)  # ranks share their weights, not their dropout masks
 
     last = folder / "checkpoints" / "last.ckpt" if cfg.resume else None
     trainer.fit(task, datamodule=data, ckpt_path=last, weights_only=True)
