@@ -150,6 +150,25 @@ def test_resuming_in_place_ends_where_an_uninterrupted_run_ends(tmp_path, ema):
     assert json.loads((moved / "metrics.json").read_text())["epochs"] == 3
 
 
+def test_the_published_figures_are_the_best_checkpoint_s(tmp_path):
+    """With averaged weights too, whose callback would rather validate its last average."""
+    settings = [
+        *EASY,
+        "callbacks.ema.decay=0.9",
+        "optimizer.lr=0.05",
+        "data.synthetic.noise=0.2",
+        "trainer.max_epochs=6",
+    ]
+    train(tmp_path / "run", *settings)
+    record = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    best = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    assert best["epoch"] < 5, "the last epoch was the best: this would show nothing"
+    for split in ("val", "test"):
+        done = door("evaluate", str(tmp_path / "run"), "--split", split)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)[split]["loss"] == pytest.approx(record[split]["loss"], rel=1e-5)
+
+
 def test_two_processes_train_as_one(tmp_path):
     """DDP on a CPU: the ranks agree, and the metrics count every text of the split once."""
     train(tmp_path / "ddp", *TINY, "trainer=ddp_cpu", "trainer.accelerator=cpu", "trainer.log_every_n_steps=1")

@@ -140,6 +140,15 @@ class Throughput(Callback):
         self._mark = 0.0
         self._window = (0, 0.0)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted so far, so that a resumed run counts on."""
+        return {"tokens": self.tokens, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on."""
+        self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
+        self._window = (self.tokens, self.seconds)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self._mark = time.perf_counter()

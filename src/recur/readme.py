@@ -6,7 +6,6 @@ each file there, and the speed tables what `recur.bench` left in `.github/result
 
 import argparse
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,9 @@ def _run(runs: Sequence[Path]) -> None:
     for run in runs:
         if not (run / "metrics.json").is_file():
             raise ValueError(f"{run} has no metrics.json: give the folder of a finished run")
-        name = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["name"]
-        shutil.copyfile(run / "metrics.json", RESULTS / f"{name}.json")
+        record = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        del record["command"]  # it holds paths of the machine; the experiment's header has one without
+        (RESULTS / f"{record['name']}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
@@ -60,11 +60,12 @@ def results_table(records: Sequence[dict[str, Any]]) -> str:
     for record in records:
         ceiling = record["ceiling"]
         best = _figure({**ceiling}) if ceiling else ""
-        seconds = record["train_seconds"]
+        time = f"{record['train_seconds'] / 60:.1f} min" if record["train_seconds"] else ""
+        speed = f"{record['tokens_per_second']:,}" if record["tokens_per_second"] else ""
         lines.append(
             f"| `{record['name']}` | {_figure(record.get('val', {}))} | {_figure(record.get('test', {}))} | {best} "
-            f"| {record['parameters']['trainable']:,} | {record['epochs']} | {seconds / 60:.1f} min "
-            f"| {record['tokens_per_second']:,} | {record['threads']} | {record['device']} |"
+            f"| {record['parameters']['trainable']:,} | {record['epochs']} | {time} "
+            f"| {speed} | {record['threads']} | {record['device']} |"
         )
     return "\n".join(lines)
 

@@ -44,6 +44,7 @@ def _resume_with_own_config(argv: list[str]) -> None:
     if not (folder / "checkpoints" / "last.ckpt").is_file():
         cli.fail(f"cannot resume {given[-1]}: it has no checkpoints/last.ckpt yet; start it again")
     argv[1:1] = ["--config-path", str(folder / ".hydra"), "--config-name", "config", f"hydra.run.dir={folder}"]
+    argv.append("hydra.job_logging.formatters.simple.format='%(message)s'")  # conf/train.yaml is not read
 
 
 def _job(cfg: Any) -> float | None:
@@ -78,7 +79,7 @@ def _run(cfg: Any) -> float | None:
     import lightning.pytorch as pl
     import torch
     from hydra.core.hydra_config import HydraConfig
-    from lightning.pytorch.callbacks import LearningRateMonitor
+    from lightning.pytorch.callbacks import LearningRateMonitor, WeightAveraging
     from omegaconf import OmegaConf
 
     from recur import report, schema
@@ -127,6 +128,8 @@ def _run(cfg: Any) -> float | None:
     if best is not None and best.best_model_path and not witness.pruned:
         # By hand: restoring through the trainer would bring back the raw weights beside an average's.
         task.load_state_dict(load_checkpoint(Path(best.best_model_path))["state_dict"])
+        # And without the averaging, which would validate the last average in place of what was loaded.
+        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, WeightAveraging)]
         trainer.validate(task, datamodule=data, verbose=False, weights_only=True)
         results["val"] = report.metrics_of(trainer, "val/")
     if cfg.test and data.has_test and not witness.pruned:
