@@ -54,7 +54,7 @@ def _enter(module: str, words: list[str], cwd: str, environment: dict[str, str],
 
 def door(
     module: str,
-    *words: str,
+    *words: object,
     cwd: Path | str | None = None,
     environment: dict[str, str] | None = None,
     text: str | bytes = "",
@@ -74,7 +74,7 @@ def door(
         streams = [str(Path(folder) / name) for name in ("in", "out", "err")]
         Path(streams[0]).write_bytes(text if isinstance(text, bytes) else text.encode())
         surroundings = {**os.environ, **(environment or {})}
-        arguments = (f"recur.{module}", list(words), str(cwd or Path.cwd()), surroundings, streams)
+        arguments = (f"recur.{module}", [str(word) for word in words], str(cwd or Path.cwd()), surroundings, streams)
         _server.set_forkserver_preload(_PRELOAD)
         process = _server.Process(target=_enter, args=arguments)
         process.start()
