@@ -11,7 +11,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 OPTIONS = [
-    (group.name, option.stem) for group in sorted(CONF.iterdir()) if group.is_dir() for option in sorted(group.glob("*.yaml"))
+    (group.name, option.stem)
+    for group in sorted(CONF.iterdir())
+    if group.is_dir()
+    for option in sorted(group.glob("*.yaml"))
 ]
 
 

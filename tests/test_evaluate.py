@@ -1,8 +1,6 @@
 """The evaluate door: exact figures, of a run's own data and of anybody's."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +11,7 @@ import pytest
 import torch
 
 from conftest import EASY, train
+from doors import door as process
 from recur import evaluate, predict
 from recur.runs import Run
 
@@ -153,8 +152,7 @@ def test_changed_data_is_noticed(door, tmp_path, trained_run) -> None:
 
 
 def test_as_a_program_from_another_folder(trained_run, tmp_path) -> None:
-    command = [sys.executable, "-m", "recur.evaluate", str(trained_run), "--split", "test"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False)
+    done = process("evaluate", trained_run, "--split", "test", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["test"]["accuracy"] > 0.9
     assert done.stderr == ""

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from doors import door as process
 from recur import predict, view
 from recur.runs import Run
 
@@ -335,8 +336,7 @@ def test_page_stands_alone_and_escapes_the_text(door, trained_run, tmp_path) -> 
 
 
 def test_as_a_program_from_another_folder(trained_run, tmp_path) -> None:
-    command = [sys.executable, "-W", "error::UserWarning", "-m", "recur.predict", str(trained_run), BAD, GOOD]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False)
+    done = process("predict", trained_run, BAD, GOOD, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [line.split()[-1] for line in done.stdout.splitlines()] == ["Label", "negative", "positive"]
     assert done.stderr == ""

@@ -5,6 +5,7 @@ language run says how much each token surprised it.
 """
 
 import argparse
+import copy
 import json
 import math
 import sys
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
 CHUNK = 256  # texts read, answered and printed together
 BATCH_TOKENS = 32768  # rows a forward pass, padding-free; a longer text is a batch of its own
 EXPLAIN_TOKENS = 5000  # integrated gradients read the text some hundred times
-PATH_STEPS = (32, 64, 128, 256, 512, 1024)  # points on the path, doubled until the sum is right
-TOLERANCE = 0.005
+PATH_POINTS = 16  # on each piece of the path
+PATH_PIECES = 200  # at most
+CLIFF = 1e-9  # width of a piece that is not halved further
+TOLERANCE = 0.005  # of the logits' difference, or of 1 where that is less
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -282,11 +285,14 @@ def integrated_gradients(net: "nn.Module", text: "PackedSequence", target: int) 
     """Contribution of each token of one text to a logit (Sundararajan, Taly & Yan 2017).
 
     The gradient with respect to the word vectors, averaged along the straight path from zero vectors to the text's
-    own, times these vectors, summed over each vector. The contributions add up to the difference of the logits; points
-    are added to the path until they do within `TOLERANCE` of it, 1,024 at most.
+    own, times these vectors, summed over each vector. The contributions add up to the difference of the logits: so
+    they do on every piece of the path, and the piece on which they are farthest from it is halved until the sum is
+    within `TOLERANCE`. Those are the places where a pooled maximum passes from one step to another and, in long texts,
+    where the state tips over: cliffs no float can resolve. What is left of a cliff is divided among the tokens as the
+    gradient at its edge divides it.
 
     Args:
-        net: a classifier with `embed` and `classify`, in evaluation mode.
+        net: a classifier with `embed` and `classify`, in evaluation mode, best in float64: cliffs can be that narrow.
         text: one packed text.
         target: which logit.
 
@@ -295,6 +301,7 @@ def integrated_gradients(net: "nn.Module", text: "PackedSequence", target: int) 
     """
     import torch
     from captum.attr import IntegratedGradients
+    from torch import Tensor
     from torch.nn.utils.rnn import PackedSequence
 
     tokens = len(text.data)
@@ -305,16 +312,37 @@ def integrated_gradients(net: "nn.Module", text: "PackedSequence", target: int) 
         result: Tensor = net.classify(points.transpose(0, 1).flatten(0, 1), layout)  # type: ignore[operator]
         return result
 
-    with torch.no_grad():
-        ends = logits(torch.stack([vectors, torch.zeros_like(vectors)]))[:, target].double()
-    logit, baseline = float(ends[0]), float(ends[1])
+    def height(place: float) -> float:
+        with torch.no_grad():
+            return float(logits(place * vectors[None])[0, target].double())
+
+    baseline, logit = height(0.0), height(1.0)
+    allowed = TOLERANCE * max(1.0, abs(logit - baseline))
     method = IntegratedGradients(logits)
     together = max(1, BATCH_TOKENS // tokens)
-    for points in PATH_STEPS:
-        found = method.attribute(vectors[None], target=target, n_steps=points, internal_batch_size=together)
-        values: Tensor = found[0].double().sum(1)  # (tokens, embedding_dim) -> (tokens,)
-        if abs(float(values.sum()) - (logit - baseline)) <= TOLERANCE * max(1.0, abs(logit - baseline)):
-            break
+
+    def piece(start: float, low: float, end: float, high: float) -> tuple[float, float, float, float, float, Tensor]:
+        found = method.attribute(
+            end * vectors[None],
+            baselines=start * vectors[None],
+            target=target,
+            n_steps=PATH_POINTS,
+            internal_batch_size=together,
+        )
+        values = found[0].double().sum(1)  # (tokens, embedding_dim) -> (tokens,)
+        told = float(values.sum())
+        if end - start < CLIFF and told:
+            values, told = values * ((high - low) / told), high - low
+        return abs(told - (high - low)), start, low, end, high, values
+
+    pieces = [piece(0.0, baseline, 1.0, logit)]
+    while sum(one[0] for one in pieces) > allowed and len(pieces) < PATH_PIECES:
+        worst = max(range(len(pieces)), key=lambda index: pieces[index][0])
+        _, start, low, end, high, _ = pieces.pop(worst)
+        middle = (start + end) / 2
+        level = height(middle)
+        pieces += [piece(start, low, middle, level), piece(middle, level, end, high)]
+    values = torch.stack([one[-1] for one in pieces]).sum(0)
     return values, logit, baseline
 
 
@@ -340,7 +368,7 @@ def explain(run: "Run", text: str, label: int) -> Explanation:
     packed, _ = cut.pack(np.array([0]))
     task = run.task.cpu()  # cuDNN has no gradients in evaluation mode
     binary = task.num_classes == 2
-    values, logit, baseline = integrated_gradients(task.net, packed, 0 if binary else label)
+    values, logit, baseline = integrated_gradients(copy.deepcopy(task.net).double(), packed, 0 if binary else label)
     return Explanation(
         [pieces[place] for place in kept.tolist()],
         [index == run.tokenizer.unk_id for index in cut[0].tolist()],
