@@ -107,7 +107,7 @@ def test_two_slots_do_nearly_twice_the_work_of_one(tmp_path):
 
 
 def test_optuna_finds_the_grids_best_for_less_than_half_its_compute(tmp_path):
-    typed = (*TINY, "trainer.max_epochs=4", "test=false")
+    typed = (*TINY, "trainer.max_epochs=4", "test=false", "logger=none", "~callbacks.pages")
     lr, width, dropout = "optimizer.lr", "model.net.hidden_size", "model.net.head_dropout"
     every, found = tmp_path / "grid", tmp_path / "optuna"
     sweep(every, *typed, f"{lr}=1e-4,3e-4,1e-3,3e-3,1e-2,3e-2", f"{width}=4,8,16,32", f"{dropout}=0,0.5")
