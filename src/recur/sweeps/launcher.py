@@ -180,6 +180,8 @@ class FreshProcessLauncher(Launcher):
             KeyboardInterrupt: stopped; the sweep can be resumed.
         """
         folder = self.folder
+        if self.resuming:
+            memory.read(folder)  # before anything is made there
         with contextlib.closing(engine), _only_one(folder), contextlib.closing(self._remember(plan)) as book:
             board = Board(plan.total, engine.places, plan.monitor, plan.mode, plan.constant)
             board.say(f"sweep      {folder}")
@@ -200,6 +202,9 @@ class FreshProcessLauncher(Launcher):
             changed = difference(header["space"], plan.space)
             if header["search"] != plan.search:
                 changed = f"search: then {header['search']}, now {plan.search}" + (f"; {changed}" if changed else "")
+            objectives = plan.header()["objectives"]
+            if header["objectives"] != objectives:
+                changed += f"{'; ' if changed else ''}objectives: then {header['objectives']}, now {objectives}"
             if changed:
                 raise ValueError(f"cannot resume {self.folder}, this is another sweep: {changed}")
             return Manifest(self.folder)
