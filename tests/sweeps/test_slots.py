@@ -67,7 +67,7 @@ def run(folder, jobs, slots, fail_fast=False):
 
 @pytest.mark.parametrize("unit", [0.3, pytest.param(4.0, marks=pytest.mark.slow)])
 def test_four_devices_are_filled_without_idling_and_never_shared(tmp_path, monkeypatch, unit):
-    """The share of idle time is a speed, and held where the jobs are long enough for a busy machine to matter little."""
+    """The share of idle time is a speed: held where jobs are so long that a busy machine matters little."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     lengths = [unit * n for n in (3.0, 1.5, 2.0, 3.5, 2.5, 1.0, 3.0, 2.0, 1.5, 2.5, 3.0, 2.0)]
     slots = plan(SlotSettings(), [GPU], len(lengths))
