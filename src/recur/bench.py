@@ -1,4 +1,4 @@
-"""The door to measurements: `python -m recur.bench [engine] [loss] [loader] [train] [startup] [--quick]`.
+"""The door to measurements: `python -m recur.bench [engine] [loss] [loader] [train] [startup] [language] [--quick]`.
 
 Every rival runs in the same process in alternation, several times; tables give the median and the spread. Rates count
 useful work only: what is done for padding does not count. The rate of one large float32 matrix product, measured in
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="small shapes and few repeats: to try it, not to quote it")
     parser.add_argument("--repeats", type=int, help="rounds of each race (default 5, quick 2)")
     parser.add_argument("--imdb", metavar="FOLDER", help="IMDB as on the hub: real texts for `train`, real lengths")
+    parser.add_argument("--wikitext", metavar="PATH", help="WikiText as on the hub, or its id, for `language`")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     parser.add_argument("--out", default="outputs/bench", help="folder of bench.json and bench.png")
     arguments = parser.parse_args(argv)
@@ -804,6 +805,118 @@ def first_step(path: str) -> Any:
     return FirstStep()
 
 
+# -- language ----------------------------------------------------------------------------------------------------------
+
+STREAMS, BPTT, WIDTH, DROPOUT, RATE, CLIP = 20, 35, 200, 0.2, 20.0, 0.25  # of experiment=wikitext2_small
+
+
+def language(arguments: argparse.Namespace, report: Report) -> None:
+    """An epoch of WikiText-2, as torch's `word_language_model` example trains it and through the training door.
+
+    The same model and recipe (200 tied, dropout .2, SGD 20, clip .25, 20 streams of 35 tokens), one after the other;
+    the door with data, Lightning, logging and checkpoints. Both models are then scored by the same evaluation.
+    """
+    import torch
+
+    from recur.data.language import LanguageData
+    from recur.runs import Run
+
+    if not arguments.wikitext:
+        print("\nleft out: it takes --wikitext FOLDER (or Salesforce/wikitext) and most of an hour on a laptop")
+        return
+    steps = 100 if arguments.quick else None
+    data = LanguageData(arguments.wikitext, "wikitext-2-v1", batch_size=STREAMS, bptt=BPTT)
+    data.prepare_data()
+    data.setup()
+    ids = torch.from_numpy(data.tokens("train").astype("int64"))
+    folder = Path(arguments.out, "wikitext2", time.strftime("%Y-%m-%d_%H-%M-%S"))
+    where = str(Path(arguments.wikitext).resolve()) if Path(arguments.wikitext).exists() else arguments.wikitext
+    words = [
+        *(sys.executable, "-m", "recur.train", "experiment=wikitext2_small", f"data.path={where}"),
+        *(f"hydra.run.dir={folder.resolve()}", f"trainer={'gpu' if arguments.device == 'cuda' else 'cpu'}"),
+        *("trainer.max_epochs=1", "test=false", *([f"trainer.limit_train_batches={steps}"] if steps else [])),
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        raise ValueError(f"recur.train failed: {done.stderr.strip().splitlines()[-1:]}")
+    record = json.loads((folder / "metrics.json").read_text())
+    tokens, seconds = round(record["tokens_per_second"] * record["train_seconds"]), record["train_seconds"]
+    run = Run.open(folder)
+    measured = {"recur": (tokens, seconds, _perplexity(run.task, data))}
+    model, tokens, seconds = plain_loop(ids, data.vocab_size, steps, arguments.device)
+    run.task.net.load_state_dict(model.state_dict())  # the same names
+    measured["plain torch loop"] = (tokens, seconds, _perplexity(run.task, data))
+    rows = [
+        {"": name, "tokens": tokens, "seconds": seconds, "tokens/s": tokens / seconds, "validation perplexity": found}
+        for name, (tokens, seconds, found) in measured.items()
+    ]
+    report.table("one epoch of WikiText-2, 200 tied", rows)
+    ours, plain = rows
+    report.bar("language: times as fast as the plain loop", ours["tokens/s"] / plain["tokens/s"], 1.5)
+    found = ours["validation perplexity"] / plain["validation perplexity"]
+    report.bar("language: validation perplexity against the plain loop's", found, 1.0, at_most=True)
+
+
+def plain_loop(ids: "Tensor", vocab_size: int, steps: int | None = None, device: str = "cpu") -> tuple[Any, int, float]:
+    """One epoch as torch's example trains: `nn.LSTM`, a full matrix of log-probabilities, SGD by hand.
+
+    Args:
+        ids: the training text, `(tokens,)` int64.
+        vocab_size: number of words.
+        steps: windows to train on; None for all.
+        device: cpu or cuda.
+
+    Returns:
+        The model, tokens trained on, seconds it took.
+    """
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    torch.manual_seed(0)
+    embedding, decoder = nn.Embedding(vocab_size, WIDTH), nn.Linear(WIDTH, vocab_size)
+    recurrent = nn.LSTM(WIDTH, WIDTH, 2, dropout=DROPOUT)
+    model = nn.ModuleDict({"embedding": embedding, "recurrent": recurrent, "decoder": decoder}).to(device)
+    decoder.weight = embedding.weight
+    nn.init.uniform_(embedding.weight, -0.1, 0.1)
+    nn.init.zeros_(decoder.bias)
+    length = len(ids) // STREAMS
+    source = ids[: length * STREAMS].view(STREAMS, length).t().contiguous().to(device)  # (time, streams)
+    state, tokens, began = None, 0, time.perf_counter()
+    for start in list(range(0, length - 1, BPTT))[:steps]:
+        size = min(BPTT, length - 1 - start)
+        inputs, targets = source[start : start + size], source[start + 1 : start + 1 + size].reshape(-1)
+        if state is not None:
+            state = tuple(part.detach() for part in state)
+        model.zero_grad()
+        output, state = recurrent(F.dropout(embedding(inputs), DROPOUT), state)
+        logits = decoder(F.dropout(output, DROPOUT)).view(-1, vocab_size)
+        loss = F.nll_loss(F.log_softmax(logits, 1), targets)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            parameter.data.add_(parameter.grad, alpha=-RATE)
+        tokens += len(targets)
+    _finish(decoder.weight)
+    return model, tokens, time.perf_counter() - began
+
+
+def _perplexity(task: Any, data: Any) -> float:
+    """Of the validation text, state carried, by the evaluation both models share."""
+    import torch
+
+    from recur.tasks.language_modeling import TokenStatistics
+
+    statistics, state = TokenStatistics(), None
+    with torch.inference_mode():
+        for window in data.loader("val"):
+            hidden = task.net(window.text, state)
+            state = hidden.state
+            statistics.update(task.token_loss(hidden, window.targets).nll)
+    return float(statistics.compute()["perplexity"])
+
+
 # -- picture -----------------------------------------------------------------------------------------------------------
 
 
@@ -853,6 +966,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace, Report], None]] = {
     "loader": loader,
     "train": train,
     "startup": startup,
+    "language": language,
 }
 
 

@@ -1,11 +1,13 @@
 """Writes the README's figures from files that commands wrote: `python -m recur.readme [RUN ...]` (`make results`).
 
-`metrics.json` of each RUN is first copied to `.github/results/<name>.json`; the results table then holds one line for
-each file there, and the speed tables what `recur.bench` left in `.github/results/bench.json`.
+`metrics.json` of each RUN is first copied to `.github/results/<name>.json`, `bench.json` of a folder that `recur.bench`
+wrote to `.github/results/bench.json`. The results table then holds one line for each run there, and the speed tables
+what was measured.
 """
 
 import argparse
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,13 @@ from recur import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / ".github" / "results"
+BENCH = RESULTS / "bench.json"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `python -m recur.readme`."""
     parser = argparse.ArgumentParser(prog="recur.readme", description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders whose figures to publish")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run or bench folders whose figures to publish")
     arguments = parser.parse_args(argv)
     cli.guard(lambda: _run([Path(run) for run in arguments.runs]))
 
@@ -27,15 +30,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(runs: Sequence[Path]) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     for run in runs:
+        if (run / "bench.json").is_file():
+            shutil.copy(run / "bench.json", BENCH)
+            continue
         if not (run / "metrics.json").is_file():
-            raise ValueError(f"{run} has no metrics.json: give the folder of a finished run")
+            raise ValueError(f"{run} has no metrics.json and no bench.json: give the folder of a finished run")
         record = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
         del record["command"]  # it holds paths of the machine; the experiment's header has one without
         (RESULTS / f"{record['name']}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    paths = [path for path in sorted(RESULTS.glob("*.json")) if path != BENCH]
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    text = replaced(text, "results", results_table([record for record in records if "tokens_per_second" in record]))
+    text = replaced(text, "results", results_table([json.loads(path.read_text(encoding="utf-8")) for path in paths]))
+    if BENCH.is_file():
+        text = replaced(text, "speed", speed_tables(json.loads(BENCH.read_text(encoding="utf-8"))))
     readme.write_text(text, encoding="utf-8")
 
 
@@ -68,6 +76,34 @@ def results_table(records: Sequence[dict[str, Any]]) -> str:
             f"| {speed} | {record['threads']} | {record['device']} |"
         )
     return "\n".join(lines)
+
+
+def speed_tables(record: dict[str, Any]) -> str:
+    """Every bar with what was measured, a section after the other, and the first table of the engine."""
+    sections = record["sections"]
+    lines = []
+    if "engine" in sections:
+        title, rows = next(iter(sections["engine"]["tables"].items()))
+        names = ["batch", "", "ms", "useful GFLOP/s", "of the matrix rate", "recur is faster by"]
+        lines += [f"{title}:", "", f"| {' | '.join(names)} |", "|---|---|---|---|---|---|"]
+        lines += ["| " + " | ".join(_rounded(row[name]) for name in names) + " |" for row in rows]
+        lines.append("")
+    lines += ["| what | measured | bar | |", "|---|---|---|---|"]
+    for section in sections.values():
+        for bar in section["bars"]:
+            verdict = {True: "met", False: "missed", None: "not judged"}[bar["met"]]
+            lines.append(f"| {bar['name']} | {_rounded(bar['measured'])} | {bar['bar']} | {verdict} |")
+    told = next(iter(sections.values()))["machine"]
+    machine = (
+        f"{told['cpu']}, {told['cores']} cores, {told['threads']} threads, {told['vector']}, torch {told['torch']}"
+    )
+    return "\n".join([*lines, "", f"Machine: {told.get('gpu', '')}{', ' if 'gpu' in told else ''}{machine}."])
+
+
+def _rounded(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _figure(metrics: dict[str, float]) -> str:
