@@ -45,7 +45,7 @@ BLOCKS = {"lstm": 4, "gru": 3, "rnn": 1}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `python -m recur.bench`."""
-    parser = argparse.ArgumentParser(prog="recur.bench", description="Measure the speed of everything that has a bar.")
+    parser = cli.Parser(prog="recur.bench", description="Measure the speed of everything that has a bar.")
     parser.add_argument("sections", nargs="*", metavar="section", help=f"of {', '.join(SECTIONS)}; all by default")
     parser.add_argument("--quick", action="store_true", help="small shapes and few repeats: to try it, not to quote it")
     parser.add_argument("--repeats", type=int, help="rounds of each race (default 5, quick 2)")
@@ -67,6 +67,8 @@ def _run(arguments: argparse.Namespace) -> None:
         arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.device not in ("cpu", "cuda") or (arguments.device == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"device is cpu, cuda (where there is one) or auto, got {arguments.device!r}")
+    if arguments.repeats is not None and arguments.repeats < 1:
+        raise ValueError(f"--repeats must be at least 1, got {arguments.repeats}")
     arguments.repeats = arguments.repeats or (2 if arguments.quick else 5)
     folder = Path(arguments.out)
     folder.mkdir(parents=True, exist_ok=True)

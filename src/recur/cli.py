@@ -1,11 +1,17 @@
 """What every door shares: a user's mistake is one line and exit code 2, ours is a stack and exit code 1."""
 
+import argparse
 import difflib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
+
+from recur.view import printable
+
+_LONGEST = 1000  # characters of a message
 
 
 def conf_dir() -> Path:
@@ -21,18 +27,40 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f": did you mean {match[0]}?" if match else ""
 
 
-def fail(message: str) -> NoReturn:
+def one_line(message: object) -> str:
+    """A message on one line of bearable length, in which nothing that a user or a file brought along can act."""
+    text = printable(" ".join(str(message).split()))
+    cut = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:cut]} ... {text[-cut:]}"
+
+
+def fail(message: object) -> NoReturn:
     """Print one line to standard error and leave with exit code 2."""
-    text = " ".join(str(message).split())
-    print(f"recur: {text}", file=sys.stderr, flush=True)
+    print(f"recur: {one_line(message)}", file=sys.stderr, flush=True)
     raise SystemExit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """A door's command line; a mistake in it is one line like every other."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and an option that is meant perhaps."""
+        unknown = message.partition("unrecognized arguments: ")[2].split(" ")
+        hint = next((found for word in unknown if (found := nearest(word, self._option_string_actions))), "")
+        fail(f"{message}{hint or f'; see python -m {self.prog} --help'}")
+
+
+def _warning_line(message: Warning | str, *_: Any) -> str:
+    return f"recur: warning: {one_line(message)}\n"
 
 
 def guard(door: Callable[[], Any]) -> None:
     """Run a door; turn what a user can mend into one line.
 
-    `RECUR_DEBUG=1` shows the stack instead. A closed pipe ends the door quietly, Ctrl-C ends it with 130.
+    `RECUR_DEBUG=1` shows the stack instead. A closed pipe ends the door quietly, Ctrl-C ends it with 130. Warnings
+    are one line too, without the place in the code that they came from.
     """
+    warnings.formatwarning = _warning_line  # type: ignore[assignment]
     try:
         door()
     except BrokenPipeError:
@@ -55,8 +83,12 @@ def explain(error: BaseException) -> str | None:
         return _explain_config(error, name)
     if name == "MisconfigurationException":
         return str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, (ValueError, OSError)) or name == "UserError":
         return str(error)
+    if module == "yaml":
+        return f"not YAML: {error}"
     return None
 
 

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="recur.evaluate",
         description="Print a run's metrics as JSON.",
         epilog="example: python -m recur.evaluate outputs/... --data reviews.csv text_column=review",

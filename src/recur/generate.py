@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="recur.generate",
         description="Let a language run write.",
         epilog="example: python -m recur.generate outputs/lm/... --prompt 'the king' --tokens 200 --temperature 0.8",

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="recur.predict",
         description="Label texts with a sentiment run, or see what surprises a language run.",
         epilog="example: python -m recur.predict outputs/... 'This film is terrible' 'This film is great' --explain",

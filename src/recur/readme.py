@@ -5,7 +5,6 @@ wrote to `.github/results/bench.json`. The results table then holds one line for
 what was measured.
 """
 
-import argparse
 import json
 import shutil
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ BENCH = RESULTS / "bench.json"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `python -m recur.readme`."""
-    parser = argparse.ArgumentParser(prog="recur.readme", description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = cli.Parser(prog="recur.readme", description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run or bench folders whose figures to publish")
     arguments = parser.parse_args(argv)
     cli.guard(lambda: _run([Path(run) for run in arguments.runs]))

@@ -1,6 +1,5 @@
 """The door to a sweep's answer: `python -m recur.results SWEEP [SWEEP ...]`."""
 
-import argparse
 from pathlib import Path
 
 from recur import cli
@@ -12,8 +11,8 @@ def main() -> None:
 
 
 def _results() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m recur.results",
+    parser = cli.Parser(
+        prog="recur.results",
         description="Rank the runs of sweeps: a leaderboard here; CSV, Markdown, pictures and a page on disk.",
     )
     parser.add_argument("sweep", nargs="+", help="folder of a sweep")
