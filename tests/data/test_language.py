@@ -163,7 +163,7 @@ def test_mistakes_are_named(tmp_path, book):
         ({"train": str(book), "bptt": 0}, "data.bptt must be a whole number of at least 1, got 0"),
         ({"train": str(book), "val_fraction": 1.0}, "add up to less than 1"),
         ({"train": str(book), "tokenizer": {"size": 3}}, "data.tokenizer has kind, min_frequency and max_size"),
-        ({"train": str(book), "tokenizer": {"kind": "word"}}, "tokenizer kind is one of"),
+        ({"train": str(book), "tokenizer": {"kind": "word"}}, "tokenizer.kind is one of"),
     ):
         with pytest.raises(ValueError, match=message):
             opened(**settings)

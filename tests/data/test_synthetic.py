@@ -44,7 +44,7 @@ def test_noise_turns_round_exactly_its_share():
     assert noisy.ceiling == {"accuracy": 0.9}
 
 
-GOOD = ("brilliant", "charming", "delightful", "excellent", "gripping", "lovely", "moving", "superb", "touching")
+GOOD = ("brilliant", "charming", "delightful", "excellent", "gripping", "great", "moving", "superb", "touching")
 OURS = r"the (?:acting|cast|dialogue|direction|ending|film|music|picture|plot|script|writing) was ([a-z ]+)"
 
 

@@ -119,7 +119,7 @@ def test_dropout_drops_in_training_only(locked):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"pooling": "mx"}, "unknown pooling 'mx'"),
+        ({"pooling": "mx"}, "pooling is one of last, max, mean, concat, got 'mx'"),
         ({"embedding_dropout": 1.0}, r"embedding_dropout must lie in \[0, 1\), got 1.0"),
         ({"embedding_dim": 0}, "embedding_dim must be at least 1, got 0"),
         ({"num_classes": 1}, "num_classes must be at least 2, got 1"),

@@ -133,6 +133,7 @@ def two_threads():
 @pytest.fixture
 def always_threaded(monkeypatch, two_threads):
     monkeypatch.setattr("recur.nn.engine.THREADED_WORK", 0)
+    monkeypatch.setattr("recur.nn.engine.THREADED_STEP", 0)
 
 
 @pytest.mark.parametrize("cell", FUSED_CELLS)

@@ -152,8 +152,6 @@ def test_auto_picks_by_device_dtype_and_shape():
     assert pick_engine("auto", "lstm", rows, uneven, 256) == "fused"
     assert pick_engine("auto", "lstm", rows, even, 256) == "torch"
     assert pick_engine("auto", "lstm", rows.double(), even, 256) == "fused"
-    both_ways = "fused" if torch.get_num_threads() > 1 else "torch"
-    assert pick_engine("auto", "lstm", rows, even, 256, True) == both_ways
     assert pick_engine("auto", "lstm", rows.bfloat16(), uneven, 256) == "torch"
     assert pick_engine("auto", "gru", rows, even, 256) == "fused"
     assert pick_engine("auto", "lstm", rows.to("meta"), uneven, 256) == "torch"

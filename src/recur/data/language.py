@@ -17,7 +17,7 @@ from recur.data.corpus import Inline, Reader, Source
 from recur.data.sources import find_files, find_splits
 from recur.data.streams import StreamLoader, WindowLoader, check_sizes
 from recur.data.synthetic import SyntheticText
-from recur.data.text import Tokenizer
+from recur.data.text import Tokenizer, check_settings
 
 _USUAL = {"train": ("train",), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
@@ -104,9 +104,9 @@ class LanguageData(pl.LightningDataModule):
             )
         if on_bad_row not in ("error", "skip"):
             raise ValueError(f"data.on_bad_row is error or skip, got {on_bad_row!r}")
-        settings = {"kind": "whitespace", **(tokenizer or {})}
-        if unknown := sorted(set(settings) - {"kind", "min_frequency", "max_size"}):
-            raise ValueError(f"data.tokenizer has kind, min_frequency and max_size, got {unknown[0]!r}")
+        settings = check_settings(tokenizer, "whitespace", eos=True)
+        if not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"data.seed is a whole number of at least 0, got {seed!r}")
         if path is None and train is None and text is None and synthetic is None:
             raise ValueError("set data.path to a hub id, folder or file, data.train to a file, or data.text to a text")
         self._where = {"path": path, "name": name, "revision": revision}
@@ -195,9 +195,16 @@ class LanguageData(pl.LightningDataModule):
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Open every split, through the cache. The second call does nothing."""
-        if self._tokens:
-            return
+        """Open every split, through the cache, and see to it that each is long enough."""
+        if not self._tokens:
+            self._open()
+        if self._given_tokenizer is None:
+            self.loader("train", train=True)
+            for split in ("val", "test"):  # now, and not when the training is over
+                if split == "val" or split in self._tokens:
+                    self.loader(split)
+
+    def _open(self) -> None:
         sources = self._find()
         given = self._given_tokenizer
         key = {

@@ -16,7 +16,7 @@ from recur.data.batching import TextLoader, Texts
 from recur.data.cache import Ragged, TokenCache, content_key, id_dtype
 from recur.data.sources import Checked, Rows, Split, checked, find_files, find_splits
 from recur.data.synthetic import SyntheticReviews, SyntheticSplit
-from recur.data.text import Tokenizer, lacks_tokens
+from recur.data.text import Tokenizer, check_settings, lacks_tokens
 from recur.data.vectors import WordVectors, load_vectors, train_word2vec
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,8 @@ _CODE = 1  # raise it when the files of an entry change
 _VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 _ENCODE_AT_ONCE = 2000
 _MANY_CLASSES = 50
+_LONGEST = 1_000_000  # tokens of a text: even one step of training would take minutes and many GiB
+_WORD2VEC = ("dim", "window", "epochs", "min_count", "skip_gram", "seed")
 
 
 class Encoded:
@@ -145,9 +147,13 @@ class SentimentData(pl.LightningDataModule):
             raise ValueError(f"data.keep is head, tail or both, got {keep!r}")
         if on_bad_row not in ("error", "skip"):
             raise ValueError(f"data.on_bad_row is error or skip, got {on_bad_row!r}")
+        check_settings(tokenizer, "basic_english", eos=False)
         settings = dict(tokenizer or {})
-        if unknown := sorted(set(settings) - {"kind", "min_frequency", "max_size"}):
-            raise ValueError(f"data.tokenizer has kind, min_frequency and max_size, got {unknown[0]!r}")
+        for key, value in (("seed", seed), ("split_seed", split_seed)):
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"data.{key} is a whole number of at least 0, got {value!r}")
+        if unknown := sorted(set(word2vec or {}) - set(_WORD2VEC)):
+            raise ValueError(f"data.word2vec has {', '.join(_WORD2VEC)}, got {unknown[0]!r}")
         if synthetic is None and path is None and train is None:
             raise ValueError("set data.path to a hub id or folder, or data.train to a file")
         self._where = {"path": path, "name": name, "revision": revision}
@@ -226,6 +232,8 @@ class SentimentData(pl.LightningDataModule):
         for split in ("val", "test"):
             if split in self._find():
                 self._open(split)
+        for split in self._rows:
+            self.texts(split)
         rows = len(self._rows["train"])
         if self._max_tokens is None and self._batch_size > rows:
             raise ValueError(f"data.batch_size is {self._batch_size}, more than the {rows} rows to train on: lower it")
@@ -278,9 +286,22 @@ class SentimentData(pl.LightningDataModule):
         }
 
     def texts(self, split: str) -> Texts:
-        """Token ids of a split, cut to `max_length`."""
+        """Token ids of a split, cut to `max_length`.
+
+        Raises:
+            ValueError: a text remains that is too long for any recurrent net.
+        """
         encoded = self._open(split)
-        return Texts(encoded.tokens, self._rows[split], max_length=self._max_length, keep=self._keep)
+        texts = Texts(encoded.tokens, self._rows[split], max_length=self._max_length, keep=self._keep)
+        longest = int(texts.lengths.argmax())
+        if texts.lengths[longest] > _LONGEST:
+            source = self._find().get(split, self._find().get("train"))  # val may be carved off train
+            files = getattr(source, "files", ())
+            raise ValueError(
+                f"{files[0] if len(files) == 1 else split} row {self.source_row(split, longest)} has "
+                f"{texts.lengths[longest]:,} tokens, more than {_LONGEST:,}: set data.max_length, or leave the row out"
+            )
+        return texts
 
     def labels(self, split: str) -> NDArray[np.int64]:
         """Class of each text of a split, -1 where it has none."""
@@ -545,7 +566,7 @@ def _number(key: str) -> int | None:
 
 def _classes(rows: Rows, column: str, wanted: _Names) -> tuple[list[str], dict[str, int]]:
     """Names of the classes in order, and the class of each label value."""
-    values = rows.column(column)
+    values = rows.column(column, "label_column")
     if isinstance(wanted, dict):
         names = list(dict.fromkeys(wanted.values()))
     elif wanted is not None:
@@ -560,14 +581,9 @@ def _classes(rows: Rows, column: str, wanted: _Names) -> tuple[list[str], dict[s
                 f"{rows.origins[0].file} column {column!r} has {len(keys)} different values in {len(values)} rows: "
                 "is it the column of labels? Set data.label_column"
             )
-        if len(keys) == 1:
-            raise ValueError(
-                f"{rows.origins[0].file}: all {len(values)} labels are {keys.pop()!r}: "
-                "a classifier needs texts of two classes"
-            )
         numeric = all(_number(key) is not None for key in keys)
         names = sorted(keys, key=int) if numeric else sorted(keys)
-    if len(set(names)) < max(2, len(names)):
+    if len(set(names)) < max(2 if wanted else 0, len(names)):  # one label in all rows is told once the rows are
         raise ValueError(f"data.class_names needs two different names or more, got {names}")
     return names, _table(names, rows, column, wanted)
 

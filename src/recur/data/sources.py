@@ -86,15 +86,22 @@ class Rows:
         line = "" if origin.lines is None else f" (line {origin.lines[inside]})"
         return f"{origin.file} row {inside + 1}{line}"
 
-    def column(self, name: str) -> list[Any]:
-        """One column.
+    def column(self, name: str, setting: str = "text_column") -> list[Any]:
+        """One column; nulls where no row could be read, since then no column is known.
+
+        Args:
+            name: of the column.
+            setting: which one of `data` names it.
 
         Raises:
             ValueError: no such column; names those there are.
         """
+        if len(self.broken) == len(self):
+            return [None] * len(self)
         if name not in self.columns:
             where = self.origins[0].file if self.origins else "no file"
-            raise ValueError(f"{where} has no column {name!r}, only {', '.join(map(repr, self.available)) or 'none'}")
+            there = ", ".join(map(_shown, self.available[:20])) or "none"
+            raise ValueError(f"{where} has no column {name!r}, only {there}: set data.{setting}")
         return self.columns[name]
 
 
@@ -203,6 +210,10 @@ def find_files(pattern: str | os.PathLike[str] | Sequence[str], folder: str | os
     for one in patterns:
         place = os.path.expanduser(os.path.join(folder, one) if folder else one)
         matches = [place] if os.path.isfile(place) else sorted(filter(os.path.isfile, glob.glob(place)))
+        if not matches and os.path.isdir(place):
+            raise ValueError(f"{place!r} is a folder: name a file, or set data.path to the folder")
+        if not matches and os.path.islink(place):
+            raise ValueError(f"{place!r} is a link to {os.readlink(place)!r}, which is not there")
         if not matches:
             raise ValueError(f"no such file: {place!r}")
         files += matches
@@ -281,9 +292,8 @@ def checked(
         raise ValueError(f"on_bad_row is error or skip, got {on_bad_row!r}")
     if not len(rows):
         raise ValueError(f"{rows.origins[0].file if rows.origins else 'the source'} has no rows")
-    nothing = [None] * len(rows) if len(rows.broken) == len(rows) else None  # then no column is known
-    texts: list[Any] = nothing or rows.column(text_column)
-    labels = None if label_column is None else nothing or rows.column(label_column)
+    texts: list[Any] = rows.column(text_column)
+    labels = None if label_column is None else rows.column(label_column, "label_column")
     allowed: dict[Any, bool] = {}
 
     bad: dict[int, tuple[str, str, Any]] = {}  # row -> column, what is wrong, value
@@ -474,7 +484,7 @@ def _read_json_lines(file: str, content: str, columns: Sequence[str] | None) -> 
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             broken[row] = f"is not JSON ({error})"
             continue
         if isinstance(record, dict):
@@ -487,7 +497,7 @@ def _read_json_lines(file: str, content: str, columns: Sequence[str] | None) -> 
 def _read_json(file: str, content: str, columns: Sequence[str] | None) -> Rows:
     try:
         whole = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if "Extra data" in str(error):
             return _read_json_lines(file, content, columns)
         raise ValueError(f"{file} is not JSON: {error}") from None

@@ -10,8 +10,8 @@ from typing import Any
 from recur.data.cache import TokenCache, content_key
 from recur.data.sources import Origin, Rows
 
-_GOOD = ("brilliant", "charming", "delightful", "excellent", "gripping", "lovely", "moving", "superb", "touching")
-_BAD = ("awful", "boring", "clumsy", "dreadful", "dull", "feeble", "hollow", "horrible", "tedious")
+_GOOD = ("brilliant", "charming", "delightful", "excellent", "gripping", "great", "moving", "superb", "touching")
+_BAD = ("awful", "boring", "clumsy", "dreadful", "dull", "feeble", "hollow", "terrible", "tedious")
 _SUBJECTS = (
     "acting",
     "cast",

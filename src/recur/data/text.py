@@ -18,7 +18,7 @@ nowhere else does text turn into a special token.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ def _pipeline(kind: str) -> tokenizers.Tokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         tokenizer.decoder = decoders.Fuse()
     else:
-        raise ValueError(f"tokenizer kind is one of {', '.join(KINDS)}, got {kind!r}")
+        raise ValueError(f"data.tokenizer.kind is one of {', '.join(KINDS)}, got {kind!r}")
     return tokenizer
 
 
@@ -98,17 +98,38 @@ def lacks_tokens(text: str, kind: str) -> bool:
     return not text or (kind == "whitespace" and not text.strip())
 
 
+def check_settings(settings: Mapping[str, Any] | None, default_kind: str, eos: bool) -> dict[str, Any]:
+    """Settings for `Tokenizer.train` as a config gives them, before there is any text.
+
+    Args:
+        settings: kind, min_frequency, max_size; what is missing has its default.
+        default_kind: the kind where none is given.
+        eos: whether words end their lines with `<eos>`.
+
+    Raises:
+        ValueError: an unknown setting, or one outside its range.
+    """
+    if not isinstance(settings, Mapping | None):
+        raise ValueError(f"data.tokenizer has kind, min_frequency and max_size, got {settings!r}")
+    given = {"kind": default_kind, **(settings or {})}
+    if unknown := sorted(set(given) - {"kind", "min_frequency", "max_size"}):
+        raise ValueError(f"data.tokenizer has kind, min_frequency and max_size, got {unknown[0]!r}")
+    specials = 1 + (eos and given["kind"] in ("basic_english", "whitespace"))
+    _checked_sizes(given["kind"], given.get("min_frequency", 1), given.get("max_size"), specials)
+    return given
+
+
 def _checked_sizes(kind: str, min_frequency: int, max_size: int | None, specials: int) -> None:
     if kind not in KINDS:
-        raise ValueError(f"tokenizer kind is one of {', '.join(KINDS)}, got {kind!r}")
+        raise ValueError(f"data.tokenizer.kind is one of {', '.join(KINDS)}, got {kind!r}")
     if isinstance(min_frequency, bool) or not isinstance(min_frequency, int) or min_frequency < 1:
-        raise ValueError(f"tokenizer min_frequency is a whole number of at least 1, got {min_frequency!r}")
+        raise ValueError(f"data.tokenizer.min_frequency is a whole number of at least 1, got {min_frequency!r}")
     least = specials + (256 if kind == "bpe" else 1)
     if max_size is None:
         return
     if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < least:
         why = " (every byte is a token)" if kind == "bpe" else ""
-        raise ValueError(f"tokenizer max_size is null or at least {least} for kind {kind}{why}, got {max_size!r}")
+        raise ValueError(f"data.tokenizer.max_size is null or at least {least} for kind {kind}{why}, got {max_size!r}")
 
 
 class Tokenizer:
@@ -188,7 +209,7 @@ class Tokenizer:
         frequent = _character_counts(clean) if kind == "character" else _word_counts(tokenizer, kind, clean)
         words = [token for token, count in frequent if count >= min_frequency and token not in specials]
         if not words:
-            raise ValueError(f"no token is seen {min_frequency} times or more: lower tokenizer min_frequency")
+            raise ValueError(f"no token is seen {min_frequency} times or more: lower data.tokenizer.min_frequency")
         if max_size is not None:
             words = words[: max_size - len(specials)]
         tokenizer.model = models.WordLevel(_numbered(specials, words), unk_token=UNK)

@@ -155,7 +155,9 @@ class Classifier(nn.Module):
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {rate}")
         if pooling not in POOLINGS:
-            raise ValueError(f"unknown pooling {pooling!r}: set it to one of {', '.join(POOLINGS)}")
+            raise ValueError(f"pooling is one of {', '.join(POOLINGS)}, got {pooling!r}")
+        if not 0 < embedding_std < math.inf:
+            raise ValueError(f"embedding_std must be above 0, got {embedding_std}")
         self.pooling = pooling
         self.locked_dropout = locked_dropout
         self.word_dropout, self.embedding_dropout, self.head_dropout = word_dropout, embedding_dropout, head_dropout

@@ -57,6 +57,8 @@ CHUNK_ROWS = 256
 """Rows whose gates are projected, and whose factors are formed, at once: 256 of 4 x 256 floats fill a 1 MB cache."""
 THREADED_WORK = 20_000_000
 """Rows times squared hidden size below which handing one direction to a second thread costs more than it saves."""
+THREADED_STEP = 10_000_000
+"""Multiplications in a mean step's recurrent product below which two threads mostly wait for each other's Python."""
 
 
 class Layout:
@@ -469,11 +471,11 @@ def _drop_pool() -> None:
 os.register_at_fork(after_in_child=_drop_pool)
 
 
-def _side_by_side(jobs: Sequence[Callable[[], Any]], work: int) -> list[Any]:
+def _side_by_side(jobs: Sequence[Callable[[], Any]], layout: Layout, size: int, blocks: int) -> list[Any]:
     """Run one or two jobs, two of them (if the work is enough) in two threads that share torch's threads."""
     global _pool
-    threads = torch.get_num_threads()
-    if len(jobs) == 1 or threads == 1 or work < THREADED_WORK:
+    threads, work = torch.get_num_threads(), layout.rows * size**2
+    if len(jobs) == 1 or threads == 1 or work < THREADED_WORK or blocks * work < THREADED_STEP * len(layout.sizes):
         return [job() for job in jobs]
     if _pool is None:
         _pool = ThreadPoolExecutor(1, thread_name_prefix="recur-engine")
@@ -519,7 +521,7 @@ class _Layer(torch.autograd.Function):
             return lambda: _walk(kernel, layout, bool(d), inputs, hidden[d], c, own, parts[d], save)
 
         with torch.autocast("cpu", enabled=False):
-            results = _side_by_side([job(d) for d in range(directions)], layout.rows * size**2)
+            results = _side_by_side([job(d) for d in range(directions)], layout, size, kernel.torch_blocks)
         last_hidden = torch.stack([parts[d][layout.final_rows(bool(d))] for d in range(directions)])
         last_cell = None if cell is None else torch.stack([state for _, state in results])
         if save:
@@ -563,7 +565,7 @@ class _Layer(torch.autograd.Function):
             )
 
         with torch.autocast("cpu", enabled=False):
-            results = _side_by_side([job(d) for d in range(directions)], layout.rows * size**2)
+            results = _side_by_side([job(d) for d in range(directions)], layout, size, kernel.torch_blocks)
         d_input = results[0][0]
         if directions == 2 and d_input is not None:
             d_input = d_input.add_(results[1][0])

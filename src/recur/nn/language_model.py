@@ -93,7 +93,10 @@ class LanguageModel(nn.Module):
         ):
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {rate}")
-        last = output_size or hidden_size
+        last = hidden_size if output_size is None else output_size
+        for name, size in (("hidden_size", hidden_size), ("output_size", last)):
+            if size < 1:  # here already: tying would speak of other things
+                raise ValueError(f"{name} must be at least 1, got {size}")
         if tie_weights and not project and embedding_dim != last:
             other = "hidden_size" if output_size is None else "output_size"
             raise ValueError(

@@ -4,6 +4,7 @@
 modules with the CPU engine underneath, for use anywhere.
 """
 
+import math
 import warnings
 from typing import Any
 
@@ -27,15 +28,13 @@ def detach_state(state: State) -> State:
     return [tuple(part.detach() for part in one) for one in state]
 
 
-def pick_engine(
-    engine: str, cell: str, rows: Tensor, layout: Layout, hidden_size: int, bidirectional: bool = False
-) -> str:
+def pick_engine(engine: str, cell: str, rows: Tensor, layout: Layout, hidden_size: int) -> str:
     """Name the engine, `fused` or `torch`, that `engine` means for these rows.
 
     On a CPU the fused engine is the faster one wherever lengths differ and there is some work. Where all are equal
-    torch has a dense pass to offer: for the LSTM in float32 oneDNN's whole-layer kernel, which the engine beats only
-    with a thread for each direction, and for the others less overhead a step, which shows in evaluation while a step
-    is small. The limits were measured on two Zen 4 cores; `python -m recur.bench engine` measures both sides anywhere.
+    torch has a dense pass to offer: for the LSTM in float32 oneDNN's whole-layer kernel, which the engine does not
+    beat, and for the others less overhead a step, which shows in evaluation while a step is small. The limits were
+    measured on two Zen 4 cores; `python -m recur.bench engine` measures both sides anywhere.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine is one of {', '.join(ENGINES)}, got {engine!r}")
@@ -44,8 +43,7 @@ def pick_engine(
     if rows.device.type != "cpu" or rows.dtype not in (torch.float32, torch.float64):
         return "torch"
     if layout.even and cell == "lstm" and rows.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        two_threads = bidirectional and torch.get_num_threads() > 1 and layout.batch * hidden_size >= 16384
-        return "fused" if two_threads else "torch"
+        return "torch"
     if not torch.is_grad_enabled():
         return "torch" if layout.batch * hidden_size <= (8192 if layout.even else 2048) else "fused"
     return "torch" if not layout.even and layout.rows * hidden_size**2 < 200_000 else "fused"
@@ -144,18 +142,27 @@ class Recurrent(nn.Module):
             raise ValueError(f"cell is one of {', '.join(CELLS)}, got {cell!r}")
         if engine not in ENGINES:
             raise ValueError(f"engine is one of {', '.join(ENGINES)}, got {engine!r}")
-        for name, value in {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}.items():
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
+        for name, value in (sizes | ({} if output_size is None else {"output_size": output_size})).items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         for name, p in {"dropout": dropout, "weight_drop": weight_drop}.items():
             if not 0 <= p < 1:
                 raise ValueError(f"{name} is a probability in [0, 1), got {p}")
+        if forget_bias is not None and not math.isfinite(forget_bias):
+            raise ValueError(f"forget_bias must be a finite number or None, got {forget_bias}")
+        if dropout and num_layers == 1:
+            warnings.warn(
+                f"dropout={dropout} lies between recurrent layers and there is one: it does nothing; "
+                "set num_layers to 2 or more, or dropout to 0",
+                stacklevel=2,
+            )
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.cell, self.bidirectional, self.bias, self.engine = cell, bidirectional, bias, engine
         self.dropout, self.locked_dropout, self.weight_drop = dropout, locked_dropout, weight_drop
         self.forget_bias = forget_bias
         self.directions = 2 if bidirectional else 1
-        self.output_size = output_size or hidden_size
+        self.output_size = hidden_size if output_size is None else output_size
         self.output_dim = self.output_size * self.directions
         widths = [hidden_size] * (num_layers - 1) + [self.output_size]
         inputs = [input_size, *(w * self.directions for w in widths[:-1])]
@@ -287,7 +294,7 @@ class Recurrent(nn.Module):
     def chosen_engine(self, sequence: PackedSequence, layout: Layout | None = None) -> str:
         """What `engine` means for this input now: `fused` or `torch`."""
         layout = layout or Layout(sequence.batch_sizes)
-        return pick_engine(self.engine, self.cell, sequence.data, layout, self.hidden_size, self.bidirectional)
+        return pick_engine(self.engine, self.cell, sequence.data, layout, self.hidden_size)
 
     @staticmethod
     def _packed(rows: Tensor, like: PackedSequence) -> PackedSequence:
@@ -453,11 +460,7 @@ class _DropIn(nn.RNNBase):
                 return None
             if any(part.shape != want or part.dtype != rows.dtype for part in parts):
                 return None
-        return (
-            layout
-            if pick_engine(self.engine, self._cell, rows, layout, self.hidden_size, self.bidirectional) == "fused"
-            else None
-        )
+        return layout if pick_engine(self.engine, self._cell, rows, layout, self.hidden_size) == "fused" else None
 
     def _run(self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All layers. `state` and the answer: `(layers * directions, batch, hidden)` in packed order."""
