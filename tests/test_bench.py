@@ -83,7 +83,7 @@ def test_mistakes_are_one_line(words, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("section", ["engine", "train", "startup"])
+@pytest.mark.parametrize("section", ["engine", "shapes", "train", "startup"])
 def test_every_section_runs(section, tmp_path):
     bench.main([section, "--quick", "--repeats", "1", "--device", "cpu", "--out", str(tmp_path)])
     record = json.loads((tmp_path / "bench.json").read_text())["sections"][section]

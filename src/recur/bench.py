@@ -1,4 +1,4 @@
-"""The door to measurements: `python -m recur.bench [engine] [loss] [loader] [train] [startup] [language] [--quick]`.
+"""The door to measurements: `python -m recur.bench [section ...] [--quick]`; `--help` lists the sections.
 
 Every rival runs in the same process in alternation, several times; tables give the median and the spread. Rates count
 useful work only: what is done for padding does not count. The rate of one large float32 matrix product, measured in
@@ -281,7 +281,6 @@ def engine(arguments: argparse.Namespace, report: Report) -> None:
             best = min(found.against(rival) for rival in found.rivals if rival.startswith("torch"))
             report.bar(f"{cell}, {name}: times faster than the best rival", best, 0.95)
     report.table("the same at a quarter of the lengths, 1 layer", rows)
-    _grid(arguments, report)
 
 
 class _Race:
@@ -369,24 +368,27 @@ def _pass(output: "Tensor") -> None:
     output.backward(torch.ones_like(output))
 
 
-def _grid(arguments: argparse.Namespace, report: Report) -> None:
-    """Shapes from tiny to large: `auto` must never lose by more than 5 %."""
+# -- shapes ------------------------------------------------------------------------------------------------------------
+
+
+def shapes(arguments: argparse.Namespace, report: Report) -> None:
+    """Equal lengths, from tiny to large: `auto` must never lose by more than 5 %."""
     import torch
 
     from recur.nn import Recurrent
 
     quick, device = arguments.quick, arguments.device
-    shapes = [("20 x 35 x 200", 35, 20, 200, 200, 2, False), ("80 x 70 x 1150", 70, 80, 400, 1150, 1, False)]
+    sizes = [("20 x 35 x 200", 35, 20, 200, 200, 2, False), ("80 x 70 x 1150", 70, 80, 400, 1150, 1, False)]
     for hidden in (64, 256, 1024):
         for batch in (1, 16, 64, 256):
             steps = 50 if hidden * batch < 65536 else 10
-            shapes.append((f"{batch} x {steps} x {hidden}, both ways", steps, batch, 100, hidden, 1, True))
+            sizes.append((f"{batch} x {steps} x {hidden}, both ways", steps, batch, 100, hidden, 1, True))
     if quick:
-        shapes = shapes[:1] + shapes[2:4]
+        sizes = sizes[:1] + sizes[2:4]
     rows: list[dict[str, Any]] = []
     worst = math.inf
     for cell in ("lstm", "gru", "rnn"):
-        for title, steps, batch, features, hidden, layers, both in shapes:
+        for title, steps, batch, features, hidden, layers, both in sizes:
             theirs = _torch_module(cell, features, hidden, layers, both).to(device)
             stacks = {}
             for name in ("auto", "fused", "torch"):
@@ -408,6 +410,10 @@ def _grid(arguments: argparse.Namespace, report: Report) -> None:
                     choice = stacks["auto"].chosen_engine(packed)
                 found = ratio(times, "torch dense", "auto")
                 if choice == "fused":  # where auto chose torch, a ratio off one is noise
+                    if found < 0.95:  # or noise too: look longer, and judge by all rounds
+                        for name, more in race(many, 2 * arguments.repeats, device, warm=False).items():
+                            times[name] += more
+                        found = ratio(times, "torch dense", "auto")
                     worst = min(worst, found)
                 row: dict[str, Any] = {"cell": cell, "shape": title, "pass": "training" if grad else "evaluation"}
                 row |= {f"{name}, ms": statistics.median(values) / count * 1e3 for name, values in times.items()}
@@ -964,6 +970,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
 SECTIONS: dict[str, Callable[[argparse.Namespace, Report], None]] = {
     "engine": engine,
+    "shapes": shapes,
     "loss": loss,
     "loader": loader,
     "train": train,
