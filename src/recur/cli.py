@@ -97,15 +97,19 @@ def _explain_config(error: BaseException, name: str) -> str:
     if name == "InstantiationException" and cause is not None:
         known = explain(cause)
         where = str(error).rpartition("full_key: ")[2].strip() if "full_key" in str(error) else ""
-        return f"{where + ': ' if where else ''}{known or cause}"
+        message = str(known or cause)
+        return f"{where}: {message}" if where and not message.startswith(f"{where}.") else message
     if name == "MissingConfigException":
         wanted = str(getattr(error, "missing_cfg_file", "") or "")
         options: list[str] = list(getattr(error, "options", None) or [])
         group, _, option = wanted.rpartition("/")
         listed = f"; {group} can be {', '.join(options)}" if options else ""
-        return f"there is no {group} called {option!r}{nearest(option, options)}{listed}"
+        return f"there is no {group or 'config'} called {option!r}{nearest(option, options)}{listed}"
     if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError"):
         return _explain_key(cause)
+    override = str(getattr(error, "override", None) or "")
+    if override and override not in str(error):
+        return f"{override} cannot be read: {str(error).splitlines()[0]}"
     return str(error).split("\nSee ")[0] + (f" ({str(cause).splitlines()[0]})" if cause else "")
 
 

@@ -34,8 +34,6 @@ _PLACES = (
 )
 _DYNAMIC_WINDOW = 5  # tokens, as Krause et al. use
 _STATISTICS_WINDOWS = 500  # of training text, to learn how large each weight's gradients are in such windows
-# What a run's data settings may build.
-_TARGETS = ("recur.data.sentiment.SentimentData", "recur.data.language.LanguageData", "recur.data.synthetic.Synthetic")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,13 +70,16 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.data and not Path(arguments.data).exists():
         raise ValueError(f"there is no file or folder {arguments.data}")
 
-    from recur.runs import Run, plain
+    from recur.runs import Run, device, plain
 
+    device(arguments.device)
     run = Run.open(arguments.run)
     if arguments.dynamic is not None or arguments.cache is not None:
         run.require("language", "evaluate --dynamic or --cache")
         _check_options(arguments)
     data = open_data(run, arguments.data, arguments.settings)
+    if arguments.split and arguments.split not in data.splits:
+        raise ValueError(f"the data has no split {arguments.split!r}, only {', '.join(data.splits)}")
     splits = [arguments.split] if arguments.split else _default_splits(data)
     record: dict[str, Any] = {"run": str(arguments.run), "checkpoint": str(run.checkpoint), "family": run.family}
     record["data"] = arguments.data or {key: run.config["data"].get(key) for key in ("path", "train", "test")}
@@ -105,10 +106,10 @@ def open_data(run: "Run", path: str | None = None, settings: Sequence[str] = ())
     from hydra.utils import get_class, instantiate
     from omegaconf import OmegaConf
 
-    from recur.runs import check_targets
+    from recur import schema, trust
 
     config = dict(run.config["data"])
-    check_targets(config, "data", _TARGETS)
+    trust.check_targets(config, "data", trust.DATA)
     known = sorted(inspect.signature(get_class(config["_target_"])).parameters)
     if "allow_pickle" in config:
         config["allow_pickle"] = False  # a run may come from anybody: only who types this command may allow it
@@ -123,8 +124,9 @@ def open_data(run: "Run", path: str | None = None, settings: Sequence[str] = ())
         # A single file is found as the split `train`; evaluated, it is called the test split.
         config |= {"path": path, **({"test": "train"} if Path(path).is_file() else {})}
     changed = OmegaConf.merge(OmegaConf.create(config), OmegaConf.from_dotlist(settings))
-    config = OmegaConf.to_container(changed)  # type: ignore[assignment]
-    check_targets(config, "data", _TARGETS)  # settings of the command line may not widen it
+    config = OmegaConf.to_container(changed, resolve=True)  # type: ignore[assignment]
+    trust.check_targets(config, "data", trust.DATA)  # settings of the command line may not widen it
+    schema.check(config, "data")
     data = instantiate(config, _convert_="all")
     if path is not None:
         data.use(run.tokenizer, *([run.data["class_names"]] if run.family == "sentiment" else []))

@@ -5,10 +5,11 @@ The same run, prompt, settings and seed give the same text.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recur import cli
 
@@ -47,18 +48,22 @@ def _run(arguments: argparse.Namespace) -> None:
     for name, value in (("tokens", arguments.tokens), ("samples", arguments.samples), ("top-k", arguments.top_k)):
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
-    if not arguments.temperature > 0:
-        raise ValueError(f"--temperature must be above 0, got {arguments.temperature}: --greedy takes the likeliest")
+    if not 0 < arguments.temperature < math.inf:
+        raise ValueError(
+            f"--temperature must be above 0 and finite, got {arguments.temperature}: --greedy takes the likeliest"
+        )
+    if not 0 <= arguments.seed < 2**63:
+        raise ValueError(f"--seed must be a whole number from 0 to 2**63 - 1, got {arguments.seed}")
     if arguments.top_p is not None and not 0 < arguments.top_p <= 1:
         raise ValueError(f"--top-p must be above 0 and at most 1, got {arguments.top_p}")
     if hasattr(sys.stdout, "reconfigure"):  # whatever the locale, no character stops the door
         sys.stdout.reconfigure(errors="backslashreplace")
 
-    from recur.runs import Run
+    from recur.runs import Run, device
 
     run = Run.open(arguments.run)
     run.require("language", "generate")
-    run.task.to(_device(arguments.device))
+    run.task.to(device(arguments.device))
     tokenizer = run.tokenizer
     prompt = prompt_ids(tokenizer, arguments.prompt)
     if unknown := unknown_words(tokenizer, arguments.prompt):
@@ -87,17 +92,6 @@ def _run(arguments: argparse.Namespace) -> None:
         writer = Writer(tokenizer)
         print("-" * 40)
         print("".join(writer.piece(index) for index in [*prompt, *sample]) + writer.end())
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
-        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def prompt_ids(tokenizer: "Tokenizer", prompt: str) -> list[int]:

@@ -19,7 +19,6 @@ from recur.view import Shaded, page, printable, shortened, terminal
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from numpy.typing import NDArray
     from rich.console import Console
     from torch import Tensor, nn
@@ -71,29 +70,22 @@ def _run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--column {arguments.column} needs --file, whose column it names")
     if arguments.file and not Path(arguments.file).is_file():
         raise ValueError(f"there is no file {arguments.file}")
+    if arguments.html and not Path(arguments.html).parent.is_dir():  # now, and not when all is explained
+        raise ValueError(f"cannot write {arguments.html}: there is no folder {Path(arguments.html).parent}")
+    if arguments.html and Path(arguments.html).is_dir():
+        raise ValueError(f"cannot write {arguments.html}: it is a folder")
 
     from rich.console import Console
 
-    from recur.runs import Run
+    from recur.runs import Run, device
 
     run = Run.open(arguments.run)
-    run.task.to(_device(arguments.device)).requires_grad_(False)
+    run.task.to(device(arguments.device)).requires_grad_(False)
     answer: Any = _Sentiment if run.family == "sentiment" else _Language
     answerer = answer(run, arguments, Console(highlight=False, markup=False, emoji=False, soft_wrap=True))
     for chunk in _chunks(_texts(arguments, run), alone=not arguments.file and sys.stdin.isatty()):
         answerer.tell(chunk)
     answerer.close()
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
-        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
-    return device
 
 
 # ------------------------------------------------------------------------------------------------------ where texts are
@@ -146,7 +138,9 @@ def _lines(stream: BinaryIO, name: str, skip: bool) -> Iterator[Given]:
         try:
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            _refuse(f"{where} is not UTF-8 (byte 0x{raw[error.start]:02x})", skip)
+            _refuse(
+                f"{where} is not UTF-8 (byte 0x{raw[error.start]:02x})", skip, "convert it, for instance with iconv"
+            )
             continue
         if text.strip():
             yield Given(where, text)
@@ -157,20 +151,23 @@ def _lines(stream: BinaryIO, name: str, skip: bool) -> Iterator[Given]:
 
 
 def _rows(file: str, column: str, skip: bool) -> Iterator[Given]:
-    from recur.data.sources import checked, read_file
+    from recur.data.sources import PICKLES, checked, read_file
 
+    if Path(file).suffix.lower() in PICKLES:
+        raise ValueError(f"{file} is a pickle, and loading a pickle runs any code hidden in it: give csv or parquet")
     rows = read_file(file, [column])
     try:
         good = checked(rows, column, on_bad_row="skip" if skip else "error")
     except ValueError as error:
-        raise ValueError(str(error).replace("set data.on_bad_row=skip", "give --skip-bad-rows")) from None
+        message = str(error).replace("set data.on_bad_row=skip", "give --skip-bad-rows")
+        raise ValueError(message.replace("set data.text_column", "give --column")) from None
     for number, text in zip(good.numbers.tolist(), good.texts, strict=True):
         yield Given(rows.where(number), text)
 
 
-def _refuse(problem: str, skip: bool) -> None:
+def _refuse(problem: str, skip: bool, mend: str = "give at least one word") -> None:
     if not skip:
-        raise ValueError(f"{problem}: give at least one word, or --skip-bad-rows")
+        raise ValueError(f"{problem}: {mend}, or give --skip-bad-rows")
     print(f"recur: skipped: {printable(problem)}", file=sys.stderr)
 
 
@@ -620,10 +617,7 @@ def _print_json(record: dict[str, Any]) -> None:
 def _write_page(path: str, content: str) -> None:
     from recur.runs import write_atomic
 
-    place = Path(path)
-    if not place.parent.is_dir():
-        raise ValueError(f"cannot write {path}: there is no folder {place.parent}")
-    write_atomic(place, content)
+    write_atomic(Path(path), content)
     print(f"recur: wrote {printable(path)}", file=sys.stderr)
 
 

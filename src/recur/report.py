@@ -15,6 +15,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from recur.callbacks import Throughput
 from recur.runs import peak_memory_mib, plain, provenance, write_metrics
+from recur.view import printable
 
 # The metrics of the HParams tab: one fixed set a family, since TensorBoard drops columns that runs do not share.
 HPARAM_METRICS = {
@@ -184,4 +185,4 @@ def _shown(folder: Path) -> str:
 
 
 def _say(line: str) -> None:
-    logging.getLogger("recur").info(line)
+    logging.getLogger("recur").info(printable(line))  # class names and file names come from anybody

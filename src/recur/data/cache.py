@@ -137,7 +137,7 @@ class TokenCache:
         if _whole(place):
             return place
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            self._make(place.parent)
             with FileLock(f"{place}.lock"):
                 if _whole(place):  # another run built it while this one waited
                     return place
@@ -153,12 +153,21 @@ class TokenCache:
                     shutil.rmtree(draft, ignore_errors=True)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR):
-                raise ValueError(
-                    f"cannot write the token cache {self.folder}: {error.strerror}: "
-                    "set data.cache_dir or the environment's RECUR_CACHE to a folder that can be written"
-                ) from error
+                raise self._unwritable(error) from error
             raise
         return place
+
+    def _make(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> ValueError:
+        return ValueError(
+            f"cannot write the token cache {self.folder}: {error.strerror}: "
+            "set data.cache_dir or the environment's RECUR_CACHE to a folder that can be written"
+        )
 
     def remember(self, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
         """A small plain value computed once for this key. A cache that cannot be written only costs the time."""

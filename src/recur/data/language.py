@@ -318,7 +318,8 @@ class LanguageData(pl.LightningDataModule):
 
     def _nothing_in(self, split: str, cut_off: bool) -> str:
         if split == "train":
-            return f"the text to train on is empty: give {self._where['path'] or self._names['train']} some text"
+            named = self._where["path"] or self._names["train"] or "data.text"
+            return f"the text to train on is empty: give {named} some text"
         if cut_off:
             return f"the {split} split has no tokens: raise data.{split}_fraction, or give data.{split} a file"
         return f"the {split} split has no tokens: give data.{split} a file with text, or null to cut one off"

@@ -1,5 +1,6 @@
 """The language model: embedding, recurrent stack, and a decoder that may share the embedding's weights."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
+from recur.nn.cells import CELLS
 from recur.nn.recurrent import Recurrent, State
 from recur.nn.regularization import drop, row_dropout
 
@@ -103,6 +105,9 @@ class LanguageModel(nn.Module):
                 f"tie_weights needs embedding_dim == {other} or a projection, got {embedding_dim} and {last}: "
                 "set model.net.project=true or untie with model.net.tie_weights=false"
             )
+        known = [name for name in inspect.signature(CELLS[cell]).parameters if name != "name"] if cell in CELLS else []
+        if cell in CELLS and (unknown := sorted(set(cell_options or {}) - set(known))):
+            raise ValueError(f"cell_options of {cell} can be {', '.join(known) or 'nothing'}, got {unknown[0]!r}")
         self.vocab_size = vocab_size
         self.tie_weights, self.locked_dropout = tie_weights, locked_dropout
         self.row_dropout, self.embedding_dropout, self.output_dropout = row_dropout, embedding_dropout, output_dropout

@@ -22,7 +22,9 @@ def read(folder: Path) -> list[dict[str, Any]]:
     for line in lines:
         try:
             entry = json.loads(line)
-            steps[int(entry["step"])] = entry
+            entry["epoch"] = float(entry["epoch"])
+            if isinstance(entry["metrics"], dict):
+                steps[int(entry["step"])] = entry
         except (ValueError, KeyError, TypeError):
             continue
     return [steps[step] for step in sorted(steps)]
