@@ -14,19 +14,21 @@ from lightning.pytorch.callbacks import (
     Checkpoint,
     EarlyStopping,
     EMAWeightAveraging,
-    ModelCheckpoint,
     TQDMProgressBar,
     WeightAveraging,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from recur import checkpoints, stopping
 from recur.data.corpus import readable
+from recur.recovery import FETCH, BestCheckpoint, Council, Files, adjust, bounds, curves, synced_size
 from recur.runs import FORMAT
+from recur.stopping import Stop, Stopped
 
 
-def best_checkpoint(monitor: str, mode: str, dirpath: str) -> ModelCheckpoint:
+def best_checkpoint(monitor: str, mode: str, dirpath: str) -> BestCheckpoint:
     """Keep the checkpoint of the best validation as `best.ckpt`."""
-    return ModelCheckpoint(
+    return BestCheckpoint(
         dirpath,
         "best",
         monitor=monitor,
@@ -39,6 +41,8 @@ def best_checkpoint(monitor: str, mode: str, dirpath: str) -> ModelCheckpoint:
 
 def early_stopping(monitor: str, mode: str, patience: int | None) -> EarlyStopping | None:
     """Stop after more than `patience` validations without improvement; None for None."""
+    if patience is not None and patience < 0:
+        raise ValueError(f"callbacks.early_stopping.patience must be at least 0, got {patience}: null never stops")
     return None if patience is None else EarlyStopping(monitor, mode=mode, patience=patience)
 
 
@@ -48,43 +52,163 @@ def weight_ema(decay: float | None, start_step: int) -> EMAWeightAveraging | Non
         return None
     if not 0 < decay < 1:
         raise ValueError(f"callbacks.ema.decay must lie between 0 and 1, got {decay}: .999 is usual")
+    if start_step < 0:
+        raise ValueError(f"callbacks.ema.start_step must be at least 0, got {start_step}")
     return EMAWeightAveraging(decay=decay, update_starting_at_step=start_step)
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps `last.ckpt`, from which a run goes on.
+    """Keeps `last.ckpt`, from which a run goes on, and the one before it.
+
+    It is saved at the start of every epoch but the first, at the end, when a signal asks the run to stop, and:
 
     Args:
         dirpath: folder of the checkpoints.
-        every_minutes: save this often besides the end of every epoch; None for epochs only.
+        every_minutes: so often besides; None for not.
+        every_steps: after so many optimizer steps besides; None for not.
+
+    Attributes:
+        stop: hears signals.
+        reached: where the last checkpoint was taken, in words; None before the first.
     """
 
-    def __init__(self, dirpath: str, every_minutes: float | None) -> None:
-        self.path = Path(dirpath) / "last.ckpt"
+    def __init__(self, dirpath: str, every_minutes: float | None = None, every_steps: int | None = None) -> None:
+        for name, value in (("every_minutes", every_minutes), ("every_steps", every_steps)):
+            if value is not None and value <= 0:
+                raise ValueError(f"callbacks.last.{name} must be above 0, got {value}: null saves at epochs only")
+        self.path = Path(dirpath) / checkpoints.LAST
         self._seconds = None if every_minutes is None else 60 * every_minutes
+        self._steps = every_steps
         self._saved_at = time.monotonic()
+        self._saved_step = 0
+        self._place: str | None = None  # while a checkpoint is taken: between, validation or end
+        self._scored: dict[str, Any] = {}
+        self._over: dict[str, Any] | None = None
+        self._council: Council
+        self.stop = Stop()
+        self.reached: str | None = None
 
-    def _save(self, trainer: pl.Trainer) -> None:
-        part = self.path.with_name(".last.part")  # fsspec's own way is not atomic where /tmp is another disk
-        trainer.save_checkpoint(part)
-        if trainer.is_global_zero:
-            part.replace(self.path)
+    # -------------------------------------------------------------------------------------------------------- when
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Get between the batches; take up what Lightning forgot."""
+        self.stop.patient = True
+        self._council = Council(trainer)
         self._saved_at = time.monotonic()
+        profiler: Any = trainer.profiler
+        profile = profiler.start
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save where the time has come; rank 0's clock decides for all."""
-        if self._seconds is None or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            return  # the end of the epoch saves anyway
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        def start(action: str) -> None:
+            if action == FETCH:
+                self._between(trainer)
+            profile(action)
+
+        # A profiler is the one thing that hears of the moment between two batches, and any profiler will do.
+        profiler.start = start
+        trainer._logger_connector._callback_metrics.update(self._scored)
+        if self._over is not None and self._over == bounds(trainer):
+            trainer.should_stop = True
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Hear signals again: Lightning has just taken them over."""
+        self.stop.listen()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Hear signals again."""
+        self.stop.listen()
+        trainer._logger_connector._callback_metrics.update(self._scored)
+        self._saved_step = trainer.global_step
+
+    def _between(self, trainer: pl.Trainer) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        if loop.batch_progress.current.ready % trainer.accumulate_grad_batches:
             return  # gradients half accumulated are in no checkpoint
-        if trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self._seconds):
-            self._save(trainer)
+        step, files = trainer.global_step, trainer.strategy.checkpoint_io
+        due = step > self._saved_step and (
+            (self._steps is not None and step % self._steps == 0)
+            or loop.batch_progress.current.ready == 0
+            or (self._seconds is not None and time.monotonic() - self._saved_at >= self._seconds)
+        )
+        signalled, due_somewhere, failed = self._council.most(
+            self.stop.number, due, getattr(files, "failure", None) is not None
+        )
+        if failed:
+            Files.settle(trainer)
+        if due_somewhere or (signalled and step > self._saved_step):
+            self._save(trainer, "between")
+        if signalled:
+            raise Stopped(signalled)
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *rest: Any
+    ) -> None:
+        """Do not make a signal wait for the end of a validation."""
+        if trainer.state.fn != "fit":
+            return
+        (signalled,) = self._council.most(self.stop.number)
+        if not signalled:
+            return
+        if not trainer.sanity_checking:
+            if trainer.fit_loop.epoch_loop._should_accumulate():
+                return  # gradients half accumulated are in no checkpoint: a few batches more
+            for callback in trainer.callbacks:
+                if isinstance(callback, WeightAveraging):  # the model has the average's weights now
+                    callback.on_validation_epoch_end(trainer, pl_module)
+            self._save(trainer, "validation")
+        raise Stopped(signalled)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save after the epoch's validation."""
-        self._save(trainer)
+        """Let schedules that watch a metric go on in the first epoch after a restart, whose metrics are there now."""
+        trainer.fit_loop._restarting = False
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the end. `recur.train` sees to it that this comes before an average replaces the weights."""
+        if trainer.global_step > 0:
+            self._save(trainer, "end")
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on a signal has nothing to wait for."""
+        self.stop.listen()
+        self.stop.patient = False
+        if self.stop.number and stopping.rank() == 0:
+            raise Stopped(self.stop.number)
+
+    # -------------------------------------------------------------------------------------------------------- what
+
+    def _save(self, trainer: pl.Trainer, place: str) -> None:
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.flush()
+        self._place = place
+        try:
+            trainer.save_checkpoint(self.path, storage_options={"keep": checkpoints.PREVIOUS})
+        finally:
+            self._place = None
+        Files.settle(trainer)
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        self.reached = f"at step {trainer.global_step}"
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add how far the curves are, what was last measured, and whether training is over."""
+        if self._place is None:
+            return
+        adjust(checkpoint["loops"]["fit_loop"], self._place, trainer)
+        checkpoint["reached"] = {
+            "place": self._place,
+            "curves": {path.name: synced_size(path) for path in curves(self.path.parent.parent)},
+            "metrics": {name: torch.as_tensor(value).cpu() for name, value in trainer.callback_metrics.items()},
+            "over": bounds(trainer) if self._place == "end" and trainer.should_stop else None,
+        }
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take that up."""
+        reached = checkpoint.get("reached", {})
+        self._scored, self._over = reached.get("metrics", {}), reached.get("over")
 
 
 class SelfContained(Callback):
@@ -172,7 +296,7 @@ class Throughput(Callback):
         self._mark = now
         self.tokens += batch.text.data.numel()
         every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
-        if (trainer.global_step + 1) % every == 0:
+        if trainer.global_step % every == 0 and not trainer.fit_loop._should_accumulate():  # the step that is written
             tokens, seconds = self.tokens - self._window[0], self.seconds - self._window[1]
             self._window = (self.tokens, self.seconds)
             pl_module.log("train/tokens_per_second", tokens / max(seconds, 1e-9), prog_bar=True, batch_size=1)
@@ -332,6 +456,9 @@ class Samples(Callback):
     """
 
     def __init__(self, prompt: str | None, tokens: int, temperature: float) -> None:
+        for name, value in (("tokens", tokens), ("temperature", temperature)):
+            if not value >= 0:
+                raise ValueError(f"callbacks.samples.{name} must be at least 0, got {value}")
         self.prompt, self.tokens, self.temperature = prompt, tokens, temperature
         self.last: str | None = None
 

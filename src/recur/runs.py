@@ -14,14 +14,19 @@ import platform
 import resource
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from recur import checkpoints
+from recur.cli import explain
+from recur.stopping import rank
+from recur.trust import check_targets
+
 FORMAT = 1
-# What a config found in a checkpoint may build: our own classes, torch's optimizers, and nothing else.
-_TARGETS = ("recur.tasks.", "recur.nn.", "torch.optim.")
+_claimed: dict[Path, Any] = {}  # folders held by this process, with the open files that hold them
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -57,7 +62,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     import torch
 
     try:
+        checkpoints.check(path)  # torch.load would not notice a flipped bit
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except checkpoints.DamagedError as error:
+        raise ValueError(f"{error}{checkpoints.instead_of(path)}") from None
     except Exception as error:  # damage makes the reader fail in any way whatever
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
@@ -65,28 +73,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(content, dict) or "recur" not in content or "state_dict" not in content:
         raise ValueError(f"{path} is no checkpoint of recur: its key 'recur' is missing")
-    if content["recur"].get("format", 0) > FORMAT:
-        raise ValueError(
-            f"{path} has checkpoint format {content['recur']['format']}, this version reads up to {FORMAT}"
-        )
+    written = content["recur"].get("format") if isinstance(content["recur"], dict) else None
+    if not isinstance(written, int):
+        raise ValueError(f"{path} is damaged: its format is {written!r}, not a number")
+    if written > FORMAT:
+        raise ValueError(f"{path} has checkpoint format {written}, this version reads up to {FORMAT}: update recur")
     return content
-
-
-def check_targets(node: Any, path: str, allowed: tuple[str, ...] = _TARGETS) -> None:
-    """Look at everything a config found in a checkpoint would build.
-
-    Raises:
-        ValueError: a `_target_` that does not begin with one of those allowed.
-    """
-    if isinstance(node, dict):
-        target = node.get("_target_")
-        if target is not None and not str(target).startswith(allowed):
-            raise ValueError(f"{path}._target_ is {target!r}: a run may build only {', '.join(allowed)}*")
-        for key, value in node.items():
-            check_targets(value, f"{path}.{key}", allowed)
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            check_targets(value, f"{path}[{index}]", allowed)
 
 
 @dataclass
@@ -121,23 +113,36 @@ class Run:
         Raises:
             ValueError: no run there, a damaged or newer checkpoint, or one that names foreign code.
         """
-        from hydra.utils import instantiate
-
         from recur.data.text import Tokenizer
 
         checkpoint = checkpoint_of(path)
         content = load_checkpoint(checkpoint)
         own = content["recur"]
+        for key, kind in (("config", dict), ("data", dict), ("tokenizer", str)):
+            if not isinstance(own.get(key), kind):
+                raise ValueError(f"{checkpoint} is damaged: its {key} is not what a run writes")
         config, data = own["config"], own["data"]
-        check_targets(config["model"], "model")
-        net = {**config["model"]["net"]}
-        if net.get("freeze_vectors"):  # the vectors are in the weights
-            net["freeze_vectors"] = False
-        task = instantiate({**config["model"], "net": net}, _convert_="all")(**data)
-        task.load_state_dict(content["state_dict"])
+        for key in ("model", "data"):
+            if not isinstance(config.get(key), dict):
+                raise ValueError(f"{checkpoint} is damaged: its config has no {key}")
+        try:
+            check_targets(config["model"], "model")
+            tokenizer = Tokenizer.from_json(own["tokenizer"])
+        except ValueError as error:
+            raise ValueError(f"{checkpoint}: {error}") from None
+        task = _built(checkpoint, config["model"], data)
+        try:
+            task.load_state_dict(content["state_dict"])
+        except (RuntimeError, TypeError, AttributeError) as error:  # of another shape, missing, no tensors at all
+            told = " ".join(str(error).split()[:40])
+            raise ValueError(f"{checkpoint}: its weights are not those of its model: {told}") from None
+        if tokenizer.vocab_size != data.get("vocab_size"):
+            raise ValueError(
+                f"{checkpoint}: its tokenizer has {tokenizer.vocab_size} tokens, its model {data.get('vocab_size')}"
+            )
         task.eval()
         folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
-        return cls(checkpoint, folder, config, data, Tokenizer.from_json(own["tokenizer"]), task)
+        return cls(checkpoint, folder, config, data, tokenizer, task)
 
     def require(self, family: str, door: str) -> None:
         """Refuse a run of the other family.
@@ -147,6 +152,75 @@ class Run:
         """
         if self.family != family:
             raise ValueError(f"recur.{door} wants a {family} run, {self.checkpoint} is a {self.family} run")
+
+
+def _built(checkpoint: Path, model: dict[str, Any], data: dict[str, Any]) -> Any:
+    """The task that a checkpoint describes, without its weights.
+
+    Raises:
+        ValueError: its classes refuse the description.
+    """
+    from hydra.utils import instantiate
+
+    try:
+        net = {**model["net"]}
+        if net.get("freeze_vectors"):  # the vectors are in the weights
+            net["freeze_vectors"] = False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what was odd about the settings was said when it was trained
+            return instantiate({**model, "net": net}, _convert_="all")(**data)
+    except Exception as error:  # a description by anybody makes constructors fail in any way whatever
+        raise ValueError(f"{checkpoint}: its model cannot be built: {explain(error) or error!r}") from error
+
+
+def device(name: str) -> Any:
+    """The `torch.device` of this name, once it has been tried.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
+    import torch
+
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
+        first = next(iter(str(error).splitlines()), "it is not there")
+        raise ValueError(f"--device {name} cannot be used: {first}") from None
+    return found
+
+
+def claim(folder: Path) -> None:
+    """Hold a run's folder until this process ends, however it ends. A second call for it does nothing.
+
+    Ranks other than 0 write nothing and hold nothing.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    import fcntl
+
+    folder = folder.resolve()
+    if rank() or folder in _claimed:
+        return
+    file = (folder / ".lock").open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise ValueError(
+            f"{folder} is in use by {holder}: wait until that run has ended, or name another folder with "
+            "hydra.run.dir=..."
+        ) from None
+    except OSError:  # a file system without locks
+        file.close()
+        return
+    _claimed[folder] = file
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()
 
 
 def plain(value: Any) -> Any:

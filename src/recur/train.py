@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from recur import cli
+from recur import cli, trust
 
 
 def main() -> None:
@@ -18,9 +18,38 @@ def main() -> None:
     import hydra
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach cli.guard, which tells them in one line
+    cli.guard(lambda: _started_again_by_slurm(sys.argv))
     cli.guard(lambda: _resume_with_own_config(sys.argv))
+    cli.guard(lambda: _claim(sys.argv))
     door = hydra.main(version_base="1.3", config_path=str(cli.conf_dir()), config_name="train")(_job)
     cli.guard(door)
+
+
+def _started_again_by_slurm(argv: list[str]) -> None:
+    """Go on with the run that this same command began, in the folder it names, before SLURM requeued the job."""
+    import os
+
+    folder = _named_folder(argv)
+    again = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0 and not any(w.startswith("resume=") for w in argv)
+    if folder is not None and again and (folder / "checkpoints" / "last.ckpt").is_file():
+        argv[1:] = [f"resume={folder}"]
+
+
+def _named_folder(argv: list[str]) -> Path | None:
+    """The folder a single run is told to use."""
+    if {"-m", "--multirun", "-c", "--cfg", "-h", "--help", "-i", "--info"} & set(argv):
+        return None
+    named = [word.partition("=")[2].strip("'\"") for word in argv[1:] if word.startswith("hydra.run.dir=")]
+    return Path(named[-1]).expanduser() if named and "$" not in named[-1] else None
+
+
+def _claim(argv: list[str]) -> None:
+    """Hold the folder before Hydra writes into it, where another process may be at work there."""
+    folder = _named_folder(argv)
+    if folder is not None and folder.is_dir():
+        from recur.runs import claim
+
+        claim(folder)
 
 
 def _resume_with_own_config(argv: list[str]) -> None:
@@ -36,21 +65,42 @@ def _resume_with_own_config(argv: list[str]) -> None:
         if all(word.startswith(("hydra.launcher.", "hydra/launcher=")) for word in more):
             from recur.sweeps.launcher import recorded_arguments
 
-            argv[1:] = [*recorded_arguments(given[-1]), *more, f"resume={given[-1]}"]
+            recorded = trust.check_arguments(recorded_arguments(given[-1]), given[-1])
+            argv[1:] = [*recorded, *more, f"resume={given[-1]}"]
         return
     folder = Path(given[-1]).expanduser().resolve()
     if not (folder / ".hydra" / "config.yaml").is_file():
         cli.fail(f"cannot resume {given[-1]}: it is not a run folder (it has no .hydra/config.yaml)")
-    if not (folder / "checkpoints" / "last.ckpt").is_file():
+    if not any((folder / "checkpoints" / name).is_file() for name in ("last.ckpt", "last.previous.ckpt")):
         cli.fail(f"cannot resume {given[-1]}: it has no checkpoints/last.ckpt yet; start it again")
+    trust.check_run_folder(folder, argv[1:])
     argv[1:1] = ["--config-path", str(folder / ".hydra"), "--config-name", "config", f"hydra.run.dir={folder}"]
     argv.append("hydra.job_logging.formatters.simple.format='%(message)s'")  # conf/train.yaml is not read
+    if not any(word.startswith("name=") for word in argv):
+        argv += _recorded_name(folder)
+
+
+def _recorded_name(folder: Path) -> list[str]:
+    """A run's name: it was made of the groups chosen then, and there is nothing to choose from now."""
+    import re
+
+    import yaml
+
+    try:
+        name = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["name"]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return []
+    return [f"name={name}"] if isinstance(name, str) and re.fullmatch(r"[\w./-]+", name) else []
 
 
 def _job(cfg: Any) -> float | None:
     """One run. Returns the monitored metric's best value, which sweeps compare."""
+    from recur import stopping
+
     try:
         return _run(cfg)
+    except stopping.Stopped as stop:
+        raise SystemExit(stopping.leave(stop, _folder())) from None
     except Exception as error:  # here and not in guard: Hydra would print a line of its own first
         message = cli.explain(error)
         import os
@@ -58,6 +108,13 @@ def _job(cfg: Any) -> float | None:
         if message is None or os.environ.get("RECUR_DEBUG") == "1":
             raise
         cli.fail(message)
+
+
+def _folder() -> Path:
+    """The run's folder."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return Path(HydraConfig.get().runtime.output_dir)
 
 
 def build(node: Any, **arguments: Any) -> Any:
@@ -79,24 +136,37 @@ def _run(cfg: Any) -> float | None:
     import lightning.pytorch as pl
     import torch
     from hydra.core.hydra_config import HydraConfig
-    from lightning.pytorch.callbacks import LearningRateMonitor, WeightAveraging
+    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
     from omegaconf import OmegaConf
 
-    from recur import report, schema
-    from recur.callbacks import PlannedNoise, SelfContained, Throughput
-    from recur.runs import load_checkpoint, write_atomic
+    from recur import checkpoints, recovery, report, schema, stopping
+    from recur.callbacks import LastCheckpoint, PlannedNoise, SelfContained, Throughput
+    from recur.runs import claim, load_checkpoint, write_atomic
     from recur.sweeps.witness import Witness
 
     started = time.time()
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    stop = stopping.Stop()
+    stop.listen()
+    folder = _folder()
+    claim(folder)
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    if cfg.resume:  # then the config is the folder's; before anything that it names is so much as imported
+        trust.check_config(config, HydraConfig.get().overrides.task)
     report.quiet()
     if not (isinstance(cfg.seed, int) and 0 <= cfg.seed < 2**32):
         raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {cfg.seed}")
     settings = {key: value for key, value in config["trainer"].items() if key != "precision"}
     schema.check({**config, "trainer": settings}, "")
+    schema.rehearse(config)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
+    last = None
+    if cfg.resume:
+        last, trouble = checkpoints.to_resume(folder)
+        if trouble and stopping.rank() == 0:
+            stopping.tell(f"warning: {trouble}")
+    if stopping.rank() == 0:
+        recovery.rewind(folder, last)
     data = build(cfg.data)
     data.prepare_data()
     data.setup("fit")
@@ -111,7 +181,15 @@ def _run(cfg: Any) -> float | None:
     if not loggers:  # nobody to tell the learning rate
         callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
     precision = report.precision(cfg.trainer.precision, cfg.trainer.accelerator)
-    trainer = build({**settings, "_partial_": True}, precision=precision, callbacks=callbacks, logger=loggers)
+    plugins = [recovery.Files(), *build(settings.pop("plugins", None) or [])]
+    trainer = build(
+        {**settings, "_partial_": True}, precision=precision, callbacks=callbacks, logger=loggers, plugins=plugins
+    )
+    # First of all, since an average of weights replaces them at the end of training, and last.ckpt wants them.
+    trainer.callbacks.sort(key=lambda callback: not isinstance(callback, LastCheckpoint))
+    for callback in trainer.callbacks:
+        if isinstance(callback, LastCheckpoint):
+            callback.stop = stop
 
     if trainer.is_global_zero:
         write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
@@ -119,10 +197,9 @@ def _run(cfg: Any) -> float | None:
         report.opening(folder, data, task, trainer)
         report.announce_hparams(trainer.loggers, config, task.family)
 
-    last = folder / "checkpoints" / "last.ckpt" if cfg.resume else None
     trainer.fit(task, datamodule=data, ckpt_path=last, weights_only=True)
 
-    best = trainer.checkpoint_callback
+    best = next((c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)), None)
     score = None if best is None or best.best_model_score is None else float(best.best_model_score)
     results = {"val": report.metrics_of(trainer, "val/")}
     if best is not None and best.best_model_path and not witness.pruned:

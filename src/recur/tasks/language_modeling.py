@@ -216,7 +216,8 @@ class LanguageModelingTask(pl.LightningModule):
     # -------------------------------------------------------------------------------------------------------- resuming
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the training state of every rank, in rank order."""
+        """Save the training state and the epoch's sums of every rank, in rank order."""
+        optimization.save_metrics(self, [self.train_statistics], checkpoint)
         state = self._carried["train"]
         if state is None:
             return
@@ -228,7 +229,8 @@ class LanguageModelingTask(pl.LightningModule):
         ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take this rank's state. With another number of ranks the loader says why a resume cannot go on."""
+        """Take this rank's. With another number of ranks the loader says why a resume cannot go on."""
+        optimization.load_metrics(self, [self.train_statistics], checkpoint)
         states = checkpoint.get("carried_state", [])
         rank = self.trainer.global_rank
         self._carried["train"] = states[rank] if rank < len(states) else None

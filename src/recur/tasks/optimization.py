@@ -5,11 +5,14 @@ A schedule is a function `(optimizer, plan) -> Lightning scheduler config or Non
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
+from torchmetrics import Metric
 
 
 class StepPlan(NamedTuple):
@@ -59,6 +62,7 @@ def step(optimizer: Optimizer, plan: StepPlan, *, every_epochs: int, gamma: floa
     """Multiply the learning rate by `gamma` every `every_epochs` epochs."""
     if every_epochs < 1:
         raise ValueError(f"scheduler.every_epochs must be at least 1, got {every_epochs}")
+    _check_factor(gamma=gamma)
     return {"scheduler": lr_scheduler.StepLR(optimizer, every_epochs, gamma), "interval": "epoch"}
 
 
@@ -66,6 +70,13 @@ def plateau(
     optimizer: Optimizer, plan: StepPlan, *, monitor: str, mode: str, factor: float, patience: int, min_lr: float
 ) -> dict[str, Any]:
     """Multiply the learning rate by `factor` when `monitor` has not improved for more than `patience` validations."""
+    if mode not in ("max", "min"):
+        raise ValueError(f"scheduler.mode must be max or min, got {mode!r}")
+    if not 0 < factor < 1:
+        raise ValueError(f"scheduler.factor must lie in (0, 1), got {factor}")
+    for name, value in (("patience", patience), ("min_lr", min_lr)):
+        if not value >= 0:
+            raise ValueError(f"scheduler.{name} must be at least 0, got {value}")
     scheduler = lr_scheduler.ReduceLROnPlateau(
         optimizer,
         mode=mode,  # type: ignore[arg-type]
@@ -75,6 +86,19 @@ def plateau(
         min_lr=min_lr,
     )
     return {"scheduler": scheduler, "interval": "epoch", "monitor": monitor, "strict": False}
+
+
+def _check_factor(**factors: float) -> None:
+    for name, value in factors.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"scheduler.{name} must be above 0, got {value}")
+
+
+def _check_parts(warmup: float, floor: float) -> None:
+    if not 0 <= warmup < 1:
+        raise ValueError(f"scheduler.warmup is a part of the run and must lie in [0, 1), got {warmup}")
+    if not 0 <= floor <= 1:
+        raise ValueError(f"scheduler.floor is a part of the learning rate and must lie in [0, 1], got {floor}")
 
 
 def _warm_up(step: int, steps: int) -> float:
@@ -90,8 +114,7 @@ def cosine(optimizer: Optimizer, plan: StepPlan, *, warmup: float, floor: float)
         warmup: part of all steps spent warming up, in [0, 1).
         floor: final learning rate as a part of the first, in [0, 1].
     """
-    if not 0 <= warmup < 1:
-        raise ValueError(f"scheduler.warmup is a part of the run and must lie in [0, 1), got {warmup}")
+    _check_parts(warmup, floor)
     warm = round(warmup * plan.total)
 
     def factor(step: int) -> float:
@@ -103,8 +126,7 @@ def cosine(optimizer: Optimizer, plan: StepPlan, *, warmup: float, floor: float)
 
 def linear(optimizer: Optimizer, plan: StepPlan, *, warmup: float, floor: float) -> dict[str, Any]:
     """Linear warm-up, then linearly down to `floor` times the learning rate; arguments as for `cosine`."""
-    if not 0 <= warmup < 1:
-        raise ValueError(f"scheduler.warmup is a part of the run and must lie in [0, 1), got {warmup}")
+    _check_parts(warmup, floor)
     warm = round(warmup * plan.total)
 
     def factor(step: int) -> float:
@@ -116,6 +138,7 @@ def linear(optimizer: Optimizer, plan: StepPlan, *, warmup: float, floor: float)
 
 def exponential(optimizer: Optimizer, plan: StepPlan, *, gamma: float) -> dict[str, Any]:
     """Multiply the learning rate by `gamma` after every optimizer step (Miyato et al. 2017 use .9998)."""
+    _check_factor(gamma=gamma)
     return _each_step(lr_scheduler.ExponentialLR(optimizer, gamma))
 
 
@@ -129,11 +152,39 @@ def one_cycle(optimizer: Optimizer, plan: StepPlan, *, rise: float, start_div: f
         start_div: the first learning rate is the peak divided by this.
         end_div: the last is the first divided by this.
     """
+    if not 0 < rise < 1:
+        raise ValueError(f"scheduler.rise is a part of the run and must lie in (0, 1), got {rise}")
+    _check_factor(start_div=start_div, end_div=end_div)
     peaks = [group["lr"] for group in optimizer.param_groups]
     scheduler = lr_scheduler.OneCycleLR(
         optimizer, peaks, total_steps=plan.total + 1, pct_start=rise, div_factor=start_div, final_div_factor=end_div
     )
     return _each_step(scheduler)
+
+
+def save_metrics(task: pl.LightningModule, metrics: Sequence[Metric], checkpoint: dict[str, Any]) -> None:
+    """Put what an epoch's training metrics have summed up so far into a checkpoint, each rank's own."""
+    values = torch.stack([value.double() for metric in metrics for _, value in _states(metric)])
+    if task.trainer.world_size > 1:
+        values = task.all_gather(values)
+    checkpoint["train_metrics"] = values.reshape(task.trainer.world_size, -1).cpu()  # (ranks, sums)
+
+
+def load_metrics(task: pl.LightningModule, metrics: Sequence[Metric], checkpoint: dict[str, Any]) -> None:
+    """Go on summing up from there. Another number of ranks cannot be in the middle of an epoch: it sums up anew."""
+    saved = checkpoint.get("train_metrics")
+    if saved is None or len(saved) != task.trainer.world_size:
+        return
+    values = iter(saved[task.trainer.global_rank])
+    for metric in metrics:
+        for name, value in _states(metric):
+            setattr(metric, name, next(values).to(value))
+        metric._update_count = 1  # else torchmetrics warns of a mean of nothing
+
+
+def _states(metric: Metric) -> list[tuple[str, Tensor]]:
+    """A metric's sums by name, each a number."""
+    return [(name, value) for name, value in metric.metric_state.items() if isinstance(value, Tensor)]
 
 
 def clip_gradients(parameters: Any, value: float | None, algorithm: str | None) -> torch.Tensor:

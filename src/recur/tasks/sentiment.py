@@ -1,5 +1,6 @@
 """Text classification as a LightningModule: loss, metrics over whole splits, optimizer."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -82,6 +83,8 @@ class SentimentTask(pl.LightningModule):
         self.net = net(vocab_size=vocab_size, num_classes=num_classes, vectors=vectors)
         self.num_classes = num_classes
         self.class_names = list(class_names)
+        if len(self.class_names) != num_classes:
+            raise ValueError(f"there are {num_classes} classes and {len(self.class_names)} names for them")
         self.label_smoothing = label_smoothing
         self._optimizer, self._scheduler = optimizer, scheduler
         self._weights = self._class_weights(class_weights, class_counts)
@@ -106,6 +109,8 @@ class SentimentTask(pl.LightningModule):
             raise ValueError(
                 f"model.class_weights has {len(weights)} values for {self.num_classes} classes: give one each"
             )
+        if wrong := [w for w in weights if not 0 <= w < math.inf]:
+            raise ValueError(f"model.class_weights must be at least 0, got {wrong[0]}")
         return torch.tensor([float(w) for w in weights])
 
     def forward(self, batch: TextBatch) -> Tensor:
@@ -153,6 +158,14 @@ class SentimentTask(pl.LightningModule):
         """Log the epoch's means over all its texts."""
         self.log("train/epoch_loss", self.train_loss)
         self.log("train/epoch_accuracy", self.train_accuracy)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save how far the epoch's means are, of every rank."""
+        optimization.save_metrics(self, [self.train_loss, self.train_accuracy], checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with this rank's."""
+        optimization.load_metrics(self, [self.train_loss, self.train_accuracy], checkpoint)
 
     def _evaluate(self, batch: TextBatch, mean_loss: MeanMetric, metrics: MetricCollection) -> Tensor:
         logits = self(batch).float()

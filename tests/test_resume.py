@@ -1,0 +1,95 @@
+"""A run that was killed and resumed ends as one that never was, bit for bit. `make torture` does it forty times."""
+
+from pathlib import Path
+
+import pytest
+
+from conftest import EASY
+from torture import Moment, compare, scalars, torture
+
+FEW = [
+    "data.synthetic.train=120",
+    "data.synthetic.val=40",
+    "data.synthetic.test=20",
+    "data.batch_size=8",
+    "data.eval_batch_size=10",
+    "model.net.embedding_dim=6",
+    "model.net.hidden_size=6",
+    "trainer.log_every_n_steps=1",
+    "callbacks.last.every_steps=2",
+    "trainer.accelerator=cpu",
+    "callbacks.pages.projector_tokens=10",
+]
+# Accumulation, two validations an epoch (one of them in the middle of a step), a schedule by steps, an average, and
+# early stopping that has something to remember.
+SENTIMENT = [
+    *EASY,
+    *FEW,
+    "trainer.max_epochs=3",
+    "trainer.accumulate_grad_batches=2",
+    "trainer.val_check_interval=0.5",
+    "scheduler=cosine",
+    "callbacks.ema.decay=0.9",
+    "callbacks.early_stopping.patience=20",
+]
+
+
+def language(folder: Path) -> list[str]:
+    """Carried states, windows of random length, AWD-LSTM's masks, averaged weights, a schedule that watches."""
+    words = [f"w{(i * i) % 23}" for i in range(2600)]
+    (folder / "text.txt").write_text("\n".join(" ".join(words[i : i + 13]) for i in range(0, len(words), 13)))
+    return [
+        "data=text_files",
+        f"data.train={folder}/text.txt",
+        "data.test_fraction=0.1",
+        "data.batch_size=6",
+        "data.eval_batch_size=3",
+        "data.bptt=20",
+        "data.eval_bptt=10",
+        "data.random_bptt=true",
+        "model=awd_lstm",
+        "model.net.embedding_dim=6",
+        "model.net.hidden_size=8",
+        "model.net.num_layers=2",
+        "model.net.output_size=6",
+        "callbacks.averaging.interval=1",
+        "callbacks.samples.tokens=5",
+        "optimizer=sgd",
+        "optimizer.lr=20",
+        "scheduler=plateau",
+        "trainer.max_epochs=5",
+        "trainer.accelerator=cpu",
+        "trainer.log_every_n_steps=2",
+        "callbacks.last.every_steps=3",
+    ]
+
+
+COURSES = {
+    "sentiment": [
+        Moment("training", 1),  # before there is anything to go on from
+        Moment("accumulating", 3),
+        Moment("validation", 2),
+        Moment("writing", 70),
+        Moment("between", 4),
+        Moment("renaming", 2),
+    ],
+    "language": [
+        Moment("training", 7),
+        Moment("writing", 200),
+        Moment("validation", 3),
+        Moment("renaming", 1),
+        Moment("stepping", 9),
+        Moment("scoring", 1),  # all is trained, nothing reported
+    ],
+}
+
+
+@pytest.mark.parametrize("family", COURSES)
+def test_a_run_killed_at_any_moment_ends_as_one_never_killed(tmp_path, family):
+    words = SENTIMENT if family == "sentiment" else language(tmp_path)
+    torture(tmp_path / "whole", words, 1, [])
+    kills = torture(tmp_path / "parts", words, 1, COURSES[family])
+    print(*kills, sep="\n")
+    assert len(kills) == len(COURSES[family])
+    assert compare(tmp_path / "whole", tmp_path / "parts") == []
+    assert len(scalars(tmp_path / "parts")["val/loss"]) >= 5

@@ -1,0 +1,267 @@
+"""Runs that are killed again and again, and what is left of them.
+
+A run goes through the real door in a process of its own, which SIGKILLs itself at a chosen moment: in the k-th training
+batch, between two micro-batches of one step, before the k-th optimizer step, in a validation, after so many writes of a
+checkpoint, before a rename, or simply after some time. Nothing can be tidied up then, exactly as if somebody had pulled
+the plug; with two ranks the other one dies too. The run is started again, from its last checkpoint where it has one,
+until it ends, and then compared with one that was never killed.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import doors
+from recur.runs import load_checkpoint
+from recur.sweeps import history
+
+PHASES = ("training", "accumulating", "stepping", "validation", "writing", "renaming", "between", "scoring")
+_CLOCKS = ("seconds", "wall_seconds", "train_seconds", "tokens_per_second", "peak_memory_mib", "command", "commit")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to die.
+
+    Attributes:
+        phase: one of `PHASES`, or `any`.
+        count: at its so-manieth occurrence in the life of the process; for `any`, milliseconds after training began.
+        rank: whose hand it is.
+    """
+
+    phase: str
+    count: int
+    rank: int = 0
+
+
+def moments(seed: int, number: int, ranks: int = 1) -> list[Moment]:
+    """A random course: every phase comes up, in random order and at random counts."""
+    draw = random.Random(seed)
+    phases: list[str] = []
+    while len(phases) < number:
+        some = ["training", "accumulating", "stepping", "validation", "writing", "renaming", "between", "any"]
+        draw.shuffle(some)
+        phases += some
+    most = {"writing": 200, "renaming": 3, "validation": 5, "any": 400}
+    return [Moment(phase, draw.randint(1, most.get(phase, 9)), draw.randrange(ranks)) for phase in phases[:number]]
+
+
+# ----------------------------------------------------------------------------------------------- inside the doomed door
+
+
+class _Death:
+    def __init__(self, moment: Moment, record: str) -> None:
+        self.moment, self.record, self.seen = moment, record, 0
+        self.phase, self.step = "starting", 0
+
+    def note(self, phase: str, trainer: Any = None) -> None:
+        self.phase = phase
+        if trainer is not None:
+            self.step = trainer.global_step
+        if phase == self.moment.phase:
+            self.seen += 1
+            if self.seen == self.moment.count:
+                self.die()
+
+    def die(self) -> None:
+        with open(self.record, "w") as file:
+            json.dump({"phase": self.phase, "step": self.step}, file)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def wait(self) -> None:
+        time.sleep(self.moment.count / 1000)
+        self.die()
+
+
+def _arm(death: _Death) -> None:
+    """Stand at the places where the process may die."""
+    from recur import callbacks, checkpoints
+    from recur.tasks import language_modeling, optimization, sentiment
+
+    def before(owner: Any, name: str, tell: Any) -> None:
+        original = getattr(owner, name)
+
+        def standing(*arguments: Any, **named: Any) -> Any:
+            tell(*arguments)
+            return original(*arguments, **named)
+
+        setattr(owner, name, standing)
+
+    def training(task: Any, batch: Any, number: int) -> None:
+        trainer = task.trainer
+        if death.moment.phase == "any" and death.seen == 0:
+            death.seen = 1
+            threading.Thread(target=death.wait, daemon=True).start()
+        death.note("accumulating" if number % trainer.accumulate_grad_batches else "training", trainer)
+
+    def validation(task: Any, *rest: Any) -> None:
+        if task.trainer.state.fn == "fit" and not task.trainer.sanity_checking:
+            death.note("validation", task.trainer)
+        elif task.trainer.state.fn != "fit":
+            death.note("scoring", task.trainer)
+
+    for task in (sentiment.SentimentTask, language_modeling.LanguageModelingTask):
+        before(task, "training_step", training)
+        before(task, "validation_step", validation)
+        before(task, "test_step", validation)
+        before(task, "configure_gradient_clipping", lambda task, *rest: death.note("stepping", task.trainer))
+    assert optimization
+    before(callbacks.LastCheckpoint, "_between", lambda last, trainer: death.note("between", trainer))
+    before(checkpoints._Sealed, "_pass_on", lambda *rest: death.note("writing"))
+    before(checkpoints, "_keep", lambda *rest: death.note("renaming"))
+    before(checkpoints, "_sync", lambda *rest: death.note("renaming"))
+
+
+def _enter(moment: Moment | None, record: str, *rest: Any) -> None:
+    if moment is not None:
+        _arm(_Death(moment, record))
+    doors._enter(*rest)
+
+
+# ------------------------------------------------------------------------------------------------------ the other side
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def start(folder: Path, words: list[str], ranks: int = 1, moment: Moment | None = None) -> dict[str, Any] | None:
+    """Start a run in `folder`, or go on with the one that is there, and wait until it ends.
+
+    With two ranks both are started here, as `torchrun` does, so that neither has to import torch anew.
+
+    Returns:
+        where it was killed (`phase`, `step`); None where it ended by itself.
+    """
+    again = (folder / "checkpoints" / "last.ckpt").is_file()
+    command = [f"resume={folder}"] if again else [*words, f"hydra.run.dir={folder}"]
+    doors._server.set_forkserver_preload(doors._PRELOAD)
+    with tempfile.TemporaryDirectory() as scratch:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(ranks)}
+        crew = []
+        record = Path(scratch) / "record"
+        for rank in range(ranks):
+            streams = [f"{scratch}/{name}{rank}" for name in ("in", "out", "err")]
+            Path(streams[0]).touch()
+            mine = [] if rank == 0 else ["hydra.output_subdir=null", f"hydra.job.name=rank{rank}"]
+            surroundings = {**os.environ, "OMP_NUM_THREADS": "1"}
+            if ranks > 1:
+                surroundings |= {**place, "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+            doomed = moment if moment is not None and moment.rank == rank else None
+            arguments = (doomed, str(record), "recur.train", [*command, *mine], scratch, surroundings, streams)
+            process = doors._server.Process(target=_enter, args=arguments)
+            process.start()
+            crew.append(process)
+        try:
+            until = time.monotonic() + 120
+            while any(process.exitcode is None for process in crew) and time.monotonic() < until:
+                if any(process.exitcode == -signal.SIGKILL for process in crew):
+                    break
+                time.sleep(0.01)
+        finally:
+            for process in crew:
+                with contextlib.suppress(AttributeError):
+                    process.kill()
+                process.join()
+        if record.is_file():
+            return dict(json.loads(record.read_text()))
+        said = "\n".join(Path(f"{scratch}/err{rank}").read_text() for rank in range(ranks))
+        assert all(process.exitcode == 0 for process in crew), f"{[p.exitcode for p in crew]}\n{said[-6000:]}"
+    return None
+
+
+def torture(folder: Path, words: list[str], ranks: int, course: list[Moment]) -> list[dict[str, Any]]:
+    """Kill a run at each of these moments, then let it end; tells where it was killed."""
+    kills = []
+    for moment in course:
+        if (folder / "metrics.json").is_file():
+            break
+        found = start(folder, words, ranks, moment)
+        if found is None:
+            break
+        kills.append({**found, "rank": moment.rank})
+    if not (folder / "metrics.json").is_file():
+        assert start(folder, words, ranks) is None
+    return kills
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every curve of a run as TensorBoard shows it."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag != "train/tokens_per_second"]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _timeless(kept) for key, kept in value.items() if key not in _CLOCKS}
+    return value
+
+
+def differences(one: Any, other: Any, path: str = "") -> list[str]:
+    """Where two structures of tensors and plain values differ; a NaN equals a NaN."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        found = [f"{path}: only one has {key}" for key in one.keys() ^ other.keys()]
+        return found + [
+            d for key in one.keys() & other.keys() for d in differences(one[key], other[key], f"{path}/{key}")
+        ]
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        if len(one) != len(other):
+            return [f"{path}: {len(one)} and {len(other)} items"]
+        return [d for i, pair in enumerate(zip(one, other, strict=True)) for d in differences(*pair, f"{path}[{i}]")]
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        same = (
+            one.dtype == other.dtype and one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
+        )
+        return [] if same else [f"{path}: {one.flatten()[:3].tolist()} and {other.flatten()[:3].tolist()}"]
+    return [] if one == other or (one != one and other != other) else [f"{path}: {one} and {other}"]
+
+
+def _content(run: Path, name: str) -> dict[str, Any]:
+    """A checkpoint without what tells the time or the folder."""
+    content = load_checkpoint(run / "checkpoints" / name)
+    content.pop("recur")
+    content["callbacks"] = {
+        key: {k: str(v).replace(str(run), "RUN") if isinstance(v, str) else v for k, v in state.items()}
+        for key, state in content["callbacks"].items()
+        if key != "Throughput"
+    }
+    for state in content["callbacks"].values():
+        if "best_k_models" in state:
+            state["best_k_models"] = {k.replace(str(run), "RUN"): v for k, v in state["best_k_models"].items()}
+    if "reached" in content:
+        content["reached"].pop("curves")
+        content["reached"]["metrics"].pop("train/tokens_per_second", None)
+    return content
+
+
+def compare(whole: Path, parts: Path) -> list[str]:
+    """Every difference between two runs but those of the clock: all that is in their checkpoints, figures, curves."""
+    found = []
+    for name in ("last.ckpt", "best.ckpt"):
+        one, other = _content(whole, name), _content(parts, name)
+        if name == "best.ckpt":  # whose loops tell in how many lives it was made
+            one, other = ({k: v for k, v in content.items() if k != "loops"} for content in (one, other))
+        found += differences(one, other, name)
+    one, other = (_timeless(json.loads((run / "metrics.json").read_text())) for run in (whole, parts))
+    found += differences(one, other, "metrics.json")
+    found += differences(scalars(whole), scalars(parts), "curves")
+    one, other = (_timeless({"all": history.read(run)}) for run in (whole, parts))
+    for entry in (*one["all"], *other["all"]):
+        entry.pop("seconds")
+        entry["metrics"].pop("train/tokens_per_second", None)
+    return found + differences(one, other, "history.jsonl")
