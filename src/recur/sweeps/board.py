@@ -140,11 +140,12 @@ class Board:
 
     def _left(self) -> float | None:
         """Seconds until the whole sweep ends, from what ended so far."""
-        took = [row.seconds for row in self._rows.values() if row.state in ("done", "pruned") and row.seconds]
+        rows = list(self._rows.values())  # the live table asks from a thread of its own
+        took = [row.seconds for row in rows if row.state in ("done", "pruned") and row.seconds]
         if not took:
             return None
         mean = sum(took) / len(took)
-        running = [row for row in self._rows.values() if row.state == "running"]
+        running = [row for row in rows if row.state == "running"]
         rest = sum(max(0.0, mean - (time.monotonic() - row.began)) for row in running)
         return (rest + mean * max(0, self._total - self._ended - len(running))) / min(self._slots, self._total)
 

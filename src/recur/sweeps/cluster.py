@@ -159,11 +159,17 @@ class Ray:
                 ended.append((job, 1))
         return ended
 
+    def wait(self, seconds: float) -> None:
+        """Ray tells when a job ends."""
+        if self._running:
+            self._ray.wait(list(self._running), num_returns=1, timeout=seconds)
+
     def stop(self) -> None:
         """Take the jobs back; their keepers end with Ray's workers."""
         for reference in self._running:
             self._ray.cancel(reference, force=True)
-        self._ray.wait(list(self._running), num_returns=len(self._running), timeout=20)
+        if self._running:
+            self._ray.wait(list(self._running), num_returns=len(self._running), timeout=20)
 
     def close(self) -> None:
         """Leave the cluster; end it where it was started here."""
@@ -237,10 +243,17 @@ class Submitit:
             print(f"submitit {queued.job_id}: {str(error).strip().splitlines()[-1]}", file=log)
         return 1
 
+    def wait(self, seconds: float) -> None:
+        """The queue tells nothing by itself: look again soon."""
+        time.sleep(min(seconds, 0.2))
+
     def stop(self) -> None:
-        """Cancel what is queued or runs."""
+        """Cancel what is queued or runs; wait a little until it is gone."""
         for _, queued in self._running:
             queued.cancel(check=False)
+        until = time.monotonic() + 15
+        while time.monotonic() < until and not all(queued.done(force_check=True) for _, queued in self._running):
+            time.sleep(0.5)
 
     def close(self) -> None:
         """Nothing is held."""

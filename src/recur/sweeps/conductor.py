@@ -50,6 +50,9 @@ class Engine(Protocol):
     def finished(self) -> Sequence[tuple[Job, int]]:
         """Jobs that ended since the last call, with exit codes."""
 
+    def wait(self, seconds: float) -> None:
+        """Come back as soon as a job may have ended, and after so long at the latest."""
+
     def stop(self) -> None:
         """End what runs."""
 
@@ -156,7 +159,7 @@ def conduct(
                 if outcome.state == "failed" and fail_fast:
                     raise _FailedFast
             display.tick()
-            time.sleep(0.01)
+            engine.wait(0.5)
     except (KeyboardInterrupt, _FailedFast) as stop:
         engine.stop()
         for job in under_way.values():
@@ -166,6 +169,9 @@ def conduct(
         if isinstance(stop, KeyboardInterrupt):
             raise
         return outcomes
+    except BaseException:  # the disk is full, a cluster is gone, ...: nothing may run on unseen
+        engine.stop()
+        raise
 
 
 class _FailedFast(Exception):  # noqa: N818

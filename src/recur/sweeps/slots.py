@@ -5,9 +5,11 @@ process starts, since a process that has touched CUDA no longer listens.
 """
 
 import os
+import select
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,6 +123,8 @@ def _chosen_gpus(settings: SlotSettings) -> list[str]:
     if wanted == "auto":
         return visible
     if isinstance(wanted, int):
+        if wanted < 0:
+            raise ValueError(f"hydra.launcher.gpus must be auto, a count or a list of ids, got {wanted}")
         if wanted > len(visible):
             raise ValueError(f"hydra.launcher.gpus={wanted}, but {_there_are(visible)}")
         return visible[:wanted]
@@ -204,6 +208,15 @@ class Machine:
             process.stdin.close()
             del self.busy[number]
         return [(job, process.returncode) for _, job, process in ended]
+
+    def wait(self, seconds: float) -> None:
+        """Sleep until a keeper ends: nobody reads our end of its lifeline then, which `poll` tells at once."""
+        ends = select.poll()
+        for _, process in self.busy.values():
+            assert process.stdin is not None
+            ends.register(process.stdin, 0)
+        if ends.poll(1000 * seconds):
+            time.sleep(0.001)  # its exit code comes a moment later
 
     def stop(self) -> None:
         """End every job, gently first."""
