@@ -113,6 +113,16 @@ def test_sweeps_are_compared_by_what_either_varied(tmp_path):
     assert {group.settings["size"] for group in answer.groups} == {"4", "8"}
 
 
+def test_sweeps_of_one_name_are_told_apart_and_one_named_twice_counts_once(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one = make_sweep(tmp_path / "a" / "s", [(["lr=1"], 0.5)])
+    two = make_sweep(tmp_path / "b" / "s", [(["lr=1"], 0.7)])
+    answer = Answer.of([one, two, one])
+    assert [group.settings["sweep"] for group in answer.groups] == ["b/s", "a/s"]
+    assert [len(group.results) for group in answer.groups] == [1, 1]
+
+
 class Checker(HTMLParser):
     """Collects what the page would fetch, and whether its tags close."""
 

@@ -14,7 +14,9 @@ from recur.sweeps import history, manifest
 from recur.sweeps.board import figure, seconds_in_words
 from recur.sweeps.jobs import metric, metric_names, read_record
 from recur.sweeps.space import varied_keys
+from recur.view import printable
 
+_STATES = ("done", "pruned", "failed", "stopped", "unfinished")
 _LESS_IS_BETTER = ("loss", "perplexity", "bpc", "seconds", "parameters", "memory")
 
 
@@ -23,7 +25,7 @@ class Result:
     """One run of a sweep.
 
     Attributes:
-        sweep: name of its sweep's folder.
+        sweep: its sweep's folder in a word.
         number: of the job.
         folder: of the run.
         state: `done`, `pruned`, `failed`, `stopped` or `unfinished`.
@@ -52,7 +54,9 @@ class Result:
 
     def points(self, name: str) -> list[tuple[float, float]]:
         """(epoch, value) of a metric at every validation."""
-        return [(e["epoch"], e["metrics"][name]) for e in self.curve if e["metrics"].get(name) is not None]
+        return [
+            (e["epoch"], e["metrics"][name]) for e in self.curve if isinstance(e["metrics"].get(name), (int, float))
+        ]
 
 
 @dataclass
@@ -156,12 +160,14 @@ class Answer:
         Raises:
             ValueError: a folder is no sweep, nothing in it ran, or no run wrote the metric.
         """
-        paths = [Path(folder).expanduser() for folder in folders]
+        paths = list({Path(folder).expanduser().absolute(): Path(folder).expanduser() for folder in folders}.values())
         events = [manifest.read(path) for path in paths]
         headers = [found[0] for found in events]
         wanted = metric or str(headers[0]["monitor"])
         results = [
-            result for path, found in zip(paths, events, strict=True) for result in _results(path, found, wanted)
+            result
+            for path, name, found in zip(paths, _names([path.absolute() for path in paths]), events, strict=True)
+            for result in _results(path, name, found, wanted)
         ]
         if not results:
             raise ValueError(f"no job of {', '.join(map(str, paths))} has run yet")
@@ -270,7 +276,8 @@ class Answer:
             for result in self.results
             if result.state == "failed"
         ]
-        return "\n".join([*lines, f"{self.states_text()}; {seconds_in_words(self.seconds)} of computing", ""])
+        lines += [f"{self.states_text()}; {seconds_in_words(self.seconds)} of computing", ""]
+        return "\n".join(map(printable, lines))  # settings are whatever somebody typed
 
     def as_markdown(self) -> str:
         """The leaderboard as a Markdown table."""
@@ -318,7 +325,15 @@ class Answer:
         return folder / "index.html"
 
 
-def _results(folder: Path, events: list[dict[str, Any]], wanted: str) -> list[Result]:
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The last part of each path, and of as many parts before it as tell one from another."""
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return ["/".join(path.parts[-depth:]).lstrip("/") for path in paths]
+
+
+def _results(folder: Path, name: str, events: list[dict[str, Any]], wanted: str) -> list[Result]:
     starts = {event["job"]: event for event in events if event["event"] == "start"}
     ends: dict[int, dict[str, Any]] = {}
     for event in events:  # the last word about a job counts, unless it was begun again since
@@ -331,7 +346,7 @@ def _results(folder: Path, events: list[dict[str, Any]], wanted: str) -> list[Re
         run = folder / start["folder"]
         record = read_record(run)
         end = ends.get(number, {})
-        state = str(end.get("state", "unfinished"))
+        state = str(end.get("state")) if end.get("state") in _STATES else "unfinished"
         if record is not None and state != "failed":
             state = "pruned" if record.get("pruned") else "done"
         settings = {}
@@ -343,7 +358,7 @@ def _results(folder: Path, events: list[dict[str, Any]], wanted: str) -> list[Re
         if value is not None and not math.isfinite(value):
             state, value = "failed", None
         reason = str(end.get("reason", "")) or ("the metric is not finite" if state == "failed" else "")
-        found.append(Result(folder.name, number, run, state, settings, record, value, reason, tuple(history.read(run))))
+        found.append(Result(name, number, run, state, settings, record, value, reason, tuple(history.read(run))))
     return found
 
 

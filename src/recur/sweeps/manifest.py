@@ -13,8 +13,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from recur.runs import write_atomic
+
 NAME = "sweep.jsonl"
 FORMAT = 1
+# What `read` vouches for; whoever reads a sweep may count on it.
+_FIELDS: dict[str, dict[str, type]] = {
+    "sweep": {"monitor": str, "mode": str},
+    "start": {"job": int, "overrides": list, "folder": str},
+    "end": {"job": int, "state": str},
+}
 
 
 class Manifest:
@@ -32,14 +40,24 @@ class Manifest:
         if torn and self.path.stat().st_size:  # a line cut by a power failure stays apart
             os.write(self._file, b"\n")
 
+    @classmethod
+    def begin(cls, folder: Path, **header: Any) -> "Manifest":
+        """A new one with its first line: the file appears with it or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / NAME, _line("sweep", header))
+        return cls(folder)
+
     def add(self, event: str, **fields: Any) -> None:
         """Add one line with a single write: whoever is killed, it is there whole or not at all."""
-        line = json.dumps({"event": event, **fields, "time": round(time.time(), 3)}, ensure_ascii=False) + "\n"
-        os.write(self._file, line.encode())
+        os.write(self._file, _line(event, fields).encode())
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
+
+
+def _line(event: str, fields: dict[str, Any]) -> str:
+    return json.dumps({"event": event, **fields, "time": round(time.time(), 3)}, ensure_ascii=False) + "\n"
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -65,6 +83,13 @@ def read(folder: Path) -> list[dict[str, Any]]:
             events.append(event)
     if not events or events[0]["event"] != "sweep":
         raise ValueError(f"{path} does not begin with a sweep: it is damaged")
-    if events[0].get("format", 0) > FORMAT:
-        raise ValueError(f"{path} has format {events[0]['format']}, this version reads up to {FORMAT}")
+    written = events[0].get("format", 0)
+    if not isinstance(written, int) or written > FORMAT:
+        raise ValueError(f"{path} has format {written}, this version reads up to {FORMAT}")
+    for number, event in enumerate(events, start=1):
+        needed = _FIELDS.get(str(event["event"]), {})
+        wrong = next((key for key, kind in needed.items() if not isinstance(event.get(key), kind)), None)
+        if wrong is not None:
+            told = f"event {number} ({event['event']}) has {wrong} {event.get(wrong)!r}"
+            raise ValueError(f"{path} is damaged: {told}, which must be {needed[wrong].__name__}")
     return events
