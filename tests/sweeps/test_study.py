@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 import pytest
 
@@ -74,6 +75,21 @@ def test_what_was_cut_is_gone_on_with_and_the_budget_counts_what_ended(tmp_path)
     for job in [first, *rest]:
         again.put(job, done(0.1))
     assert [t.state.name for t in study(tmp_path).trials] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_a_journal_is_read_again_after_a_kill_in_the_middle_of_a_line(tmp_path):
+    source = trials(tmp_path)
+    cut = source.take()
+    journal = tmp_path / JOURNAL
+    with journal.open("ab") as file:
+        file.write(b'{"op_code": 6, "wor')
+    (tmp_path / f"{JOURNAL}.lock").symlink_to(journal)  # its holder was killed too
+    began = time.monotonic()
+    again = trials(tmp_path)
+    assert again.take().overrides == cut.overrides
+    again.put(again.take(), done(0.5))
+    assert time.monotonic() - began < 10, "waited for a lock that nobody holds"
+    assert [trial.state.name for trial in study(tmp_path).trials] == ["RUNNING", "COMPLETE"]
 
 
 def test_a_job_reports_and_hears_that_it_is_hopeless(tmp_path):

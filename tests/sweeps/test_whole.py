@@ -73,6 +73,30 @@ def test_a_sweep_killed_at_random_ends_like_one_that_was_not(tmp_path):
     assert continued, "no run went on from a checkpoint: the test shows nothing"
 
 
+def test_an_optuna_sweep_that_was_killed_asks_for_what_is_missing(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    from recur.sweeps.study import JOURNAL, NAME, storage
+
+    folder = tmp_path / "s"
+    typed = (*TINY, "test=false", "logger=none", "~callbacks.pages", "optimizer.lr=tag(log,interval(1e-3,1e-1))")
+    typed += ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.pruner.kind=null")
+    command = [sys.executable, "-m", "recur.train", "-m", *typed, f"hydra.sweep.dir={folder}"]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 300
+    while len(list(folder.glob("*/metrics.json"))) < 2 or not list(folder.glob("[2-9]/checkpoints/last.ckpt")):
+        assert time.monotonic() < until
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    sweep(folder, f"resume={folder}")
+    found = optuna.load_study(study_name=NAME, storage=storage(folder / JOURNAL)).trials
+    assert [trial.state.name for trial in found] == ["COMPLETE"] * 6
+    for result, trial in zip(Answer.of([folder]).results, found, strict=True):
+        assert (result.number, result.value) == (trial.number, trial.value)
+        assert float(result.settings["optimizer.lr"]) == trial.params["optimizer.lr"]
+
+
 def test_ctrl_c_stops_the_jobs_and_leaves_a_sweep_to_be_resumed(tmp_path):
     folder, typed = tmp_path / "s", (*TINY, "trainer.max_epochs=200", "optimizer.lr=1e-3,1e-2")
     command = [sys.executable, "-m", "recur.train", "-m", *typed, f"hydra.sweep.dir={folder}"]

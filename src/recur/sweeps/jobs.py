@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recur.checkpoints import to_resume
+
 TRIAL = "RECUR_TRIAL"  # JSON for a job of an Optuna sweep: the journal, the trial's number, the pruner
 # Variables of a former or surrounding process that would make a fresh one believe it is somebody's rank.
 _LEAKS = re.compile(
     r"^((LOCAL_|GROUP_|NODE_|ROLE_)?(RANK|WORLD_SIZE)|LOCAL_WORLD_SIZE|GROUP_WORLD_SIZE|ROLE_NAME|MASTER_(ADDR|PORT)"
-    r"|TORCHELASTIC_.*|PL_GLOBAL_SEED|PL_SEED_WORKERS|SLURM_.*|OMPI_.*|PMI_.*|HYDRA_MAIN_MODULE|RECUR_TRIAL)$"
+    r"|TORCHELASTIC_.*|PL_GLOBAL_SEED|PL_SEED_WORKERS|SLURM_.*|OMPI_.*|PMIX?_.*|JSM_.*|HYDRA_MAIN_MODULE|RECUR_TRIAL)$"
 )
 
 
@@ -78,10 +80,13 @@ class Job:
         return [*start, *self.flags, *self.overrides, f"hydra.run.dir={_quoted(str(self.folder))}"]
 
     def can_continue(self) -> bool:
-        """Whether an earlier life left a checkpoint to go on from."""
-        return (self.folder / ".hydra" / "config.yaml").is_file() and (
-            self.folder / "checkpoints" / "last.ckpt"
-        ).is_file()
+        """Whether an earlier life left a whole checkpoint to go on from."""
+        if not (self.folder / ".hydra" / "config.yaml").is_file():
+            return False
+        try:
+            return bool(to_resume(self.folder))
+        except ValueError:  # there is none, or it is damaged: the job begins anew
+            return False
 
     def prepare(self) -> None:
         """Make its folder; remove the traces of a former life that left nothing to go on from."""

@@ -93,6 +93,8 @@ class FreshProcessLauncher(Launcher):
         self.fail_fast, self.grace = fail_fast, grace_seconds
         self.config: Any = None
         self.context: Any = None
+        self._unchecked: list[Any] | None = []  # configs, until they were held against the classes they name
+        self._begun = False
 
     @abstractmethod
     def engine(self, needs: Sequence[Needs], jobs: int) -> Engine:
@@ -143,6 +145,9 @@ class FreshProcessLauncher(Launcher):
             monitor = str(cfg.get("monitor", ""))
             check_metric(monitor, cfg)
             needs = needs_of(cfg)
+            if self._unchecked is not None:
+                own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+                self._unchecked.append(OmegaConf.to_container(own, resolve=True))
         finally:
             HydraConfig.instance().set_config(self.config)
         return Job(
@@ -176,13 +181,19 @@ class FreshProcessLauncher(Launcher):
         """Run a checked sweep to its end and write its answer.
 
         Raises:
-            ValueError: the folder holds another sweep, or this one while it still runs.
+            ValueError: the folder holds another sweep, or this one while it still runs; a class that a config names
+                takes no such key or value.
             KeyboardInterrupt: stopped; the sweep can be resumed.
         """
         folder = self.folder
         if self.resuming:
             memory.read(folder)  # before anything is made there
-        with contextlib.closing(engine), _only_one(folder), contextlib.closing(self._remember(plan)) as book:
+        with contextlib.ExitStack() as held:
+            held.enter_context(contextlib.closing(engine))
+            self._compare(plan)
+            self._check_classes()
+            held.enter_context(_only_one(folder))
+            book = held.enter_context(contextlib.closing(self._begin(plan)))
             board = Board(plan.total, engine.places, plan.monitor, plan.mode, plan.constant)
             board.say(f"sweep      {folder}")
             board.say(f"jobs       {plan.total}, {plan.search}; {engine.title}")
@@ -195,8 +206,26 @@ class FreshProcessLauncher(Launcher):
             self._answer(folder, board)
         return outcomes
 
-    def _remember(self, plan: Plan) -> Manifest:
-        there = (self.folder / memory.NAME).is_file()
+    def _begin(self, plan: Plan) -> Manifest:
+        self._compare(plan)  # once more: now nobody else begins it
+        if self.resuming or self._begun:
+            return Manifest(self.folder)
+        self._begun = True
+        book = Manifest.begin(self.folder, **plan.header())
+        OmegaConf.save(self.config, self.folder / "multirun.yaml")
+        return book
+
+    def _check_classes(self) -> None:
+        """Hold the configs against the classes they name, as each run itself will: it takes seconds to load them."""
+        from recur import schema
+
+        for config in self._unchecked or ():
+            trainer = {key: value for key, value in config.get("trainer", {}).items() if key != "precision"}
+            schema.check({**config, "trainer": trainer}, "")  # precision=auto is ours
+        self._unchecked = None
+
+    def _compare(self, plan: Plan) -> None:
+        """Refuse a folder that holds another sweep."""
         if self.resuming:
             header = memory.read(self.folder)[0]
             changed = difference(header["space"], plan.space)
@@ -207,15 +236,10 @@ class FreshProcessLauncher(Launcher):
                 changed += f"{'; ' if changed else ''}objectives: then {header['objectives']}, now {objectives}"
             if changed:
                 raise ValueError(f"cannot resume {self.folder}, this is another sweep: {changed}")
-            return Manifest(self.folder)
-        if there:
+        elif (self.folder / memory.NAME).is_file() and not self._begun:  # a sweeper may come with batch after batch
             raise ValueError(
                 f"{self.folder} is a sweep already: go on with resume={self.folder}, or name another folder"
             )
-        book = Manifest(self.folder)
-        book.add("sweep", **plan.header())
-        OmegaConf.save(self.config, self.folder / "multirun.yaml")
-        return book
 
     def _answer(self, folder: Path, board: Board) -> None:
         from recur.sweeps.answer import Answer
@@ -289,13 +313,24 @@ def inherited_overrides(config: DictConfig) -> list[str]:
 
 
 def needs_of(cfg: DictConfig) -> Needs:
-    """What a run with this config asks of a place."""
+    """What a run with this config asks of a place.
+
+    Raises:
+        ValueError: it names GPUs by numbers that a slot's job does not see.
+    """
     trainer = cfg.get("trainer") or {}
     accelerator = str(trainer.get("accelerator", "auto"))
     accelerator = "gpu" if accelerator == "cuda" else accelerator
-    count = _count(trainer.get("devices", "auto"))
+    devices = trainer.get("devices", "auto")
+    count = _count(devices)
     if accelerator == "cpu":
         return Needs("cpu", None, count or 1)
+    named = list(devices) if OmegaConf.is_list(devices) else str(devices).split(",") if "," in str(devices) else []
+    if sorted(map(str, named)) != sorted(map(str, range(len(named)))):
+        raise ValueError(
+            f"trainer.devices={devices}: a job of a sweep sees its own slot's GPUs alone, numbered from 0; say how "
+            f"many, trainer.devices={count}, and which, hydra.launcher.gpus=[...]"
+        )
     return Needs(accelerator, count, count or 1)
 
 

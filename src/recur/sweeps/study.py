@@ -7,6 +7,7 @@ validations there and hear whether going on is hopeless. Job n is trial n.
 import json
 import logging
 import math
+import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from recur.sweeps.jobs import TRIAL, Job, metric
 from recur.sweeps.space import Dimension, Space
 
 JOURNAL = "optuna.journal"
+LOCK_FILE_SUFFIX = ".lock"  # Optuna's
 NAME = "recur"
 
 
@@ -125,6 +127,16 @@ def _text(dimension: Dimension, value: Any) -> str:
     return str(value) if dimension.integer else repr(float(value))
 
 
+def _clear_up(journal: Path) -> None:
+    """Mend what a killed process left of a journal that nobody else uses now: its lock, half of a last line.
+
+    Optuna would wait for the lock for half a minute, and never read a journal with half a line in its middle.
+    """
+    Path(f"{journal}{LOCK_FILE_SUFFIX}").unlink(missing_ok=True)
+    if journal.is_file() and not (content := journal.read_bytes()).endswith(b"\n"):
+        os.truncate(journal, content.rfind(b"\n") + 1)
+
+
 class Trials:
     """A source of jobs that asks a study.
 
@@ -185,6 +197,7 @@ class Trials:
 
     def _begin(self) -> None:
         """Open the study; take up what an earlier sitting left running."""
+        _clear_up(self._journal)
         self._study = self._open()
         states = require().trial.TrialState
         ended = 0
