@@ -93,9 +93,10 @@ def utf8(text: str) -> str:
 
 def lacks_tokens(text: str, kind: str) -> bool:
     """Whether a text has no token at all, whatever the vocabulary."""
+    # 0x1c to 0x1f are white space to Python and not to Unicode, whose rules the tokenizers follow.
     if kind == "basic_english":
-        return re.search(r"[^\s;:]", text.replace('"', "").replace("<br />", " ")) is None
-    return not text or (kind == "whitespace" and not text.strip())
+        return re.search(r"[^\s;:]|[\x1c-\x1f]", text.replace('"', "").lower().replace("<br />", " ")) is None
+    return not text or (kind == "whitespace" and re.search(r"\S|[\x1c-\x1f]", text) is None)
 
 
 def check_settings(settings: Mapping[str, Any] | None, default_kind: str, eos: bool) -> dict[str, Any]:
