@@ -152,14 +152,14 @@ def conduct(
                 manifest.add("start", job=job.number, overrides=list(job.overrides), folder=where, place=place)
                 running[job.number], under_way[job.number] = time.monotonic(), job
                 display.started(job, place)
+            display.tick()
+            engine.wait(0.5)
             for job, code in engine.finished():
                 del under_way[job.number]
                 outcome = judge(job, code, time.monotonic() - running.pop(job.number))
                 end(job, outcome)
                 if outcome.state == "failed" and fail_fast:
                     raise _FailedFast
-            display.tick()
-            engine.wait(0.5)
     except (KeyboardInterrupt, _FailedFast) as stop:
         engine.stop()
         for job in under_way.values():
