@@ -40,7 +40,8 @@ tbody tr:last-child td { border-bottom: 0; }
 th { color: var(--soft); font-weight: 600; font-size: 12.5px; cursor: pointer; user-select: none; }
 th[aria-sort=ascending]::after { content: " ↑"; } th[aria-sort=descending]::after { content: " ↓"; }
 tr.best td { font-weight: 650; } tr.best td:nth-child(2) { color: var(--mark); }
-.bar { display: inline-block; height: 8px; border-radius: 4px; background: var(--mark); opacity: .75; }
+.track { display: inline-block; width: 60px; margin-right: 10px; }
+.bar { display: block; height: 8px; border-radius: 4px; background: var(--mark); opacity: .75; }
 .failed { color: var(--bad); } .pruned, .stopped, .unfinished { color: var(--warn); }
 svg { width: 100%; height: auto; display: block; color: var(--ink); }
 .full { grid-column: 1 / -1; } .half { grid-column: span 6; }
@@ -132,12 +133,12 @@ def _leaderboard(answer: Answer) -> str:
                 sort = f' data-sort="{"" if group.mean is None else group.mean}"'
                 if group.mean is not None and high > low:
                     part = (group.mean - low) / (high - low)
-                    bar = f'<span class="bar" style="width:{6 + 54 * part:.0f}px"></span>'
+                    bar = f'<span class="track"><span class="bar" style="width:{6 + 54 * part:.0f}px"></span></span>'
             elif title == "time":
                 sort = f' data-sort="{group.of("wall_seconds") or ""}"'
             elif title == "parameters":
                 sort = f' data-sort="{group.of("parameters") or ""}"'
-            columns.append(f"<td{sort}>{escape(cell)}{' ' + bar if bar else ''}</td>")
+            columns.append(f"<td{sort}>{bar}{escape(cell)}</td>")
         lines.append(f"<tr{kind}>{''.join(columns)}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK = "#010203"  # what the page replaces by the colour of its text
+GROUND = "#fdfefc"  # and this one by the colour under the picture
 FAINT = "#8a8f98"
 SERIES = ("#2f7ed8", "#d9662b", "#2a9d6f", "#a15fc9", "#c2912a")
 HALF, WIDE = (6.4, 3.8), (13.2, 3.6)  # inches
@@ -96,7 +97,7 @@ def draw(answer: Answer, folder: Path) -> list[Picture]:
 
 def _inline(svg: str, name: str) -> str:
     """An SVG to be put into a page: no prologue, its ink the page's, its ids its own."""
-    body = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    body = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(GROUND, "var(--card)")
     body = re.sub(r'\bid="', f'id="{name}-', body)
     body = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", body)
     return re.sub(r'<svg ([^>]*?)width="[\d.]+pt" height="[\d.]+pt"', r"<svg \1", body, count=1)
@@ -212,7 +213,7 @@ def coordinates(answer: Answer, size: tuple[float, float]) -> "Figure | None":
         last = key == answer.metric
         texts = [repr(v) for v in values] if last else [group.settings[key] for group, _ in done]
         places, labels, log = (values, None, False) if last else _positions(texts)
-        tracks.append(_axis(place, index, places, labels, log))
+        tracks.append(_axis(place, index, places, labels, log, left=index == 0))
     order = sorted(range(len(done)), key=lambda i: values[i], reverse=answer.mode == "min")
     for i in order:
         height = [track[i] for track in tracks]
@@ -220,15 +221,19 @@ def coordinates(answer: Answer, size: tuple[float, float]) -> "Figure | None":
     place.set_xticks(range(len(keys)), [_clip(short(k) if k != answer.metric else k, 18) for k in keys])
     place.tick_params(axis="x", length=0, pad=6)
     place.set_yticks([])
-    place.set_xlim(-0.25, len(keys) - 0.6)
+    place.set_xlim(-0.01, len(keys) - 0.99)
     place.set_ylim(-0.05, 1.06)
     place.grid(False)
     place.spines[:].set_visible(False)
     return figure
 
 
-def _axis(place: "Axes", index: int, values: list[float], labels: list[str] | None, log: bool) -> list[float]:
-    """Draw one upright axis with its values; return the heights of the runs on it."""
+def _axis(
+    place: "Axes", index: int, values: list[float], labels: list[str] | None, log: bool, left: bool
+) -> list[float]:
+    """Draw one upright axis with its values, beside the lines where it can; return the heights of the runs on it."""
+    from matplotlib.patheffects import withStroke
+
     scaled = [math.log10(v) for v in values] if log else values
     low, high = min(scaled), max(scaled)
 
@@ -241,8 +246,11 @@ def _axis(place: "Axes", index: int, values: list[float], labels: list[str] | No
     else:
         ends = [low, (low + high) / 2, high] if high > low else [low]
         ticks = [(height(v), f"{10**v if log else v:.3g}") for v in ends]
+    beside = {"ha": "right" if left else "left", "va": "center", "textcoords": "offset points"}
+    halo = [withStroke(linewidth=3, foreground=GROUND)]
     for where, text in ticks:
-        place.annotate(_clip(text, 14), (index, where), (4, 2), textcoords="offset points", fontsize=9, color=INK)
+        at, shift = (index, where), (-7 if left else 7, 0)
+        place.annotate(_clip(text, 14), at, shift, fontsize=9, color=INK, path_effects=halo, **beside)
     return [height(v) for v in scaled]
 
 
