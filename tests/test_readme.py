@@ -1,5 +1,6 @@
 """The README's commands run, as they stand there, on small files and few steps."""
 
+import json
 import re
 import shlex
 import shutil
@@ -110,6 +111,18 @@ def test_figures_stand_between_their_marks():
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "new" in replaced(text, "results", "new")
+
+
+def test_speed_tables_tell_every_bar_and_the_machine(tmp_path):
+    from recur import bench
+    from recur.readme import speed_tables
+
+    bench.main(["loader", "--quick", "--device", "cpu", "--out", str(tmp_path)])
+    record = json.loads((tmp_path / "bench.json").read_text())
+    table = speed_tables(record)
+    section = record["sections"]["loader"]
+    assert all(f"| {bar['name']} |" in table for bar in section["bars"])
+    assert section["machine"]["cpu"] in table
 
 
 @pytest.mark.parametrize("command", of("python -m recur.generate"))
