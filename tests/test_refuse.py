@@ -202,6 +202,11 @@ ROWS["data"] = {
         ("b.csv row 2 (line 3)", "'2'", "'0', '1'"),
         {"a.csv": LABELLED, "b.csv": "text,label\na,1\nb,2\n"},
     ),
+    "label that acts on a terminal": Row(
+        FILES + "data.test=b.csv",
+        ("b.csv row 1", r"'\x1b[31m2'"),
+        {"a.csv": LABELLED, "b.csv": "text,label\na,\x1b[31m2\n"},
+    ),
     "no label column in val": Row(
         FILES + "data.val=b.csv", ("b.csv", "'label'", "data.label_column"), {"a.csv": LABELLED, "b.csv": "text\na\n"}
     ),
@@ -389,6 +394,12 @@ ROWS["config"] = settings(
     ("callbacks.last.every_minutes=-1", ("callbacks.last.every_minutes", "-1")),
     ("callbacks.pages.mistakes=-1", ("mistakes", "-1")),
     ("optimizer.lrr=1", ("optimizer.lrr", "did you mean optimizer.lr?")),
+    ("hidden_size=3", ("hidden_size", "did you mean model.net.hidden_size?")),
+    ("model.net.hiden_size=3", ("model.net.hiden_size", "did you mean model.net.hidden_size?")),
+    ("experiment=imdb_fsat", ("'imdb_fsat'", "did you mean imdb_fast?")),
+    ("dta=imdb", ("dta", "did you mean data?")),
+    ("model=\x1b[2J", ("\\x1b[2J",)),
+    (f"data=files data.train={'long/' * 2000}a.csv", ("no such file", "long/long", " ... ")),
     ("modell=bilstm", ("modell", "did you mean model?")),
     ("model=bilstn", ("'bilstn'", "did you mean bilstm?")),
     ("optimizer.lr", ("optimizer.lr",)),
@@ -506,6 +517,7 @@ ROWS["predict"] = {
     "empty text": Row("{sentiment} ''", ("text 1 is empty", "--skip-bad-rows")),
     "no text": Row("{sentiment}", ("standard input",)),
     "no token": Row("{sentiment} ;;", ("text 1 has no tokens", "';;'")),
+    "control characters": Row("\x1b[2J\u202e\x07absent 'a film'", (r"\x1b[2J\u202e\x07absent", "run folder")),
     "device": Row("{sentiment} a --device abacus", ("--device abacus",)),
     "GPU that is not there": Row("{sentiment} a --device cuda:77", ("--device cuda:77",)),
     "page nowhere": Row("{sentiment} a --html no/page.html", ("no/page.html", "folder")),
@@ -646,3 +658,64 @@ def test_is_refused_in_one_line_and_nothing_is_touched(group, row, runs, tmp_pat
     new = {name for name in after if name not in before}
     assert all(name.startswith("new/") for name in new), new
     assert not [name for name in new if name.endswith((".ckpt", "metrics.json", ".pt"))]
+
+
+def test_the_stack_is_there_for_who_asks():
+    done = door("predict", "absent", "a film", environment={"RECUR_DEBUG": "1"})
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and done.stderr.rstrip().endswith("give a run folder or a .ckpt file")
+
+
+# ------------------------------------------------------------------------------- what is strange and has its answer yet
+
+STRANGE = {
+    "only unknown words": "xyzzy plugh",
+    "other scripts": "映画はとても良かった הסרט היה נהדר фильм",
+    "emoji": "👩‍👩‍👧‍👦 🎬👍🏽",
+    "control characters": "film \x1b[31mred\x1b[0m \x9b2J \x07\x08\r was \x7f",
+    "overrides of direction": "film \u202egnp.exe\u2069",
+    "separators": "film\u2028was\x85superb\x0b\x1e",
+    "a lone surrogate": "film \udcff",
+    "one megabyte": "the film was superb " * 52_429,
+    "one long word": "a" * 1_000_000,
+    "markup": '<script>alert("x")</script> [bold red]film[/] :smile:',
+}
+
+
+def test_strange_texts_are_answered_and_cannot_act(runs, tmp_path):
+    lines = "\n".join(text for name, text in STRANGE.items() if name not in ("separators", "control characters"))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in STRANGE.values()))
+    safe = [text for text in STRANGE.values() if "\udcff" not in text]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in safe))
+    for words, text, count in (
+        ((*STRANGE.values(),), "", len(STRANGE)),
+        (("--file", "a.jsonl", "--skip-bad-rows"), "", len(safe)),
+        (("--file", "b.jsonl", "--json"), "", len(safe) - 1),
+        ((), lines.encode("utf-8", "replace"), len(STRANGE) - 2),
+    ):
+        done = door("predict", runs.sentiment, *words, cwd=tmp_path, text=text)
+        assert done.returncode == 0, done.stderr
+        assert not view._UNSAFE.search((done.stdout + done.stderr).replace("\n", ""))
+        assert len(done.stdout.splitlines()) == count + 1
+        assert "Traceback" not in done.stderr
+    done = door("predict", runs.language, *list(STRANGE.values())[:6], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not view._UNSAFE.search((done.stdout + done.stderr).replace("\n", ""))
+
+
+def test_files_as_people_have_them_are_read(tmp_path):
+    """A byte order mark, line ends of another system, words for labels, odd separators, one long word."""
+    rows = [("a fine film", "gut \x1b[31m"), ('"dull",\u2028 he said', "schlecht")] * 12 + [
+        ("x" * 10_000_000, "gut \x1b[31m")
+    ]
+    cells = (",".join('"' + cell.replace('"', '""') + '"' for cell in row) for row in [("text", "label"), *rows])
+    (tmp_path / "a.csv").write_bytes("\r\n".join(cells).encode("utf-8-sig"))
+    small = ("model.net.hidden_size=4", "model.net.embedding_dim=4", "trainer=cpu", "trainer.max_epochs=1")
+    words = ("data=files", "data.train=a.csv", "data.batch_size=4", "data.max_length=20", "test=false", *small)
+    done = door("train", *words, "model.net.dropout=0.5", "logger=none", "hydra.run.dir=new", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not view._UNSAFE.search(done.stdout.replace("\n", ""))
+    assert r"gut \x1b[31m, schlecht" in done.stdout
+    # Dropout between layers where there is one: said, and gone on.
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("recur: warning: dropout=0.5 lies between recurrent layers and there is one")

@@ -43,48 +43,6 @@ def test_help_names_groups_experiments_and_commands():
     assert text.count("python -m recur.train") >= 3
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["optimizer.lrr=1"], ["optimizer.lrr", "did you mean optimizer.lr?"]),
-        (["hidden_size=3"], ["hidden_size", "did you mean model.net.hidden_size?"]),
-        (["model.net.hiden_size=3"], ["did you mean model.net.hidden_size?"]),
-        (["model=bilstn"], ["no model called 'bilstn'", "did you mean bilstm?"]),
-        (["experiment=imdb_fsat"], ["no experiment called 'imdb_fsat'", "did you mean imdb_fast?"]),
-        (["dta=imdb"], ["dta", "did you mean data?"]),
-        (["model.net.hidden_size"], ["model.net.hidden_size"]),
-        (["model.net.cell=lsmt"], ["lsmt", "lstm"]),
-        (["model.net.pooling=mx"], ["'mx'", "max"]),
-        (["model.net.hidden_size=0"], ["hidden_size", "0"]),
-        (["model.net.hidden_size=big"], ["big"]),
-        (["model.net.head_dropout=1.5"], ["1.5"]),
-        (["+model.net.depth=3"], ["depth"]),
-        (["trainer.precision=12"], ["12"]),
-        (["trainer.max_epochs=-5"], ["-5"]),
-        (["trainer.gradient_clip_val=-1"], ["gradient_clip_val", "-1"]),
-        (["callbacks.ema.decay=2"], ["callbacks.ema.decay", "2"]),
-        (["data=files", "data.train=absent.csv"], ["absent.csv"]),
-        (["model.class_weights=[1,2,3]"], ["class_weights", "3", "2"]),
-        (["model.net.freeze_vectors=true"], ["freeze_vectors"]),
-        (["seed=-1"], ["seed", "-1"]),
-        (["resume=nowhere"], ["nowhere", "not a run folder"]),
-    ],
-)
-def test_a_mistake_is_one_line_with_its_value(tmp_path, words, said):
-    done = door(
-        "train",
-        *words,
-        f"hydra.run.dir={tmp_path}/run" if not words[0].startswith("resume") else "seed=0",
-        cwd=tmp_path,
-    )
-    lines = done.stderr.strip().splitlines()
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("recur: ")
-    for word in said:
-        assert word in lines[0]
-
-
 def test_a_run_leaves_all_that_is_needed_to_use_it(trained_run):
     names = {path.name for path in trained_run.iterdir()}
     assert {"config.yaml", "tokenizer.json", "checkpoints", "metrics.json", "train.log", ".hydra"} <= names

@@ -2,12 +2,14 @@
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recur.sweeps.answer import Answer, Group, brief, numbers, short
+from recur.view import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +77,8 @@ def draw(answer: Answer, folder: Path) -> list[Picture]:
         ("coordinates", "All settings together: one line a run, the best in orange", coordinates, few or many),
     ]
     drawn = []
-    with plt.rc_context(STYLE):
+    with plt.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # a setting in a script the font lacks
         made = [(*entry, make(answer, WIDE if wide else HALF)) for entry in plan for make, wide in [entry[2:]]]
         made = [entry for entry in made if entry[-1] is not None]
         shown = [entry for entry in made if entry[0] != "importance" or many]  # few settings bear it in their titles
@@ -118,7 +121,8 @@ def _positions(texts: Sequence[str]) -> tuple[list[float], list[str] | None, boo
 
 
 def _clip(text: str, length: int = 22) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+    r"""A text somebody typed, for a picture: of bearable length, and `\$`, since `$` would begin a formula."""
+    return shortened(text, length).replace("$", r"\$")
 
 
 def settings(answer: Answer, size: tuple[float, float]) -> "Figure | None":
@@ -153,7 +157,7 @@ def settings(answer: Answer, size: tuple[float, float]) -> "Figure | None":
         if index >= len(answer.varied):
             place.remove()
         elif index % columns == 0:
-            place.set_ylabel(answer.metric)
+            place.set_ylabel(_clip(answer.metric, 60))
     return figure
 
 
@@ -185,7 +189,7 @@ def curves(answer: Answer, size: tuple[float, float]) -> "Figure | None":
         else:
             place.plot(xs, ys, color=FAINT, alpha=0.5, linewidth=0.9, marker=marker, markersize=3, **style)
     place.set_xlabel("epoch")
-    place.set_ylabel(answer.metric)
+    place.set_ylabel(_clip(answer.metric, 60))
     place.xaxis.get_major_locator().set_params(integer=True)
     handles, labels = place.get_legend_handles_labels()
     if labels:
