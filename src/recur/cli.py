@@ -45,9 +45,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and an option that is meant perhaps."""
-        unknown = message.partition("unrecognized arguments: ")[2].split(" ")
-        hint = next((found for word in unknown if (found := nearest(word, self._option_string_actions))), "")
-        fail(f"{message}{hint or f'; see python -m {self.prog} --help'}")
+        mistyped(self, message, self.prog)
+
+
+def mistyped(parser: argparse.ArgumentParser, message: str, door: str) -> NoReturn:
+    """Leave with one line for what `argparse` could not read."""
+    unknown = message.partition("unrecognized arguments: ")[2].split(" ")
+    hint = next((found for word in unknown if (found := nearest(word, parser._option_string_actions))), "")
+    fail(f"{message}{hint or f'; see python -m {door} --help'}")
 
 
 def _warning_line(message: Warning | str, *_: Any) -> str:
@@ -83,8 +88,10 @@ def explain(error: BaseException) -> str | None:
         return _explain_config(error, name)
     if name == "MisconfigurationException":
         return str(error)
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        from recur.checkpoints import reason
+
+        return f"{error.filename}: {reason(error)}" if error.filename is not None else reason(error)
     if isinstance(error, (ValueError, OSError)) or name == "UserError":
         return str(error)
     if module == "yaml":

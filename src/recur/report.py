@@ -15,7 +15,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from recur.callbacks import Throughput
 from recur.runs import peak_memory_mib, plain, provenance, write_metrics
-from recur.view import printable
+from recur.view import tamed
 
 # The metrics of the HParams tab: one fixed set a family, since TensorBoard drops columns that runs do not share.
 HPARAM_METRICS = {
@@ -31,7 +31,9 @@ _PLUMBING = re.compile(
 
 
 def quiet() -> None:
-    """Silence what Lightning says on every run and nobody can act on."""
+    """Silence what Lightning says on every run and nobody can act on; let no name in a message act on a terminal."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_tame)
     connector = "lightning.pytorch.trainer.connectors.checkpoint_connector"
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", connector, "gensim"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -39,10 +41,17 @@ def quiet() -> None:
         r".*does not have many workers.*",  # our loaders collate from memory-mapped tokens; workers would only add cost
         r"Checkpoint directory .* exists and is not empty.*",  # resuming
         r".*smaller than the logging interval.*",
+        r"Experiment logs directory .* exists and is not empty.*",  # of a CSV logger; what it deletes is put back
         r".*GPU available but not used.*",
         r".*isinstance\(treespec, LeafSpec\).*",  # Lightning 2.6 against torch 2.13
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _tame(record: logging.LogRecord) -> bool:
+    """Names of files, columns and classes come from anybody: none of them may act on a terminal."""
+    record.msg, record.args = tamed(record.getMessage()), ()
+    return True
 
 
 def precision(wanted: str, accelerator: str) -> str:
@@ -185,4 +194,4 @@ def _shown(folder: Path) -> str:
 
 
 def _say(line: str) -> None:
-    logging.getLogger("recur").info(printable(line))  # class names and file names come from anybody
+    logging.getLogger("recur").info(line)

@@ -28,6 +28,13 @@ def printable(text: str) -> str:
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
 
 
+def tamed(text: str) -> str:
+    """`printable`, with line ends and tabs as they are: for text that may have many lines."""
+    if text.isprintable():
+        return text
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+
+
 def shortened(text: str, length: int) -> str:
     """`printable`, of at most so many characters; a longer text ends in an ellipsis."""
     text = printable(text[: length + 1])  # what is cut off need not be read: it may be a megabyte

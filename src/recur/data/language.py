@@ -195,10 +195,10 @@ class LanguageData(pl.LightningDataModule):
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Open every split, through the cache, and see to it that each is long enough."""
+        """Open every split, through the cache; to fit, see to it that each is long enough."""
         if not self._tokens:
             self._open()
-        if self._given_tokenizer is None:
+        if stage == "fit":
             self.loader("train", train=True)
             for split in ("val", "test"):  # now, and not when the training is over
                 if split == "val" or split in self._tokens:
