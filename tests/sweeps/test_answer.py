@@ -113,6 +113,20 @@ def test_sweeps_are_compared_by_what_either_varied(tmp_path):
     assert {group.settings["size"] for group in answer.groups} == {"4", "8"}
 
 
+def test_what_only_tells_sweeps_apart_is_no_column_where_it_is_much(tmp_path):
+    keys = [f"k{n}" for n in range(8)]
+    one = make_sweep(tmp_path / "one", [([f"lr={lr}", *(f"{key}=0" for key in keys)], 0.5 + lr) for lr in (0.1, 0.2)])
+    two = make_sweep(tmp_path / "two", [(["lr=0.1", *(f"{key}=1" for key in keys)], 0.9)])
+    answer = Answer.of([one, two])
+    assert answer.varied == ["sweep", "lr"]
+    assert answer.between == keys
+    assert answer.differences() == [
+        f"{name}: " + ", ".join(f"{k}={v}" for k in keys) for name, v in (("one", 0), ("two", 1))
+    ]
+    assert "two: k0=1, k1=1" in answer.as_text()
+    assert "two: k0=1, k1=1" in answer.write(tmp_path / "out").read_text()
+
+
 def test_sweeps_of_one_name_are_told_apart_and_one_named_twice_counts_once(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

@@ -16,6 +16,7 @@ from recur.sweeps.jobs import metric, metric_names, read_record
 from recur.sweeps.space import varied_keys
 from recur.view import printable
 
+_COLUMNS = 6  # of settings; a comparison with more says less
 _STATES = ("done", "pruned", "failed", "stopped", "unfinished")
 _LESS_IS_BETTER = ("loss", "perplexity", "bpc", "seconds", "parameters", "memory")
 
@@ -132,6 +133,7 @@ class Answer:
         mode: `max` or `min`.
         results: every run.
         varied: settings that differ between runs, without the seed.
+        between: settings that differ between sweeps and in none, where they are too many for columns.
         groups: runs by setting, the best first.
     """
 
@@ -142,7 +144,11 @@ class Answer:
         rows = [dict(result.settings) for result in results]
         if len(folders) > 1:
             rows = [{"sweep": result.sweep, **row} for result, row in zip(results, rows, strict=True)]
-        self.varied = [key for key in varied_keys(rows) if key != "seed"]
+        keys = [key for key in varied_keys(rows) if key != "seed"]
+        inside = {key for name in {r.sweep for r in results} for key in varied_keys(_of(results, name))}
+        constant = [key for key in keys if key not in inside and key != "sweep"]
+        self.between = constant if len(keys) > _COLUMNS and len(folders) > 1 else []
+        self.varied = [key for key in keys if key not in self.between]
         found: dict[tuple[str, ...], Group] = {}
         for result, row in zip(results, rows, strict=True):
             settings = {key: row.get(key, "") for key in self.varied}
@@ -234,6 +240,15 @@ class Answer:
         also = [self.also] if self.also else []
         return ["rank", self.metric, *also, *map(short, self.varied), "runs", "time", "parameters"]
 
+    def differences(self) -> list[str]:
+        """What each sweep set that the others set otherwise, beside what the columns show."""
+        firsts = {result.sweep: result.settings for result in reversed(self.results)}
+        return [
+            f"{name}: " + ", ".join(f"{short(key)}={brief(settings.get(key, ''))}" for key in self.between)
+            for name, settings in reversed(firsts.items())
+            if self.between
+        ]
+
     @property
     def also(self) -> str | None:
         """The same metric on the test split, where it was scored."""
@@ -276,6 +291,7 @@ class Answer:
             for result in self.results
             if result.state == "failed"
         ]
+        lines += self.differences()
         lines += [f"{self.states_text()}; {seconds_in_words(self.seconds)} of computing", ""]
         return "\n".join(map(printable, lines))  # settings are whatever somebody typed
 
@@ -325,6 +341,10 @@ class Answer:
         return folder / "index.html"
 
 
+def _of(results: Sequence[Result], sweep: str) -> list[dict[str, str]]:
+    return [result.settings for result in results if result.sweep == sweep]
+
+
 def _names(paths: Sequence[Path]) -> list[str]:
     """The last part of each path, and of as many parts before it as tell one from another."""
     depth = 1
@@ -366,9 +386,12 @@ def _fill_from_configs(results: list[Result]) -> None:
     """Settings that another sweep varied and this one left as configured, from the runs' own configs."""
     from omegaconf import OmegaConf
 
-    keys = dict.fromkeys(key for result in results for key in result.settings)
+    typed: dict[str, list[str]] = {}
     for result in results:
-        lacking = [key for key in keys if key not in result.settings]
+        for key, text in result.settings.items():
+            typed.setdefault(key, []).append(text)
+    for result in results:
+        lacking = [key for key in typed if key not in result.settings]
         hydra = result.folder / ".hydra" / "hydra.yaml"
         if lacking and (result.folder / "config.yaml").is_file() and hydra.is_file():
             config = OmegaConf.load(result.folder / "config.yaml")
@@ -376,7 +399,13 @@ def _fill_from_configs(results: list[Result]) -> None:
             for key in lacking:
                 value = choices.get(key, OmegaConf.select(config, key.lstrip("+~")))
                 if isinstance(value, (str, int, float, bool)):
-                    result.settings[key] = str(value)
+                    result.settings[key] = _as_typed(str(value), typed[key])
+
+
+def _as_typed(text: str, typed: Sequence[str]) -> str:
+    """`0` for `0.0` where somebody typed it so: one value is one text."""
+    same = (other for other in typed if numbers([text, other]) and float(other) == float(text))
+    return next(same, text)
 
 
 def _runs_text(group: Group) -> str:

@@ -73,7 +73,8 @@ def render(answer: Answer, pictures: Sequence[Picture], at: Path) -> str:
     """The page, to be written into folder `at`; links to runs are relative to it."""
     name = " and ".join("/".join(folder.absolute().parts[-2:]) for folder in answer.folders)
     title = f"{answer.metric} · {name}"
-    commands = "".join(f"<code>{escape(str(header.get('command', '')))}</code>" for header in answer.headers)
+    told = [str(header.get("command", "")) for header in answer.headers] + answer.differences()
+    commands = "".join(f"<code>{escape(line)}</code>" for line in told)
     parts = [
         f"<header><h1>{escape(title)}</h1>{commands}</header>",
         f'<section class="tiles">{"".join(_tiles(answer))}</section>',

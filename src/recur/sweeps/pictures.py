@@ -250,7 +250,7 @@ def _axis(
     else:
         ends = [low, (low + high) / 2, high] if high > low else [low]
         ticks = [(height(v), f"{10**v if log else v:.3g}") for v in ends]
-    beside = {"ha": "right" if left else "left", "va": "center", "textcoords": "offset points"}
+    beside: dict[str, Any] = {"ha": "right" if left else "left", "va": "center", "textcoords": "offset points"}
     halo = [withStroke(linewidth=3, foreground=GROUND)]
     for where, text in ticks:
         at, shift = (index, where), (-7 if left else 7, 0)
