@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install train lm sweep test test-all lint format tensorboard results bench clean
+.PHONY: help install train lm sweep test test-all torture soak lint format tensorboard results bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,12 @@ test: $(READY) ## the fast tests
 
 test-all: $(READY) ## every test, the slow ones too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'slow or not slow' $(ARGS)
+
+torture: $(READY) ## kill runs forty times at random moments, resume them, compare with runs never killed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m 'slow or not slow' tests/test_torture.py $(ARGS)
+
+soak: $(READY) ## two thousand steps of each family: memory and open files must not grow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m 'slow or not slow' tests/test_soak.py $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check src tests

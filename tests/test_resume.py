@@ -1,5 +1,6 @@
 """A run that was killed and resumed ends as one that never was, bit for bit. `make torture` does it forty times."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,23 @@ def test_a_run_killed_at_any_moment_ends_as_one_never_killed(tmp_path, family):
     assert len(kills) == len(COURSES[family])
     assert compare(tmp_path / "whole", tmp_path / "parts") == []
     assert len(scalars(tmp_path / "parts")["val/loss"]) >= 5
+
+
+def test_two_ranks_killed_together_end_as_two_never_killed(tmp_path):
+    """Each rank's own carried state, sums and place."""
+    words = [*language(tmp_path), "trainer=ddp_cpu", "trainer.max_epochs=2", "trainer.log_every_n_steps=2"]
+    torture(tmp_path / "whole", words, 2, [])
+    kills = torture(tmp_path / "parts", words, 2, [Moment("training", 5, rank=1), Moment("validation", 2)])
+    assert len(kills) == 2
+    assert compare(tmp_path / "whole", tmp_path / "parts") == []
+
+
+def test_a_table_of_curves_is_not_lost(tmp_path):
+    """Lightning's CSV logger deletes its file when it is started again."""
+    words = [*SENTIMENT, "logger=csv"]
+    torture(tmp_path / "whole", words, 1, [])
+    assert len(torture(tmp_path / "parts", words, 1, [Moment("training", 9), Moment("training", 9)])) == 2
+    whole, parts = (list(csv.DictReader((tmp_path / name / "metrics.csv").open())) for name in ("whole", "parts"))
+    for row in (*whole, *parts):
+        row.pop("train/tokens_per_second", None)
+    assert whole == parts

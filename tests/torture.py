@@ -36,14 +36,33 @@ class Moment:
     """When to die.
 
     Attributes:
-        phase: one of `PHASES`, or `any`.
+        phase: one of `PHASES`, or `any`; others only spoil a number or count.
         count: at its so-manieth occurrence in the life of the process; for `any`, milliseconds after training began.
         rank: whose hand it is.
+        signal: what it does. Any other than SIGKILL the run may answer.
     """
 
     phase: str
     count: int
     rank: int = 0
+    signal: int = signal.SIGKILL
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended.
+
+    Attributes:
+        hit: where the signal came (`phase`, `step`), None where the run was quicker.
+        codes: exit code of each rank.
+        out: what rank 0 printed.
+        said: what all ranks printed to standard error.
+    """
+
+    hit: dict[str, Any] | None
+    codes: list[int]
+    out: str
+    said: str
 
 
 def moments(seed: int, number: int, ranks: int = 1) -> list[Moment]:
@@ -76,9 +95,20 @@ class _Death:
                 self.die()
 
     def die(self) -> None:
+        phase = f"{self.phase} (by the clock)" if self.moment.phase == "any" else self.phase
         with open(self.record, "w") as file:
-            json.dump({"phase": self.phase, "step": self.step}, file)
-        os.kill(os.getpid(), signal.SIGKILL)
+            json.dump({"phase": phase, "step": self.step}, file)
+        os.kill(os.getpid(), self.moment.signal)
+
+    def spoil(self, what: str, trainer: Any) -> bool:
+        """Whether the so-manieth of these things is to go wrong, without anybody's death."""
+        if what != self.moment.phase:
+            return False
+        self.seen += 1
+        if self.seen == self.moment.count:
+            with open(self.record, "w") as file:
+                json.dump({"phase": what, "step": trainer.global_step}, file)
+        return self.seen == self.moment.count
 
     def wait(self) -> None:
         time.sleep(self.moment.count / 1000)
@@ -88,7 +118,9 @@ class _Death:
 def _arm(death: _Death) -> None:
     """Stand at the places where the process may die."""
     from recur import callbacks, checkpoints
-    from recur.tasks import language_modeling, optimization, sentiment
+    from recur.data import language
+    from recur.data import sentiment as sentiment_data
+    from recur.tasks import language_modeling, sentiment
 
     def before(owner: Any, name: str, tell: Any) -> None:
         original = getattr(owner, name)
@@ -104,20 +136,47 @@ def _arm(death: _Death) -> None:
         if death.moment.phase == "any" and death.seen == 0:
             death.seen = 1
             threading.Thread(target=death.wait, daemon=True).start()
+        if death.moment.phase == "soak" and trainer.global_step % 20 == 0:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            with open(death.record, "a") as file:
+                print(trainer.global_step, pages, len(os.listdir("/proc/self/fd")), file=file)
         death.note("accumulating" if number % trainer.accumulate_grad_batches else "training", trainer)
 
     def validation(task: Any, *rest: Any) -> None:
         if task.trainer.state.fn == "fit" and not task.trainer.sanity_checking:
             death.note("validation", task.trainer)
+            if death.spoil("memory-validation", task.trainer):
+                raise MemoryError("no more")
         elif task.trainer.state.fn != "fit":
             death.note("scoring", task.trainer)
 
+    def spoiled(original: Any) -> Any:
+        def step(task: Any, *rest: Any) -> Any:
+            loss = original(task, *rest)
+            for what, value in (("nan-loss", torch.nan), ("inf-loss", torch.inf)):
+                if death.spoil(what, task.trainer):
+                    sums = task.train_loss.mean_value if task.family == "sentiment" else task.train_statistics.nll
+                    sums.fill_(value)
+                    loss = loss * value
+            if death.spoil("memory", task.trainer):
+                torch.empty(1 << 60)
+            return loss
+
+        return step
+
+    def gradient(task: Any, *rest: Any) -> None:
+        death.note("stepping", task.trainer)
+        if death.spoil("nan-gradient", task.trainer):
+            next(p for p in task.parameters() if p.grad is not None).grad.view(-1)[0] = torch.nan
+
     for task in (sentiment.SentimentTask, language_modeling.LanguageModelingTask):
+        task.training_step = spoiled(task.training_step)  # type: ignore[attr-defined]
         before(task, "training_step", training)
         before(task, "validation_step", validation)
         before(task, "test_step", validation)
-        before(task, "configure_gradient_clipping", lambda task, *rest: death.note("stepping", task.trainer))
-    assert optimization
+        before(task, "configure_gradient_clipping", gradient)
+    for data in (sentiment_data.SentimentData, language.LanguageData):
+        before(data, "prepare_data", lambda *rest: death.note("preparing"))
     before(callbacks.LastCheckpoint, "_between", lambda last, trainer: death.note("between", trainer))
     before(checkpoints._Sealed, "_pass_on", lambda *rest: death.note("writing"))
     before(checkpoints, "_keep", lambda *rest: death.note("renaming"))
@@ -139,13 +198,10 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def start(folder: Path, words: list[str], ranks: int = 1, moment: Moment | None = None) -> dict[str, Any] | None:
+def start(folder: Path, words: list[str], ranks: int = 1, moment: Moment | None = None) -> Ended:
     """Start a run in `folder`, or go on with the one that is there, and wait until it ends.
 
     With two ranks both are started here, as `torchrun` does, so that neither has to import torch anew.
-
-    Returns:
-        where it was killed (`phase`, `step`); None where it ended by itself.
     """
     again = (folder / "checkpoints" / "last.ckpt").is_file()
     command = [f"resume={folder}"] if again else [*words, f"hydra.run.dir={folder}"]
@@ -167,7 +223,7 @@ def start(folder: Path, words: list[str], ranks: int = 1, moment: Moment | None 
             process.start()
             crew.append(process)
         try:
-            until = time.monotonic() + 120
+            until = time.monotonic() + 170
             while any(process.exitcode is None for process in crew) and time.monotonic() < until:
                 if any(process.exitcode == -signal.SIGKILL for process in crew):
                     break
@@ -177,11 +233,20 @@ def start(folder: Path, words: list[str], ranks: int = 1, moment: Moment | None 
                 with contextlib.suppress(AttributeError):
                     process.kill()
                 process.join()
-        if record.is_file():
-            return dict(json.loads(record.read_text()))
-        said = "\n".join(Path(f"{scratch}/err{rank}").read_text() for rank in range(ranks))
-        assert all(process.exitcode == 0 for process in crew), f"{[p.exitcode for p in crew]}\n{said[-6000:]}"
-    return None
+        if moment is not None and moment.phase == "soak":
+            hit = {"seen": [[int(word) for word in line.split()] for line in record.read_text().splitlines()]}
+        else:
+            hit = json.loads(record.read_text()) if record.is_file() else None
+        said = "".join(Path(f"{scratch}/err{rank}").read_text() for rank in range(ranks))
+        out = Path(f"{scratch}/out0").read_text()
+        return Ended(hit, [int(process.exitcode or 0) for process in crew], out, said)
+
+
+def finish(folder: Path, words: list[str], ranks: int = 1) -> Ended:
+    """Let a run end by itself, well."""
+    ended = start(folder, words, ranks)
+    assert not any(ended.codes), f"{ended.codes}\n{ended.said[-6000:]}"
+    return ended
 
 
 def torture(folder: Path, words: list[str], ranks: int, course: list[Moment]) -> list[dict[str, Any]]:
@@ -190,12 +255,13 @@ def torture(folder: Path, words: list[str], ranks: int, course: list[Moment]) ->
     for moment in course:
         if (folder / "metrics.json").is_file():
             break
-        found = start(folder, words, ranks, moment)
-        if found is None:
+        ended = start(folder, words, ranks, moment)
+        if ended.hit is None:
+            assert not any(ended.codes), f"{ended.codes}\n{ended.said[-6000:]}"
             break
-        kills.append({**found, "rank": moment.rank})
+        kills.append({**ended.hit, "rank": moment.rank})
     if not (folder / "metrics.json").is_file():
-        assert start(folder, words, ranks) is None
+        finish(folder, words, ranks)
     return kills
 
 

@@ -21,9 +21,22 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from recur import checkpoints, stopping
 from recur.data.corpus import readable
-from recur.recovery import FETCH, BestCheckpoint, Council, Files, adjust, bounds, curves, synced_size
+from recur.finite import Finite
+from recur.recovery import (
+    FETCH,
+    BestCheckpoint,
+    Council,
+    Files,
+    adjust,
+    bounds,
+    curves,
+    restore_tables,
+    synced_size,
+    tables,
+)
 from recur.runs import FORMAT
 from recur.stopping import Stop, Stopped
+from recur.view import tamed
 
 
 def best_checkpoint(monitor: str, mode: str, dirpath: str) -> BestCheckpoint:
@@ -46,6 +59,22 @@ def early_stopping(monitor: str, mode: str, patience: int | None) -> EarlyStoppi
     return None if patience is None else EarlyStopping(monitor, mode=mode, patience=patience)
 
 
+def finite_numbers(on_nonfinite: str, remember: int) -> Finite:
+    """Look at every step's loss and gradient, and `stop` the run or `skip` the step where they are not finite."""
+    return Finite(on_nonfinite, remember)
+
+
+class _Ema(EMAWeightAveraging):
+    state_key = "EMAWeightAveraging"  # as in runs of before
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Average, unless the step was skipped."""
+        if not getattr(pl_module, "skipped", False):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
 def weight_ema(decay: float | None, start_step: int) -> EMAWeightAveraging | None:
     """Exponential moving average of the weights, which validation, checkpoints and test see; None for None."""
     if decay is None:
@@ -54,7 +83,7 @@ def weight_ema(decay: float | None, start_step: int) -> EMAWeightAveraging | Non
         raise ValueError(f"callbacks.ema.decay must lie between 0 and 1, got {decay}: .999 is usual")
     if start_step < 0:
         raise ValueError(f"callbacks.ema.start_step must be at least 0, got {start_step}")
-    return EMAWeightAveraging(decay=decay, update_starting_at_step=start_step)
+    return _Ema(decay=decay, update_starting_at_step=start_step)
 
 
 class LastCheckpoint(Checkpoint):
@@ -69,7 +98,6 @@ class LastCheckpoint(Checkpoint):
 
     Attributes:
         stop: hears signals.
-        reached: where the last checkpoint was taken, in words; None before the first.
     """
 
     def __init__(self, dirpath: str, every_minutes: float | None = None, every_steps: int | None = None) -> None:
@@ -84,9 +112,9 @@ class LastCheckpoint(Checkpoint):
         self._place: str | None = None  # while a checkpoint is taken: between, validation or end
         self._scored: dict[str, Any] = {}
         self._over: dict[str, Any] | None = None
+        self._tables: list[str] = []
         self._council: Council
         self.stop = Stop()
-        self.reached: str | None = None
 
     # -------------------------------------------------------------------------------------------------------- when
 
@@ -94,6 +122,7 @@ class LastCheckpoint(Checkpoint):
         """Get between the batches; take up what Lightning forgot."""
         self.stop.patient = True
         self._council = Council(trainer)
+        restore_tables(trainer, self._tables)
         self._saved_at = time.monotonic()
         profiler: Any = trainer.profiler
         profile = profiler.start
@@ -165,6 +194,9 @@ class LastCheckpoint(Checkpoint):
         """Save the end. `recur.train` sees to it that this comes before an average replaces the weights."""
         if trainer.global_step > 0:
             self._save(trainer, "end")
+        (signalled,) = self._council.most(self.stop.number)
+        if signalled:
+            raise Stopped(signalled)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on a signal has nothing to wait for."""
@@ -187,7 +219,6 @@ class LastCheckpoint(Checkpoint):
             self._place = None
         Files.settle(trainer)
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
-        self.reached = f"at step {trainer.global_step}"
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -199,6 +230,7 @@ class LastCheckpoint(Checkpoint):
         checkpoint["reached"] = {
             "place": self._place,
             "curves": {path.name: synced_size(path) for path in curves(self.path.parent.parent)},
+            "tables": tables(trainer),
             "metrics": {name: torch.as_tensor(value).cpu() for name, value in trainer.callback_metrics.items()},
             "over": bounds(trainer) if self._place == "end" and trainer.should_stop else None,
         }
@@ -209,6 +241,7 @@ class LastCheckpoint(Checkpoint):
         """Take that up."""
         reached = checkpoint.get("reached", {})
         self._scored, self._over = reached.get("metrics", {}), reached.get("over")
+        self._tables = reached.get("tables", [])
 
 
 class SelfContained(Callback):
@@ -248,7 +281,10 @@ class PlannedNoise(Callback):
     ) -> None:
         """Seed the generators of this process."""
         place = f"{self._seed}/{trainer.global_rank}/{trainer.current_epoch}/{batch_idx}"
-        torch.manual_seed(int.from_bytes(hashlib.blake2b(place.encode(), digest_size=7).digest()))
+        seed = int.from_bytes(hashlib.blake2b(place.encode(), digest_size=7).digest())
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed formats three stacks for devices never used
+        if pl_module.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
 
 class Throughput(Callback):
@@ -272,6 +308,10 @@ class Throughput(Callback):
         """Count on."""
         self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
         self._window = (self.tokens, self.seconds)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock: a run resumed in the middle of an epoch does not start one."""
+        self._mark = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -322,6 +362,11 @@ class Progress(TQDMProgressBar):
             elif name != "v_num":
                 shown[name.removeprefix("train/")] = value
         return shown
+
+    def on_train_start(self, *arguments: Any) -> None:
+        """Start the clock: a run resumed in the middle of an epoch does not start one."""
+        super().on_train_start(*arguments)
+        self._started = time.monotonic()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *arguments: Any) -> None:
         """Say how the last epoch went; only now are its metrics complete."""
@@ -402,6 +447,13 @@ class NonMonotonicAveraging(WeightAveraging):
                 print(f"averaging weights from step {trainer.global_step}", flush=True)
         self.losses.append(loss)
 
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Average, unless the step was skipped."""
+        if not getattr(pl_module, "skipped", False):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
     # Until the first average there is none to swap in, save or keep: Lightning would take the initial weights.
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -474,5 +526,5 @@ class Samples(Callback):
         self.last = readable(data.tokenizer, [*ids, *(int(token) for token in islice(drawn, self.tokens))])
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                indented = self.last.replace("\n", "\n    ")
-                logger.experiment.add_text("sample", f"    {indented}", trainer.global_step)
+                shown = tamed(self.last).replace("\n", "\n    ")  # indented it is shown as it stands
+                logger.experiment.add_text("sample", f"    {shown}", trainer.global_step)

@@ -157,8 +157,8 @@ def check(path: Path) -> bool:
         seal = re.fullmatch(re.escape(_MARK) + rb"([0-9a-f]{64})", tail)
         if seal is None:
             file.seek(0)
-            if file.read(4) != b"PK\x03\x04":  # no archive at all: torch.load says what it is
-                return False
+            if file.read(4) != b"PK\x03\x04":
+                raise DamagedError(f"{path} cannot be read as a checkpoint (truncated, damaged or unsafe): no archive")
             if _ends_archive(tail[-_END:]):
                 return False
             raise DamagedError(f"{path} cannot be read as a checkpoint: it is truncated or damaged, its seal is gone")

@@ -21,6 +21,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 
 from recur import checkpoints
 from recur.runs import load_checkpoint
@@ -74,6 +75,11 @@ class Files(CheckpointIO):
 class BestCheckpoint(ModelCheckpoint):
     """Lightning's, for runs that are moved: what it remembers of the best follows the folder."""
 
+    @property
+    def state_key(self) -> str:
+        """Lightning's own, so that runs of before resume."""
+        return super().state_key.replace(type(self).__qualname__, "ModelCheckpoint")
+
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
         Files.settle(trainer)
@@ -90,6 +96,7 @@ class BestCheckpoint(ModelCheckpoint):
             return value
 
         super().load_state_dict({key: moved(value) for key, value in state_dict.items()})
+        self.current_score = state_dict["current_score"]
 
 
 class Council:
@@ -169,10 +176,33 @@ def rewind(folder: Path, checkpoint: Path | None) -> None:
     for part in checkpoint.parent.glob(".*.part"):
         part.unlink()
     sizes = load_checkpoint(checkpoint).get("reached", {}).get("curves")
-    if sizes is None:
-        return  # from elsewhere
+    if not sizes:
+        return  # from elsewhere, or without curves
     for path in curves(folder):
         if path.name not in sizes:
             path.unlink()
         elif path.stat().st_size > sizes[path.name]:
             os.truncate(path, sizes[path.name])
+
+
+def tables(trainer: pl.Trainer) -> list[str]:
+    """What Lightning's CSV loggers have written so far; their files are rewritten whole when a column is added."""
+    found = []
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLogger) and trainer.is_global_zero:
+            logger.experiment.save()
+            path = Path(logger.experiment.metrics_file_path)
+            found.append(path.read_text(encoding="utf-8") if path.is_file() else "")
+    return found
+
+
+def restore_tables(trainer: pl.Trainer, texts: list[str]) -> None:
+    """Put that back: a CSV logger that is started again begins by deleting its file."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+    if not trainer.is_global_zero or len(loggers) != len(texts):
+        return
+    for logger, text in zip(loggers, texts, strict=True):
+        if text:
+            experiment = logger.experiment
+            Path(experiment.metrics_file_path).write_text(text, encoding="utf-8")
+            experiment.metrics_keys = text.partition("\n")[0].strip().split(",")

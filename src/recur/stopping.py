@@ -61,8 +61,8 @@ class Stop:
 
 
 def rank() -> int:
-    """This process's number among those that train together, from the environment."""
-    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_PROCID") or 0)
+    """0 for the process that speaks and writes for all that train together, by what the environment says."""
+    return max(int(os.environ.get(key) or 0) for key in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def name(number: int) -> str:

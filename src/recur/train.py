@@ -3,8 +3,10 @@
 Reads top to bottom: compose, build data, model and trainer, fit, score the best checkpoint, report.
 """
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,21 @@ def main() -> None:
     import hydra
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach cli.guard, which tells them in one line
+    cli.guard(lambda: _check_flags(sys.argv))
     cli.guard(lambda: _started_again_by_slurm(sys.argv))
     cli.guard(lambda: _resume_with_own_config(sys.argv))
     cli.guard(lambda: _claim(sys.argv))
     door = hydra.main(version_base="1.3", config_path=str(cli.conf_dir()), config_name="train")(_job)
     cli.guard(door)
+
+
+def _check_flags(argv: list[str]) -> None:
+    """Say in one line what Hydra would say in many."""
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    parser.error = lambda message: cli.mistyped(parser, message, "recur.train")  # type: ignore[method-assign]
+    parser.parse_args(argv[1:])
 
 
 def _started_again_by_slurm(argv: list[str]) -> None:
@@ -136,12 +148,12 @@ def _run(cfg: Any) -> float | None:
     import lightning.pytorch as pl
     import torch
     from hydra.core.hydra_config import HydraConfig
-    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
+    from lightning.pytorch.callbacks import LearningRateMonitor
     from omegaconf import OmegaConf
 
-    from recur import checkpoints, recovery, report, schema, stopping
+    from recur import checkpoints, finite, recovery, report, schema, stopping
     from recur.callbacks import LastCheckpoint, PlannedNoise, SelfContained, Throughput
-    from recur.runs import claim, load_checkpoint, write_atomic
+    from recur.runs import claim, write_atomic
     from recur.sweeps.witness import Witness
 
     started = time.time()
@@ -197,6 +209,25 @@ def _run(cfg: Any) -> float | None:
         report.opening(folder, data, task, trainer)
         report.announce_hparams(trainer.loggers, config, task.family)
 
+    watch = next((callback for callback in callbacks if isinstance(callback, finite.Finite)), None)
+    with _explained(trainer, watch):
+        results, score = _fit_and_score(cfg, trainer, task, data, last, witness)
+
+    if trainer.is_global_zero:
+        speed = next((c for c in callbacks if isinstance(c, Throughput)), None)
+        report.closing(folder, cfg, data, task, trainer, results, speed, time.time() - started, witness.pruned)
+    return score
+
+
+def _fit_and_score(
+    cfg: Any, trainer: Any, task: Any, data: Any, last: Path | None, witness: Any
+) -> tuple[dict[str, dict[str, float]], float | None]:
+    """Train, then score the best checkpoint; gives the figures, and the monitored metric's best value."""
+    from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+
+    from recur import report
+    from recur.runs import load_checkpoint
+
     trainer.fit(task, datamodule=data, ckpt_path=last, weights_only=True)
 
     best = next((c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)), None)
@@ -212,11 +243,32 @@ def _run(cfg: Any) -> float | None:
     if cfg.test and data.has_test and not witness.pruned:
         trainer.test(task, datamodule=data, verbose=False, weights_only=True)
         results["test"] = report.metrics_of(trainer, "test/")
+    return results, score
 
-    if trainer.is_global_zero:
-        speed = next((c for c in callbacks if isinstance(c, Throughput)), None)
-        report.closing(folder, cfg, data, task, trainer, results, speed, time.time() - started, witness.pruned)
-    return score
+
+@contextlib.contextmanager
+def _explained(trainer: Any, watch: Any) -> Iterator[None]:
+    """Say what a lack of memory or a lost rank means; leave no rank behind.
+
+    Raises:
+        ValueError: memory ran out, or another rank has gone.
+    """
+    import re
+    import signal
+
+    from recur import finite
+
+    try:
+        yield
+    except BaseException as error:
+        launcher = getattr(trainer.strategy, "launcher", None)
+        if trainer.is_global_zero and hasattr(launcher, "kill") and not isinstance(error, finite.NotFiniteError):
+            launcher.kill(signal.SIGKILL)  # where all ranks leave together they have said what they had to
+        if told := finite.out_of_memory(error, watch):
+            raise ValueError(told) from error
+        if isinstance(error, RuntimeError) and re.search(r"[Cc]onnection (closed|reset)|Broken pipe", str(error)):
+            raise ValueError("another rank of this run has ended, see above: go on with resume=RUN") from error
+        raise
 
 
 if __name__ == "__main__":

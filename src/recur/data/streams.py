@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import PackedSequence
 from recur.nn.packed import TokenWindow
 
 _SHORTEST = 5  # steps of a random window
+_SHOWN = 8  # streams named in a message
 _FORGET = 1 << 22  # bytes of tokens after which the pages read so far are given back
 
 
@@ -167,6 +168,14 @@ class StreamLoader(_Loader):
         full, rest = divmod(self._steps, self.bptt)
         return np.array([self.bptt] * full + [rest] * (rest > 0), dtype=np.int64)
 
+    def where(self, number: int) -> str:
+        """Which tokens of the split a window of the present epoch has."""
+        lengths = self.lengths()
+        first = int(lengths[:number].sum())
+        starts = ", ".join(str(start + first) for start in self._starts[:_SHOWN])
+        more = f" and {len(self._starts) - _SHOWN} more" if len(self._starts) > _SHOWN else ""
+        return f"the {int(lengths[number])} training tokens from {starts}{more}, a stream each"
+
     def _windows(self, first: int) -> Iterator[TokenWindow]:
         lengths = self.lengths()
         starts = np.cumsum(lengths) - lengths
@@ -257,12 +266,22 @@ class WindowLoader(_Loader):
         world_size = self._settings["world_size"]
         return min(-(-self._count // (self._settings["batch_size"] * world_size)), self._count // world_size)
 
+    def _batches(self) -> list[NDArray[np.int64]]:
+        """First tokens of the windows of every step and rank."""
+        order = np.arange(self._count)
+        if self._settings["shuffle"]:
+            order = np.random.default_rng([self._settings["seed"], self._epoch]).permutation(self._count)
+        return np.array_split(order, len(self) * self._settings["world_size"])
+
+    def where(self, number: int) -> str:
+        """Which tokens of the split a batch of the present epoch has."""
+        starts = self._batches()[number * self._settings["world_size"] + self.rank]
+        more = f" and {len(starts) - _SHOWN} more" if len(starts) > _SHOWN else ""
+        return f"windows from the training tokens {', '.join(map(str, starts[:_SHOWN]))}{more}"
+
     def _windows(self, first: int) -> Iterator[TokenWindow]:
         settings, world_size = self._settings, self._settings["world_size"]
-        order = np.arange(self._count)
-        if settings["shuffle"]:
-            order = np.random.default_rng([settings["seed"], self._epoch]).permutation(self._count)
-        batches = np.array_split(order, len(self) * world_size)
+        batches = self._batches()
         for step in range(first, len(self)):
             starts = batches[step * world_size + self.rank]
             ids = self._tokens[starts + np.arange(settings["window"] + 1)[:, None]].astype(np.int64)  # (time, batch)

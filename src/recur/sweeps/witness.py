@@ -30,6 +30,14 @@ class Witness(pl.Callback):
         self._trial: Any = None
         self.pruned = False
 
+    def state_dict(self) -> dict[str, Any]:
+        """Whether there is no point in going on."""
+        return {"pruned": self.pruned}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """A run called off stays so, should it be started once more before it could say so."""
+        self.pruned = state_dict["pruned"]
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the trial of which this run is a part."""
         told = os.environ.get(TRIAL)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -55,7 +54,7 @@ class TokenStatistics(Metric):
         }
 
 
-class LanguageModelingTask(pl.LightningModule):
+class LanguageModelingTask(optimization.Stepping):
     """Trains and evaluates a language model on windows of parallel streams.
 
     A batch is a window; the state after it, cut from its graph, is where the next one begins. The states of training,
@@ -137,7 +136,7 @@ class LanguageModelingTask(pl.LightningModule):
         hidden = self.read(batch, "train")
         loss, nll, _ = self.token_loss(hidden, batch.targets)
         self.train_statistics.update(nll)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(nll))
+        self.note("train/loss", loss.detach(), prog_bar=True, batch_size=len(nll))
         if self.activation_weight:
             loss = loss + self.activation_weight * activation_penalty(hidden.dropped)
         if self.temporal_weight:
@@ -163,16 +162,6 @@ class LanguageModelingTask(pl.LightningModule):
         finally:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip, and log the norm before clipping."""
-        norm = optimization.clip_gradients(self.parameters(), gradient_clip_val, gradient_clip_algorithm)
-        self.log("train/gradient_norm", norm)
 
     def configure_optimizers(self) -> Any:
         """Optimizer over what is trainable, and its schedule."""
@@ -215,9 +204,28 @@ class LanguageModelingTask(pl.LightningModule):
 
     # -------------------------------------------------------------------------------------------------------- resuming
 
+    def training_metrics(self) -> list[Metric]:
+        """The epoch's sums."""
+        return [self.train_statistics]
+
+    def remembered(self) -> list[Tensor]:
+        """The epoch's sums and, behind them, the carried state."""
+        state = self._carried["train"] or []
+        return [*super().remembered(), *(part for layer in state for part in layer)]
+
+    def recall(self, before: list[Tensor]) -> None:
+        """Put them back, the state only where it is spoilt: the text goes on, and a good state has read more of it."""
+        super().recall(before)
+        state = self._carried["train"]
+        if state is None or all(bool(part.isfinite().all()) for layer in state for part in layer):
+            return
+        parts = iter(before[-sum(map(len, state)) :])
+        fits = len(before) > len(super().remembered())
+        self._carried["train"] = [tuple(next(parts) for _ in layer) for layer in state] if fits else None
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the training state and the epoch's sums of every rank, in rank order."""
-        optimization.save_metrics(self, [self.train_statistics], checkpoint)
+        optimization.save_metrics(self, self.training_metrics(), checkpoint)
         state = self._carried["train"]
         if state is None:
             return
@@ -230,7 +238,7 @@ class LanguageModelingTask(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take this rank's. With another number of ranks the loader says why a resume cannot go on."""
-        optimization.load_metrics(self, [self.train_statistics], checkpoint)
+        optimization.load_metrics(self, self.training_metrics(), checkpoint)
         states = checkpoint.get("carried_state", [])
         rank = self.trainer.global_rank
         self._carried["train"] = states[rank] if rank < len(states) else None

@@ -187,6 +187,60 @@ def _states(metric: Metric) -> list[tuple[str, Tensor]]:
     return [(name, value) for name, value in metric.metric_state.items() if isinstance(value, Tensor)]
 
 
+class Stepping(pl.LightningModule):
+    """What the steps of both tasks have in common.
+
+    Attributes:
+        skipped: whether the last step was not made, because it had no finite gradient.
+    """
+
+    skipped = False
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, log the norm before clipping, and ask the callbacks whether this step may be made."""
+        norm = clip_gradients(self.parameters(), gradient_clip_val, gradient_clip_algorithm)
+        asked = [callback for callback in self.trainer.callbacks if hasattr(callback, "on_gradient_norm")]
+        self.skipped = any(callback.on_gradient_norm(self.trainer, self, norm) for callback in asked)
+        if self.skipped:
+            for parameter in self.parameters():
+                parameter.grad = None  # an optimizer leaves alone what has none, and counts no step
+        else:
+            self.note("train/gradient_norm", norm)
+
+    def note(self, name: str, value: Any, **settings: Any) -> None:
+        """Log a training step's value, if this step is one that is written: logging in vain takes a millisecond."""
+        stepped = self.trainer.fit_loop.epoch_loop._batches_that_stepped
+        if (stepped + 1) % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+            self.log(name, value, **settings)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Take the schedule's step; one counted in optimizer steps waits where the optimizer took none."""
+        configs = self.trainer.lr_scheduler_configs
+        if self.skipped and any(c.scheduler is scheduler and c.interval == "step" for c in configs):
+            return
+        super().lr_scheduler_step(scheduler, metric)
+
+    def training_metrics(self) -> list[Metric]:
+        """What an epoch sums up."""
+        raise NotImplementedError
+
+    def remembered(self) -> list[Tensor]:
+        """What a step that is skipped must leave behind unchanged, besides what the optimizer changes."""
+        return [value.clone() for metric in self.training_metrics() for _, value in _states(metric)]
+
+    def recall(self, before: list[Tensor]) -> None:
+        """Put that back."""
+        values = iter(before)
+        for metric in self.training_metrics():
+            for name, _ in _states(metric):
+                setattr(metric, name, next(values))
+
+
 def clip_gradients(parameters: Any, value: float | None, algorithm: str | None) -> torch.Tensor:
     """Clip gradients in place and return their total L2 norm before clipping, from one pass.
 

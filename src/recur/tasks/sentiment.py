@@ -4,11 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import (
     BinaryAccuracy,
     BinaryAUROC,
@@ -39,7 +38,14 @@ def _metrics(num_classes: int, prefix: str) -> MetricCollection:
     )
 
 
-class SentimentTask(pl.LightningModule):
+class _Mean(MeanMetric):
+    """A weighted mean. torchmetrics' own drops what is NaN, and so hides it; told to keep it, it drops the weights."""
+
+    def _cast_and_nan_check_input(self, x: Any, weight: Any = None) -> tuple[Tensor, Tensor]:
+        return x.to(self.dtype), weight.to(self.dtype)
+
+
+class SentimentTask(optimization.Stepping):
     """Trains and evaluates a text classifier.
 
     Two classes have one logit, of the second class; more have one each. Accuracy and F1 are over the whole split, not
@@ -89,8 +95,8 @@ class SentimentTask(pl.LightningModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self._weights = self._class_weights(class_weights, class_counts)
 
-        self.train_loss, self.train_accuracy = MeanMetric(), MeanMetric()
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.train_loss, self.train_accuracy = _Mean(), _Mean()
+        self.val_loss, self.test_loss = _Mean(), _Mean()
         self.val_metrics = _metrics(num_classes, "val/")
         self.test_metrics = _metrics(num_classes, "test/")
         self.confusion = BinaryConfusionMatrix() if num_classes == 2 else MulticlassConfusionMatrix(num_classes)
@@ -150,8 +156,8 @@ class SentimentTask(pl.LightningModule):
         size = len(batch.labels)
         self.train_loss.update(loss.detach(), size)
         self.train_accuracy.update(accuracy, size)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
-        self.log("train/accuracy", accuracy, prog_bar=True, batch_size=size)
+        self.note("train/loss", loss.detach(), prog_bar=True, batch_size=size)
+        self.note("train/accuracy", accuracy, prog_bar=True, batch_size=size)
         return loss * batch.scale
 
     def on_train_epoch_end(self) -> None:
@@ -159,13 +165,17 @@ class SentimentTask(pl.LightningModule):
         self.log("train/epoch_loss", self.train_loss)
         self.log("train/epoch_accuracy", self.train_accuracy)
 
+    def training_metrics(self) -> list[Metric]:
+        """The epoch's means."""
+        return [self.train_loss, self.train_accuracy]
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save how far the epoch's means are, of every rank."""
-        optimization.save_metrics(self, [self.train_loss, self.train_accuracy], checkpoint)
+        optimization.save_metrics(self, self.training_metrics(), checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with this rank's."""
-        optimization.load_metrics(self, [self.train_loss, self.train_accuracy], checkpoint)
+        optimization.load_metrics(self, self.training_metrics(), checkpoint)
 
     def _evaluate(self, batch: TextBatch, mean_loss: MeanMetric, metrics: MetricCollection) -> Tensor:
         logits = self(batch).float()
@@ -201,16 +211,6 @@ class SentimentTask(pl.LightningModule):
     def predict_step(self, batch: TextBatch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Row numbers and the probability of every class, `(batch,)` and `(batch, classes)`."""
         return batch.rows, self.probabilities(self(batch).float())
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip, and log the norm before clipping."""
-        norm = optimization.clip_gradients(self.parameters(), gradient_clip_val, gradient_clip_algorithm)
-        self.log("train/gradient_norm", norm)
 
     def configure_optimizers(self) -> Any:
         """Optimizer over what is trainable, and its schedule."""

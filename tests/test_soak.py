@@ -1,0 +1,24 @@
+"""Two thousand steps under a changing batch shape: neither memory nor open files grow."""
+
+import pytest
+
+from test_resume import SENTIMENT, language
+from torture import Moment, start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sentiment", "language"])
+def test_a_soak(tmp_path, family):
+    words = [*SENTIMENT, "data.max_tokens=400"] if family == "sentiment" else language(tmp_path)
+    words += ["trainer.max_epochs=-1", "trainer.max_steps=2000", "callbacks.last.every_steps=100"]
+    words += ["trainer.log_every_n_steps=10", "callbacks.early_stopping.patience=null"]
+    ended = start(tmp_path / "run", words, moment=Moment("soak", 0))
+    assert ended.codes == [0], ended.said
+    assert ended.hit is not None
+    seen = ended.hit["seen"]
+    assert seen[-1][0] >= 1980
+    early, late = next(entry for entry in seen if entry[0] >= 200), seen[-10:]
+    growth = max(pages for _, pages, _ in late) / early[1] - 1
+    print(f"{family}: {early[1] / 256:.0f} MiB at step 200, {growth:+.2%} at the end; files {early[2]}, {late[-1][2]}")
+    assert growth < 0.02
+    assert max(files for _, _, files in late) <= early[2]
