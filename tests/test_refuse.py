@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conftest import train
 from doors import door
-from recur import view
+from recur import cli, view
 
 Content = str | bytes | Callable[[Path, "Runs"], None] | None  # None: an empty folder
 LIMIT = 1500  # characters of a message
@@ -398,6 +400,7 @@ ROWS["config"] = settings(
     ("model.net.hiden_size=3", ("model.net.hiden_size", "did you mean model.net.hidden_size?")),
     ("experiment=imdb_fsat", ("'imdb_fsat'", "did you mean imdb_fast?")),
     ("dta=imdb", ("dta", "did you mean data?")),
+    ("data=[1,2]", ("data=[1,2]", "cannot be composed")),
     ("model=\x1b[2J", ("\\x1b[2J",)),
     (f"data=files data.train={'long/' * 2000}a.csv", ("no such file", "long/long", " ... ")),
     ("modell=bilstm", ("modell", "did you mean model?")),
@@ -409,6 +412,7 @@ ROWS["config"] = settings(
     ("model.net._target_=recur.nn.classifier.Clasifier", ("Clasifier",)),
     ("data.cache_dir=/proc/no", ("/proc/no", "data.cache_dir")),
     ("--config-name=trian", ("trian",)),
+    ("--multirn seed=0,1", ("--multirn", "did you mean --multirun?")),
 )
 for row in ("val_fraction", "on_bad_row"):
     for name in [name for name in ROWS["config"] if row in name]:
@@ -680,6 +684,16 @@ STRANGE = {
     "one long word": "a" * 1_000_000,
     "markup": '<script>alert("x")</script> [bold red]film[/] :smile:',
 }
+
+
+@given(text=st.text(st.characters() | st.sampled_from("\x1b\x9b\r\n\t\u2028\u202e\ud800\ufeff")))
+def test_no_text_acts_on_a_terminal(text):
+    assert not view._UNSAFE.search(view.printable(text))
+    assert not view._UNSAFE.search(view.tamed(text).replace("\n", "").replace("\t", ""))
+    assert view.tamed(text).count("\n") == text.count("\n")
+    assert not view._UNSAFE.search(cli.one_line(text)) and len(cli.one_line(text * 99)) < LIMIT
+    if text.isascii() and text.isprintable():
+        assert text == view.tamed(text) == view.printable(text)
 
 
 def test_strange_texts_are_answered_and_cannot_act(runs, tmp_path):

@@ -96,7 +96,17 @@ def explain(error: BaseException) -> str | None:
         return str(error)
     if module == "yaml":
         return f"not YAML: {error}"
+    if isinstance(error, (TypeError, AttributeError)) and _raised_by(error) in ("hydra", "omegaconf"):
+        return f"{' '.join(sys.argv[1:])} cannot be composed: {error}"
     return None
+
+
+def _raised_by(error: BaseException) -> str:
+    """The package in whose code an error was raised."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def _explain_config(error: BaseException, name: str) -> str:

@@ -296,7 +296,7 @@ class SentimentData(pl.LightningDataModule):
         longest = int(texts.lengths.argmax())
         if texts.lengths[longest] > _LONGEST:
             source = self._find().get(split, self._find().get("train"))  # val may be carved off train
-            files = getattr(source, "files", ())
+            files: Sequence[str] = getattr(source, "files", ())
             raise ValueError(
                 f"{files[0] if len(files) == 1 else split} row {self.source_row(split, longest)} has "
                 f"{texts.lengths[longest]:,} tokens, more than {_LONGEST:,}: set data.max_length, or leave the row out"
