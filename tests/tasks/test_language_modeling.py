@@ -57,7 +57,7 @@ def new_task(
 
 
 def new_trainer(folder, **settings) -> pl.Trainer:
-    settings = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, **settings}
+    settings = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "log_every_n_steps": 1, **settings}
     return pl.Trainer(
         accelerator="cpu",
         devices=1,
