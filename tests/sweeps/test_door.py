@@ -22,6 +22,8 @@ from sweeps.real import TINY, environment, sweep
         (["+optimizer.bettas=[0.9,0.99],[0.8,0.9]"], ["takes no such key", "did you mean betas?"]),
         (["seed=0,1", "trainer=gpu", "trainer.devices=[2,3]"], ["trainer.devices=[2, 3]", "hydra.launcher.gpus"]),
         (["seed=0,1", "trainer=cpu", "hydra.launcher.gpus=-1"], ["gpus"]),
+        (["seed=0,-1"], ["seed", "got -1"]),
+        (["hydra/sweeper=random", "seed=0,1", "hydra.sweeper.n_trials=x"], ["n_trials", "whole number", "'x'"]),
         (["seed=0,1", "monitor=val/acuracy"], ["'val/acuracy'", "did you mean val/accuracy?"]),
         (["seed=0,1", "hydra.sweep.subdir=same"], ["subdir"]),
         (["seed=0,1", "resume=nowhere"], ["no sweep at nowhere"]),

@@ -220,6 +220,9 @@ class FreshProcessLauncher(Launcher):
         from recur import schema
 
         for config in self._unchecked or ():
+            seed = config.get("seed", 0)
+            if not isinstance(seed, int) or not 0 <= seed < 2**32:
+                raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {seed}")
             trainer = {key: value for key, value in config.get("trainer", {}).items() if key != "precision"}
             schema.check({**config, "trainer": trainer}, "")  # precision=auto is ours
         self._unchecked = None

@@ -80,8 +80,8 @@ class Random(OwnSweeper):
 
     def __init__(self, params: Any, n_trials: int, seed: int) -> None:
         super().__init__(params)
-        if n_trials < 1:
-            raise ValueError(f"hydra.sweeper.n_trials must be at least 1, got {n_trials}")
+        if not isinstance(n_trials, int) or n_trials < 1:
+            raise ValueError(f"hydra.sweeper.n_trials must be a whole number from 1, got {n_trials!r}")
         self.n_trials, self.seed = n_trials, seed
 
     def search(self, space: spaces.Space) -> Any:
@@ -113,8 +113,8 @@ class Optuna(OwnSweeper):
         pruner: Any,
     ) -> None:
         super().__init__(params)
-        if n_trials < 1:
-            raise ValueError(f"hydra.sweeper.n_trials must be at least 1, got {n_trials}")
+        if not isinstance(n_trials, int) or n_trials < 1:
+            raise ValueError(f"hydra.sweeper.n_trials must be a whole number from 1, got {n_trials!r}")
         self.n_trials, self.sampler, self.startup, self.seed = n_trials, sampler, startup_trials, seed
         self.objectives, self.pruner = dict(objectives or {}), dict(pruner or {})
 
