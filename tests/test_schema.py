@@ -60,6 +60,10 @@ def test_what_fits_passes(settings):
         ({"weights": 3}, "thing.weights must be .*, got 3"),
         ({"more": "a"}, "thing.more must be .*, got 'a'"),
         ({"flag": 1}, "thing.flag must be true or false, got 1"),
+        ({"size": {"a": 1}}, "thing.size must be a whole number, got {'a': 1}"),
+        ({"name": ["a"]}, r"thing.name must be a word or null, got \['a'\]"),
+        ({"where": {}}, "thing.where must be Path or null, got {}"),
+        ({"size": 2**63}, "thing.size is too large a number: 9223372036854775808"),
         ({"sise": 1}, "thing.sise: .* takes no such key: did you mean size"),
     ],
 )

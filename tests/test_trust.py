@@ -21,6 +21,7 @@ from doors import door
 from recur import trust, view
 from recur.runs import load_checkpoint
 from recur.sweeps.answer import Answer
+from recur.sweeps.jobs import Job
 from recur.sweeps.manifest import Manifest
 
 CANARY = "canary"  # a file that only planted code would make, in the folder where a door is called
@@ -159,6 +160,18 @@ def test_a_recorded_command_is_repeated():
     words += ["hydra/sweeper=random", "hydra.sweeper.n_trials=3", "name=${hydra:job.num}", "+model.net.x=1"]
     words += ["optimizer._target_=torch.optim.NAdam", "hydra.sweep.subdir=${hydra.job.num}"]
     assert trust.check_arguments(words, "s") == words
+
+
+def test_a_job_that_goes_on_says_again_what_only_a_user_may_say(tmp_path):
+    for name in (".hydra/config.yaml", "checkpoints/last.ckpt"):
+        (tmp_path / name).parent.mkdir()
+        torch.save({}, tmp_path / name)
+    words = ("optimizer.lr=1", "+callbacks.mine._target_=mine.Callback", "data.allow_pickle=true")
+    job = Job(0, words, tmp_path, tmp_path / "lock")
+    again = job.command()[3:]
+    assert again == [f"resume={tmp_path}", "++callbacks.mine._target_=mine.Callback", "++data.allow_pickle=true"]
+    config = {"callbacks": {"mine": {"_target_": "mine.Callback"}}, "data": {"allow_pickle": True}}
+    trust.check_config(config, again)
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints

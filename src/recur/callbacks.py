@@ -102,7 +102,7 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, dirpath: str, every_minutes: float | None = None, every_steps: int | None = None) -> None:
         for name, value in (("every_minutes", every_minutes), ("every_steps", every_steps)):
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise ValueError(f"callbacks.last.{name} must be above 0, got {value}: null saves at epochs only")
         self.path = Path(dirpath) / checkpoints.LAST
         self._seconds = None if every_minutes is None else 60 * every_minutes
@@ -124,7 +124,7 @@ class LastCheckpoint(Checkpoint):
         self._council = Council(trainer)
         restore_tables(trainer, self._tables)
         self._saved_at = time.monotonic()
-        profiler: Any = trainer.profiler
+        profiler: Any = trainer.profiler  # type: ignore[attr-defined]
         profile = profiler.start
 
         def start(action: str) -> None:
@@ -180,7 +180,7 @@ class LastCheckpoint(Checkpoint):
         if not trainer.sanity_checking:
             if trainer.fit_loop.epoch_loop._should_accumulate():
                 return  # gradients half accumulated are in no checkpoint: a few batches more
-            for callback in trainer.callbacks:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, WeightAveraging):  # the model has the average's weights now
                     callback.on_validation_epoch_end(trainer, pl_module)
             self._save(trainer, "validation")

@@ -7,7 +7,7 @@ import os
 import types
 import typing
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from recur.cli import explain, nearest
@@ -55,7 +55,10 @@ def _check_call(node: Mapping[str, Any], path: str) -> None:
             known = [name for name in signature.parameters if name != "self"]
             raise ValueError(f"{path}.{key}: {target} takes no such key{nearest(str(key), known)}")
         wanted = hints.get(str(key), Any)
-        if isinstance(value, _PLAIN) and not _fits(value, wanted):
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError(f"{path}.{key} is too large a number: {value}")
+        built = isinstance(value, Mapping) and "_target_" in value
+        if not built and not _fits(value, wanted):
             raise ValueError(f"{path}.{key} must be {_spelled(wanted)}, got {value!r}")
 
 
@@ -67,7 +70,7 @@ def _hints(called: Any) -> dict[str, Any]:
 
 
 def _fits(value: Any, wanted: Any) -> bool:
-    """Whether a plain value (null, true, number, word) may stand where this type is wanted."""
+    """Whether a value (null, true, number, word, list, mapping) may stand where this type is wanted."""
     origin = typing.get_origin(wanted) or wanted
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, part) for part in typing.get_args(wanted))
@@ -75,6 +78,9 @@ def _fits(value: Any, wanted: Any) -> bool:
         return value in typing.get_args(wanted)
     if origin is Any or not inspect.isclass(origin) or getattr(origin, "_is_protocol", False):
         return True  # Any, a type variable, ...: nothing is known
+    if isinstance(value, (Mapping, list, tuple)):  # of what is in them nothing is known
+        other = Sequence if isinstance(value, Mapping) else Mapping
+        return not issubclass(origin, (*_PLAIN, os.PathLike, other))
     if origin is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if origin is int:
@@ -102,6 +108,12 @@ def rehearse(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a value that its class refuses, with the path of the key where that can be told.
     """
+    if not isinstance(config["test"], bool):
+        raise ValueError(f"test must be true or false, got {config['test']!r}")
+    for part in ("callbacks", "logger"):
+        for name, node in config[part].items():
+            if not isinstance(node, Mapping) and (node is not None or part == "logger"):
+                raise ValueError(f"{part}.{name} must be settings with a _target_, got {node!r}")
     _check_trainer(config["trainer"])
     _check_metrics(config)
     rate = config["optimizer"].get("lr")
@@ -120,7 +132,7 @@ def rehearse(config: Mapping[str, Any]) -> None:
 
             _instance(config["scheduler"])(optimizer, StepPlan(total=100, per_epoch=10))
         for part in ("callbacks", "logger"):
-            for name in config[part]:
+            for name in [name for name, node in config[part].items() if node is not None]:
                 with _named(config, f"{part}.{name}"):
                     _instance(config[part][name])
         with _named(config, "trainer"):
@@ -213,9 +225,11 @@ def _check_metrics(config: Mapping[str, Any]) -> None:
     if config["mode"] not in ("max", "min"):
         raise ValueError(f"mode must be max or min, got {config['mode']!r}")
     whole = OmegaConf.create({"model": {"_target_": config["model"].get("_target_", "")}})
-    for owner in ("", "scheduler"):
-        name = str((config[owner] if owner else config).get("monitor", ""))
-        if name.startswith("val/"):
+    owners = {"": config, "scheduler": config["scheduler"]}
+    owners |= {f"callbacks.{name}": node for name, node in config["callbacks"].items() if node}
+    for owner, node in owners.items():
+        name = str(node.get("monitor", ""))
+        if name and not name.startswith("train/"):
             try:
                 check_metric(name, whole)
             except ValueError as error:

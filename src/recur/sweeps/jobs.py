@@ -76,7 +76,9 @@ class Job:
         """What to type: a fresh run, or one that goes on from its own last checkpoint."""
         start = [sys.executable, "-m", self.module]
         if self.can_continue():
-            return [*start, f"resume={_quoted(str(self.folder))}"]
+            # What a run folder's config may not name by itself (`recur.trust`) is said again.
+            own = [text for text in self.overrides if "_target_" in text or "allow_pickle" in text]
+            return [*start, f"resume={_quoted(str(self.folder))}", *[f"++{text.lstrip('+~')}" for text in own]]
         return [*start, *self.flags, *self.overrides, f"hydra.run.dir={_quoted(str(self.folder))}"]
 
     def can_continue(self) -> bool:

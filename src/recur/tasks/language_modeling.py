@@ -92,7 +92,7 @@ class LanguageModelingTask(optimization.Stepping):
     ) -> None:
         super().__init__()
         for name, weight in (("activation_penalty", activation_penalty), ("temporal_penalty", temporal_penalty)):
-            if weight < 0:
+            if not weight >= 0:
                 raise ValueError(f"model.{name} must be at least 0, got {weight}")
         self.net = net(vocab_size=vocab_size)
         self.character_level, self.window = character_level, window
