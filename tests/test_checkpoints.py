@@ -4,6 +4,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -18,6 +19,7 @@ from conftest import EASY
 from doors import door
 from recur import checkpoints
 from recur.runs import load_checkpoint
+from torture import written_until
 
 CONTENT = {"recur": {"format": 1}, "state_dict": {"w": torch.arange(300.0)}, "note": "x" * 40}
 SHORT = [*EASY, "data.synthetic.train=60", "data.synthetic.val=20", "data.synthetic.test=20", "trainer.max_epochs=2"]
@@ -97,40 +99,18 @@ def test_the_one_before_is_kept_and_used_with_a_word(tmp_path):
 
 def test_a_writer_killed_anywhere_leaves_a_whole_checkpoint(tmp_path):
     """Whatever the moment: last.ckpt is the former or the new one, never a part."""
-    code = """
-import os, signal, sys, torch
-from pathlib import Path
-from recur import checkpoints
-folder, calls = Path(sys.argv[1]), int(sys.argv[2])
-seen = 0
-def counted(function):
-    def standing(*a, **k):
-        global seen
-        seen += 1
-        if seen == calls:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*a, **k)
-    return standing
-checkpoints._Sealed._pass_on = counted(checkpoints._Sealed._pass_on)
-for name in ("replace", "hardlink_to", "unlink"):
-    setattr(Path, name, counted(getattr(Path, name)))
-os.fsync = counted(os.fsync)
-for number in (1, 2):
-    checkpoints.write({"recur": {"format": 1}, "state_dict": {}, "number": number}, folder / "last.ckpt",
-                      keep="last.previous.ckpt")
-print(seen)
-"""
-    folder = tmp_path / "checkpoints"
-    arguments = [sys.executable, "-c", code, str(folder)]
-    total = int(subprocess.run([*arguments, "0"], capture_output=True, text=True, check=True).stdout)
+    folder, tally = tmp_path / "checkpoints", tmp_path / "tally"
+    assert written_until(folder, 0, tally) == 0
+    total = int(tally.read_text())
     draw = random.Random(0)
-    for calls in [total, total - 1, total - 2, total - 4, *draw.sample(range(2, total - 4), 2)]:
+    for count in [*range(total - 9, total + 1), *draw.sample(range(2, total - 9), 6)]:
         shutil.rmtree(folder)
-        killed = subprocess.run([*arguments, str(calls)], capture_output=True, check=False)
-        assert killed.returncode == -9
+        assert written_until(folder, count, tally) == -signal.SIGKILL
         if (folder / "last.ckpt").is_file():
             found, said = checkpoints.to_resume(tmp_path)
             assert found.name == "last.ckpt" and said is None and load_checkpoint(found)["number"] in (1, 2)
+        else:
+            assert count < total / 2  # the first was not finished
 
 
 # ---------------------------------------------------------------------------------------------------- through the doors
@@ -187,6 +167,7 @@ def test_a_run_folder_in_use_is_left_alone(tmp_path):
     assert door("train", *SHORT, f"hydra.run.dir={run}", "trainer.max_epochs=1").returncode == 0  # the lock went
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_in_one_folder(tmp_path):
     """The lock of a real run: the second is told, the first ends as if nothing had been."""
     start = [sys.executable, "-m", "recur.train", *SHORT, "trainer.max_epochs=100", f"hydra.run.dir={tmp_path}/run"]
@@ -220,13 +201,14 @@ def limited(tmp_path: Path, size: int, *words: str) -> "subprocess.CompletedProc
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: (
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
-            __import__("signal").signal(__import__("signal").SIGXFSZ, __import__("signal").SIG_IGN),
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
         ),
         timeout=120,
         check=False,
     )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_written_leaves_the_former_ones(trained_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained_run, run)

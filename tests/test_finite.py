@@ -22,7 +22,7 @@ def words(request, tmp_path):
     return [*(PLAIN if request.param == "sentiment" else language(tmp_path)), "trainer.max_epochs=2"]
 
 
-@pytest.mark.parametrize("what", ["nan-loss", "inf-loss", "nan-gradient"])
+@pytest.mark.parametrize("what", ["nan-loss", pytest.param("inf-loss", marks=pytest.mark.slow), "nan-gradient"])
 def test_a_run_whose_numbers_go_wrong_stops_with_the_batch(tmp_path, words, what):
     ended = start(tmp_path / "run", words, moment=Moment(what, 5))
     assert ended.codes == [2], ended.said
@@ -78,6 +78,7 @@ def test_two_ranks_decide_alike(tmp_path):
     assert ended.codes == [0, 0], ended.said
 
 
+@pytest.mark.slow
 def test_watching_changes_no_number(tmp_path):
     finish(tmp_path / "with", PLAIN)
     finish(tmp_path / "without", [*PLAIN, "~callbacks.finite"])

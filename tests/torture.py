@@ -74,7 +74,11 @@ def moments(seed: int, number: int, ranks: int = 1) -> list[Moment]:
         draw.shuffle(some)
         phases += some
     most = {"writing": 200, "renaming": 3, "validation": 5, "any": 400}
-    return [Moment(phase, draw.randint(1, most.get(phase, 9)), draw.randrange(ranks)) for phase in phases[:number]]
+    alone = ("writing", "renaming")  # what rank 0 does for all
+    return [
+        Moment(phase, draw.randint(1, most.get(phase, 9)), 0 if phase in alone else draw.randrange(ranks))
+        for phase in phases[:number]
+    ]
 
 
 # ----------------------------------------------------------------------------------------------- inside the doomed door
@@ -187,6 +191,39 @@ def _enter(moment: Moment | None, record: str, *rest: Any) -> None:
     if moment is not None:
         _arm(_Death(moment, record))
     doors._enter(*rest)
+
+
+def _write(folder: str, count: int, tally: str) -> None:
+    from recur import checkpoints
+
+    seen = 0
+
+    def counted(function: Any) -> Any:
+        def standing(*arguments: Any, **named: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            if seen == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **named)
+
+        return standing
+
+    checkpoints._Sealed._pass_on = counted(checkpoints._Sealed._pass_on)  # type: ignore[method-assign]
+    for name in ("replace", "hardlink_to", "unlink"):
+        setattr(Path, name, counted(getattr(Path, name)))
+    os.fsync = counted(os.fsync)
+    for number in (1, 2):
+        content = {"recur": {"format": 1}, "state_dict": {}, "number": number}
+        checkpoints.write(content, Path(folder) / checkpoints.LAST, keep=checkpoints.PREVIOUS)
+    Path(tally).write_text(str(seen))
+
+
+def written_until(folder: Path, count: int, tally: Path) -> int:
+    """Write two checkpoints and die at the so-manieth write, sync, rename or link, 0 for never; gives the exit code."""
+    process = doors._server.Process(target=_write, args=(str(folder), count, str(tally)))
+    process.start()
+    process.join()
+    return int(process.exitcode or 0)
 
 
 # ------------------------------------------------------------------------------------------------------ the other side

@@ -117,7 +117,8 @@ class Council:
 
 def bounds(trainer: pl.Trainer) -> dict[str, Any]:
     """What decides how long training goes on: one that stopped early goes on where somebody changed it."""
-    patience = [getattr(callback, "patience", None) for callback in trainer.callbacks]
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    patience = [getattr(callback, "patience", None) for callback in callbacks]
     return {
         "epochs": trainer.max_epochs,
         "steps": trainer.max_steps,

@@ -261,7 +261,7 @@ def _explained(trainer: Any, watch: Any) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        launcher = getattr(trainer.strategy, "launcher", None)
+        launcher: Any = getattr(trainer.strategy, "launcher", None)
         if trainer.is_global_zero and hasattr(launcher, "kill") and not isinstance(error, finite.NotFiniteError):
             launcher.kill(signal.SIGKILL)  # where all ranks leave together they have said what they had to
         if told := finite.out_of_memory(error, watch):

@@ -164,7 +164,7 @@ def one_cycle(optimizer: Optimizer, plan: StepPlan, *, rise: float, start_div: f
 
 def save_metrics(task: pl.LightningModule, metrics: Sequence[Metric], checkpoint: dict[str, Any]) -> None:
     """Put what an epoch's training metrics have summed up so far into a checkpoint, each rank's own."""
-    values = torch.stack([value.double() for metric in metrics for _, value in _states(metric)])
+    values: Any = torch.stack([value.double() for metric in metrics for _, value in _states(metric)])
     if task.trainer.world_size > 1:
         values = task.all_gather(values)
     checkpoint["train_metrics"] = values.reshape(task.trainer.world_size, -1).cpu()  # (ranks, sums)
@@ -204,7 +204,8 @@ class Stepping(pl.LightningModule):
     ) -> None:
         """Clip, log the norm before clipping, and ask the callbacks whether this step may be made."""
         norm = clip_gradients(self.parameters(), gradient_clip_val, gradient_clip_algorithm)
-        asked = [callback for callback in self.trainer.callbacks if hasattr(callback, "on_gradient_norm")]
+        callbacks: Any = self.trainer.callbacks  # type: ignore[attr-defined]
+        asked = [callback for callback in callbacks if hasattr(callback, "on_gradient_norm")]
         self.skipped = any(callback.on_gradient_norm(self.trainer, self, norm) for callback in asked)
         if self.skipped:
             for parameter in self.parameters():
