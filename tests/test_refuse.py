@@ -621,7 +621,7 @@ ROWS["resume"] = {
     "a sweep that is none": Row("-m resume=absent", ("no sweep at absent",)),
 }
 
-# Composing a config takes most of the time: of the rows that do, `make test` runs every second one, `make test-all` all.
+# Composing a config takes most of the time: of those, `make test` runs every second one, `make test-all` all.
 COMPOSED = ("data", "text", "config", "language config")
 TABLE = [
     pytest.param(
