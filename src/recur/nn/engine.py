@@ -55,10 +55,11 @@ from torch.autograd.function import once_differentiable
 
 CHUNK_ROWS = 256
 """Rows whose gates are projected, and whose factors are formed, at once: 256 of 4 x 256 floats fill a 1 MB cache."""
-THREADED_WORK = 20_000_000
-"""Rows times squared hidden size below which handing one direction to a second thread costs more than it saves."""
+THREADED_WORK = 1_000_000_000
+"""Multiplications of the recurrent products below which handing one direction to a second thread costs more than it
+saves: some milliseconds."""
 THREADED_STEP = 10_000_000
-"""Multiplications in a mean step's recurrent product below which two threads mostly wait for each other's Python."""
+"""The same of one mean step: below it two threads mostly wait for each other's Python."""
 
 
 class Layout:
@@ -474,8 +475,8 @@ os.register_at_fork(after_in_child=_drop_pool)
 def _side_by_side(jobs: Sequence[Callable[[], Any]], layout: Layout, size: int, blocks: int) -> list[Any]:
     """Run one or two jobs, two of them (if the work is enough) in two threads that share torch's threads."""
     global _pool
-    threads, work = torch.get_num_threads(), layout.rows * size**2
-    if len(jobs) == 1 or threads == 1 or work < THREADED_WORK or blocks * work < THREADED_STEP * len(layout.sizes):
+    threads, work = torch.get_num_threads(), blocks * layout.rows * size**2
+    if len(jobs) == 1 or threads == 1 or work < max(THREADED_WORK, THREADED_STEP * len(layout.sizes)):
         return [job() for job in jobs]
     if _pool is None:
         _pool = ThreadPoolExecutor(1, thread_name_prefix="recur-engine")

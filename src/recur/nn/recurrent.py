@@ -45,7 +45,7 @@ def pick_engine(engine: str, cell: str, rows: Tensor, layout: Layout, hidden_siz
     if layout.even and cell == "lstm" and rows.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         return "torch"
     if not torch.is_grad_enabled():
-        return "torch" if layout.batch * hidden_size <= (8192 if layout.even else 2048) else "fused"
+        return "torch" if layout.batch * hidden_size <= (16384 if layout.even else 2048) else "fused"
     return "torch" if not layout.even and layout.rows * hidden_size**2 < 200_000 else "fused"
 
 
