@@ -97,6 +97,7 @@ def test_the_one_before_is_kept_and_used_with_a_word(tmp_path):
         checkpoints.to_resume(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_writer_killed_anywhere_leaves_a_whole_checkpoint(tmp_path):
     """Whatever the moment: last.ckpt is the former or the new one, never a part."""
     folder, tally = tmp_path / "checkpoints", tmp_path / "tally"
@@ -131,6 +132,7 @@ def test_a_damaged_best_checkpoint_is_named_with_what_to_use_instead(trained_run
     assert door("predict", run / "checkpoints" / "last.ckpt", "a film").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(trained_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained_run, run)
@@ -223,6 +225,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_former_ones(trained_run,
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="mounts a small disk")
 def test_a_full_disk(tmp_path):
     disk = tmp_path / "disk"

@@ -68,7 +68,12 @@ def placed(words: list[str], run: Path, shared: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "command", [c for c in of("python -m recur.train") if " -m " not in c.removeprefix("python -m")]
+    "command",
+    [
+        pytest.param(c, marks=pytest.mark.slow if "imdb_fast" in c or "wikitext2" in c else ())
+        for c in of("python -m recur.train")
+        if " -m " not in c.removeprefix("python -m")
+    ],
 )
 def test_training_commands_run(command, own_files, trained_run, shared_data):
     own = own_files / "run"

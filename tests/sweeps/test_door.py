@@ -22,7 +22,7 @@ from sweeps.real import TINY, environment, sweep
         (["+optimizer.bettas=[0.9,0.99],[0.8,0.9]"], ["takes no such key", "did you mean betas?"]),
         (["seed=0,1", "trainer=gpu", "trainer.devices=[2,3]"], ["trainer.devices=[2, 3]", "hydra.launcher.gpus"]),
         (["seed=0,1", "trainer=cpu", "hydra.launcher.gpus=-1"], ["gpus"]),
-        (["seed=0,-1"], ["seed", "got -1"]),
+        pytest.param(["seed=0,-1"], ["seed", "got -1"], marks=pytest.mark.slow),
         (["hydra/sweeper=random", "seed=0,1", "hydra.sweeper.n_trials=x"], ["n_trials", "whole number", "'x'"]),
         (["seed=0,1", "monitor=val/acuracy"], ["'val/acuracy'", "did you mean val/accuracy?"]),
         (["seed=0,1", "hydra.sweep.subdir=same"], ["subdir"]),
@@ -67,6 +67,7 @@ def test_an_absent_extra_is_named(tmp_path, module, extra, override):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_small_sweep_runs_fails_where_it_must_and_is_resumed(tmp_path):
     folder = tmp_path / "s"
     typed = (*TINY, "optimizer.lr=1e-3,-1,1e-2")  # torch refuses the negative one
