@@ -87,6 +87,7 @@ def _resume_with_own_config(argv: list[str]) -> None:
         cli.fail(f"cannot resume {given[-1]}: it has no checkpoints/last.ckpt yet; start it again")
     trust.check_run_folder(folder, argv[1:])
     argv[1:1] = ["--config-path", str(folder / ".hydra"), "--config-name", "config", f"hydra.run.dir={folder}"]
+    argv.append("hydra.output_subdir=null")  # Hydra would empty the file before it writes it, and other ranks read it
     argv.append("hydra.job_logging.formatters.simple.format='%(message)s'")  # conf/train.yaml is not read
     if not any(word.startswith("name=") for word in argv):
         argv += _recorded_name(folder)
@@ -205,6 +206,9 @@ def _run(cfg: Any) -> float | None:
 
     if trainer.is_global_zero:
         write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        if cfg.resume:  # written beside .hydra, where nothing may lie that Hydra did not write
+            write_atomic(folder / ".hydra.config.yaml", OmegaConf.to_yaml(cfg))
+            (folder / ".hydra.config.yaml").replace(folder / ".hydra" / "config.yaml")
         write_atomic(folder / "tokenizer.json", data.tokenizer.to_json())
         report.opening(folder, data, task, trainer)
         report.announce_hparams(trainer.loggers, config, task.family)
