@@ -33,8 +33,9 @@ def pick_engine(engine: str, cell: str, rows: Tensor, layout: Layout, hidden_siz
 
     On a CPU the fused engine is the faster one wherever lengths differ and there is some work. Where all are equal
     torch has a dense pass to offer: for the LSTM in float32 oneDNN's whole-layer kernel, which the engine does not
-    beat, and for the others less overhead a step, which shows in evaluation while a step is small. The limits were
-    measured on two Zen 4 cores; `python -m recur.bench engine` measures both sides anywhere.
+    beat, and for the others less overhead, which shows in evaluation while a step is small, or the rows so few that
+    preparing the weights for the engine costs as much as some of them. The limits were measured on two Zen 4 cores;
+    `python -m recur.bench shapes` measures both sides anywhere.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine is one of {', '.join(ENGINES)}, got {engine!r}")
@@ -45,7 +46,8 @@ def pick_engine(engine: str, cell: str, rows: Tensor, layout: Layout, hidden_siz
     if layout.even and cell == "lstm" and rows.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         return "torch"
     if not torch.is_grad_enabled():
-        return "torch" if layout.batch * hidden_size <= (16384 if layout.even else 2048) else "fused"
+        small = layout.batch * hidden_size <= (16384 if layout.even else 2048)
+        return "torch" if small or (layout.even and layout.rows < 1000) else "fused"
     return "torch" if not layout.even and layout.rows * hidden_size**2 < 200_000 else "fused"
 
 

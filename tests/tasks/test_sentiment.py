@@ -1,0 +1,132 @@
+"""The sentiment task under a real trainer: against a plain torch loop, and golden losses."""
+
+from functools import partial
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+from recur.data.sentiment import SentimentData
+from recur.data.synthetic import SyntheticReviews
+from recur.nn.classifier import Classifier
+from recur.tasks.sentiment import SentimentTask
+
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{message}")
+    for message in (".*LeafSpec.*is deprecated", ".*does not have many workers", ".*smaller than the logging interval")
+]
+
+
+class Losses(Callback):
+    """Writes down every training loss."""
+
+    def __init__(self):
+        self.losses = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(float(outputs["loss"]))
+
+
+@pytest.fixture
+def data(tmp_path) -> SentimentData:
+    data = SentimentData(
+        synthetic=SyntheticReviews(400, 50, 50), cache_dir=str(tmp_path / "cache"), batch_size=16, seed=1
+    )
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def new_task(data: SentimentData, **net) -> SentimentTask:
+    torch.manual_seed(0)
+    settings = {"embedding_dim": 12, "hidden_size": 16, "num_layers": 2, "bidirectional": True, **net}
+    return SentimentTask(
+        partial(Classifier, **settings), **data.model_arguments(), optimizer=partial(torch.optim.Adam, lr=0.01)
+    )
+
+
+def twenty_losses(task: SentimentTask, data: SentimentData, folder) -> list[float]:
+    losses = Losses()
+    pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        gradient_clip_val=0.5,
+        limit_train_batches=20,
+        limit_val_batches=0,
+        callbacks=[losses],
+    ).fit(task, datamodule=data)
+    assert len(losses.losses) == 20
+    return losses.losses
+
+
+class Plain(nn.Module):
+    """The guides' classifier in torch's own layers, fed with its own packing of the same texts."""
+
+    def __init__(self, like: Classifier) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(*like.embedding.weight.shape)
+        self.recurrent = nn.LSTM(12, 16, 2, bidirectional=True)
+        self.head = nn.Linear(32, 1)
+        self.load_state_dict(like.state_dict())
+
+    def forward(self, texts: list[torch.Tensor]) -> torch.Tensor:
+        packed = pack_sequence(texts, enforce_sorted=False)
+        rows = self.embedding(packed.data)
+        _, (last, _) = self.recurrent(PackedSequence(rows, *packed[1:]))
+        return self.head(torch.cat([last[-2], last[-1]], 1)).squeeze(1)
+
+
+def test_twenty_steps_are_those_of_a_plain_torch_loop(tmp_path, data):
+    task = new_task(data)
+    plain = Plain(task.net)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.01)
+    expected = []
+    for _, batch in zip(range(20), data.train_dataloader(), strict=False):
+        texts = [torch.as_tensor(data.texts("train")[row].astype("int64")) for row in batch.rows.tolist()]
+        loss = nn.functional.binary_cross_entropy_with_logits(plain(texts), batch.labels.float())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+        optimizer.step()
+        expected.append(loss.item())
+    assert twenty_losses(task, data, tmp_path) == pytest.approx(expected, abs=1e-4)
+
+
+GOLDEN = [
+    0.669073,
+    0.719463,
+    0.756288,
+    0.657727,
+    0.663718,
+    0.716228,
+    0.695753,
+    0.712485,
+    0.685155,
+    0.712818,
+    0.699959,
+    0.723352,
+    0.699956,
+    0.651809,
+    0.712746,
+    0.71368,
+    0.676749,
+    0.68435,
+    0.692377,
+    0.674874,
+]
+
+
+def test_twenty_golden_steps(tmp_path, data):
+    """What a refactor must reproduce. Another cell and pooling than above; no dropout, whose draws differ by machine."""
+    task = new_task(data, cell="gru", pooling="concat")
+    assert twenty_losses(task, data, tmp_path) == pytest.approx(GOLDEN, abs=1e-4)
