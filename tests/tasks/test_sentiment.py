@@ -127,6 +127,6 @@ GOLDEN = [
 
 
 def test_twenty_golden_steps(tmp_path, data):
-    """What a refactor must reproduce. Another cell and pooling than above; no dropout, whose draws differ by machine."""
+    """What a refactor must reproduce. Not the cell and pooling of above; no dropout: its draws differ by machine."""
     task = new_task(data, cell="gru", pooling="concat")
     assert twenty_losses(task, data, tmp_path) == pytest.approx(GOLDEN, abs=1e-4)
