@@ -159,7 +159,7 @@ def closing(
     write_metrics(folder, record)  # last: it says that the run is complete
     _table(results, data.ceiling)
     _say(
-        f"trained {trainer.current_epoch} epochs, {trainer.global_step} steps in {wall:.0f} s"
+        f"trained {trainer.current_epoch} epoch{'s' if trainer.current_epoch != 1 else ''}, {trainer.global_step} steps in {wall:.0f} s"
         + (f", {rate:,.0f} tokens/s" if rate else "")
     )
     _say("next:")

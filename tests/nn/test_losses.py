@@ -1,5 +1,7 @@
 """The fused output layer against the plain one: same loss, same gradients, a fraction of the memory."""
 
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -72,6 +74,14 @@ def test_only_the_gradients_asked_for_are_formed():
     assert not loss.requires_grad
 
 
+def test_evaluation_pays_for_no_gradient():
+    x, w, b, y = problem(60, 8, 500, torch.float32)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode, Watched() as watched:
+            linear_cross_entropy(x, w, b, y, chunk_rows=20)
+        assert watched.calls["addmm"] == 3 and not watched.calls["mm"] + watched.calls["addmm_"]  # x W^T alone
+
+
 def test_backward_twice_over_a_kept_graph_adds_up():
     x, w, b, y = problem(6, 3, 5)
     loss = linear_cross_entropy(x, w, b, y).loss
@@ -114,13 +124,18 @@ def test_autocast_runs_the_products_low_and_the_softmax_high():
         torch.testing.assert_close(mine, theirs, rtol=0.05, atol=1e-3)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Notes the number of elements of the largest storage any operation returned."""
+class Watched(TorchDispatchMode):
+    """Notes the number of elements of the largest storage any operation returned, and counts the operations."""
 
     elements = 0
 
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        self.calls[func.overloadpacket.__name__] += 1
         if isinstance(out, Tensor):
             self.elements = max(self.elements, out.untyped_storage().nbytes() // out.itemsize)
         return out
@@ -129,7 +144,7 @@ class LargestTensor(TorchDispatchMode):
 def test_the_full_matrix_never_exists():
     rows, features, vocabulary = 4000, 4, 9000
     x, w, b, y = problem(rows, features, vocabulary, torch.float32)
-    with LargestTensor() as watched:
+    with Watched() as watched:
         linear_cross_entropy(x, w, b, y).loss.backward()
     assert vocabulary * features <= watched.elements <= rows * vocabulary // 4
 
