@@ -77,21 +77,32 @@ def results_table(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+_TABLES = {
+    "engine": ["batch", "", "ms", "useful GFLOP/s", "of the matrix rate", "recur is faster by"],
+    "language": ["", "tokens/s", "validation perplexity"],
+}
+
+
 def speed_tables(record: dict[str, Any]) -> str:
-    """Every bar with what was measured, a section after the other, and the first table of the engine."""
+    """Every bar with what was measured last, and the first table of the engine and of the language model."""
     sections = record["sections"]
     lines = []
-    if "engine" in sections:
-        title, rows = next(iter(sections["engine"]["tables"].items()))
-        names = ["batch", "", "ms", "useful GFLOP/s", "of the matrix rate", "recur is faster by"]
-        lines += [f"{title}:", "", f"| {' | '.join(names)} |", "|---|---|---|---|---|---|"]
-        lines += ["| " + " | ".join(_rounded(row[name]) for name in names) + " |" for row in rows]
-        lines.append("")
+    for section, names in _TABLES.items():
+        if section in sections:
+            title, rows = next(iter(sections[section]["tables"].items()))
+            lines += [f"{title}:", "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+            lines += ["| " + " | ".join(_rounded(row[name]) for name in names) + " |" for row in rows]
+            lines.append("")
     lines += ["| what | measured | bar | |", "|---|---|---|---|"]
+    by_age = sorted(sections.values(), key=lambda section: section["when"])
+    newest = {
+        bar["name"]: bar for section in by_age for bar in section["bars"]
+    }  # one may have moved to another section
     for section in sections.values():
         for bar in section["bars"]:
-            verdict = {True: "met", False: "missed", None: "not judged"}[bar["met"]]
-            lines.append(f"| {bar['name']} | {_rounded(bar['measured'])} | {bar['bar']} | {verdict} |")
+            if bar is newest[bar["name"]]:
+                verdict = {True: "met", False: "missed", None: "not judged"}[bar["met"]]
+                lines.append(f"| {bar['name']} | {_rounded(bar['measured'])} | {bar['bar']} | {verdict} |")
     told = next(iter(sections.values()))["machine"]
     machine = (
         f"{told['cpu']}, {told['cores']} cores, {told['threads']} threads, {told['vector']}, torch {told['torch']}"

@@ -158,10 +158,8 @@ def closing(
             logger.experiment.flush()
     write_metrics(folder, record)  # last: it says that the run is complete
     _table(results, data.ceiling)
-    _say(
-        f"trained {trainer.current_epoch} epoch{'s' if trainer.current_epoch != 1 else ''}, {trainer.global_step} steps in {wall:.0f} s"
-        + (f", {rate:,.0f} tokens/s" if rate else "")
-    )
+    epochs = f"{trainer.current_epoch} epoch{'' if trainer.current_epoch == 1 else 's'}"
+    _say(f"trained {epochs}, {trainer.global_step} steps in {wall:.0f} s" + (f", {rate:,.0f} tokens/s" if rate else ""))
     _say("next:")
     for line in _next_commands(_shown(folder), task.family):
         _say(f"  {line}")

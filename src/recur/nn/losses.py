@@ -191,7 +191,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_bias.index_add_(0, y, q.new_full((len(y),), -scale))
             nll = -of_target.log()
             lost = of_target < 1e3 * torch.finfo(exact).tiny  # too unlikely to hold digits: those rows once more
-            for some in lost.nonzero().squeeze(1).split(max(step, 1)):
+            again = lost.nonzero().squeeze(1)
+            for some in again.split(max(step, 1)) if len(again) else ():
                 z = nn.functional.linear(x_all[some], w, b).to(exact)
                 nll[some] = nn.functional.cross_entropy(z, target[some], reduction="none")
             loss = nll.sum() * scale
