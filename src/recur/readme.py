@@ -95,9 +95,7 @@ def speed_tables(record: dict[str, Any]) -> str:
             lines.append("")
     lines += ["| what | measured | bar | |", "|---|---|---|---|"]
     by_age = sorted(sections.values(), key=lambda section: section["when"])
-    newest = {
-        bar["name"]: bar for section in by_age for bar in section["bars"]
-    }  # one may have moved to another section
+    newest = {bar["name"]: bar for section in by_age for bar in section["bars"]}  # a bar may have moved elsewhere
     for section in sections.values():
         for bar in section["bars"]:
             if bar is newest[bar["name"]]:

@@ -103,8 +103,9 @@ def block_rows(rows: int, features: int, vocabulary: int, itemsize: int, device:
 
 def _own_product(device: str, dtype: torch.dtype, vocabulary: int) -> bool:
     """Whether the logits come from oneDNN, in memory of its own."""
-    known = _ONEDNN_LINEAR is not None and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    return device == "cpu" and dtype == torch.float32 and vocabulary > _COLUMNS["cpu"] and known
+    if _ONEDNN_LINEAR is None or not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+        return False
+    return device == "cpu" and dtype == torch.float32 and vocabulary > _COLUMNS["cpu"]
 
 
 def _logits(x: Tensor, w: Tensor, b: Tensor | None, out: Tensor | None) -> Tensor:
