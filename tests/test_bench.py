@@ -1,6 +1,8 @@
 """The bench door measures what it says it measures."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -26,6 +28,29 @@ def test_rivals_run_in_turn():
 
 def test_ratio_is_the_median_of_pairs():
     assert bench.ratio({"slow": [4.0, 9.0, 100.0], "fast": [2.0, 3.0, 1.0]}, "slow", "fast") == 3.0
+
+
+def test_loops_that_take_turns_do_not_count_their_waiting(tmp_path):
+    turn, order = tmp_path / "turn", []
+    turn.write_text("door")
+
+    def run(name, other, steps):
+        turns = bench._Turns(turn, name, other, lambda: False)
+        began, wall = turns.now(), time.perf_counter()
+        for _ in range(steps):
+            turns.wait()
+            order.append(name)
+            time.sleep(0.05)
+            turns.leave()
+        turns.leave(done=True)
+        return turns.now() - began, time.perf_counter() - wall
+
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(run, "door", "plain", 5), pool.submit(run, "plain", "door", 3)]
+        (own, _), (others, wall) = (one.result(timeout=30) for one in found)
+    assert order[:6] == ["door", "plain"] * 3 and order[6:] == ["door"] * 2  # who is done is not waited for
+    assert own >= 0.25 and others >= 0.15
+    assert wall - others >= 0.1  # at least the door's first steps but for the time a thread takes to start
 
 
 def test_peak_bytes_counts_what_is_held_at_once():
