@@ -27,8 +27,9 @@ train: $(READY) ## train the embedded sentiment example (ARGS="..." adds overrid
 sweep: $(READY) ## 8 embedded runs over all cores, a leaderboard and a page (ARGS="..." adds overrides)
 	$(BIN)/python -m recur.train -m sweep=example $(ARGS)
 
-lm: $(READY) ## train the embedded language model (ARGS="..." adds overrides)
+lm: $(READY) ## train the embedded language model and let it write (ARGS="..." adds overrides, and leaves the text out)
 	$(BIN)/python -m recur.train experiment=lm $(ARGS)
+	$(if $(ARGS),,$(BIN)/python -m recur.generate "$$(ls -td outputs/lm/*/ | head -1)" --prompt the --tokens 60 --seed 1)
 
 test: $(READY) ## the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
