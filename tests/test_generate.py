@@ -1,4 +1,4 @@
-"""A language run through its doors: trained, made to write, evaluated, read with surprise; alone and on two ranks."""
+"""A language run through its doors: trained, made to write, evaluated, read with token_nll; alone and on two ranks."""
 
 import json
 from pathlib import Path

@@ -22,7 +22,7 @@ from recur import trust, view
 from recur.runs import load_checkpoint
 from recur.sweeps.answer import Answer
 from recur.sweeps.jobs import Job
-from recur.sweeps.manifest import Manifest
+from recur.sweeps.manifest import Journal
 
 CANARY = "canary"  # a file that only planted code would make, in the folder where a door is called
 
@@ -399,7 +399,7 @@ def test_a_pickle_for_data_runs_nothing(suffix, family, tmp_path, monkeypatch):
 
 
 def sweep_of(folder: Path, argv: list[Any], **job: Any) -> Path:
-    book = Manifest(folder)
+    book = Journal(folder)
     book.add("sweep", format=1, search="grid", space={}, jobs=1, monitor="val/accuracy", mode="max", argv=argv)
     book.add("start", **{"job": 0, "overrides": ["lr=1"], "folder": "0"} | job)
     book.close()
@@ -489,7 +489,7 @@ class Tags(HTMLParser):
 
 def sweep_with(folder: Path, texts: list[str]) -> str:
     """The page of a sweep that has these texts wherever a text can stand."""
-    book = Manifest(folder)
+    book = Journal(folder)
     header = {"format": 1, "search": "grid", "space": {}, "jobs": 6, "mode": "max"}
     book.add("sweep", **header, monitor="val/accuracy", command=f"python -m recur.train {texts[0]}")
     for number in range(6):

@@ -363,7 +363,7 @@ def compare(whole: Path, parts: Path) -> list[str]:
     one, other = (_timeless(json.loads((run / "metrics.json").read_text())) for run in (whole, parts))
     found += differences(one, other, "metrics.json")
     found += differences(scalars(whole), scalars(parts), "curves")
-    one, other = (_timeless({"all": history.read(run)}) for run in (whole, parts))
+    one, other = (_timeless({"all": history.read_validations(run)}) for run in (whole, parts))
     for entry in (*one["all"], *other["all"]):
         entry.pop("seconds")
         entry["metrics"].pop("train/tokens_per_second", None)

@@ -25,7 +25,7 @@ from recur.finite import Finite
 from recur.recovery import (
     FETCH,
     BestCheckpoint,
-    Council,
+    RankAgreement,
     Files,
     adjust,
     bounds,
@@ -36,7 +36,7 @@ from recur.recovery import (
 )
 from recur.runs import FORMAT
 from recur.stopping import Stop, Stopped
-from recur.view import tamed
+from recur.view import escape_controls
 
 
 def best_checkpoint(monitor: str, mode: str, dirpath: str) -> BestCheckpoint:
@@ -113,7 +113,7 @@ class LastCheckpoint(Checkpoint):
         self._scored: dict[str, Any] = {}
         self._over: dict[str, Any] | None = None
         self._tables: list[str] = []
-        self._council: Council
+        self._agreement: RankAgreement
         self.stop = Stop()
 
     # -------------------------------------------------------------------------------------------------------- when
@@ -121,7 +121,7 @@ class LastCheckpoint(Checkpoint):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Get between the batches; take up what Lightning forgot."""
         self.stop.patient = True
-        self._council = Council(trainer)
+        self._agreement = RankAgreement(trainer)
         restore_tables(trainer, self._tables)
         self._saved_at = time.monotonic()
         profiler: Any = trainer.profiler  # type: ignore[attr-defined]
@@ -158,7 +158,7 @@ class LastCheckpoint(Checkpoint):
             or loop.batch_progress.current.ready == 0
             or (self._seconds is not None and time.monotonic() - self._saved_at >= self._seconds)
         )
-        signalled, due_somewhere, failed = self._council.most(
+        signalled, due_somewhere, failed = self._agreement.most(
             self.stop.number, due, getattr(files, "failure", None) is not None
         )
         if failed:
@@ -174,7 +174,7 @@ class LastCheckpoint(Checkpoint):
         """Do not make a signal wait for the end of a validation."""
         if trainer.state.fn != "fit":
             return
-        (signalled,) = self._council.most(self.stop.number)
+        (signalled,) = self._agreement.most(self.stop.number)
         if not signalled:
             return
         if not trainer.sanity_checking:
@@ -194,7 +194,7 @@ class LastCheckpoint(Checkpoint):
         """Save the end. `recur.train` sees to it that this comes before an average replaces the weights."""
         if trainer.global_step > 0:
             self._save(trainer, "end")
-        (signalled,) = self._council.most(self.stop.number)
+        (signalled,) = self._agreement.most(self.stop.number)
         if signalled:
             raise Stopped(signalled)
 
@@ -526,5 +526,5 @@ class Samples(Callback):
         self.last = readable(data.tokenizer, [*ids, *(int(token) for token in islice(drawn, self.tokens))])
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                shown = tamed(self.last).replace("\n", "\n    ")  # indented it is shown as it stands
+                shown = escape_controls(self.last).replace("\n", "\n    ")  # indented it is shown as it stands
                 logger.experiment.add_text("sample", f"    {shown}", trainer.global_step)

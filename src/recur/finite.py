@@ -65,7 +65,7 @@ class Finite(Callback):
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._loss = None
             if self.skip:
-                self._before = pl_module.remembered()  # type: ignore[operator]
+                self._before = pl_module.snapshot()  # type: ignore[operator]
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, *rest: Any
@@ -112,7 +112,7 @@ class Finite(Callback):
             return False
         if self.skip:
             self.skipped += 1
-            pl_module.recall(self._before)  # type: ignore[operator]
+            pl_module.restore(self._before)  # type: ignore[operator]
             if trainer.is_global_zero:
                 tell(f"skipped step {trainer.global_step + 1}: {self._what(norm)} on {self._where(trainer)}")
             return True

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from recur import cli
-from recur.view import tamed
+from recur.view import escape_controls
 
 if TYPE_CHECKING:
     from recur.data.text import Tokenizer
@@ -83,16 +83,16 @@ def _run(arguments: argparse.Namespace) -> None:
     rest: list[list[int]] = [[] for _ in range(arguments.samples - 1)]
     writer = Writer(tokenizer)
     for index in prompt:
-        print(tamed(writer.piece(index)), end="")
+        print(escape_controls(writer.piece(index)), end="")
     for row in islice(drawn, arguments.tokens):
-        print(tamed(writer.piece(row[0])), end="", flush=True)
+        print(escape_controls(writer.piece(row[0])), end="", flush=True)
         for sample, index in zip(rest, row[1:], strict=True):
             sample.append(index)
-    print(tamed(writer.end()))
+    print(escape_controls(writer.end()))
     for sample in rest:
         writer = Writer(tokenizer)
         print("-" * 40)
-        print(tamed("".join(writer.piece(index) for index in [*prompt, *sample]) + writer.end()))
+        print(escape_controls("".join(writer.piece(index) for index in [*prompt, *sample]) + writer.end()))
 
 
 def prompt_ids(tokenizer: "Tokenizer", prompt: str) -> list[int]:

@@ -554,7 +554,7 @@ class _Language:
 
         numbers = torch.tensor(ids)
         start = corpus.start_id(self.run.tokenizer)
-        nats = self.run.task.surprise(numbers, start).double().cpu()
+        nats = self.run.task.token_nll(numbers, start).double().cpu()
         ranks = self.run.task.ranks(numbers, start).tolist()
         mean = float(nats.mean())
         rows = [

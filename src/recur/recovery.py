@@ -99,7 +99,7 @@ class BestCheckpoint(ModelCheckpoint):
         self.current_score = state_dict["current_score"]
 
 
-class Council:
+class RankAgreement:
     """Brings the ranks to one mind, on the CPU, so that no GPU is waited for."""
 
     def __init__(self, trainer: pl.Trainer) -> None:
@@ -172,7 +172,7 @@ def rewind(folder: Path, checkpoint: Path | None) -> None:
         if not (folder / "checkpoints").is_dir() or not any((folder / "checkpoints").glob("*.ckpt")):
             for path in curves(folder):
                 path.unlink()
-            (folder / history.NAME).unlink(missing_ok=True)
+            (folder / history.VALIDATIONS).unlink(missing_ok=True)
         return
     for part in checkpoint.parent.glob(".*.part"):
         part.unlink()

@@ -15,7 +15,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from recur.callbacks import Throughput
 from recur.runs import peak_memory_mib, plain, provenance, write_metrics
-from recur.view import tamed
+from recur.view import escape_controls
 
 # The metrics of the HParams tab: one fixed set a family, since TensorBoard drops columns that runs do not share.
 HPARAM_METRICS = {
@@ -50,7 +50,7 @@ def quiet() -> None:
 
 def _tame(record: logging.LogRecord) -> bool:
     """Names of files, columns and classes come from anybody: none of them may act on a terminal."""
-    record.msg, record.args = tamed(record.getMessage()), ()
+    record.msg, record.args = escape_controls(record.getMessage()), ()
     return True
 
 

@@ -1,4 +1,4 @@
-"""The door to a sweep's answer: `python -m recur.results SWEEP [SWEEP ...]`."""
+"""The door to a sweep's leaderboard: `python -m recur.results SWEEP [SWEEP ...]`."""
 
 from pathlib import Path
 
@@ -24,12 +24,12 @@ def _results() -> None:
     parser.add_argument("--out", help="where to write (default: results in the first sweep's folder)")
     given = parser.parse_args()
 
-    from recur.sweeps.answer import Answer
+    from recur.sweeps.answer import Leaderboard
 
-    answer = Answer.of(given.sweep, given.metric, given.mode)
-    print(answer.as_text(given.top))
+    leaderboard = Leaderboard.of(given.sweep, given.metric, given.mode)
+    print(leaderboard.as_text(given.top))
     several = "comparison" if len(given.sweep) > 1 else "results"
-    page = answer.write(Path(given.out or Path(given.sweep[0]) / several))
+    page = leaderboard.write(Path(given.out or Path(given.sweep[0]) / several))
     print(f"page       {page}")
 
 

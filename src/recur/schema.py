@@ -97,7 +97,7 @@ def _spelled(wanted: Any) -> str:
     return " or ".join(names.get(part, getattr(part, "__name__", str(part))) for part in parts)
 
 
-def rehearse(config: Mapping[str, Any]) -> None:
+def dry_run(config: Mapping[str, Any]) -> None:
     """Build everything but the data in miniature, so that what a class refuses is refused before any data is read.
 
     The network is built for two tokens on torch's meta device, where a tensor has a shape and takes no memory.

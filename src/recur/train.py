@@ -155,7 +155,7 @@ def _run(cfg: Any) -> float | None:
     from recur import checkpoints, finite, recovery, report, schema, stopping
     from recur.callbacks import LastCheckpoint, PlannedNoise, SelfContained, Throughput
     from recur.runs import claim, write_atomic
-    from recur.sweeps.witness import Witness
+    from recur.sweeps.validation_log import ValidationLog
 
     started = time.time()
     stop = stopping.Stop()
@@ -170,7 +170,7 @@ def _run(cfg: Any) -> float | None:
         raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {cfg.seed}")
     settings = {key: value for key, value in config["trainer"].items() if key != "precision"}
     schema.check({**config, "trainer": settings}, "")
-    schema.rehearse(config)
+    schema.dry_run(config)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
     last = None
@@ -188,8 +188,8 @@ def _run(cfg: Any) -> float | None:
     plain_told = {key: value for key, value in told.items() if not isinstance(value, torch.Tensor)}
     callbacks = [built for node in cfg.callbacks.values() if (built := build(node)) is not None]
     callbacks.append(SelfContained(config, data.tokenizer.to_json(), plain_told))
-    witness = Witness(folder, cfg.monitor)
-    callbacks += [PlannedNoise(cfg.seed), witness]
+    validation_log = ValidationLog(folder, cfg.monitor)
+    callbacks += [PlannedNoise(cfg.seed), validation_log]
     loggers = [build(node) for node in cfg.logger.values()]
     if not loggers:  # nobody to tell the learning rate
         callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
@@ -215,16 +215,16 @@ def _run(cfg: Any) -> float | None:
 
     watch = next((callback for callback in callbacks if isinstance(callback, finite.Finite)), None)
     with _explained(trainer, watch):
-        results, score = _fit_and_score(cfg, trainer, task, data, last, witness)
+        results, score = _fit_and_score(cfg, trainer, task, data, last, validation_log)
 
     if trainer.is_global_zero:
         speed = next((c for c in callbacks if isinstance(c, Throughput)), None)
-        report.closing(folder, cfg, data, task, trainer, results, speed, time.time() - started, witness.pruned)
+        report.closing(folder, cfg, data, task, trainer, results, speed, time.time() - started, validation_log.pruned)
     return score
 
 
 def _fit_and_score(
-    cfg: Any, trainer: Any, task: Any, data: Any, last: Path | None, witness: Any
+    cfg: Any, trainer: Any, task: Any, data: Any, last: Path | None, validation_log: Any
 ) -> tuple[dict[str, dict[str, float]], float | None]:
     """Train, then score the best checkpoint; gives the figures, and the monitored metric's best value."""
     from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
@@ -237,14 +237,14 @@ def _fit_and_score(
     best = next((c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)), None)
     score = None if best is None or best.best_model_score is None else float(best.best_model_score)
     results = {"val": report.metrics_of(trainer, "val/")}
-    if best is not None and best.best_model_path and not witness.pruned:
+    if best is not None and best.best_model_path and not validation_log.pruned:
         # By hand: restoring through the trainer would bring back the raw weights beside an average's.
         task.load_state_dict(load_checkpoint(Path(best.best_model_path))["state_dict"])
         # And without the averaging, which would validate the last average in place of what was loaded.
         trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, WeightAveraging)]
         trainer.validate(task, datamodule=data, verbose=False, weights_only=True)
         results["val"] = report.metrics_of(trainer, "val/")
-    if cfg.test and data.has_test and not witness.pruned:
+    if cfg.test and data.has_test and not validation_log.pruned:
         trainer.test(task, datamodule=data, verbose=False, weights_only=True)
         results["test"] = report.metrics_of(trainer, "test/")
     return results, score

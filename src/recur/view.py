@@ -28,7 +28,7 @@ def printable(text: str) -> str:
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
 
 
-def tamed(text: str) -> str:
+def escape_controls(text: str) -> str:
     """`printable`, with line ends and tabs as they are: for text that may have many lines."""
     if text.isprintable():
         return text

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from recur.sweeps.answer import Answer
+from recur.sweeps.answer import Leaderboard
 
 # As small as a run can be and still learn something in its second epoch.
 TINY = (
@@ -37,5 +37,5 @@ def figures(folder):
     """What the runs of a sweep found, to the last bit, by their settings."""
     return {
         tuple(sorted(r.settings.items())): {part: r.record[part] for part in ("val", "test", "steps", "epochs")}
-        for r in Answer.of([folder]).results
+        for r in Leaderboard.of([folder]).results
     }

@@ -1,4 +1,4 @@
-"""The answer: grouped over seeds, ranked, escaped, and whole where jobs were not."""
+"""The leaderboard: grouped over seeds, ranked, escaped, and whole where jobs were not."""
 
 import csv
 import json
@@ -11,13 +11,13 @@ import pytest
 
 from recur import results
 from recur.sweeps import history
-from recur.sweeps.answer import Answer
-from recur.sweeps.manifest import Manifest, read
+from recur.sweeps.answer import Leaderboard
+from recur.sweeps.manifest import Journal, read
 
 
 def make_sweep(folder, jobs, monitor="val/accuracy", mode="max", total=None):
     """A sweep as the launcher leaves it; jobs are (overrides, value or state)."""
-    book = Manifest(folder)
+    book = Journal(folder)
     book.add(
         "sweep", format=1, search="grid", space={}, jobs=total or len(jobs), monitor=monitor, mode=mode, command="typed"
     )
@@ -38,7 +38,7 @@ def make_sweep(folder, jobs, monitor="val/accuracy", mode="max", total=None):
         (run / "metrics.json").write_text(json.dumps(record))
         for epoch in (1, 2, 3):
             entry = {"step": 10 * epoch, "epoch": epoch, "done": epoch / 3, "seconds": epoch}
-            history.add(run, entry | {"metrics": {"val/accuracy": value * epoch / 3}})
+            history.append_validation(run, entry | {"metrics": {"val/accuracy": value * epoch / 3}})
         book.add("end", job=number, state="done", seconds=61.0, value=value)
     book.close()
     return folder
@@ -49,21 +49,21 @@ JOBS = [([f"lr={lr}", f"size={size}", f"seed={seed}", "fixed=1"], 0.5 + 10 * lr 
 
 
 def test_seeds_are_one_row_with_mean_and_sample_deviation(tmp_path):
-    answer = Answer.of([make_sweep(tmp_path / "s", JOBS)])
-    assert answer.varied == ["lr", "size"]
-    assert [group.settings for group in answer.groups] == [
+    leaderboard = Leaderboard.of([make_sweep(tmp_path / "s", JOBS)])
+    assert leaderboard.varied == ["lr", "size"]
+    assert [group.settings for group in leaderboard.groups] == [
         {"lr": lr, "size": size} for lr in ("0.02", "0.01") for size in ("2", "1")
     ]
     values = [value for overrides, value in JOBS if overrides[:2] == ["lr=0.02", "size=2"]]
-    assert answer.best.mean == statistics.fmean(values)
-    assert answer.best.deviation == statistics.stdev(values)
-    first = answer.rows()[0]
+    assert leaderboard.best.mean == statistics.fmean(values)
+    assert leaderboard.best.deviation == statistics.stdev(values)
+    first = leaderboard.rows()[0]
     assert first == ["1", "0.7120 ± 0.0100", "0.7020", "0.02", "2", "3", "1 min 00 s", "1,010"]
-    assert "12 done; 12 min 00 s" in answer.as_text()
+    assert "12 done; 12 min 00 s" in leaderboard.as_text()
 
 
 def test_importance_is_the_share_of_variance_between_values(tmp_path):
-    answer = Answer.of([make_sweep(tmp_path / "s", JOBS)])
+    leaderboard = Leaderboard.of([make_sweep(tmp_path / "s", JOBS)])
     shares = answer.importance()
     values = [value for _, value in JOBS]
     between = 6 * 2 * 0.05**2  # two values of lr, 0.05 from the mean each
@@ -80,25 +80,25 @@ def test_what_did_not_end_well_is_shown_and_never_ranked(tmp_path):
         (["lr=4"], "unfinished"),
         (["lr=5"], math.nan),
     ]
-    answer = Answer.of([make_sweep(tmp_path / "s", jobs, total=7)])
-    assert answer.states_text() == "1 done, 2 failed, 1 stopped, 1 unfinished, 2 not started"
-    assert [row[0] for row in answer.rows()] == ["1", "", "", "", ""]
-    text = answer.as_text()
+    leaderboard = Leaderboard.of([make_sweep(tmp_path / "s", jobs, total=7)])
+    assert leaderboard.states_text() == "1 done, 2 failed, 1 stopped, 1 unfinished, 2 not started"
+    assert [row[0] for row in leaderboard.rows()] == ["1", "", "", "", ""]
+    text = leaderboard.as_text()
     assert "job 1 failed, exit code 1" in text
     assert str(tmp_path / "s" / "1" / "output.log") in text
-    page = answer.write(tmp_path / "out").read_text()
+    page = leaderboard.write(tmp_path / "out").read_text()
     assert "<b>no</b>" not in page
     assert "&lt;b&gt;no&lt;/b&gt;" in page
 
 
 def test_less_can_be_better_and_another_metric_can_be_asked_for(tmp_path):
     folder = make_sweep(tmp_path / "s", JOBS)
-    by_loss = Answer.of([folder], "val/loss")
+    by_loss = Leaderboard.of([folder], "val/loss")
     assert by_loss.mode == "min"
     assert by_loss.best.settings == {"lr": "0.02", "size": "2"}
-    assert Answer.of([folder], "parameters").best.mean == 1001
+    assert Leaderboard.of([folder], "parameters").best.mean == 1001
     with pytest.raises(ValueError, match=r"no job wrote the metric 'val/f2': they wrote val/accuracy"):
-        Answer.of([folder], "val/f2")
+        Leaderboard.of([folder], "val/f2")
 
 
 def test_sweeps_are_compared_by_what_either_varied(tmp_path):
@@ -108,23 +108,23 @@ def test_sweeps_are_compared_by_what_either_varied(tmp_path):
         (one / number / "config.yaml").write_text("size: 4\nlr: 1\n")
         (one / number / ".hydra").mkdir()
         (one / number / ".hydra" / "hydra.yaml").write_text("hydra: {runtime: {choices: {}}}\n")
-    answer = Answer.of([one, two])
-    assert answer.best.settings == {"sweep": "two", "lr": "", "size": "8"}
-    assert {group.settings["size"] for group in answer.groups} == {"4", "8"}
+    leaderboard = Leaderboard.of([one, two])
+    assert leaderboard.best.settings == {"sweep": "two", "lr": "", "size": "8"}
+    assert {group.settings["size"] for group in leaderboard.groups} == {"4", "8"}
 
 
 def test_what_only_tells_sweeps_apart_is_no_column_where_it_is_much(tmp_path):
     keys = [f"k{n}" for n in range(8)]
     one = make_sweep(tmp_path / "one", [([f"lr={lr}", *(f"{key}=0" for key in keys)], 0.5 + lr) for lr in (0.1, 0.2)])
     two = make_sweep(tmp_path / "two", [(["lr=0.1", *(f"{key}=1" for key in keys)], 0.9)])
-    answer = Answer.of([one, two])
-    assert answer.varied == ["sweep", "lr"]
-    assert answer.between == keys
-    assert answer.differences() == [
+    leaderboard = Leaderboard.of([one, two])
+    assert leaderboard.varied == ["sweep", "lr"]
+    assert leaderboard.between == keys
+    assert leaderboard.differences() == [
         f"{name}: " + ", ".join(f"{k}={v}" for k in keys) for name, v in (("one", 0), ("two", 1))
     ]
-    assert "two: k0=1, k1=1" in answer.as_text()
-    assert "two: k0=1, k1=1" in answer.write(tmp_path / "out").read_text()
+    assert "two: k0=1, k1=1" in leaderboard.as_text()
+    assert "two: k0=1, k1=1" in leaderboard.write(tmp_path / "out").read_text()
 
 
 def test_sweeps_of_one_name_are_told_apart_and_one_named_twice_counts_once(tmp_path):
@@ -132,9 +132,9 @@ def test_sweeps_of_one_name_are_told_apart_and_one_named_twice_counts_once(tmp_p
     (tmp_path / "b").mkdir()
     one = make_sweep(tmp_path / "a" / "s", [(["lr=1"], 0.5)])
     two = make_sweep(tmp_path / "b" / "s", [(["lr=1"], 0.7)])
-    answer = Answer.of([one, two, one])
-    assert [group.settings["sweep"] for group in answer.groups] == ["b/s", "a/s"]
-    assert [len(group.results) for group in answer.groups] == [1, 1]
+    leaderboard = Leaderboard.of([one, two, one])
+    assert [group.settings["sweep"] for group in leaderboard.groups] == ["b/s", "a/s"]
+    assert [len(group.results) for group in leaderboard.groups] == [1, 1]
 
 
 class Checker(HTMLParser):
@@ -164,8 +164,8 @@ def test_the_page_stands_alone_and_escapes(tmp_path):
     evil = '<script>alert("x")</script>'
     jobs = [([f"name={evil}", f"lr={lr}", f"n={n}"], 0.1 * n + lr) for lr in (1, 2) for n in (1, 2, 3)]
     jobs.append((["name=tame", "lr=1", "n=1"], 0.3))
-    answer = Answer.of([make_sweep(tmp_path / "s", jobs)])
-    page = answer.write(tmp_path / "out").read_text()
+    leaderboard = Leaderboard.of([make_sweep(tmp_path / "s", jobs)])
+    page = leaderboard.write(tmp_path / "out").read_text()
     checker = Checker()
     checker.feed(page)
     assert not checker.fetched
@@ -204,7 +204,7 @@ def test_a_torn_line_costs_itself_alone(tmp_path):
     folder = make_sweep(tmp_path / "s", JOBS)
     path = folder / "sweep.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
-    book = Manifest(folder)
+    book = Journal(folder)
     book.add("end", job=11, state="done")
     book.close()
     events = read(folder)

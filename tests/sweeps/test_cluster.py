@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from recur.sweeps import manifest
-from recur.sweeps.answer import Answer
+from recur.sweeps.answer import Leaderboard
 from recur.sweeps.cluster import Share, share
 from recur.sweeps.jobs import Needs
 from sweeps.real import TINY, environment, figures, sweep
@@ -61,8 +61,8 @@ def test_ray_runs_a_sweep_over_two_nodes(tmp_path, ray_cluster):
     refused = sweep(tmp_path / "t", *TINY, "seed=0,1", *there, "hydra.launcher.cpus_per_job=9", code=2)
     assert "9 CPU(s)" in refused.stderr
     sweep(by_hand, *typed, "optimizer.weight_decay=0")
-    on_ray = [r.record["val"] for r in Answer.of([folder]).results if r.state == "done"]
-    assert on_ray == [r.record["val"] for r in Answer.of([by_hand]).results]
+    on_ray = [r.record["val"] for r in Leaderboard.of([folder]).results if r.state == "done"]
+    assert on_ray == [r.record["val"] for r in Leaderboard.of([by_hand]).results]
 
 
 @pytest.mark.slow
@@ -73,7 +73,7 @@ def test_submitit_runs_a_sweep_on_its_local_executor(tmp_path):
     more = ["hydra/launcher=submitit_slurm", "hydra.launcher.cluster=local", "hydra.launcher.cpus_per_job=1"]
     done = sweep(folder, *typed, *more, "hydra.launcher.jobs_at_once=2")
     assert "submitit on local, 2 job(s) at a time" in done.stdout
-    assert [e["place"].split()[0] for e in manifest.read(folder) if e["event"] == "start"] == ["local", "local"]
+    assert [e["place"].split()[0] for e in journal.read(folder) if e["event"] == "start"] == ["local", "local"]
     sweep(by_hand, *typed)
     assert figures(folder) == figures(by_hand)
 

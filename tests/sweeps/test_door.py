@@ -5,7 +5,7 @@ import json
 import pytest
 
 from recur.sweeps import manifest
-from recur.sweeps.answer import Answer
+from recur.sweeps.answer import Leaderboard
 from sweeps.real import TINY, environment, sweep
 
 
@@ -47,7 +47,7 @@ def test_a_mistake_is_one_line_before_any_job_starts(tmp_path, overrides, words)
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("recur: ")
     assert all(word in done.stderr for word in words), done.stderr
-    assert not (tmp_path / "s" / manifest.NAME).exists()
+    assert not (tmp_path / "s" / journal.NAME).exists()
     assert not (tmp_path / "s" / "0").exists()
 
 
@@ -89,12 +89,12 @@ def test_a_small_sweep_runs_fails_where_it_must_and_is_resumed(tmp_path):
     done = sweep(folder, f"resume={folder}", code=1)  # alone, it repeats its own command
     assert times == {n: (folder / n / "metrics.json").stat().st_mtime_ns for n in ("0", "2")}
     assert figures_of_done(folder) == before
-    starts = [e["job"] for e in manifest.read(folder) if e["event"] == "start"]
+    starts = [e["job"] for e in journal.read(folder) if e["event"] == "start"]
     assert sorted(starts) == [0, 1, 1, 2]
 
 
 def figures_of_done(folder):
-    return {r.number: r.record["val"] for r in Answer.of([folder]).results if r.state == "done"}
+    return {r.number: r.record["val"] for r in Leaderboard.of([folder]).results if r.state == "done"}
 
 
 def check_hparams(folder, expected):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from recur.sweeps.conductor import Listed, conduct
+from recur.sweeps.conductor import Listed, run_jobs
 from recur.sweeps.jobs import Job, Needs, clean_environment
-from recur.sweeps.manifest import Manifest
+from recur.sweeps.manifest import Journal
 from recur.sweeps.slots import Machine, SlotSettings, cores, plan, visible_gpus
 
 GPU, CPU = Needs("gpu", 1, 1), Needs("cpu", None, 1)
@@ -40,7 +40,7 @@ class Diary:
         self.places = {}
 
     def started(self, job, place):
-        self.places[job.number] = place
+        self.capacity[job.number] = place
 
     def ended(self, job, outcome):
         pass
@@ -57,11 +57,11 @@ def sleepers(folder: Path, lengths, **more):
 
 
 def run(folder, jobs, slots, fail_fast=False):
-    diary, manifest = Diary(), Manifest(folder)
+    diary, journal = Diary(), Journal(folder)
     try:
-        outcomes = conduct(Listed(jobs), Machine(slots, 1.0), manifest, diary, fail_fast)
+        outcomes = run_jobs(Listed(jobs), Machine(slots, 1.0), journal, diary, fail_fast)
     finally:
-        manifest.close()
+        journal.close()
     return outcomes, diary
 
 
@@ -84,7 +84,7 @@ def test_four_devices_are_filled_without_idling_and_never_shared(tmp_path, monke
     assert [outcomes[n].state for n in range(12)] == ["done"] * 12
     for number in range(12):
         seen = json.loads((tmp_path / str(number) / "seen").read_text())
-        assert diary.places[number] == f"gpu {seen['devices']}"
+        assert diary.capacity[number] == f"gpu {seen['devices']}"
     spans = spans_of(tmp_path, 12)
     assert sorted(spans) == ["4", "5", "6", "7"]
     gaps = [later[0] - earlier[1] for device in spans.values() for earlier, later in itertools.pairwise(device)]

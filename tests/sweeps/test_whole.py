@@ -11,7 +11,7 @@ import time
 import pytest
 
 from recur.sweeps import history, manifest
-from recur.sweeps.answer import Answer
+from recur.sweeps.answer import Leaderboard
 from sweeps.real import TINY, environment, figures, sweep
 
 pytestmark = pytest.mark.slow
@@ -31,13 +31,13 @@ def test_distributed_jobs_equal_the_same_runs_typed_by_hand(tmp_path):
         assert in_sweep["world_size"] == by_hand["world_size"] == 2
         for part in ("val", "test", "steps", "epochs"):
             assert in_sweep[part] == by_hand[part], (seed, part)
-        told = [[e["metrics"]["val/loss"] for e in history.read(run)] for run in (hand, folder / str(seed))]
+        told = [[e["metrics"]["val/loss"] for e in history.read_validations(run)] for run in (hand, folder / str(seed))]
         assert told[0] == told[1]
     assert sorted(p.name for p in folder.iterdir() if p.name.isdecimal()) == ["0", "1", "2"]
 
 
 def validations(folder):
-    return sum(len(history.read(folder / n)) for n in "0123")
+    return sum(len(history.read_validations(folder / n)) for n in "0123")
 
 
 def test_a_sweep_killed_at_random_ends_like_one_that_was_not(tmp_path):
@@ -48,7 +48,7 @@ def test_a_sweep_killed_at_random_ends_like_one_that_was_not(tmp_path):
     rng = random.Random(5)
     for kill in range(5):
         command = [sys.executable, "-m", "recur.train", "-m", *typed]
-        command += [f"resume={cut}"] if (cut / manifest.NAME).exists() else [f"hydra.sweep.dir={cut}"]
+        command += [f"resume={cut}"] if (cut / journal.NAME).exists() else [f"hydra.sweep.dir={cut}"]
         process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wanted, until = min(validations(cut) + rng.randint(1, 5), 30), time.monotonic() + 300
         while validations(cut) < wanted:
@@ -64,9 +64,9 @@ def test_a_sweep_killed_at_random_ends_like_one_that_was_not(tmp_path):
     assert figures(cut) == figures(whole)
 
     def table(folder):  # without the time it took
-        answer = Answer.of([folder])
-        at = answer.columns().index("time")
-        return [row[:at] + row[at + 1 :] for row in answer.rows()]
+        leaderboard = Leaderboard.of([folder])
+        at = leaderboard.columns().index("time")
+        return [row[:at] + row[at + 1 :] for row in leaderboard.rows()]
 
     assert table(cut) == table(whole)
     continued = sum("resume=" in (cut / n / "output.log").read_text() for n in "0123")
@@ -92,7 +92,7 @@ def test_an_optuna_sweep_that_was_killed_asks_for_what_is_missing(tmp_path):
     sweep(folder, f"resume={folder}")
     found = optuna.load_study(study_name=NAME, storage=storage(folder / JOURNAL)).trials
     assert [trial.state.name for trial in found] == ["COMPLETE"] * 6
-    for result, trial in zip(Answer.of([folder]).results, found, strict=True):
+    for result, trial in zip(Leaderboard.of([folder]).results, found, strict=True):
         assert (result.number, result.value) == (trial.number, trial.value)
         assert float(result.settings["optimizer.lr"]) == trial.params["optimizer.lr"]
 
@@ -109,7 +109,7 @@ def test_ctrl_c_stops_the_jobs_and_leaves_a_sweep_to_be_resumed(tmp_path):
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"-m resume={folder}" in out
-    assert [e["state"] for e in manifest.read(folder) if e["event"] == "end"] == ["stopped", "stopped"]
+    assert [e["state"] for e in journal.read(folder) if e["event"] == "end"] == ["stopped", "stopped"]
     held = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True).stdout.split()
     assert not held, "a job outlived the sweep"
 
@@ -121,7 +121,7 @@ def test_two_slots_do_nearly_twice_the_work_of_one(tmp_path):
         folder = tmp_path / f"{slots}-{len(took)}-{time.monotonic_ns()}"
         typed = (*TINY, "trainer.max_epochs=40", "optimizer.lr=1e-3,2e-3", "test=false", "~callbacks.pages")
         sweep(folder, *typed, f"hydra.launcher.cpu_slots={slots}", "hydra.launcher.threads=1")
-        events = manifest.read(folder)
+        events = journal.read(folder)
         span = max(e["time"] for e in events) - min(e["time"] for e in events if e["event"] == "start")
         took.setdefault(slots, []).append(span)
     ratio = min(took[1]) / min(took[2])
@@ -137,11 +137,11 @@ def test_optuna_finds_the_grids_best_for_less_than_half_its_compute(tmp_path):
     sweep(every, *typed, f"{lr}=1e-4,3e-4,1e-3,3e-3,1e-2,3e-2", f"{width}=4,8,16,32", f"{dropout}=0,0.5")
     space = [f"{lr}=tag(log,interval(1e-4,3e-2))", f"{width}=range(4,33,4)", f"{dropout}=interval(0,0.5)"]
     sweep(found, *typed, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=24", *space)
-    grid, search = Answer.of([every]), Answer.of([found])
+    grid, search = Leaderboard.of([every]), Leaderboard.of([found])
     assert len(grid.results) == 48
     assert len(search.results) == 24
-    steps = [sum(r.record["steps"] for r in answer.results) for answer in (grid, search)]
-    events = manifest.read(found)
+    steps = [sum(r.record["steps"] for r in leaderboard.results) for leaderboard in (grid, search)]
+    events = journal.read(found)
     begun = {e["job"]: e["time"] for e in events if e["event"] == "start"}
     ended = {e["job"]: e["time"] for e in events if e["event"] == "end"}
     busy = sum(ended[job] - begun[job] for job in begun)

@@ -20,7 +20,7 @@ from recur.tasks.language_modeling import (
     TokenStatistics,
     dynamic_evaluation,
     neural_cache,
-    pick,
+    sample_token,
 )
 
 pytestmark = [
@@ -115,7 +115,7 @@ def test_perplexity_is_exact_for_one_stream_and_close_for_many(tmp_path):
     assert one["test/loss"] == pytest.approx(nll.mean().item(), rel=1e-5)
     assert one["test/perplexity"] == pytest.approx(math.exp(nll.mean()), rel=1e-5)
     assert 0.05 < one["test/accuracy"] < 1 and "test/bpc" not in one
-    torch.testing.assert_close(task.surprise(torch.as_tensor(data.tokens("test").astype("int64")), data.start_id), nll)
+    torch.testing.assert_close(task.token_nll(torch.as_tensor(data.tokens("test").astype("int64")), data.start_id), nll)
     # Many streams differ by what is forgotten at their beginnings alone: one token in fifty here.
     (many,) = trainer.test(task, text_data(eval_batch_size=10).loader("test"), verbose=False)
     assert 0 < abs(many["test/loss"] - one["test/loss"]) < 0.02 * one["test/loss"]
@@ -416,7 +416,7 @@ def test_greedy_generation_equals_reading_the_whole_text_anew():
     text = [1, 5, 7]
     (made,) = ids(task.generate(torch.tensor(text)[:, None], temperature=0), 12)
     for token in made:
-        nll = [task.surprise(torch.tensor([*text, w])[1:], text[0])[-1].item() for w in range(data.vocab_size)]
+        nll = [task.token_nll(torch.tensor([*text, w])[1:], text[0])[-1].item() for w in range(data.vocab_size)]
         assert nll.index(min(nll)) == token
         text.append(token)
 
@@ -426,7 +426,7 @@ def test_top_k_and_top_p_keep_the_likeliest():
     generator = torch.Generator().manual_seed(0)
 
     def shares(**settings):
-        return torch.bincount(pick(logits, generator=generator, **settings), minlength=4) / 4000
+        return torch.bincount(sample_token(logits, generator=generator, **settings), minlength=4) / 4000
 
     torch.testing.assert_close(shares(), logits[0].exp(), atol=0.03, rtol=0)
     torch.testing.assert_close(shares(top_k=2), torch.tensor([2 / 3, 1 / 3, 0, 0]), atol=0.03, rtol=0)
@@ -452,8 +452,8 @@ def test_a_window_model_learns_the_guides_sentence_and_says_it_back(tmp_path):
     prompt = torch.tensor(data.tokenizer.encode(sentence[:10]))[:, None]
     (made,) = ids(task.eval().generate(prompt, temperature=0), len(sentence) - 10)
     assert sentence[:10] + data.tokenizer.decode(made) == sentence
-    surprise = task.surprise(torch.tensor(data.tokenizer.encode(sentence)), data.start_id)
-    assert surprise[10:].max() < 0.1
+    surprise = task.token_nll(torch.tensor(data.tokenizer.encode(sentence)), data.start_id)
+    assert token_nll[10:].max() < 0.1
 
 
 # ---------------------------------------------------------------------------------------- other ways of evaluating

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from recur.sweeps.cluster import Ray, Submitit, share
-from recur.sweeps.conductor import Engine
+from recur.sweeps.conductor import Executor
 from recur.sweeps.jobs import Needs
 from recur.sweeps.launcher import FreshProcessLauncher
 from recur.sweeps.slots import Machine, SlotSettings, plan
@@ -26,7 +26,7 @@ class SlotLauncher(FreshProcessLauncher):
         super().__init__(fail_fast, grace_seconds)
         self.settings = SlotSettings(gpus, gpus_per_job, jobs_per_gpu, cpu_slots, threads)
 
-    def engine(self, needs: Sequence[Needs], jobs: int) -> Engine:
+    def executor(self, needs: Sequence[Needs], jobs: int) -> Executor:
         """The slots of this machine."""
         return Machine(plan(self.settings, needs, jobs), self.grace)
 
@@ -47,7 +47,7 @@ class RayLauncher(FreshProcessLauncher):
         self.address, self.retries = address, retries
         self.gpus_per_job, self.cpus_per_job = gpus_per_job, cpus_per_job
 
-    def engine(self, needs: Sequence[Needs], jobs: int) -> Engine:
+    def executor(self, needs: Sequence[Needs], jobs: int) -> Executor:
         """The cluster."""
         return Ray(self.address, share(needs, self.gpus_per_job, self.cpus_per_job), self.retries)
 
@@ -69,7 +69,7 @@ class SubmititLauncher(FreshProcessLauncher):
         self.cluster, self.jobs_at_once, self.parameters = cluster, jobs_at_once, dict(parameters or {})
         self.gpus_per_job, self.cpus_per_job = gpus_per_job, cpus_per_job
 
-    def engine(self, needs: Sequence[Needs], jobs: int) -> Engine:
+    def executor(self, needs: Sequence[Needs], jobs: int) -> Executor:
         """The queue."""
         part = share(needs, self.gpus_per_job, self.cpus_per_job)
         return Submitit(self.folder, self.cluster, part, self.jobs_at_once, self.parameters)

@@ -1,4 +1,4 @@
-"""The answer of a sweep: its runs read back from their folders, grouped over seeds, ranked, and told."""
+"""The leaderboard of a sweep: its runs read back from their folders, grouped over seeds, ranked, and told."""
 
 import csv
 import io
@@ -123,7 +123,7 @@ def brief(text: str) -> str:
         return text
 
 
-class Answer:
+class Leaderboard:
     """What one or several sweeps found.
 
     Attributes:
@@ -160,14 +160,14 @@ class Answer:
         )
 
     @classmethod
-    def of(cls, folders: Sequence[str | Path], metric: str | None = None, mode: str | None = None) -> "Answer":
+    def of(cls, folders: Sequence[str | Path], metric: str | None = None, mode: str | None = None) -> "Leaderboard":
         """Read sweeps back.
 
         Raises:
             ValueError: a folder is no sweep, nothing in it ran, or no run wrote the metric.
         """
         paths = list({Path(folder).expanduser().absolute(): Path(folder).expanduser() for folder in folders}.values())
-        events = [manifest.read(path) for path in paths]
+        events = [journal.read(path) for path in paths]
         headers = [found[0] for found in events]
         wanted = metric or str(headers[0]["monitor"])
         results = [
@@ -378,7 +378,7 @@ def _results(folder: Path, name: str, events: list[dict[str, Any]], wanted: str)
         if value is not None and not math.isfinite(value):
             state, value = "failed", None
         reason = str(end.get("reason", "")) or ("the metric is not finite" if state == "failed" else "")
-        found.append(Result(name, number, run, state, settings, record, value, reason, tuple(history.read(run))))
+        found.append(Result(name, number, run, state, settings, record, value, reason, tuple(history.read_validations(run))))
     return found
 
 

@@ -40,7 +40,7 @@ def figure(value: float | None) -> str:
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3g}"
 
 
-class Board:
+class SweepProgress:
     """Listens to a sweep and shows it.
 
     Args:
@@ -61,7 +61,7 @@ class Board:
         self._live: Any = None
         self._console: Any = None
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "SweepProgress":
         """Open the live table where there is a terminal."""
         if sys.stdout.isatty():
             from rich.console import Console
@@ -123,7 +123,7 @@ class Board:
         now = time.monotonic()
         seen = self._watched.get(row.job.number)
         if seen is None or now - seen[0] > 1:
-            self._watched[row.job.number] = seen = (now, history.read(row.job.folder))
+            self._watched[row.job.number] = seen = (now, history.read_validations(row.job.folder))
         return seen[1]
 
     def _job_left(self, row: _Row) -> float | None:

@@ -122,7 +122,7 @@ class Ray:
         return fit
 
     @property
-    def places(self) -> int:
+    def capacity(self) -> int:
         """Jobs at a time."""
         return max(1, self._capacity())
 
@@ -130,11 +130,11 @@ class Ray:
     def title(self) -> str:
         """The cluster, in words."""
         nodes = sum(node["Alive"] for node in self._ray.nodes())
-        return f"Ray, {nodes} node(s), {self.places} job(s) at a time of {self._part}"
+        return f"Ray, {nodes} node(s), {self.capacity} job(s) at a time of {self._part}"
 
     def room(self) -> bool:
         """Whether the cluster, were it ours alone, had a place; where it is not, the job waits in Ray's queue."""
-        return len(self._running) < self.places
+        return len(self._running) < self.capacity
 
     def start(self, job: Job) -> str:
         """Hand a job to Ray."""
@@ -200,7 +200,7 @@ class Submitit:
             ) from None
         if at_once < 1:
             raise ValueError(f"hydra.launcher.jobs_at_once must be at least 1, got {at_once}")
-        self.places, self._part = at_once, part
+        self.capacity, self._part = at_once, part
         self._folder = (folder / ".submitit").absolute()
         try:
             self._executor = submitit.AutoExecutor(str(self._folder), cluster=cluster)
@@ -216,11 +216,11 @@ class Submitit:
     @property
     def title(self) -> str:
         """The queue, in words."""
-        return f"submitit on {self._cluster}, {self.places} job(s) at a time of {self._part}"
+        return f"submitit on {self._cluster}, {self.capacity} job(s) at a time of {self._part}"
 
     def room(self) -> bool:
         """Whether another job may be queued."""
-        return len(self._running) < self.places
+        return len(self._running) < self.capacity
 
     def start(self, job: Job) -> str:
         """Queue a job."""

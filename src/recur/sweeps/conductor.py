@@ -1,4 +1,4 @@
-"""The loop of a sweep: hand jobs to an engine while it has room, and take in what ended."""
+"""The loop of a sweep: hand jobs to an executor while it has room, and take in what ended."""
 
 import os
 import time
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from recur.sweeps.jobs import Job, metric
-from recur.sweeps.manifest import Manifest
+from recur.sweeps.manifest import Journal
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Outcome:
     reason: str = ""
 
 
-class Engine(Protocol):
+class Executor(Protocol):
     """Where jobs run."""
 
     @property
-    def places(self) -> int:
+    def capacity(self) -> int:
         """Jobs at a time."""
 
     @property
@@ -113,8 +113,8 @@ def judge(job: Job, code: int, seconds: float) -> Outcome:
     return Outcome("failed", None, None, seconds, f"{how}: {reason}" if reason else how)
 
 
-def conduct(
-    source: Source, engine: Engine, manifest: Manifest, display: Display, fail_fast: bool = False
+def run_jobs(
+    source: Source, executor: Executor, journal: Journal, display: Display, fail_fast: bool = False
 ) -> dict[int, Outcome]:
     """Run every job of a source.
 
@@ -131,14 +131,14 @@ def conduct(
         outcomes[job.number] = outcome
         if told:
             fields = {"value": outcome.value, "seconds": round(outcome.seconds, 2), "reason": outcome.reason}
-            manifest.add("end", job=job.number, state=outcome.state, **fields)
+            journal.add("end", job=job.number, state=outcome.state, **fields)
         source.put(job, outcome)
         display.ended(job, outcome)
 
     under_way: dict[int, Job] = {}
     try:
         while True:
-            while engine.room():
+            while executor.room():
                 job = source.take()
                 if job is None:
                     if not under_way:
@@ -147,21 +147,21 @@ def conduct(
                 if job.record() is not None:
                     end(job, judge(job, 0, 0.0), told=False)
                     continue
-                place = engine.start(job)
-                where = os.path.relpath(job.folder, manifest.path.parent)
-                manifest.add("start", job=job.number, overrides=list(job.overrides), folder=where, place=place)
+                place = executor.start(job)
+                where = os.path.relpath(job.folder, journal.path.parent)
+                journal.add("start", job=job.number, overrides=list(job.overrides), folder=where, place=place)
                 running[job.number], under_way[job.number] = time.monotonic(), job
                 display.started(job, place)
             display.tick()
-            engine.wait(0.5)
-            for job, code in engine.finished():
+            executor.wait(0.5)
+            for job, code in executor.finished():
                 del under_way[job.number]
                 outcome = judge(job, code, time.monotonic() - running.pop(job.number))
                 end(job, outcome)
                 if outcome.state == "failed" and fail_fast:
                     raise _FailedFast
     except (KeyboardInterrupt, _FailedFast) as stop:
-        engine.stop()
+        executor.stop()
         for job in under_way.values():
             seconds = time.monotonic() - running[job.number]
             complete = job.record() is not None  # it was quicker
@@ -170,7 +170,7 @@ def conduct(
             raise
         return outcomes
     except BaseException:  # the disk is full, a cluster is gone, ...: nothing may run on unseen
-        engine.stop()
+        executor.stop()
         raise
 
 

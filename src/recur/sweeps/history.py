@@ -5,17 +5,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-NAME = "history.jsonl"
+VALIDATIONS = "history.jsonl"
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
+def read_validations(folder: Path) -> list[dict[str, Any]]:
     """The validations of a run in the order of their steps; a step that a resumed run took again counts once.
 
     Each has `step`, `epoch` (1.5: in the middle of the second), `done` (part of the whole run), `seconds` (spent by the
     process so far) and `metrics`, by name.
     """
     try:
-        lines = (folder / NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (folder / VALIDATIONS).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     steps: dict[int, dict[str, Any]] = {}
@@ -30,9 +30,9 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [steps[step] for step in sorted(steps)]
 
 
-def add(folder: Path, entry: dict[str, Any]) -> None:
+def append_validation(folder: Path, entry: dict[str, Any]) -> None:
     """Add one validation with a single write."""
-    file = os.open(folder / NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    file = os.open(folder / VALIDATIONS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         os.write(file, (json.dumps(entry) + "\n").encode())
     finally:

@@ -143,7 +143,7 @@ def clean_environment(added: Mapping[str, str], inherited: Mapping[str, str] | N
     return {**kept, **added}
 
 
-def keep(job: Job, granted: Mapping[str, str], grace: float) -> "subprocess.Popen[bytes]":
+def start_supervised(job: Job, granted: Mapping[str, str], grace: float) -> "subprocess.Popen[bytes]":
     """Start a job under a keeper; its standard input is the lifeline."""
     job.prepare()
     command = job.command()
@@ -164,7 +164,7 @@ def perform(job: Job, granted: Mapping[str, str], grace: float = 10.0) -> int:
     """Run a job to its end, wherever this is called, and return its exit code; 0 at once if it is complete."""
     if job.record() is not None:
         return 0
-    process = keep(job, granted, grace)
+    process = start_supervised(job, granted, grace)
     try:
         return process.wait()
     except BaseException:

@@ -19,10 +19,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recur.cli import nearest
 from recur.sweeps import manifest as memory
-from recur.sweeps.board import Board
-from recur.sweeps.conductor import Engine, Listed, Outcome, Source, conduct
+from recur.sweeps.board import SweepProgress
+from recur.sweeps.conductor import Executor, Listed, Outcome, Source, run_jobs
 from recur.sweeps.jobs import Job, Needs
-from recur.sweeps.manifest import Manifest
+from recur.sweeps.manifest import Journal
 from recur.sweeps.space import difference
 
 # What the tasks log on a validation, by which a mistyped metric is found before any job starts.
@@ -65,7 +65,7 @@ class Plan:
     objectives: Mapping[str, str] | None = None
 
     def header(self) -> dict[str, Any]:
-        """The first line of the manifest."""
+        """The first line of the journal."""
         return {
             "format": memory.FORMAT,
             "search": self.search,
@@ -97,7 +97,7 @@ class FreshProcessLauncher(Launcher):
         self._begun = False
 
     @abstractmethod
-    def engine(self, needs: Sequence[Needs], jobs: int) -> Engine:
+    def executor(self, needs: Sequence[Needs], jobs: int) -> Executor:
         """Where the jobs will run.
 
         Raises:
@@ -177,8 +177,8 @@ class FreshProcessLauncher(Launcher):
             raise ValueError("hydra.sweep.subdir gives several jobs one folder: leave it at ${hydra.job.num}")
         return made
 
-    def run(self, source: Source, plan: Plan, engine: Engine) -> dict[int, Outcome]:
-        """Run a checked sweep to its end and write its answer.
+    def run(self, source: Source, plan: Plan, executor: Executor) -> dict[int, Outcome]:
+        """Run a checked sweep to its end and write its leaderboard.
 
         Raises:
             ValueError: the folder holds another sweep, or this one while it still runs; a class that a config names
@@ -189,29 +189,29 @@ class FreshProcessLauncher(Launcher):
         if self.resuming:
             memory.read(folder)  # before anything is made there
         with contextlib.ExitStack() as held:
-            held.enter_context(contextlib.closing(engine))
+            held.enter_context(contextlib.closing(executor))
             self._compare(plan)
             self._check_classes()
             held.enter_context(_only_one(folder))
             book = held.enter_context(contextlib.closing(self._begin(plan)))
-            board = Board(plan.total, engine.places, plan.monitor, plan.mode, plan.constant)
-            board.say(f"sweep      {folder}")
-            board.say(f"jobs       {plan.total}, {plan.search}; {engine.title}")
-            with board, _terminated_like_interrupted():
+            progress = SweepProgress(plan.total, executor.capacity, plan.monitor, plan.mode, plan.constant)
+            progress.say(f"sweep      {folder}")
+            progress.say(f"jobs       {plan.total}, {plan.search}; {executor.title}")
+            with progress, _terminated_like_interrupted():
                 try:
-                    outcomes = conduct(source, engine, book, board, self.fail_fast)
+                    outcomes = run_jobs(source, executor, book, progress, self.fail_fast)
                 except KeyboardInterrupt:
-                    board.say(f"stopped; go on with: python -m {door()} -m resume={shlex.quote(str(folder))}")
+                    progress.say(f"stopped; go on with: python -m {door()} -m resume={shlex.quote(str(folder))}")
                     raise
-            self._answer(folder, board)
+            self._answer(folder, progress)
         return outcomes
 
-    def _begin(self, plan: Plan) -> Manifest:
+    def _begin(self, plan: Plan) -> Journal:
         self._compare(plan)  # once more: now nobody else begins it
         if self.resuming or self._begun:
-            return Manifest(self.folder)
+            return Journal(self.folder)
         self._begun = True
-        book = Manifest.begin(self.folder, **plan.header())
+        book = Journal.begin(self.folder, **plan.header())
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
         return book
 
@@ -244,25 +244,25 @@ class FreshProcessLauncher(Launcher):
                 f"{self.folder} is a sweep already: go on with resume={self.folder}, or name another folder"
             )
 
-    def _answer(self, folder: Path, board: Board) -> None:
-        from recur.sweeps.answer import Answer
+    def _answer(self, folder: Path, progress: SweepProgress) -> None:
+        from recur.sweeps.answer import Leaderboard
 
         try:
-            answer = Answer.of([folder])
+            leaderboard = Leaderboard.of([folder])
         except ValueError as error:
-            board.say(str(error))
+            progress.say(str(error))
             return
-        board.say(answer.as_text(limit=10))
-        page = answer.write(folder / "results")
-        board.say(f"results    {page}")
-        board.say(f"compare    tensorboard --logdir {folder}")
+        progress.say(leaderboard.as_text(limit=10))
+        page = leaderboard.write(folder / "results")
+        progress.say(f"results    {page}")
+        progress.say(f"compare    tensorboard --logdir {folder}")
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch for a sweeper that is not ours."""
         rows = [[text for text in row if not text.startswith("resume=")] for row in job_overrides]
         made = self.jobs(rows, initial_job_idx)
         plan = self.plan_of_list("a list", made, {"fixed": {}, "varied": {"jobs": [" ".join(row) for row in rows]}})
-        outcomes = self.run(Listed(made), plan, self.engine([job.needs for job in made], len(made)))
+        outcomes = self.run(Listed(made), plan, self.executor([job.needs for job in made], len(made)))
         return [_returned(job, outcomes.get(job.number)) for job in made]
 
     def plan_of_list(self, search: str, made: Sequence[Job], space: Mapping[str, Any]) -> Plan:

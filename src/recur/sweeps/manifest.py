@@ -4,7 +4,7 @@
     {"event": "start", "job": 3, "overrides": [...], "folder": "3", "place": "gpu 1", "time": ...}
     {"event": "end", "job": 3, "state": "done" | "pruned" | "failed" | "stopped", "seconds": ..., "reason": ...}
 
-Whether a run is complete is told by its own `metrics.json`; the manifest tells what there should be.
+Whether a run is complete is told by its own `metrics.json`; the journal tells what there should be.
 """
 
 import json
@@ -25,7 +25,7 @@ _FIELDS: dict[str, dict[str, type]] = {
 }
 
 
-class Manifest:
+class Journal:
     """`sweep.jsonl`, opened for adding.
 
     Args:
@@ -41,7 +41,7 @@ class Manifest:
             os.write(self._file, b"\n")
 
     @classmethod
-    def begin(cls, folder: Path, **header: Any) -> "Manifest":
+    def begin(cls, folder: Path, **header: Any) -> "Journal":
         """A new one with its first line: the file appears with it or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / NAME, _line("sweep", header))

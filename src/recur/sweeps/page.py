@@ -1,4 +1,4 @@
-"""The answer as one HTML page that opens from disk: nothing is fetched, every text is escaped."""
+"""The leaderboard as one HTML page that opens from disk: nothing is fetched, every text is escaped."""
 
 import base64
 import hashlib
@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from recur.sweeps.answer import Answer, brief, short
+from recur.sweeps.answer import Leaderboard, brief, short
 from recur.sweeps.board import figure, seconds_in_words
 from recur.sweeps.jobs import metric
 from recur.sweeps.pictures import Picture
@@ -69,21 +69,21 @@ _HASH = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
 _POLICY = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_HASH}'"
 
 
-def render(answer: Answer, pictures: Sequence[Picture], at: Path) -> str:
+def render(leaderboard: Leaderboard, pictures: Sequence[Picture], at: Path) -> str:
     """The page, to be written into folder `at`; links to runs are relative to it."""
-    name = " and ".join("/".join(folder.absolute().parts[-2:]) for folder in answer.folders)
-    title = f"{answer.metric} · {name}"
-    told = [str(header.get("command", "")) for header in answer.headers] + answer.differences()
+    name = " and ".join("/".join(folder.absolute().parts[-2:]) for folder in leaderboard.folders)
+    title = f"{leaderboard.metric} · {name}"
+    told = [str(header.get("command", "")) for header in leaderboard.headers] + leaderboard.differences()
     commands = "".join(f"<code>{escape(line)}</code>" for line in told)
     parts = [
         f"<header><h1>{escape(title)}</h1>{commands}</header>",
-        f'<section class="tiles">{"".join(_tiles(answer))}</section>',
-        f'<section class="card wide"><h2>Leaderboard</h2>{_leaderboard(answer)}</section>',
+        f'<section class="tiles">{"".join(_tiles(leaderboard))}</section>',
+        f'<section class="card wide"><h2>Leaderboard</h2>{_leaderboard(leaderboard)}</section>',
     ]
     for picture in pictures:
         kind = "full" if picture.wide else "half"
         parts.append(f'<section class="card {kind}"><h2>{escape(picture.title)}</h2>{picture.svg}</section>')
-    parts += [_troubles(answer, at), _runs(answer, at)]
+    parts += [_troubles(leaderboard, at), _runs(leaderboard, at)]
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
@@ -93,17 +93,17 @@ def render(answer: Answer, pictures: Sequence[Picture], at: Path) -> str:
     )
 
 
-def _tiles(answer: Answer) -> list[str]:
+def _tiles(leaderboard: Leaderboard) -> list[str]:
     def tile(value: str, below: str) -> str:
         return f'<div class="tile"><b>{escape(value)}</b><span>{escape(below)}</span></div>'
 
-    best = answer.best
+    best = leaderboard.best
     tiles = []
     if best is not None:
         tiles.append(
             tile(
                 best.result_text(),
-                f"best {answer.metric}" + (f" over {len(best.done)} seeds" if len(best.done) > 1 else ""),
+                f"best {leaderboard.metric}" + (f" over {len(best.done)} seeds" if len(best.done) > 1 else ""),
             )
         )
         tiles.append(
@@ -115,22 +115,22 @@ def _tiles(answer: Answer) -> list[str]:
         seconds, count = best.of("wall_seconds"), best.of("parameters")
         if seconds is not None and count is not None:
             tiles.append(tile(seconds_in_words(seconds), f"a run of the best, {count:,.0f} parameters"))
-    runs = len(answer.results)
-    tiles.append(tile(f"{runs} runs", f"{answer.states_text()}; {seconds_in_words(answer.seconds)} of computing"))
+    runs = len(leaderboard.results)
+    tiles.append(tile(f"{runs} runs", f"{leaderboard.states_text()}; {seconds_in_words(leaderboard.seconds)} of computing"))
     return tiles
 
 
-def _leaderboard(answer: Answer) -> str:
-    means = [group.mean for group in answer.groups if group.mean is not None]
+def _leaderboard(leaderboard: Leaderboard) -> str:
+    means = [group.mean for group in leaderboard.groups if group.mean is not None]
     low, high = (min(means), max(means)) if means else (0.0, 1.0)
-    head = "".join(f"<th>{escape(title)}</th>" for title in answer.columns())
+    head = "".join(f"<th>{escape(title)}</th>" for title in leaderboard.columns())
     lines = []
-    for group, cells in zip(answer.groups, answer.rows(), strict=True):
-        kind = ' class="best"' if group is answer.best else "" if group.mean is not None else f' class="{group.state}"'
+    for group, cells in zip(leaderboard.groups, leaderboard.rows(), strict=True):
+        kind = ' class="best"' if group is leaderboard.best else "" if group.mean is not None else f' class="{group.state}"'
         columns = []
-        for title, cell in zip(answer.columns(), cells, strict=True):
+        for title, cell in zip(leaderboard.columns(), cells, strict=True):
             sort, bar = "", ""
-            if title == answer.metric:
+            if title == leaderboard.metric:
                 sort = f' data-sort="{"" if group.mean is None else group.mean}"'
                 if group.mean is not None and high > low:
                     part = (group.mean - low) / (high - low)
@@ -149,8 +149,8 @@ def _link(path: Path, at: Path, text: str) -> str:
     return f'<a href="{escape(quote(os.path.relpath(path, at)), quote=True)}">{escape(text)}</a>'
 
 
-def _troubles(answer: Answer, at: Path) -> str:
-    bad = [result for result in answer.results if result.state in ("failed", "stopped", "unfinished")]
+def _troubles(leaderboard: Leaderboard, at: Path) -> str:
+    bad = [result for result in leaderboard.results if result.state in ("failed", "stopped", "unfinished")]
     if not bad:
         return ""
     lines = [
@@ -164,12 +164,12 @@ def _troubles(answer: Answer, at: Path) -> str:
     return f'<section class="card wide"><h2>Not finished</h2>{table}</section>'
 
 
-def _runs(answer: Answer, at: Path) -> str:
-    keys = answer.varied
-    titles = ["sweep"] * (len(answer.folders) > 1) + [
+def _runs(leaderboard: Leaderboard, at: Path) -> str:
+    keys = leaderboard.varied
+    titles = ["sweep"] * (len(leaderboard.folders) > 1) + [
         "job",
         "state",
-        answer.metric,
+        leaderboard.metric,
         *map(short, keys),
         "seed",
         "epochs",
@@ -178,10 +178,10 @@ def _runs(answer: Answer, at: Path) -> str:
     titles = list(dict.fromkeys(titles))
     own = [key for key in keys if key != "sweep"]
     lines = []
-    for group in answer.groups:
+    for group in leaderboard.groups:
         for r in group.results:
             record = r.record or {}
-            cells = [f"<td>{escape(r.sweep)}</td>"] if len(answer.folders) > 1 else []
+            cells = [f"<td>{escape(r.sweep)}</td>"] if len(leaderboard.folders) > 1 else []
             seconds = metric(record, "wall_seconds")
             cells += [
                 f"<td>{_link(r.folder, at, str(r.number))}</td>",

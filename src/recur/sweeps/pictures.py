@@ -1,4 +1,4 @@
-"""The pictures of an answer, drawn so that they stand on light and on dark ground alike."""
+"""The pictures of a leaderboard, drawn so that they stand on light and on dark ground alike."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from recur.sweeps.answer import Answer, Group, brief, numbers, short
+from recur.sweeps.answer import Leaderboard, Group, brief, numbers, short
 from recur.view import shortened
 
 if TYPE_CHECKING:
@@ -61,25 +61,25 @@ class Picture(NamedTuple):
     wide: bool
 
 
-def draw(answer: Answer, folder: Path) -> list[Picture]:
-    """Write every picture that the answer has matter for as PNG; return them for the page."""
+def draw(leaderboard: Leaderboard, folder: Path) -> list[Picture]:
+    """Write every picture that the leaderboard has matter for as PNG; return them for the page."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib.figure import Figure
 
-    few, many = len(answer.varied) < 3, len(answer.varied) > 3
-    plan: list[tuple[str, str, Callable[[Answer, tuple[float, float]], Figure | None], bool]] = [
-        ("settings", f"{answer.metric} against each setting", settings, not few),
-        ("curves", f"{answer.metric} during training, the best settings in colour", curves, False),
+    few, many = len(leaderboard.varied) < 3, len(leaderboard.varied) > 3
+    plan: list[tuple[str, str, Callable[[Leaderboard, tuple[float, float]], Figure | None], bool]] = [
+        ("settings", f"{leaderboard.metric} against each setting", settings, not few),
+        ("curves", f"{leaderboard.metric} during training, the best settings in colour", curves, False),
         ("importance", f"Variance of {answer.metric} that each setting explains alone", importance, False),
         ("coordinates", "All settings together: one line a run, the best in orange", coordinates, few or many),
     ]
     drawn = []
     with plt.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # a setting in a script the font lacks
-        made = [(*entry, make(answer, WIDE if wide else HALF)) for entry in plan for make, wide in [entry[2:]]]
+        made = [(*entry, make(leaderboard, WIDE if wide else HALF)) for entry in plan for make, wide in [entry[2:]]]
         made = [entry for entry in made if entry[-1] is not None]
         shown = [entry for entry in made if entry[0] != "importance" or many]  # few settings bear it in their titles
         halves = [entry[0] for entry in shown if not entry[3]]
@@ -88,7 +88,7 @@ def draw(answer: Answer, folder: Path) -> list[Picture]:
             figure.savefig(folder / f"{name}.png", dpi=150, facecolor="white")
             if len(halves) % 2 and name == halves[-1]:  # it has no neighbour
                 plt.close(figure)
-                wide, figure = True, make(answer, WIDE)
+                wide, figure = True, make(leaderboard, WIDE)
                 assert figure is not None
             text = StringIO()
             figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
@@ -106,8 +106,8 @@ def _inline(svg: str, name: str) -> str:
     return re.sub(r'<svg ([^>]*?)width="[\d.]+pt" height="[\d.]+pt"', r"<svg \1", body, count=1)
 
 
-def _done(answer: Answer) -> list[tuple[Group, float]]:
-    return [(group, r.value) for group in answer.groups for r in group.done if r.value is not None]
+def _done(leaderboard: Leaderboard) -> list[tuple[Group, float]]:
+    return [(group, r.value) for group in leaderboard.groups for r in group.done if r.value is not None]
 
 
 def _positions(texts: Sequence[str]) -> tuple[list[float], list[str] | None, bool]:
@@ -125,20 +125,20 @@ def _clip(text: str, length: int = 22) -> str:
     return shortened(text, length).replace("$", r"\$")
 
 
-def settings(answer: Answer, size: tuple[float, float]) -> "Figure | None":
+def settings(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure | None":
     """The metric against each varied setting: every run a dot, the mean of each value a line."""
     from matplotlib import pyplot as plt
 
-    done = _done(answer)
-    if not answer.varied or len(done) < 2:
+    done = _done(leaderboard)
+    if not leaderboard.varied or len(done) < 2:
         return None
-    columns = min(4, len(answer.varied))
-    rows = math.ceil(len(answer.varied) / columns)
+    columns = min(4, len(leaderboard.varied))
+    rows = math.ceil(len(leaderboard.varied) / columns)
     size = (size[0], size[1] if rows == 1 else 2.9 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
     values = [value for _, value in done]
-    shares = answer.importance()
-    for place, key in zip(axes.flat, answer.varied, strict=False):
+    shares = leaderboard.importance()
+    for place, key in zip(axes.flat, leaderboard.varied, strict=False):
         texts = [group.settings[key] for group, _ in done]
         xs, labels, log = _positions(texts)
         if log:
@@ -154,10 +154,10 @@ def settings(answer: Answer, size: tuple[float, float]) -> "Figure | None":
         part = f", explains {100 * shares[key]:.0f} %" if key in shares else ""
         place.set_title(_clip(short(key), 28) + part)
     for index, place in enumerate(axes.flat):
-        if index >= len(answer.varied):
+        if index >= len(leaderboard.varied):
             place.remove()
         elif index % columns == 0:
-            place.set_ylabel(_clip(answer.metric, 60))
+            place.set_ylabel(_clip(leaderboard.metric, 60))
     return figure
 
 
@@ -165,19 +165,19 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def curves(answer: Answer, size: tuple[float, float]) -> "Figure | None":
+def curves(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure | None":
     """The metric at every validation; the best settings in colour, the others faint, pruned runs dashed."""
     from matplotlib import pyplot as plt
 
     known = [
-        (rank, group, r.points(answer.metric), r) for rank, group in enumerate(answer.groups) for r in group.results
+        (rank, group, r.points(leaderboard.metric), r) for rank, group in enumerate(leaderboard.groups) for r in group.results
     ]
     known = [item for item in known if item[2]]
     if not known:
         return None
     figure, place = plt.subplots(figsize=size, layout="constrained")
     shown: set[int] = set()
-    bold = [rank for rank, group in enumerate(answer.groups) if group.mean is not None][: len(SERIES)]
+    bold = [rank for rank, group in enumerate(leaderboard.groups) if group.mean is not None][: len(SERIES)]
     for rank, group, points, result in sorted(known, key=lambda item: -item[0]):
         xs, ys = zip(*points, strict=True)
         style: dict[str, Any] = {"linestyle": "--" if result.state != "done" else "-"}
@@ -189,7 +189,7 @@ def curves(answer: Answer, size: tuple[float, float]) -> "Figure | None":
         else:
             place.plot(xs, ys, color=FAINT, alpha=0.5, linewidth=0.9, marker=marker, markersize=3, **style)
     place.set_xlabel("epoch")
-    place.set_ylabel(_clip(answer.metric, 60))
+    place.set_ylabel(_clip(leaderboard.metric, 60))
     place.xaxis.get_major_locator().set_params(integer=True)
     handles, labels = place.get_legend_handles_labels()
     if labels:
@@ -197,32 +197,32 @@ def curves(answer: Answer, size: tuple[float, float]) -> "Figure | None":
     return figure
 
 
-def coordinates(answer: Answer, size: tuple[float, float]) -> "Figure | None":
+def coordinates(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure | None":
     """Parallel coordinates: one line a run through all its settings to its metric."""
     from matplotlib import pyplot as plt
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
-    done = _done(answer)
-    if len(answer.varied) < 2 or len(done) < 3:
+    done = _done(leaderboard)
+    if len(leaderboard.varied) < 2 or len(done) < 3:
         return None
     values = [value for _, value in done]
     ground = LinearSegmentedColormap.from_list("good", ["#9aa0a8", "#7fa6d0", "#2f7ed8", "#e07b1f"])
     norm = Normalize(min(values), max(values)) if min(values) < max(values) else Normalize(0, 1)
-    colours = ScalarMappable(norm, ground if answer.mode == "max" else ground.reversed())
-    keys = [*answer.varied, answer.metric]
+    colours = ScalarMappable(norm, ground if leaderboard.mode == "max" else ground.reversed())
+    keys = [*leaderboard.varied, leaderboard.metric]
     figure, place = plt.subplots(figsize=size, layout="constrained")
     tracks: list[list[float]] = []
     for index, key in enumerate(keys):
-        last = key == answer.metric
+        last = key == leaderboard.metric
         texts = [repr(v) for v in values] if last else [group.settings[key] for group, _ in done]
         places, labels, log = (values, None, False) if last else _positions(texts)
         tracks.append(_axis(place, index, places, labels, log, left=index == 0))
-    order = sorted(range(len(done)), key=lambda i: values[i], reverse=answer.mode == "min")
+    order = sorted(range(len(done)), key=lambda i: values[i], reverse=leaderboard.mode == "min")
     for i in order:
         height = [track[i] for track in tracks]
         place.plot(range(len(keys)), height, color=colours.cmap(norm(values[i])), alpha=0.75, linewidth=1.4)
-    place.set_xticks(range(len(keys)), [_clip(short(k) if k != answer.metric else k, 18) for k in keys])
+    place.set_xticks(range(len(keys)), [_clip(short(k) if k != leaderboard.metric else k, 18) for k in keys])
     place.tick_params(axis="x", length=0, pad=6)
     place.set_yticks([])
     place.set_xlim(-0.01, len(keys) - 0.99)
@@ -258,11 +258,11 @@ def _axis(
     return [height(v) for v in scaled]
 
 
-def importance(answer: Answer, size: tuple[float, float]) -> "Figure | None":
+def importance(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure | None":
     """How much of the variance each setting explains alone."""
     from matplotlib import pyplot as plt
 
-    shares = answer.importance()
+    shares = leaderboard.importance()
     if len(shares) < 2:
         return None
     figure, place = plt.subplots(figsize=size, layout="constrained")

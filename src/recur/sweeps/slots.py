@@ -1,4 +1,4 @@
-"""Slots: the places of this machine where one job at a time can run, and the engine that fills them.
+"""Slots: the places on this machine where one job at a time can run, and the executor that fills them.
 
 A slot is some GPUs, or a share of the CPU's threads. What it grants is put into a job's environment before the job's
 process starts, since a process that has touched CUDA no longer listens.
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from recur.sweeps.jobs import Job, Needs, keep
+from recur.sweeps.jobs import Job, Needs, start_supervised
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
@@ -179,7 +179,7 @@ class Machine:
     busy: dict[int, tuple[Job, "subprocess.Popen[bytes]"]] = field(default_factory=dict)
 
     @property
-    def places(self) -> int:
+    def capacity(self) -> int:
         """Jobs at a time."""
         return len(self.slots)
 
@@ -197,7 +197,7 @@ class Machine:
     def start(self, job: Job) -> str:
         """Start a job in the first free slot; return the slot's name."""
         slot = next(slot for slot in self.slots if slot.number not in self.busy)
-        self.busy[slot.number] = (job, keep(job, slot.environment(job.needs.ranks), self.grace))
+        self.busy[slot.number] = (job, start_supervised(job, slot.environment(job.needs.ranks), self.grace))
         return slot.name
 
     def finished(self) -> list[tuple[Job, int]]:

@@ -56,7 +56,7 @@ class OwnSweeper(Sweeper):
             return [[result.return_value for result in launcher.launch(rows, initial_job_idx=0)]]
         jobs = launcher.jobs(rows)
         plan = launcher.plan_of_list(search, jobs, space.as_record())
-        outcomes = launcher.run(Listed(jobs), plan, launcher.engine([job.needs for job in jobs], len(jobs)))
+        outcomes = launcher.run(Listed(jobs), plan, launcher.executor([job.needs for job in jobs], len(jobs)))
         leave(outcomes, plan.total, launcher.folder)
         return {number: outcome.value for number, outcome in outcomes.items()}
 
@@ -157,6 +157,6 @@ class Optuna(OwnSweeper):
             self.seed,
             self.pruner,
         )
-        outcomes = launcher.run(source, plan, launcher.engine([job.needs for job in probes], self.n_trials))
+        outcomes = launcher.run(source, plan, launcher.executor([job.needs for job in probes], self.n_trials))
         leave(outcomes, plan.total, launcher.folder)
         return {number: outcome.value for number, outcome in outcomes.items()}

@@ -13,7 +13,7 @@ from recur.sweeps import history
 from recur.sweeps.jobs import TRIAL
 
 
-class Witness(pl.Callback):
+class ValidationLog(pl.Callback):
     """Adds every validation to `history.jsonl`; in an Optuna sweep it reports the metric and stops a hopeless run.
 
     Args:
@@ -65,7 +65,7 @@ class Witness(pl.Callback):
                 "seconds": round(time.monotonic() - self._started, 2),
                 "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
             }
-            history.add(self._folder, entry)
+            history.append_validation(self._folder, entry)
             stop = self._report(metrics)
         if os.environ.get(TRIAL) and trainer.strategy.broadcast(stop):
             self.pruned = trainer.should_stop = True
@@ -75,7 +75,7 @@ class Witness(pl.Callback):
             return False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a resumed run repeats steps that were reported
-            self._trial.report(metrics[self._monitor], step=len(history.read(self._folder)))
+            self._trial.report(metrics[self._monitor], step=len(history.read_validations(self._folder)))
             return bool(self._trial.should_prune())
 
 

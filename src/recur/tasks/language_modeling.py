@@ -136,7 +136,7 @@ class LanguageModelingTask(optimization.Stepping):
         hidden = self.read(batch, "train")
         loss, nll, _ = self.token_loss(hidden, batch.targets)
         self.train_statistics.update(nll)
-        self.note("train/loss", loss.detach(), prog_bar=True, batch_size=len(nll))
+        self.log_step("train/loss", loss.detach(), prog_bar=True, batch_size=len(nll))
         if self.activation_weight:
             loss = loss + self.activation_weight * activation_penalty(hidden.dropped)
         if self.temporal_weight:
@@ -208,19 +208,19 @@ class LanguageModelingTask(optimization.Stepping):
         """The epoch's sums."""
         return [self.train_statistics]
 
-    def remembered(self) -> list[Tensor]:
+    def snapshot(self) -> list[Tensor]:
         """The epoch's sums and, behind them, the carried state."""
         state = self._carried["train"] or []
-        return [*super().remembered(), *(part for layer in state for part in layer)]
+        return [*super().snapshot(), *(part for layer in state for part in layer)]
 
-    def recall(self, before: list[Tensor]) -> None:
+    def restore(self, before: list[Tensor]) -> None:
         """Put them back, the state only where it is spoilt: the text goes on, and a good state has read more of it."""
-        super().recall(before)
+        super().restore(before)
         state = self._carried["train"]
         if state is None or all(bool(part.isfinite().all()) for layer in state for part in layer):
             return
         parts = iter(before[-sum(map(len, state)) :])
-        fits = len(before) > len(super().remembered())
+        fits = len(before) > len(super().snapshot())
         self._carried["train"] = [tuple(next(parts) for _ in layer) for layer in state] if fits else None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -246,7 +246,7 @@ class LanguageModelingTask(optimization.Stepping):
     # ------------------------------------------------------------------------------------------------------- using it
 
     @torch.no_grad()
-    def surprise(self, ids: Tensor, start_id: int) -> Tensor:
+    def token_nll(self, ids: Tensor, start_id: int) -> Tensor:
         """Negative log-likelihood of each token of a text in nats, from what stands before it.
 
         Args:
@@ -263,7 +263,7 @@ class LanguageModelingTask(optimization.Stepping):
     def ranks(self, ids: Tensor, start_id: int) -> Tensor:
         """Rank of each token of a text among all that could have stood there: 1 for the likeliest.
 
-        Arguments as in `surprise`; gives `(tokens,)` int64.
+        Arguments as in `token_nll`; gives `(tokens,)` int64.
         """
         found = []
         for hidden, targets in self._along(ids, start_id):
@@ -326,12 +326,12 @@ class LanguageModelingTask(optimization.Stepping):
             logits = self.net.logits(hidden.features[-samples:]).float()  # (samples, vocabulary)
             if exclude:
                 logits[:, list(exclude)] = -math.inf
-            token = pick(logits, temperature, top_k, top_p, generator)
+            token = sample_token(logits, temperature, top_k, top_p, generator)
             yield token
             recent = token[None] if self.window is None else torch.cat([recent, token[None]])
 
 
-def pick(
+def sample_token(
     logits: Tensor,
     temperature: float = 1.0,
     top_k: int | None = None,

@@ -211,9 +211,9 @@ class Stepping(pl.LightningModule):
             for parameter in self.parameters():
                 parameter.grad = None  # an optimizer leaves alone what has none, and counts no step
         else:
-            self.note("train/gradient_norm", norm)
+            self.log_step("train/gradient_norm", norm)
 
-    def note(self, name: str, value: Any, **settings: Any) -> None:
+    def log_step(self, name: str, value: Any, **settings: Any) -> None:
         """Log a training step's value, if this step is one that is written: logging in vain takes a millisecond."""
         stepped = self.trainer.fit_loop.epoch_loop._batches_that_stepped
         if (stepped + 1) % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
@@ -230,11 +230,11 @@ class Stepping(pl.LightningModule):
         """What an epoch sums up."""
         raise NotImplementedError
 
-    def remembered(self) -> list[Tensor]:
+    def snapshot(self) -> list[Tensor]:
         """What a step that is skipped must leave behind unchanged, besides what the optimizer changes."""
         return [value.clone() for metric in self.training_metrics() for _, value in _states(metric)]
 
-    def recall(self, before: list[Tensor]) -> None:
+    def restore(self, before: list[Tensor]) -> None:
         """Put that back."""
         values = iter(before)
         for metric in self.training_metrics():

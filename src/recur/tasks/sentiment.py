@@ -156,8 +156,8 @@ class SentimentTask(optimization.Stepping):
         size = len(batch.labels)
         self.train_loss.update(loss.detach(), size)
         self.train_accuracy.update(accuracy, size)
-        self.note("train/loss", loss.detach(), prog_bar=True, batch_size=size)
-        self.note("train/accuracy", accuracy, prog_bar=True, batch_size=size)
+        self.log_step("train/loss", loss.detach(), prog_bar=True, batch_size=size)
+        self.log_step("train/accuracy", accuracy, prog_bar=True, batch_size=size)
         return loss * batch.scale
 
     def on_train_epoch_end(self) -> None:
