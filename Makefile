@@ -56,7 +56,7 @@ tensorboard: $(READY) ## look at every run in outputs
 	$(BIN)/tensorboard --logdir outputs
 
 results: $(READY) ## write the README's figures (ARGS="RUN ..." publishes runs)
-	$(BIN)/python -m recur.readme $(ARGS)
+	$(BIN)/python -m recur.benchmarks.publish $(ARGS)
 
 bench: $(READY) ## measure speed; tables, JSON and a picture in outputs/bench
 	$(BIN)/python -m recur.bench $(ARGS)

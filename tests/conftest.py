@@ -7,7 +7,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from doors import door
+from support.commands import run_command
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run at once, one a core
 
@@ -48,7 +48,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def train(folder: Path, *overrides: str) -> "CompletedProcess[str]":
     """Train through the real door into `folder`; fails with the door's output where the door fails."""
-    done = door("train", f"hydra.run.dir={folder}", *overrides)
+    done = run_command("train", f"hydra.run.dir={folder}", *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from conftest import EASY, train
-from doors import door as process
 from recur import evaluate, predict
-from recur.runs import Run
+from recur.inference.classification import classify
+from recur.runs.run import Run
+from support.commands import run_command as process
 
 
 @pytest.fixture
-def door(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Call the door in this process: `door(*words)` gives `told` (the JSON), `err` and `code`."""
+def run_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Call the door in this process: `run_command(*words)` gives `told` (the JSON), `err` and `code`."""
 
     def call(*words: object) -> SimpleNamespace:
         code: Any = 0
@@ -41,9 +42,9 @@ def own_split(trained_run: Path) -> tuple[list[str], list[int]]:
     return texts, [1 - label if row % 7 == 0 else label for row, label in enumerate(labels)]
 
 
-def test_gives_what_the_run_wrote_down(door, trained_run) -> None:
+def test_gives_what_the_run_wrote_down(run_command, trained_run) -> None:
     written = json.loads((trained_run / "metrics.json").read_text())
-    told = door(trained_run).told
+    told = run_command(trained_run).told
     for split in ("val", "test"):
         for name, value in written[split].items():
             assert told[split][name] == pytest.approx(value, abs=1e-6), (split, name)
@@ -51,20 +52,22 @@ def test_gives_what_the_run_wrote_down(door, trained_run) -> None:
     assert np.sum(told["test"]["confusion"]) == told["test"]["texts"] == 150
 
 
-def test_checkpoint_alone_and_any_batch_size_give_the_same(door, trained_run, tmp_path) -> None:
+def test_checkpoint_alone_and_any_batch_size_give_the_same(run_command, trained_run, tmp_path) -> None:
     alone = tmp_path / "moved.ckpt"
     alone.write_bytes((trained_run / "checkpoints" / "best.ckpt").read_bytes())
-    whole = door(trained_run, "--split", "test").told["test"]
-    assert set(door(trained_run, "--split", "val").told) >= {"val"}
+    whole = run_command(trained_run, "--split", "test").told["test"]
+    assert set(run_command(trained_run, "--split", "val").told) >= {"val"}
     for size in (1, 13):
-        again = door(alone, "--split", "test", f"eval_batch_size={size}").told["test"]
+        again = run_command(alone, "--split", "test", f"eval_batch_size={size}").told["test"]
         assert again["confusion"] == whole["confusion"]
         for name in ("loss", "accuracy", "f1", "auroc"):
             assert again[name] == pytest.approx(whole[name], abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "folder", "repository"])
-def test_other_data_in_any_form_scores_by_the_definitions(door, trained_run, own_split, tmp_path, kind: str) -> None:
+def test_other_data_in_any_form_scores_by_the_definitions(
+    run_command, trained_run, own_split, tmp_path, kind: str
+) -> None:
     texts, labels = own_split
     names = ["negative", "positive"]
     place, settings = tmp_path / f"a.{kind}", []
@@ -84,11 +87,11 @@ def test_other_data_in_any_form_scores_by_the_definitions(door, trained_run, own
         place.mkdir()
         rows = [json.dumps({"text": x, "label": names[y]}) for x, y in zip(texts, labels, strict=True)]
         (place / "test.jsonl").write_text("\n".join(rows))
-    answer = door(trained_run, "--data", place, *settings)
+    answer = run_command(trained_run, "--data", place, *settings)
     assert answer.code == 0, answer.err
     told = answer.told["test"]
 
-    found = predict.classify(Run.open(trained_run), texts)
+    found = classify(Run.open(trained_run), texts)
     positive = np.array([one.probabilities[1] for one in found])
     truth = np.array(labels)
     assert told["texts"] == len(texts)
@@ -113,41 +116,41 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize(("words", "said"), REFUSED.values(), ids=REFUSED.keys())
-def test_mistakes_are_one_line(door, trained_run, words, said) -> None:
-    answer = door(trained_run, *words)
+def test_mistakes_are_one_line(run_command, trained_run, words, said) -> None:
+    answer = run_command(trained_run, *words)
     assert answer.code == 2 and len(answer.err.splitlines()) == 1
     assert all(word in answer.err for word in said), answer.err
 
 
-def test_unknown_label_names_file_row_and_classes(door, trained_run, tmp_path) -> None:
+def test_unknown_label_names_file_row_and_classes(run_command, trained_run, tmp_path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("text,label\nthe film was superb,positive\nthe film was dull,so-so\n")
-    answer = door(trained_run, "--data", file)
+    answer = run_command(trained_run, "--data", file)
     assert answer.code == 2 and len(answer.err.splitlines()) == 1
     assert all(word in answer.err for word in (str(file), "so-so"))
 
 
-def test_a_planted_target_builds_nothing(door, trained_run, tmp_path) -> None:
+def test_a_planted_target_builds_nothing(run_command, trained_run, tmp_path) -> None:
     content = torch.load(trained_run / "checkpoints" / "best.ckpt", weights_only=True)
     content["recur"]["config"]["data"] = {"_target_": "os.system", "command": f"touch {tmp_path}/planted"}
     torch.save(content, tmp_path / "planted.ckpt")
-    answer = door(tmp_path / "planted.ckpt")
+    answer = run_command(tmp_path / "planted.ckpt")
     assert answer.code == 2 and "os.system" in answer.err
     content["recur"]["config"]["data"] = {
         "_target_": "recur.data.sentiment.SentimentData",
         "synthetic": {"_target_": "subprocess.run", "args": ["touch", f"{tmp_path}/planted"]},
     }
     torch.save(content, tmp_path / "planted.ckpt")
-    answer = door(tmp_path / "planted.ckpt")
+    answer = run_command(tmp_path / "planted.ckpt")
     assert answer.code == 2 and "subprocess.run" in answer.err
     assert not (tmp_path / "planted").exists()
 
 
-def test_changed_data_is_noticed(door, tmp_path, trained_run) -> None:
+def test_changed_data_is_noticed(run_command, tmp_path, trained_run) -> None:
     content = torch.load(trained_run / "checkpoints" / "best.ckpt", weights_only=True)
     content["recur"]["config"]["data"]["synthetic"]["contrast"] = 1.0  # brings in `but` and `although`
     torch.save(content, tmp_path / "changed.ckpt")
-    answer = door(tmp_path / "changed.ckpt")
+    answer = run_command(tmp_path / "changed.ckpt")
     assert answer.code == 2 and "has changed" in answer.err and "--data" in answer.err
 
 
@@ -184,12 +187,12 @@ def language_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_language_run_gives_what_it_wrote_down_and_more_when_asked(door, language_run) -> None:
+def test_language_run_gives_what_it_wrote_down_and_more_when_asked(run_command, language_run) -> None:
     written = json.loads((language_run / "metrics.json").read_text())
-    told = door(language_run).told
+    told = run_command(language_run).told
     for split in ("val", "test"):
         assert told[split]["perplexity"] == pytest.approx(written[split]["perplexity"], rel=1e-5)
-    told = door(language_run, "--split", "test", "eval_batch_size=1").told
+    told = run_command(language_run, "--split", "test", "eval_batch_size=1").told
     words = [
         "eval_batch_size=1",
         "--dynamic",
@@ -201,19 +204,21 @@ def test_language_run_gives_what_it_wrote_down_and_more_when_asked(door, languag
         "--cache-weight",
         "0.5",
     ]
-    more = door(language_run, "--split", "test", *words).told
+    more = run_command(language_run, "--split", "test", *words).told
     assert more["test"]["perplexity"] == told["test"]["perplexity"]  # the plain figure stays apart
     for name in ("neural_cache", "dynamic_evaluation"):
         assert more["test"][name]["perplexity"] < told["test"]["perplexity"], name  # the text repeats itself
 
 
-def test_language_data_of_ones_own(door, language_run, tmp_path) -> None:
+def test_language_data_of_ones_own(run_command, language_run, tmp_path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("the lazy fox .\n" * 30)
-    told = door(language_run, "--data", file, "eval_batch_size=1").told["test"]
+    told = run_command(language_run, "--data", file, "eval_batch_size=1").told["test"]
     other = tmp_path / "b.txt"
     other.write_text("zzqqxxkk" * 60)
-    assert told["perplexity"] < door(language_run, "--data", other, "eval_batch_size=1").told["test"]["perplexity"]
+    assert (
+        told["perplexity"] < run_command(language_run, "--data", other, "eval_batch_size=1").told["test"]["perplexity"]
+    )
 
 
 def test_language_predictions_say_how_surprising_each_token_is(language_run, capsys, tmp_path) -> None:

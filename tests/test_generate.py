@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from conftest import train
-from doors import door
-from recur.generate import Writer, prompt_ids, unknown_words
-from recur.runs import Run
+from recur.inference.language import Writer, prompt_ids, unknown_words
+from recur.runs.run import Run
+from support.commands import run_command
 
 SMALL = [
     "data=synthetic_text",
@@ -35,7 +35,7 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def told(*words: object) -> str:
-    done = door("generate", *map(str, words))
+    done = run_command("generate", *map(str, words))
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -73,7 +73,7 @@ def test_a_text_begins_where_a_line_begins(stories):
 
 
 def test_unknown_prompt_words_are_said(stories):
-    done = door("generate", str(stories), "--prompt", "the zebra sees the yak", "--tokens", "3", "--no-unknown")
+    done = run_command("generate", str(stories), "--prompt", "the zebra sees the yak", "--tokens", "3", "--no-unknown")
     assert "not in the vocabulary, read as <unk>: 'zebra', 'yak'" in done.stderr and done.returncode == 0
     assert done.stdout.count("<unk>") == 2
 
@@ -86,19 +86,19 @@ def test_mistakes_are_one_line(stories, trained_run, tmp_path):
         ([trained_run], "wants a language run"),
         ([tmp_path / "nothing"], "there is no run at"),
     ):
-        done = door("generate", *map(str, words))
+        done = run_command("generate", *map(str, words))
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_a_language_run_is_evaluated_and_read(stories):
     record = json.loads((stories / "metrics.json").read_text())
-    done = door("evaluate", str(stories), "--cache", "100", "--dynamic", "0.001")
+    done = run_command("evaluate", str(stories), "--cache", "100", "--dynamic", "0.001")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["test"]
     for name in ("loss", "perplexity", "accuracy"):
         assert found[name] == pytest.approx(record["test"][name], rel=1e-5)
     assert {"neural_cache", "dynamic_evaluation"} <= found.keys()
-    done = door("predict", str(stories), "the king sees the queen .", "--json")
+    done = run_command("predict", str(stories), "the king sees the queen .", "--json")
     assert done.returncode == 0, done.stderr
     assert [row["token"] for row in json.loads(done.stdout)["tokens"]] == ["the", "king", "sees", "the", "queen", "."]
 
@@ -127,7 +127,7 @@ def test_two_ranks_train_resume_and_count_every_token(tmp_path):
     assert not torch.equal(content["carried_state"][0][0][0], content["carried_state"][1][0][0])
     run = Run.open(folder)
     assert run.task.net.decoder.weight is run.task.net.embedding.weight
-    done = door("evaluate", str(folder), "eval_batch_size=4")  # the same streams on one rank
+    done = run_command("evaluate", str(folder), "eval_batch_size=4")  # the same streams on one rank
     assert json.loads(done.stdout)["test"]["perplexity"] == pytest.approx(record["test"]["perplexity"], rel=1e-5)
 
 

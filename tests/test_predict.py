@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from doors import door as process
-from recur import predict, view
-from recur.runs import Run
+from recur import predict
+from recur import render as view
+from recur.inference.classification import TOLERANCE, classify, explain, integrated_gradients
+from recur.runs.run import Run
+from support.commands import run_command as process
 
 GOOD, BAD = "the film was superb", "the film was awful"
 
@@ -27,8 +29,8 @@ def run(trained_run: Path) -> Run:
 
 
 @pytest.fixture
-def door(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Call the door in this process: `door(*words, stdin=b"")` gives `out`, `err` and `code`."""
+def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Call the door in this process: `run_command(*words, stdin=b"")` gives `out`, `err` and `code`."""
 
     def call(*words: object, stdin: bytes = b"") -> SimpleNamespace:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
@@ -50,8 +52,8 @@ def records(printed: str) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------------------- labels
 
 
-def test_table_says_the_label_and_the_second_class_probability(door, trained_run) -> None:
-    told = door(trained_run, BAD, GOOD)
+def test_table_says_the_label_and_the_second_class_probability(run_command, trained_run) -> None:
+    told = run_command(trained_run, BAD, GOOD)
     assert told.code == 0 and told.err == ""
     head, first, second = (line.split() for line in told.out.splitlines())
     assert head == ["Text", "P(positive)", "Label"]
@@ -59,17 +61,17 @@ def test_table_says_the_label_and_the_second_class_probability(door, trained_run
     assert second[-1] == "positive" and float(second[-2]) > 0.5
 
 
-def test_folder_and_checkpoint_alone_agree(door, trained_run, tmp_path) -> None:
+def test_folder_and_checkpoint_alone_agree(run_command, trained_run, tmp_path) -> None:
     alone = tmp_path / "moved.ckpt"
     alone.write_bytes((trained_run / "checkpoints" / "best.ckpt").read_bytes())
-    assert records(door(alone, GOOD, "--json").out) == records(door(trained_run, GOOD, "--json").out)
+    assert records(run_command(alone, GOOD, "--json").out) == records(run_command(trained_run, GOOD, "--json").out)
 
 
 def test_each_text_is_answered_alone_whatever_stands_beside_it(run) -> None:
     texts = [GOOD, BAD, "film", " ".join([GOOD] * 40), "unheard of words", BAD + " . " + GOOD]
-    together = predict.classify(run, texts)
+    together = classify(run, texts)
     for text, found in zip(texts, together, strict=True):
-        (alone,) = predict.classify(run, [text])
+        (alone,) = classify(run, [text])
         np.testing.assert_allclose(found.probabilities, alone.probabilities, atol=1e-6)
         assert sum(found.probabilities) == pytest.approx(1)
 
@@ -78,21 +80,21 @@ def test_two_threads_of_torch_answer_the_same(run) -> None:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = predict.classify(run, [GOOD, BAD])
+        one = classify(run, [GOOD, BAD])
         torch.set_num_threads(2)
-        two = predict.classify(run, [GOOD, BAD])
+        two = classify(run, [GOOD, BAD])
     finally:
         torch.set_num_threads(threads)
     np.testing.assert_allclose(one[0].probabilities, two[0].probabilities, atol=1e-6)
 
 
-def test_standard_input_and_files_give_the_same_answers_in_order(door, trained_run, tmp_path) -> None:
+def test_standard_input_and_files_give_the_same_answers_in_order(run_command, trained_run, tmp_path) -> None:
     texts = [GOOD, BAD, "the plot was dull"]
-    wanted = records(door(trained_run, *texts, "--json").out)
+    wanted = records(run_command(trained_run, *texts, "--json").out)
     assert [record["text"] for record in wanted] == texts
 
     lines = "\r\n".join(texts).encode()
-    assert records(door(trained_run, "--json", stdin=b"\xef\xbb\xbf" + lines).out) == wanted
+    assert records(run_command(trained_run, "--json", stdin=b"\xef\xbb\xbf" + lines).out) == wanted
     (tmp_path / "a.txt").write_bytes(lines)
     (tmp_path / "a.csv").write_text("n,review\n" + "".join(f'{i},"{t}"\n' for i, t in enumerate(texts)))
     (tmp_path / "a.tsv").write_text("review\n" + "".join(f"{t}\n" for t in texts))
@@ -101,17 +103,17 @@ def test_standard_input_and_files_give_the_same_answers_in_order(door, trained_r
     import pyarrow.parquet
 
     pyarrow.parquet.write_table(pyarrow.table({"review": texts}), tmp_path / "a.parquet")
-    assert records(door(trained_run, "--file", tmp_path / "a.txt", "--json").out) == wanted
+    assert records(run_command(trained_run, "--file", tmp_path / "a.txt", "--json").out) == wanted
     for kind in ("csv", "tsv", "jsonl", "parquet"):
-        told = door(trained_run, "--file", tmp_path / f"a.{kind}", "--column", "review", "--json")
+        told = run_command(trained_run, "--file", tmp_path / f"a.{kind}", "--column", "review", "--json")
         assert records(told.out) == wanted, kind
 
 
-def test_many_lines_come_in_order_across_chunks(door, trained_run, monkeypatch) -> None:
-    monkeypatch.setattr(predict, "CHUNK", 4)
+def test_many_lines_come_in_order_across_chunks(run_command, trained_run, monkeypatch) -> None:
+    monkeypatch.setattr(io, "CHUNK", 4)
     monkeypatch.setattr(predict, "BATCH_TOKENS", 10)
     texts = [f"{'very ' * (i % 5)}film {GOOD if i % 2 else BAD}" for i in range(11)]
-    told = records(door(trained_run, "--json", stdin="\n".join(texts).encode()).out)
+    told = records(run_command(trained_run, "--json", stdin="\n".join(texts).encode()).out)
     assert [record["text"] for record in told] == texts
     assert [record["label"] for record in told] == ["positive" if i % 2 else "negative" for i in range(11)]
 
@@ -135,20 +137,20 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("text", STRANGE.values(), ids=STRANGE.keys())
-def test_strange_texts_work_and_reach_the_terminal_tamed(door, trained_run, text: str) -> None:
-    told = door(trained_run, text)
+def test_strange_texts_work_and_reach_the_terminal_tamed(run_command, trained_run, text: str) -> None:
+    told = run_command(trained_run, text)
     assert told.code == 0, told.err
     lines = (told.out + told.err).splitlines()
     assert len(told.out.splitlines()) == 2
     assert all(len(line) < 400 for line in lines)
     assert not view._UNSAFE.search("".join(lines))
-    (record,) = records(door(trained_run, text, "--json").out)
+    (record,) = records(run_command(trained_run, text, "--json").out)
     assert record["text"] == text
     assert record["label"] in ("negative", "positive")
 
 
-def test_texts_the_run_knows_nothing_of_are_noticed(door, trained_run) -> None:
-    told = door(trained_run, GOOD, "xyzzy plugh")
+def test_texts_the_run_knows_nothing_of_are_noticed(run_command, trained_run) -> None:
+    told = run_command(trained_run, GOOD, "xyzzy plugh")
     assert told.code == 0
     assert told.err == "recur: text 2: the run knows none of its words\n"
 
@@ -169,34 +171,36 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("words", "stdin", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_cannot_be_read_is_one_line_and_code_2(door, trained_run, words, stdin: bytes, message: str) -> None:
-    told = door(trained_run, *words, stdin=stdin)
+def test_what_cannot_be_read_is_one_line_and_code_2(
+    run_command, trained_run, words, stdin: bytes, message: str
+) -> None:
+    told = run_command(trained_run, *words, stdin=stdin)
     assert told.code == 2
     assert message in told.err
     assert len(told.err.splitlines()) == 1 and told.err.startswith("recur: ")
 
 
-def test_bad_rows_of_a_file_are_named_and_can_be_skipped(door, trained_run, tmp_path) -> None:
+def test_bad_rows_of_a_file_are_named_and_can_be_skipped(run_command, trained_run, tmp_path) -> None:
     file = tmp_path / "a.csv"
     file.write_text(f"text\n{GOOD}\n \n{BAD}\n;\n")
-    told = door(trained_run, "--file", file)
+    told = run_command(trained_run, "--file", file)
     assert told.code == 2 and f"{file} row 2" in told.err and "--skip-bad-rows" in told.err
     assert "data.on_bad_row" not in told.err
-    told = door(trained_run, "--file", file, "--skip-bad-rows", "--json")
+    told = run_command(trained_run, "--file", file, "--skip-bad-rows", "--json")
     assert told.code == 0
     assert [record["text"] for record in records(told.out)] == [GOOD, BAD]
     assert "row 4" in told.err
 
 
-def test_wrong_column_names_those_there_are(door, trained_run, tmp_path) -> None:
+def test_wrong_column_names_those_there_are(run_command, trained_run, tmp_path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("review\ngood\n")
-    told = door(trained_run, "--file", file)
+    told = run_command(trained_run, "--file", file)
     assert told.code == 2 and "'text'" in told.err and "'review'" in told.err
 
 
 @pytest.mark.parametrize("make", ["missing", "folder", "text", "truncated"])
-def test_what_is_no_run_is_one_line(door, trained_run, tmp_path, make: str) -> None:
+def test_what_is_no_run_is_one_line(run_command, trained_run, tmp_path, make: str) -> None:
     place = tmp_path / "run"
     if make == "folder":
         place.mkdir()
@@ -204,7 +208,7 @@ def test_what_is_no_run_is_one_line(door, trained_run, tmp_path, make: str) -> N
         place.write_text("a run")
     elif make == "truncated":
         place.write_bytes((trained_run / "checkpoints" / "best.ckpt").read_bytes()[:5000])
-    told = door(place, GOOD)
+    told = run_command(place, GOOD)
     assert told.code == 2 and str(place) in told.err and len(told.err.splitlines()) == 1
 
 
@@ -213,10 +217,10 @@ def test_what_is_no_run_is_one_line(door, trained_run, tmp_path, make: str) -> N
 
 @pytest.mark.parametrize("text", [GOOD, BAD, "film", "xyzzy was the film", " ".join([GOOD, BAD] * 20)])
 def test_contributions_add_up_to_the_whole_difference(run, text: str) -> None:
-    (found,) = predict.classify(run, [text])
-    told = predict.explain(run, text, found.label)
+    (found,) = classify(run, [text])
+    told = explain(run, text, found.label)
     whole = told.logit - told.baseline
-    assert sum(told.contributions) == pytest.approx(whole, abs=predict.TOLERANCE * max(1, abs(whole)))
+    assert sum(told.contributions) == pytest.approx(whole, abs=TOLERANCE * max(1, abs(whole)))
     # and the logit is the door's own
     assert 1 / (1 + np.exp(-told.logit)) == pytest.approx(found.probabilities[1], abs=1e-6)
     assert told.tokens == text.split()
@@ -239,14 +243,14 @@ def test_contributions_of_a_linear_model_are_its_terms() -> None:
 
     net = Linear()
     text = torch.nn.utils.rnn.pack_sequence([torch.arange(7)])
-    values, logit, baseline = predict.integrated_gradients(net, text, 0)
+    values, logit, baseline = integrated_gradients(net, text, 0)
     torch.testing.assert_close(values, net.embed(text) @ net.weight, rtol=1e-6, atol=1e-6)
     assert baseline == 3.0 and logit == pytest.approx(3.0 + float(values.sum()))
 
 
 def test_the_word_that_decides_contributes_most_and_with_the_right_sign(run) -> None:
     for text, sign in ((GOOD, 1), (BAD, -1)):
-        told = predict.explain(run, text, 0)
+        told = explain(run, text, 0)
         strongest = int(np.argmax(np.abs(told.contributions)))
         assert told.tokens[strongest] in ("superb", "awful")
         assert np.sign(told.contributions[strongest]) == sign
@@ -257,34 +261,34 @@ def test_explanation_follows_the_cut_of_the_run(run, monkeypatch) -> None:
     monkeypatch.setitem(run.config["data"], "max_length", 4)
     for keep, kept in (("head", "a b c d"), ("tail", "e f g h"), ("both", "a b g h")):
         monkeypatch.setitem(run.config["data"], "keep", keep)
-        assert predict.explain(run, "a b c d e f g h", 0).tokens == kept.split()
-        (found,) = predict.classify(run, ["a b c d e f g h"])
+        assert explain(run, "a b c d e f g h", 0).tokens == kept.split()
+        (found,) = classify(run, ["a b c d e f g h"])
         assert (found.tokens, found.read) == (8, 4)
-        (short,) = predict.classify(run, [kept])
+        (short,) = classify(run, [kept])
         np.testing.assert_allclose(found.probabilities, short.probabilities, atol=1e-6)
 
 
-def test_explanation_without_colour_shows_numbers_and_json_all(door, trained_run) -> None:
-    told = door(trained_run, GOOD, "--explain")
+def test_explanation_without_colour_shows_numbers_and_json_all(run_command, trained_run) -> None:
+    told = run_command(trained_run, GOOD, "--explain")
     assert told.code == 0 and "\x1b" not in told.out
     assert "superb(+" in told.out and told.out.startswith("positive (")
-    (record,) = records(door(trained_run, GOOD, "--explain", "--json").out)
+    (record,) = records(run_command(trained_run, GOOD, "--explain", "--json").out)
     inner = record["explanation"]
     assert [token["token"] for token in inner["tokens"]] == GOOD.split()
     added = sum(token["contribution"] for token in inner["tokens"])
     assert added - (inner["logit"] - inner["baseline_logit"]) == pytest.approx(inner["gap"])
 
 
-def test_explanation_in_colour_holds_no_control_of_the_text(door, trained_run, monkeypatch) -> None:
+def test_explanation_in_colour_holds_no_control_of_the_text(run_command, trained_run, monkeypatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
-    told = door(trained_run, "superb \x1b[2J film", "--explain")
+    told = run_command(trained_run, "superb \x1b[2J film", "--explain")
     assert "\x1b[" in told.out  # ours
     assert "\x1b[2J" not in told.out and r"\x1b[2j" in told.out
 
 
-def test_too_long_to_explain_says_so(door, trained_run) -> None:
-    told = door(trained_run, "film " * 6000, "--explain")
+def test_too_long_to_explain_says_so(run_command, trained_run) -> None:
+    told = run_command(trained_run, "film " * 6000, "--explain")
     assert told.code == 2 and "5,000" in told.err and "6,000" in told.err
 
 
@@ -304,10 +308,10 @@ class _Page(HTMLParser):
         self.text.append(data)
 
 
-def test_page_stands_alone_and_escapes_the_text(door, trained_run, tmp_path) -> None:
+def test_page_stands_alone_and_escapes_the_text(run_command, trained_run, tmp_path) -> None:
     file = tmp_path / "page.html"
     hostile = """superb <script>alert("x")</script> " onmouseover="alert(1) &amp; \x1b[0m"""
-    told = door(trained_run, hostile, BAD, "--html", file)
+    told = run_command(trained_run, hostile, BAD, "--html", file)
     assert told.code == 0, told.err
     source = file.read_text(encoding="utf-8")
     page = _Page(source)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, train
-from doors import door
+from support.commands import run_command
 
 FEW = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=2", "test=false"]
 FEW += ["trainer.accelerator=cpu"]
@@ -87,7 +87,7 @@ def test_training_commands_run(command, own_files, trained_run, shared_data):
         words += FEW
     if "experiment=imdb_fast" in words:  # whose word vectors take a minute and a half
         words += ["data.unlabelled=null", "data.word2vec.epochs=1", "data.word2vec.min_count=50"]
-    done = door("train", *words, cwd=own_files)
+    done = run_command("train", *words, cwd=own_files)
     assert done.returncode == 0, done.stderr
 
 
@@ -97,7 +97,7 @@ def test_sweep_commands_sweep_over_keys_that_exist(command, own_files):
     words = [w for w in shlex.split(command)[3:] if w != "-m" and not w.startswith(("hydra", "resume="))]
     first = [word if "(" in word else re.sub(r"(=[^,\[\]{}]*),.*", r"\1", word) for word in words]
     keys = [re.sub(r"=.*", "=0", word) if "(" in word else word for word in first]
-    done = door("train", *keys, "--cfg", "job", cwd=own_files)
+    done = run_command("train", *keys, "--cfg", "job", cwd=own_files)
     assert done.returncode == 0, done.stderr
 
 
@@ -106,13 +106,13 @@ def test_sweep_commands_sweep_over_keys_that_exist(command, own_files):
 )
 def test_using_a_run_works(command, trained_run, shared_data):
     words = placed(shlex.split(command)[2:], trained_run, shared_data)
-    done = door(words[0].removeprefix("recur."), *words[1:])
+    done = run_command(words[0].removeprefix("recur."), *words[1:])
     assert done.returncode == 0, done.stderr
     assert done.stdout
 
 
 def test_figures_stand_between_their_marks():
-    from recur.readme import replaced
+    from recur.benchmarks.publish import replaced
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "new" in replaced(text, "results", "new")
@@ -120,7 +120,7 @@ def test_figures_stand_between_their_marks():
 
 def test_speed_tables_tell_every_bar_and_the_machine(tmp_path):
     from recur import bench
-    from recur.readme import speed_tables
+    from recur.benchmarks.publish import speed_tables
 
     bench.main(["loader", "--quick", "--device", "cpu", "--out", str(tmp_path)])
     record = json.loads((tmp_path / "bench.json").read_text())
@@ -135,6 +135,6 @@ def test_generating_works(command, own_files):
     run = own_files / "language"
     words = ["data=text_files", "data.train=book.txt", "model=language_model", "data.batch_size=4"]
     train(run, *words, *FEW, f"data.train={own_files / 'book.txt'}")
-    done = door("generate", *[word.replace("RUN", str(run)) for word in shlex.split(command)[3:]])
+    done = run_command("generate", *[word.replace("RUN", str(run)) for word in shlex.split(command)[3:]])
     assert done.returncode == 0, done.stderr
     assert "cat" in done.stdout

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import train
-from doors import door
-from recur import cli, view
+from recur import cli
+from recur import render as view
+from support.commands import run_command
 
 Content = str | bytes | Callable[[Path, "Runs"], None] | None  # None: an empty folder
 LIMIT = 1500  # characters of a message
@@ -653,7 +654,7 @@ def call(group: str, row: Row, place: Path, runs: Runs):
     if group not in DOORS and group != "resume":
         words += ["hydra.run.dir=new"] + ([] if "trainer=" in row.words else ["trainer=cpu"])
     before = snapshot(place)
-    done = door(DOORS.get(group, "train"), *words, cwd=place, text=row.text, environment={"RECUR_DEBUG": ""})
+    done = run_command(DOORS.get(group, "train"), *words, cwd=place, text=row.text, environment={"RECUR_DEBUG": ""})
     return done, before
 
 
@@ -681,7 +682,7 @@ def test_is_refused_in_one_line_and_nothing_is_touched(group, row, runs, tmp_pat
 
 
 def test_the_stack_is_there_for_who_asks():
-    done = door("predict", "absent", "a film", environment={"RECUR_DEBUG": "1"})
+    done = run_command("predict", "absent", "a film", environment={"RECUR_DEBUG": "1"})
     assert done.returncode == 1
     assert "Traceback" in done.stderr and done.stderr.rstrip().endswith("give a run folder or a .ckpt file")
 
@@ -723,12 +724,12 @@ def test_strange_texts_are_answered_and_cannot_act(runs, tmp_path):
         (("--file", "b.jsonl", "--json"), "", len(safe) - 1),
         ((), lines.encode("utf-8", "replace"), len(STRANGE) - 2),
     ):
-        done = door("predict", runs.sentiment, *words, cwd=tmp_path, text=text)
+        done = run_command("predict", runs.sentiment, *words, cwd=tmp_path, text=text)
         assert done.returncode == 0, done.stderr
         assert not view._UNSAFE.search((done.stdout + done.stderr).replace("\n", ""))
         assert len(done.stdout.splitlines()) == count + 1
         assert "Traceback" not in done.stderr
-    done = door("predict", runs.language, *list(STRANGE.values())[:6], cwd=tmp_path)
+    done = run_command("predict", runs.language, *list(STRANGE.values())[:6], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not view._UNSAFE.search((done.stdout + done.stderr).replace("\n", ""))
 
@@ -742,7 +743,7 @@ def test_files_as_people_have_them_are_read(tmp_path):
     (tmp_path / "a.csv").write_bytes("\r\n".join(cells).encode("utf-8-sig"))
     small = ("model.net.hidden_size=4", "model.net.embedding_dim=4", "trainer=cpu", "trainer.max_epochs=1")
     words = ("data=files", "data.train=a.csv", "data.batch_size=4", "data.max_length=20", "test=false", *small)
-    done = door("train", *words, "model.net.dropout=0.5", "logger=none", "hydra.run.dir=new", cwd=tmp_path)
+    done = run_command("train", *words, "model.net.dropout=0.5", "logger=none", "hydra.run.dir=new", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not view._UNSAFE.search(done.stdout.replace("\n", ""))
     assert r"gut \x1b[31m, schlecht" in done.stdout

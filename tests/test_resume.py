@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from conftest import EASY
-from torture import Moment, compare, scalars, torture
+from support.torture import Moment, compare, scalars, torture
 
 FEW = [
     "data.synthetic.train=104",

@@ -2,8 +2,8 @@
 
 import pytest
 
+from support.torture import Moment, start
 from test_resume import SENTIMENT, language
-from torture import Moment, start
 
 
 @pytest.mark.slow

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from support.torture import compare, finish, moments, torture
 from test_resume import SENTIMENT, language
-from torture import compare, finish, moments, torture
 
 ROUNDS = [("sentiment", 1, 14), ("language", 1, 14), ("sentiment", 2, 8), ("language", 2, 8)]  # family, ranks, kills
 

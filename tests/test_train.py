@@ -12,8 +12,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import EASY, ROOT, train
-from doors import door
-from recur.runs import Run, load_checkpoint
+from recur.runs.run import Run, load_checkpoint
+from support.commands import run_command
 
 TINY = [*EASY, "trainer.max_epochs=1"]
 
@@ -35,7 +35,7 @@ def test_the_config_is_shown_from_any_folder_without_loading_torch(tmp_path, mod
 
 
 def test_help_names_groups_experiments_and_commands():
-    text = door("train", "--help").stdout
+    text = run_command("train", "--help").stdout
     for word in ("data:", "model:", "optimizer:", "scheduler:", "trainer:", "callbacks:", "logger:", "experiment:"):
         assert word in text
     for experiment in (ROOT / "conf" / "experiment").glob("*.yaml"):
@@ -101,7 +101,7 @@ def test_resuming_in_place_ends_where_an_uninterrupted_run_ends(tmp_path, ema):
     train(tmp_path / "whole", *settings, "trainer.max_epochs=3")
     train(tmp_path / "parts", *settings, "trainer.max_epochs=2")
     moved = (tmp_path / "parts").rename(tmp_path / "moved")
-    done = door("train", f"resume={moved}", "trainer.max_epochs=3", cwd=tmp_path)
+    done = run_command("train", f"resume={moved}", "trainer.max_epochs=3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     whole, parts = weights(tmp_path / "whole"), weights(moved)
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
@@ -122,7 +122,7 @@ def test_the_published_figures_are_the_best_checkpoint_s(tmp_path):
     best = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")
     assert best["epoch"] < 5, "the last epoch was the best: this would show nothing"
     for split in ("val", "test"):
-        done = door("evaluate", str(tmp_path / "run"), "--split", split)
+        done = run_command("evaluate", str(tmp_path / "run"), "--split", split)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)[split]["loss"] == pytest.approx(record[split]["loss"], rel=1e-5)
 
@@ -133,7 +133,7 @@ def test_two_processes_train_as_one(tmp_path):
     record = json.loads((tmp_path / "ddp" / "metrics.json").read_text())
     assert record["world_size"] == 2
     assert round(record["test"]["accuracy"] * 150, 3) % 1 == 0  # 150 test texts: no text lost or doubled
-    again = door("train", "--cfg", "job")
+    again = run_command("train", "--cfg", "job")
     assert again.returncode == 0
 
 
@@ -166,7 +166,7 @@ def test_own_files_train_with_overrides_alone(tmp_path, separator):
         "model.net.hidden_size=8",
         f"hydra.run.dir={tmp_path}/run",
     ]
-    done = door("train", *words)
+    done = run_command("train", *words)
     assert done.returncode == 0, done.stderr
     assert Run.open(tmp_path / "run").data["class_names"] == ["no", "so", "yes"]
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["val"]["accuracy"] == 1.0
@@ -176,7 +176,7 @@ def test_own_files_train_with_overrides_alone(tmp_path, separator):
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")))
 def test_every_shipped_experiment_takes_a_step(tmp_path, experiment, shared_data):
     """The shipped recipe on the real data, one batch long."""
-    cfg = door("train", f"experiment={experiment}", "--cfg", "job").stdout
+    cfg = run_command("train", f"experiment={experiment}", "--cfg", "job").stdout
     words = [
         f"experiment={experiment}",
         "trainer.max_epochs=1",

@@ -1,30 +1,16 @@
 """What every door shares: a user's mistake is one line and exit code 2, ours is a stack and exit code 1."""
 
 import argparse
-import difflib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-from recur.view import printable
+from recur.errors import nearest, reason
+from recur.render import printable
 
 _LONGEST = 1000  # characters of a message
-
-
-def conf_dir() -> Path:
-    """Folder of the YAML configs: beside `src` in a checkout, inside the package once installed."""
-    package = Path(__file__).resolve().parent
-    checkout = package.parents[1] / "conf"
-    return checkout if (checkout / "train.yaml").is_file() else package / "conf"
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`": did you mean X?"` for the known word most like this one, or an empty string."""
-    match = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
-    return f": did you mean {match[0]}?" if match else ""
 
 
 def one_line(message: object) -> str:
@@ -89,8 +75,6 @@ def explain(error: BaseException) -> str | None:
     if name == "MisconfigurationException":
         return str(error)
     if isinstance(error, OSError) and error.strerror:
-        from recur.checkpoints import reason
-
         return f"{error.filename}: {reason(error)}" if error.filename is not None else reason(error)
     if isinstance(error, (ValueError, OSError)) or name == "UserError":
         return str(error)
@@ -154,3 +138,13 @@ def _paths(node: Any, prefix: str = "") -> list[str]:
     for key, value in node.items():
         found += _paths(value, f"{prefix}.{key}" if prefix else str(key))
     return found
+
+
+def rank() -> int:
+    """0 for the process that speaks and writes for all that train together, by what the environment says."""
+    return max(int(os.environ.get(key) or 0) for key in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+def tell(line: str) -> None:
+    """One line on standard error."""
+    print(f"recur: {line}", file=sys.stderr, flush=True)

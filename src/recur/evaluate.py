@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recur import cli
+from recur.errors import nearest
+from recur.runs.run import Run
 
 if TYPE_CHECKING:
-    from recur.runs import Run
-
+    from recur.runs.run import Run
 # What says where a run's own data is; none of it holds for somebody else's file.
 _PLACES = (
     "path",
@@ -70,7 +71,8 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.data and not Path(arguments.data).exists():
         raise ValueError(f"there is no file or folder {arguments.data}")
 
-    from recur.runs import Run, device, plain
+    from recur.runs.metrics import plain
+    from recur.runs.run import Run, device
 
     device(arguments.device)
     run = Run.open(arguments.run)
@@ -106,7 +108,8 @@ def open_data(run: "Run", path: str | None = None, settings: Sequence[str] = ())
     from hydra.utils import get_class, instantiate
     from omegaconf import OmegaConf
 
-    from recur import schema, trust
+    from recur.config import schema
+    from recur.runs import trust
 
     config = dict(run.config["data"])
     trust.check_targets(config, "data", trust.DATA)
@@ -117,7 +120,7 @@ def open_data(run: "Run", path: str | None = None, settings: Sequence[str] = ())
     for setting in settings:
         key, equals, _ = setting.partition("=")
         if not equals or key.partition(".")[0] not in known:
-            hint = cli.nearest(key, known) or f"; it has {', '.join(known)}"
+            hint = nearest(key, known) or f"; it has {', '.join(known)}"
             raise ValueError(f"{setting} is no KEY=VALUE of the run's data settings{hint}")
     if path is not None:
         config = {key: value for key, value in config.items() if key not in _PLACES}
@@ -157,7 +160,7 @@ def evaluate(run: "Run", data: Any, split: str, device: str = "cpu") -> dict[str
     import lightning.pytorch as pl
     import torch
 
-    from recur import report
+    from recur.training import report
 
     report.quiet()
     kind = torch.device(device)
@@ -198,7 +201,7 @@ def _beyond(run: "Run", data: Any, split: str, arguments: argparse.Namespace) ->
     if arguments.dynamic is None and arguments.cache is None:
         return {}
     from recur.data.streams import StreamLoader
-    from recur.tasks.language_modeling import dynamic_evaluation, neural_cache
+    from recur.tasks.dynamic_evaluation import dynamic_evaluation, neural_cache
 
     told: dict[str, Any] = {}
     task = run.task.to(arguments.device).eval()

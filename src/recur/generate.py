@@ -7,16 +7,11 @@ The same run, prompt, settings and seed give the same text.
 import argparse
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from recur import cli
-from recur.view import escape_controls
-
-if TYPE_CHECKING:
-    from recur.data.text import Tokenizer
-    from recur.runs import Run
+from recur.render import escape_controls
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -60,7 +55,8 @@ def _run(arguments: argparse.Namespace) -> None:
     if hasattr(sys.stdout, "reconfigure"):  # whatever the locale, no character stops the door
         sys.stdout.reconfigure(errors="backslashreplace")
 
-    from recur.runs import Run, device
+    from recur.inference.language import Writer, generate, prompt_ids, unknown_words
+    from recur.runs.run import Run, device
 
     run = Run.open(arguments.run)
     run.require("language", "generate")
@@ -93,99 +89,6 @@ def _run(arguments: argparse.Namespace) -> None:
         writer = Writer(tokenizer)
         print("-" * 40)
         print(escape_controls("".join(writer.piece(index) for index in [*prompt, *sample]) + writer.end()))
-
-
-def prompt_ids(tokenizer: "Tokenizer", prompt: str) -> list[int]:
-    """Ids of a prompt as the training text would have them: for words, a line's end is `<eos>`."""
-    if tokenizer.eos_id is None:
-        return tokenizer.encode(prompt)
-    ids: list[int] = []
-    for number, line in enumerate(prompt.split("\n")):
-        ids += [tokenizer.eos_id] * (number > 0) + tokenizer.encode(line)
-    return ids
-
-
-def unknown_words(tokenizer: "Tokenizer", prompt: str) -> list[str]:
-    """The prompt's words (or characters) that the model has never seen, each once."""
-    words = tokenizer.tokens(prompt)
-    ids = tokenizer.encode(prompt)
-    unknown = [word for word, index in zip(words, ids, strict=True) if index == tokenizer.unk_id and word != "<unk>"]
-    return [repr(word) for word in dict.fromkeys(unknown)]
-
-
-def generate(
-    run: "Run",
-    prompt: Sequence[int],
-    *,
-    samples: int = 1,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    exclude: Sequence[int] = (),
-    seed: int = 0,
-) -> Iterator[list[int]]:
-    """Continue a prompt for ever.
-
-    Args:
-        run: an open language run.
-        prompt: ids to begin with; none begins where a text begins.
-        samples: texts to write at once.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_k: sample among the likeliest k only.
-        top_p: sample among the fewest tokens that have this probability together.
-        exclude: ids never to write.
-        seed: of the random numbers.
-
-    Yields:
-        The next id of each sample.
-    """
-    import torch
-
-    from recur.data.corpus import start_id
-
-    # Streams begin with the start token, single windows do not.
-    first = [] if prompt and run.task.window is not None else [start_id(run.tokenizer)]
-    ids = torch.tensor([*first, *prompt])[:, None].expand(-1, samples)  # (tokens, samples)
-    generator = torch.Generator(run.task.device).manual_seed(seed)
-    drawn = run.task.generate(
-        ids, temperature=temperature, top_k=top_k, top_p=top_p, exclude=exclude, generator=generator
-    )
-    for token in drawn:
-        yield token.tolist()
-
-
-class Writer:
-    """Turns ids into text piece by piece: together the pieces are the text.
-
-    Args:
-        tokenizer: of the run.
-    """
-
-    def __init__(self, tokenizer: "Tokenizer") -> None:
-        self._tokenizer = tokenizer
-        self._words = tokenizer.kind in ("basic_english", "whitespace")
-        self._space = ""
-        self._pending: list[int] = []  # bytes of a character that is not complete yet
-
-    def piece(self, index: int) -> str:
-        """Text that can be shown once this id has come."""
-        if index == self._tokenizer.eos_id:
-            self._space = ""
-            return "\n"
-        if self._words:
-            piece = self._space + self._tokenizer.decode([index])
-            self._space = " "
-            return piece
-        self._pending.append(index)
-        text = self._tokenizer.decode(self._pending)
-        if text.endswith("\ufffd") and len(self._pending) < 4:  # UTF-8 takes four bytes at most
-            return ""
-        self._pending = []
-        return text
-
-    def end(self) -> str:
-        """What is left when no more ids come."""
-        return self._tokenizer.decode(self._pending) if self._pending else ""
 
 
 if __name__ == "__main__":

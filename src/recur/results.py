@@ -24,7 +24,7 @@ def _results() -> None:
     parser.add_argument("--out", help="where to write (default: results in the first sweep's folder)")
     given = parser.parse_args()
 
-    from recur.sweeps.answer import Leaderboard
+    from recur.leaderboard.table import Leaderboard
 
     leaderboard = Leaderboard.of(given.sweep, given.metric, given.mode)
     print(leaderboard.as_text(given.top))

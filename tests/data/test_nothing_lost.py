@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from recur.data import corpus
 from recur.data.cache import TokenCache
 from recur.data.language import LanguageData
+from recur.data.readers import checked, read_file
 from recur.data.sentiment import SentimentData
-from recur.data.sources import checked, find_splits, read_file
+from recur.data.sources import find_splits
 from recur.data.text import Tokenizer, lacks_tokens, utf8
 
 # What splits lines or fields somewhere, is white space to some and not to others, or changes its length in lower case.

@@ -200,7 +200,7 @@ def test_length_limits_share_the_cache(tmp_path, opened):
 def test_nothing_is_read_twice(tmp_path, opened, monkeypatch):
     path = write_csv(tmp_path / "train.csv", reviews(40))
     first = opened(train=path)
-    monkeypatch.setattr("recur.data.sources.read_file", None)
+    monkeypatch.setattr("recur.data.readers.read_file", None)
     again = opened(train=path)
     assert again.tokenizer.to_json() == first.tokenizer.to_json()
     assert [b.rows.tolist() for b in again.train_dataloader()] == [b.rows.tolist() for b in first.train_dataloader()]

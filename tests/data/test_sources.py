@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recur.data.cache import TokenCache
-from recur.data.sources import checked, find_files, find_splits, read_file
+from recur.data.readers import checked, read_file
+from recur.data.sources import find_files, find_splits
 
 cells = st.text(st.characters(codec="utf-8"), max_size=30)
 tables = st.lists(st.tuples(cells, st.integers(0, 3)), min_size=1, max_size=8)

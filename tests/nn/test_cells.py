@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-from recur.nn import CELLS, Recurrent, detach_state
-from recur.nn.cells import scan
-from recur.nn.engine import Layout
+from recur.nn.cells import CELLS, scan
+from recur.nn.packed import Layout
+from recur.nn.recurrent import Recurrent, detach_state
 
 LENGTHS = [7, 7, 5, 2, 1, 1]
 OPTIONS = {

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_sequence
 
-from recur.nn.classifier import Classifier, max_over_time, mean_over_time
-from recur.nn.engine import Layout
+from recur.nn.classifier import Classifier
+from recur.nn.packed import Layout, max_over_time, mean_over_time
 
 VOCABULARY = 50
 

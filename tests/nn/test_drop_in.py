@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_sequence
 
-from recur.nn import GRU, LSTM, RNN
+from recur.nn.drop_in import GRU, LSTM, RNN
 
 PAIRS = {
     "lstm": (LSTM, nn.LSTM, {}),

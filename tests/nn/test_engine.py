@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-from recur.nn import Recurrent
-from recur.nn.engine import FUSED_CELLS, Layout, layer
+from recur.nn.engine import FUSED_CELLS, layer
+from recur.nn.packed import Layout
+from recur.nn.recurrent import Recurrent
 
 REFERENCE = {
     "lstm": nn.LSTM,

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.optim.swa_utils import AveragedModel
 
+from recur.nn.cells import CELLS
 from recur.nn.language_model import LanguageModel
-from recur.nn.recurrent import CELLS, detach_state
+from recur.nn.recurrent import detach_state
 from recur.nn.regularization import activation_penalty, drop, row_dropout, temporal_penalty
 
 small = partial(LanguageModel, 11, embedding_dim=6, hidden_size=6, num_layers=2)

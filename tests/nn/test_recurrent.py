@@ -5,9 +5,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-from recur.nn import Recurrent, detach_state
-from recur.nn.engine import Layout
-from recur.nn.recurrent import pick_engine
+from recur.nn.packed import Layout
+from recur.nn.recurrent import Recurrent, detach_state, pick_engine
 
 REFERENCE = {
     "lstm": nn.LSTM,

@@ -8,10 +8,19 @@ import pytest
 
 optuna = pytest.importorskip("optuna")
 
-from recur.sweeps.conductor import Outcome  # noqa: E402
-from recur.sweeps.jobs import TRIAL, Job  # noqa: E402
+from recur.sweeps.job import (  # noqa: E402
+    TRIAL,
+    Job,
+)
+from recur.sweeps.runner import Outcome  # noqa: E402
 from recur.sweeps.space import parse  # noqa: E402
-from recur.sweeps.study import JOURNAL, NAME, Trials, storage, trial_of  # noqa: E402
+from recur.sweeps.study import (  # noqa: E402
+    JOURNAL,
+    NAME,
+    Trials,
+    storage,
+    trial_of,
+)
 
 SPACE = parse({}, ["lr=tag(log,interval(1e-4,1))", "size=range(8,65,8)", "model=a,b", "epochs=3"])
 ONE = {"val/accuracy": "max"}

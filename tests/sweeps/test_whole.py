@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from recur.sweeps import history, manifest
-from recur.sweeps.answer import Leaderboard
-from sweeps.real import TINY, environment, figures, sweep
+from recur.leaderboard.table import Leaderboard
+from recur.runs import journal
+from support.real_sweeps import TINY, environment, figures, sweep
 
 pytestmark = pytest.mark.slow
 
@@ -31,13 +31,13 @@ def test_distributed_jobs_equal_the_same_runs_typed_by_hand(tmp_path):
         assert in_sweep["world_size"] == by_hand["world_size"] == 2
         for part in ("val", "test", "steps", "epochs"):
             assert in_sweep[part] == by_hand[part], (seed, part)
-        told = [[e["metrics"]["val/loss"] for e in history.read_validations(run)] for run in (hand, folder / str(seed))]
+        told = [[e["metrics"]["val/loss"] for e in journal.read_validations(run)] for run in (hand, folder / str(seed))]
         assert told[0] == told[1]
     assert sorted(p.name for p in folder.iterdir() if p.name.isdecimal()) == ["0", "1", "2"]
 
 
 def validations(folder):
-    return sum(len(history.read_validations(folder / n)) for n in "0123")
+    return sum(len(journal.read_validations(folder / n)) for n in "0123")
 
 
 def test_a_sweep_killed_at_random_ends_like_one_that_was_not(tmp_path):

@@ -10,18 +10,13 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.nn import functional as F
 
-from recur.callbacks import NonMonotonicAveraging, Samples
 from recur.data.language import LanguageData
 from recur.data.synthetic import SyntheticText
 from recur.nn.language_model import LanguageModel
-from recur.tasks import optimization
-from recur.tasks.language_modeling import (
-    LanguageModelingTask,
-    TokenStatistics,
-    dynamic_evaluation,
-    neural_cache,
-    sample_token,
-)
+from recur.tasks import schedulers as optimization
+from recur.tasks.dynamic_evaluation import dynamic_evaluation, neural_cache
+from recur.tasks.language_modeling import LanguageModelingTask, TokenStatistics, sample_token
+from recur.training.callbacks import NonMonotonicAveraging, Samples
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{message}")
@@ -452,8 +447,8 @@ def test_a_window_model_learns_the_guides_sentence_and_says_it_back(tmp_path):
     prompt = torch.tensor(data.tokenizer.encode(sentence[:10]))[:, None]
     (made,) = ids(task.eval().generate(prompt, temperature=0), len(sentence) - 10)
     assert sentence[:10] + data.tokenizer.decode(made) == sentence
-    surprise = task.token_nll(torch.tensor(data.tokenizer.encode(sentence)), data.start_id)
-    assert token_nll[10:].max() < 0.1
+    nll = task.token_nll(torch.tensor(data.tokenizer.encode(sentence)), data.start_id)
+    assert nll[10:].max() < 0.1
 
 
 # ---------------------------------------------------------------------------------------- other ways of evaluating

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from recur.sweeps.cluster import Ray, Submitit, share
-from recur.sweeps.conductor import Executor
-from recur.sweeps.jobs import Needs
+from recur.sweeps.job import Needs
 from recur.sweeps.launcher import FreshProcessLauncher
-from recur.sweeps.slots import Machine, SlotSettings, plan
+from recur.sweeps.local import Machine, SlotSettings, plan
+from recur.sweeps.remote import Ray, Submitit, share
+from recur.sweeps.runner import Executor
 
 
 class SlotLauncher(FreshProcessLauncher):

@@ -24,7 +24,6 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
-
 _MANIFEST = "entry.json"
 _BLOCK = 1 << 22
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recur.data.cache import Ragged, TokenCache, id_dtype
-from recur.data.sources import DELIMITED, JSON_LINES, PICKLES, Rows, Split, checked
+from recur.data.readers import DELIMITED, JSON_LINES, PICKLES, Rows, checked
+from recur.data.sources import Split
 from recur.data.text import Tokenizer
 
 BLOCK = 1 << 20  # characters read, encoded and written at a time

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from recur.data import corpus
 from recur.data.cache import Ragged, TokenCache, content_key
 from recur.data.corpus import Inline, Reader, Source
+from recur.data.loader import check_sizes
 from recur.data.sources import find_files, find_splits
-from recur.data.streams import StreamLoader, WindowLoader, check_sizes
+from recur.data.streams import StreamLoader, WindowLoader
 from recur.data.synthetic import SyntheticText
 from recur.data.text import Tokenizer, check_settings
 

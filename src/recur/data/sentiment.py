@@ -12,17 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recur.data.batching import TextLoader, Texts
+from recur.data.buckets import TextLoader, Texts
 from recur.data.cache import Ragged, TokenCache, content_key, id_dtype
-from recur.data.sources import Checked, Rows, Split, checked, find_files, find_splits
+from recur.data.readers import Checked, Rows, checked
+from recur.data.sources import Split, find_files, find_splits
 from recur.data.synthetic import SyntheticReviews, SyntheticSplit
 from recur.data.text import Tokenizer, check_settings, lacks_tokens
 from recur.data.vectors import WordVectors, load_vectors, train_word2vec
 
 log = logging.getLogger(__name__)
-
 _Names = list[str] | dict[str, str] | None  # class names in order, or by label value
-
 _CODE = 1  # raise it when the files of an entry change
 _VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 _ENCODE_AT_ONCE = 2000
@@ -548,8 +547,6 @@ class SentimentData(pl.LightningDataModule):
 
 
 # ---- labels, classes
-
-
 def _label_key(value: Any) -> str:
     """One spelling for a label however its file holds it: 1, 1.0 and " 1" are the same."""
     if isinstance(value, float) and value.is_integer():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recur.data.cache import TokenCache, content_key
-from recur.data.sources import Origin, Rows
+from recur.data.readers import Origin, Rows
 
 _GOOD = ("brilliant", "charming", "delightful", "excellent", "gripping", "great", "moving", "superb", "touching")
 _BAD = ("awful", "boring", "clumsy", "dreadful", "dull", "feeble", "hollow", "terrible", "tedious")
@@ -185,7 +185,6 @@ class SyntheticSplit:
 
 
 # ------------------------------------------------------------------------------------------------- for language models
-
 _NOUNS = {  # singular: plural, pronoun of the singular; the first are the most frequent
     "king": ("kings", "he"),
     "queen": ("queens", "she"),

@@ -30,7 +30,6 @@ UNK = "<unk>"
 EOS = "<eos>"
 KINDS = ("basic_english", "whitespace", "character", "bpe")
 FORMAT = 1
-
 _BPE_SIZE = 8192  # when max_size is not given
 
 

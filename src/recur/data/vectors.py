@@ -21,7 +21,6 @@ from recur.data.sources import Split
 from recur.data.text import Tokenizer
 
 log = logging.getLogger(__name__)
-
 _PICKLES = (".pkl", ".pickle", ".model", ".kv", ".pt", ".pth", ".npy", ".joblib")
 _FASTTEXT = b"\xba\x16\x4f\x2f"
 _SENTENCE = 10_000  # gensim drops what a longer sentence has beyond this, without a word

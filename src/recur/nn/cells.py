@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from recur.nn.engine import FUSED_CELLS, Layout
+from recur.nn.engine import FUSED_CELLS
+from recur.nn.packed import Layout
 
 Weights = dict[str, Tensor]
 Step = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, tuple[Tensor, ...]]]
@@ -82,8 +83,6 @@ class Cell:
 
 
 # -- scanned cells -----------------------------------------------------------------------------------------------------
-
-
 def _scan_by_walking(a: Tensor, b: Tensor, layout: Layout, initial: Tensor, reverse: bool) -> Tensor:
     """One step after the other: least work, and in cache. Right for a CPU."""
     output = b.clone()
@@ -223,8 +222,6 @@ class QRNN(Cell):
 
 
 # -- stepwise cells ----------------------------------------------------------------------------------------------------
-
-
 def walk(
     step: Step, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], reverse: bool
 ) -> tuple[Tensor, tuple[Tensor, ...]]:

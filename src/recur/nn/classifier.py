@@ -7,79 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from recur.nn.engine import Layout
-from recur.nn.recurrent import Recurrent, locked_dropout
+from recur.nn.packed import Layout, max_over_time, mean_over_time
+from recur.nn.recurrent import Recurrent
+from recur.nn.regularization import locked_dropout
 
 POOLINGS = ("last", "max", "mean", "concat")
-
-
-class _MaxOverTime(torch.autograd.Function):
-    """Largest value of each feature over the steps of each packed sequence.
-
-    A running maximum over contiguous slices: no pads are made, and only the winning row numbers are kept for the
-    backward pass, where each output's gradient goes to the first row that attained the maximum.
-    """
-
-    @staticmethod
-    def forward(ctx, data: Tensor, layout: Layout) -> Tensor:  # type: ignore[no-untyped-def]
-        sizes = layout.sizes
-        best = data[: sizes[0]].clone()  # (batch, features)
-        keep = ctx.needs_input_grad[0]
-        winner = torch.arange(sizes[0], device=data.device)[:, None].repeat(1, data.shape[1]) if keep else None
-        start = sizes[0]
-        for size in sizes[1:]:
-            rows = data[start : start + size]
-            if winner is not None:
-                higher = rows > best[:size]
-                numbers = torch.arange(start, start + size, device=data.device)[:, None]
-                torch.where(higher, numbers, winner[:size], out=winner[:size])
-            torch.maximum(best[:size], rows, out=best[:size])
-            start += size
-        if winner is not None:
-            ctx.save_for_backward(winner)
-            ctx.rows = data.shape[0]
-        return best
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
-        (winner,) = ctx.saved_tensors
-        full = gradient.new_zeros(ctx.rows, gradient.shape[1])
-        return full.scatter_(0, winner, gradient), None
-
-
-class _SumOverTime(torch.autograd.Function):
-    """Sum of each feature over the steps of each packed sequence, a contiguous slice at a time."""
-
-    @staticmethod
-    def forward(ctx, data: Tensor, layout: Layout) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.layout = layout
-        sizes = layout.sizes
-        total = data[: sizes[0]].clone()  # (batch, features)
-        for rows in data[sizes[0] :].split(sizes[1:]):
-            total[: len(rows)] += rows
-        return total
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
-        return gradient[ctx.layout.places.to(gradient.device)], None
-
-
-def max_over_time(packed: PackedSequence) -> Tensor:
-    """Maximum over the steps of each sequence: `(rows, features)` packed to `(batch, features)` in packed order."""
-    if packed.data.is_cuda:  # one wide kernel beats a launch a step
-        dense = torch.nn.utils.rnn.pad_packed_sequence(
-            PackedSequence(packed.data, packed.batch_sizes), padding_value=-math.inf
-        )[0]  # (time, batch, features)
-        return dense.max(0).values
-    result: Tensor = _MaxOverTime.apply(packed.data, Layout(packed.batch_sizes))
-    return result
-
-
-def mean_over_time(packed: PackedSequence) -> Tensor:
-    """Mean over the steps of each sequence: `(rows, features)` packed to `(batch, features)` in packed order."""
-    layout = Layout(packed.batch_sizes)
-    total: Tensor = _SumOverTime.apply(packed.data, layout)
-    return total / layout.lengths.to(total)[:, None]
 
 
 class Classifier(nn.Module):

@@ -46,91 +46,20 @@ bidirectional layer run in two threads: no barrier a step, and each core keeps o
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_ROWS = 256
+from recur.nn.packed import Layout
+
 """Rows whose gates are projected, and whose factors are formed, at once: 256 of 4 x 256 floats fill a 1 MB cache."""
 THREADED_WORK = 1_000_000_000
 """Multiplications of the recurrent products below which handing one direction to a second thread costs more than it
 saves: some milliseconds."""
 THREADED_STEP = 10_000_000
 """The same of one mean step: below it two threads mostly wait for each other's Python."""
-
-
-class Layout:
-    """Where the rows of a packed batch lie: one for all layers of a stack.
-
-    Args:
-        batch_sizes: `(time,)` int64 on the CPU, non-increasing, as in `PackedSequence.batch_sizes`.
-    """
-
-    def __init__(self, batch_sizes: Tensor) -> None:
-        self.batch_sizes = batch_sizes
-        self.sizes: list[int] = batch_sizes.tolist()
-        self.batch = self.sizes[0]
-        self.rows = sum(self.sizes)
-
-    @cached_property
-    def chunks(self) -> list[tuple[list[int], int, int]]:
-        """Runs of steps of at most `CHUNK_ROWS` rows (but at least one step): `(sizes, first row, end row)`."""
-        chunks: list[tuple[list[int], int, int]] = []
-        start, first, rows = 0, 0, 0
-        for step, size in enumerate(self.sizes):
-            if rows and rows + size > CHUNK_ROWS:
-                chunks.append((self.sizes[start:step], first, first + rows))
-                start, first, rows = step, first + rows, 0
-            rows += size
-        chunks.append((self.sizes[start:], first, first + rows))
-        return chunks
-
-    @cached_property
-    def _offsets(self) -> Tensor:
-        """First row of each step, `(time,)`."""
-        return self.batch_sizes.cumsum(0) - self.batch_sizes
-
-    @cached_property
-    def _steps(self) -> Tensor:
-        """Which step each row belongs to, `(rows,)`."""
-        return torch.repeat_interleave(torch.arange(len(self.sizes)), self.batch_sizes, output_size=self.rows)
-
-    @cached_property
-    def places(self) -> Tensor:
-        """Which sequence each row belongs to, `(rows,)`, on the CPU."""
-        return torch.arange(self.rows) - self._offsets[self._steps]
-
-    @property
-    def even(self) -> bool:
-        """Whether all sequences have the same length."""
-        return self.sizes[-1] == self.batch
-
-    @cached_property
-    def lengths(self) -> Tensor:
-        """Length of each sequence, `(batch,)`, longest first."""
-        places = torch.arange(self.batch)
-        return len(self.sizes) - torch.searchsorted(self.batch_sizes.flip(0).contiguous(), places, right=True)
-
-    @cached_property
-    def last_rows(self) -> Tensor:
-        """Row of each sequence's last step, `(batch,)`."""
-        return self._offsets[self.lengths - 1] + torch.arange(self.batch)
-
-    def entry_rows(self, reverse: bool) -> Tensor:
-        """Row at which the walk meets each sequence first, `(batch,)`."""
-        return self.last_rows if reverse else torch.arange(self.batch)
-
-    def final_rows(self, reverse: bool) -> Tensor:
-        """Row at which the walk leaves each sequence, `(batch,)`."""
-        return self.entry_rows(not reverse)
-
-    def previous_rows(self, reverse: bool) -> Tensor:
-        """Row the walk visited before each row of the same sequence, `(rows,)`; anything at the entry rows."""
-        steps = self._steps + 1 if reverse else self._steps - 1
-        return (self._offsets[steps.clamp(0, len(self.sizes) - 1)] + self.places).clamp_(max=self.rows - 1)
 
 
 class _LSTM:

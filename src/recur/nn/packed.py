@@ -5,10 +5,15 @@ first tokens of all sequences, then the second tokens of those that have one, an
 sequences still run at step `t` and always lives on the CPU. There are no pad tokens, masks or length tensors.
 """
 
+import math
+from functools import cached_property
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+
+CHUNK_ROWS = 256
 
 
 class TextBatch(NamedTuple):
@@ -44,3 +49,143 @@ class TokenWindow(NamedTuple):
     targets: Tensor
     first: bool
     lr_scale: float
+
+
+class Layout:
+    """Where the rows of a packed batch lie: one for all layers of a stack.
+
+    Args:
+        batch_sizes: `(time,)` int64 on the CPU, non-increasing, as in `PackedSequence.batch_sizes`.
+    """
+
+    def __init__(self, batch_sizes: Tensor) -> None:
+        self.batch_sizes = batch_sizes
+        self.sizes: list[int] = batch_sizes.tolist()
+        self.batch = self.sizes[0]
+        self.rows = sum(self.sizes)
+
+    @cached_property
+    def chunks(self) -> list[tuple[list[int], int, int]]:
+        """Runs of steps of at most `CHUNK_ROWS` rows (but at least one step): `(sizes, first row, end row)`."""
+        chunks: list[tuple[list[int], int, int]] = []
+        start, first, rows = 0, 0, 0
+        for step, size in enumerate(self.sizes):
+            if rows and rows + size > CHUNK_ROWS:
+                chunks.append((self.sizes[start:step], first, first + rows))
+                start, first, rows = step, first + rows, 0
+            rows += size
+        chunks.append((self.sizes[start:], first, first + rows))
+        return chunks
+
+    @cached_property
+    def _offsets(self) -> Tensor:
+        """First row of each step, `(time,)`."""
+        return self.batch_sizes.cumsum(0) - self.batch_sizes
+
+    @cached_property
+    def _steps(self) -> Tensor:
+        """Which step each row belongs to, `(rows,)`."""
+        return torch.repeat_interleave(torch.arange(len(self.sizes)), self.batch_sizes, output_size=self.rows)
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Which sequence each row belongs to, `(rows,)`, on the CPU."""
+        return torch.arange(self.rows) - self._offsets[self._steps]
+
+    @property
+    def even(self) -> bool:
+        """Whether all sequences have the same length."""
+        return self.sizes[-1] == self.batch
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Length of each sequence, `(batch,)`, longest first."""
+        places = torch.arange(self.batch)
+        return len(self.sizes) - torch.searchsorted(self.batch_sizes.flip(0).contiguous(), places, right=True)
+
+    @cached_property
+    def last_rows(self) -> Tensor:
+        """Row of each sequence's last step, `(batch,)`."""
+        return self._offsets[self.lengths - 1] + torch.arange(self.batch)
+
+    def entry_rows(self, reverse: bool) -> Tensor:
+        """Row at which the walk meets each sequence first, `(batch,)`."""
+        return self.last_rows if reverse else torch.arange(self.batch)
+
+    def final_rows(self, reverse: bool) -> Tensor:
+        """Row at which the walk leaves each sequence, `(batch,)`."""
+        return self.entry_rows(not reverse)
+
+    def previous_rows(self, reverse: bool) -> Tensor:
+        """Row the walk visited before each row of the same sequence, `(rows,)`; anything at the entry rows."""
+        steps = self._steps + 1 if reverse else self._steps - 1
+        return (self._offsets[steps.clamp(0, len(self.sizes) - 1)] + self.places).clamp_(max=self.rows - 1)
+
+
+class _MaxOverTime(torch.autograd.Function):
+    """Largest value of each feature over the steps of each packed sequence.
+
+    A running maximum over contiguous slices: no pads are made, and only the winning row numbers are kept for the
+    backward pass, where each output's gradient goes to the first row that attained the maximum.
+    """
+
+    @staticmethod
+    def forward(ctx, data: Tensor, layout: Layout) -> Tensor:  # type: ignore[no-untyped-def]
+        sizes = layout.sizes
+        best = data[: sizes[0]].clone()  # (batch, features)
+        keep = ctx.needs_input_grad[0]
+        winner = torch.arange(sizes[0], device=data.device)[:, None].repeat(1, data.shape[1]) if keep else None
+        start = sizes[0]
+        for size in sizes[1:]:
+            rows = data[start : start + size]
+            if winner is not None:
+                higher = rows > best[:size]
+                numbers = torch.arange(start, start + size, device=data.device)[:, None]
+                torch.where(higher, numbers, winner[:size], out=winner[:size])
+            torch.maximum(best[:size], rows, out=best[:size])
+            start += size
+        if winner is not None:
+            ctx.save_for_backward(winner)
+            ctx.rows = data.shape[0]
+        return best
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        (winner,) = ctx.saved_tensors
+        full = gradient.new_zeros(ctx.rows, gradient.shape[1])
+        return full.scatter_(0, winner, gradient), None
+
+
+class _SumOverTime(torch.autograd.Function):
+    """Sum of each feature over the steps of each packed sequence, a contiguous slice at a time."""
+
+    @staticmethod
+    def forward(ctx, data: Tensor, layout: Layout) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.layout = layout
+        sizes = layout.sizes
+        total = data[: sizes[0]].clone()  # (batch, features)
+        for rows in data[sizes[0] :].split(sizes[1:]):
+            total[: len(rows)] += rows
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        return gradient[ctx.layout.places.to(gradient.device)], None
+
+
+def max_over_time(packed: PackedSequence) -> Tensor:
+    """Maximum over the steps of each sequence: `(rows, features)` packed to `(batch, features)` in packed order."""
+    if packed.data.is_cuda:  # one wide kernel beats a launch a step
+        dense = torch.nn.utils.rnn.pad_packed_sequence(
+            PackedSequence(packed.data, packed.batch_sizes), padding_value=-math.inf
+        )[0]  # (time, batch, features)
+        return dense.max(0).values
+    result: Tensor = _MaxOverTime.apply(packed.data, Layout(packed.batch_sizes))
+    return result
+
+
+def mean_over_time(packed: PackedSequence) -> Tensor:
+    """Mean over the steps of each sequence: `(rows, features)` packed to `(batch, features)` in packed order."""
+    layout = Layout(packed.batch_sizes)
+    total: Tensor = _SumOverTime.apply(packed.data, layout)
+    return total / layout.lengths.to(total)[:, None]

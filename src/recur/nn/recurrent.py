@@ -11,13 +11,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from recur.nn.cells import CELLS, Cell, Weights
-from recur.nn.engine import Layout, layer
+from recur.nn.engine import layer
+from recur.nn.packed import Layout
+from recur.nn.regularization import locked_dropout
 
 State = list[tuple[Tensor, ...]]
-
 ENGINES = ("auto", "fused", "torch")
 _CUDNN_MODE = {"rnn_relu": 0, "rnn": 1, "lstm": 2, "gru": 3}
 _VF: Any = torch._VF
@@ -49,14 +50,6 @@ def pick_engine(engine: str, cell: str, rows: Tensor, layout: Layout, hidden_siz
         small = layout.batch * hidden_size <= (16384 if layout.even else 2048)
         return "torch" if small or (layout.even and layout.rows < 1000) else "fused"
     return "torch" if not layout.even and layout.rows * hidden_size**2 < 200_000 else "fused"
-
-
-def locked_dropout(data: Tensor, layout: Layout, p: float) -> Tensor:
-    """Drop the same features of a sequence at all of its steps (Gal and Ghahramani 2016). `data`: `(rows, size)`."""
-    mask = F.dropout(data.new_ones(layout.batch, data.shape[1]), p)
-    if layout.even:
-        return (data.unflatten(0, (-1, layout.batch)) * mask).flatten(0, 1)
-    return data * mask[layout.places.to(data.device)]
 
 
 def _dropout(data: Tensor, layout: Layout, p: float) -> Tensor:
@@ -349,143 +342,3 @@ class Recurrent(nn.Module):
             if getattr(self, name) != default:
                 parts.append(f"{name}={getattr(self, name)}")
         return ", ".join(parts)
-
-
-class _DropIn(nn.RNNBase):
-    """A module of `torch.nn` whose packed and dense passes on a CPU may go through the engine.
-
-    Whatever the engine does not do, errors in the arguments included, is left to torch.
-    """
-
-    def __init__(self, *args: Any, engine: str = "auto", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if engine not in ENGINES:
-            raise ValueError(f"engine is one of {', '.join(ENGINES)}, got {engine!r}")
-        if engine == "fused" and self.proj_size:
-            raise ValueError(
-                f"the fused engine has no projection, got proj_size={self.proj_size}: use engine='auto', "
-                "which leaves it to torch"
-            )
-        self.engine = engine
-
-    @property
-    def _cell(self) -> str:
-        return {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn", "RNN_RELU": "rnn_relu"}[self.mode]
-
-    def forward(self, input: Any, hx: Any = None, *, lengths: Any = None) -> Any:  # noqa: A002 (torch's own name)
-        """Run the layers as `torch.nn` does.
-
-        Args:
-            input: a `PackedSequence`, or `(time, batch, features)`, or with `batch_first` `(batch, time, features)`,
-                or without a batch `(time, features)`.
-            hx: initial state as `torch.nn` wants it, zeros by default.
-            lengths: with a padded batch, the length of each sequence, in any order: what lies beyond is neither read
-                nor written to (the output holds zeros there), and the final states are those of the last real steps.
-
-        Returns:
-            The output, in the form of the input, and the final state.
-
-        Raises:
-            ValueError: `lengths` is given with something else than a padded batch, or does not fit it.
-        """
-        if lengths is not None:
-            return self._padded(input, hx, lengths)
-        layout = self._layout(input, hx)
-        if layout is None:
-            return super().forward(input, hx)
-        packed = isinstance(input, PackedSequence)
-        order = input.sorted_indices if packed else None
-        if packed:
-            rows = input.data
-        else:
-            steps = input.transpose(0, 1) if self.batch_first and input.dim() == 3 else input
-            rows = steps.reshape(-1, self.input_size)
-        shape = (self._directed_layers, layout.batch, self.hidden_size)
-        if hx is None:
-            state = tuple(rows.new_zeros(shape) for _ in range(2 if self.mode == "LSTM" else 1))
-        else:
-            state = tuple(part.reshape(shape) for part in (hx if self.mode == "LSTM" else (hx,)))
-            state = tuple(part if order is None else part[:, order] for part in state)
-        output, last = self._run(rows, layout, state)
-        if packed:
-            result: Any = PackedSequence(output, input.batch_sizes, order, input.unsorted_indices)
-            last = tuple(part if order is None else part[:, input.unsorted_indices] for part in last)
-        elif input.dim() == 2:
-            result, last = output, tuple(part.squeeze(1) for part in last)
-        else:
-            result = output.unflatten(0, (-1, layout.batch))  # (time, batch, features)
-            result = result.transpose(0, 1) if self.batch_first else result
-        return result, last if self.mode == "LSTM" else last[0]
-
-    def _padded(self, padded: Any, hx: Any, lengths: Any) -> Any:
-        if not isinstance(padded, Tensor) or padded.dim() != 3:
-            raise ValueError("lengths go with a padded batch of 3 dimensions only")
-        batch, time = (0, 1) if self.batch_first else (1, 0)
-        lengths = torch.as_tensor(lengths, dtype=torch.int64, device="cpu")
-        if lengths.shape != (padded.shape[batch],) or lengths.min() < 1 or lengths.max() > padded.shape[time]:
-            raise ValueError(
-                f"a padded batch of {padded.shape[batch]} sequences of at most {padded.shape[time]} steps needs as "
-                f"many lengths from 1 to {padded.shape[time]}, got {lengths.tolist()}"
-            )
-        sequence = pack_padded_sequence(padded, lengths, self.batch_first, enforce_sorted=False)
-        output, last = self(sequence, hx)
-        return pad_packed_sequence(output, self.batch_first, total_length=padded.shape[time])[0], last
-
-    @property
-    def _directed_layers(self) -> int:
-        return self.num_layers * (2 if self.bidirectional else 1)
-
-    def _layout(self, sequence: Any, hx: Any) -> Layout | None:
-        """Where the rows lie, if the engine takes this call: asked for, able to, and the arguments in order."""
-        packed = isinstance(sequence, PackedSequence)
-        rows = sequence.data if packed else sequence
-        if self.engine == "torch" or self.proj_size or not isinstance(rows, Tensor) or rows.device.type != "cpu":
-            return None
-        if rows.shape[-1] != self.input_size or rows.dtype != self.weight_ih_l0.dtype or not rows.numel():
-            return None
-        if packed and rows.dim() == 2:
-            layout = Layout(sequence.batch_sizes)
-        elif not packed and rows.dim() in (2, 3):
-            batch, time = rows.shape[:2] if self.batch_first else rows.shape[1::-1]
-            batch, time = (1, rows.shape[0]) if rows.dim() == 2 else (batch, time)
-            layout = Layout(torch.full((time,), batch))
-        else:
-            return None
-        if packed and hx is not None:
-            self.check_forward_args(rows, hx, sequence.batch_sizes)  # torch does not, and may read the wrong memory
-        if hx is not None:
-            want: tuple[int, ...] = (self._directed_layers, layout.batch, self.hidden_size)
-            if not packed and rows.dim() == 2:
-                want = (self._directed_layers, self.hidden_size)
-            parts = hx if self.mode == "LSTM" else (hx,)
-            if len(parts) != (2 if self.mode == "LSTM" else 1):
-                return None
-            if any(part.shape != want or part.dtype != rows.dtype for part in parts):
-                return None
-        return layout if pick_engine(self.engine, self._cell, rows, layout, self.hidden_size) == "fused" else None
-
-    def _run(self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """All layers. `state` and the answer: `(layers * directions, batch, hidden)` in packed order."""
-        directions = 2 if self.bidirectional else 1
-        last = []
-        for first in range(0, self._directed_layers, directions):
-            if first and self.dropout and self.training:
-                rows = F.dropout(rows, self.dropout)
-            own = slice(first, first + directions)
-            weights = [[getattr(self, name) for name in names] for names in self._all_weights[own]]
-            weights = [w if self.bias else [*w, None, None] for w in weights]
-            rows, final = run_fused(self._cell, rows, layout, tuple(part[own] for part in state), weights)
-            last.append(final)
-        return rows, tuple(torch.cat(parts) for parts in zip(*last, strict=True))
-
-
-class LSTM(_DropIn, nn.LSTM):
-    """`torch.nn.LSTM`, exact and fast on a CPU. Also takes `engine` (as `Recurrent` does) and, called, `lengths`."""
-
-
-class GRU(_DropIn, nn.GRU):
-    """`torch.nn.GRU`, exact and fast on a CPU. Also takes `engine` (as `Recurrent` does) and, called, `lengths`."""
-
-
-class RNN(_DropIn, nn.RNN):
-    """`torch.nn.RNN`, exact and fast on a CPU. Also takes `engine` (as `Recurrent` does) and, called, `lengths`."""

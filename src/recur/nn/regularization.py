@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from recur.nn.engine import Layout
-from recur.nn.recurrent import locked_dropout
+from recur.nn.packed import Layout
 
 
 def drop(rows: Tensor, batch_sizes: Tensor, p: float, *, locked: bool) -> Tensor:
@@ -55,3 +54,11 @@ def temporal_penalty(output: PackedSequence) -> Tensor:
     starts = sizes.cumsum(0) - sizes
     before = torch.repeat_interleave(starts[:-1] - starts[1:], sizes[1:]) + torch.arange(first, len(rows))
     return (rows[first:] - rows[before.to(rows.device)]).square().mean()
+
+
+def locked_dropout(data: Tensor, layout: Layout, p: float) -> Tensor:
+    """Drop the same features of a sequence at all of its steps (Gal and Ghahramani 2016). `data`: `(rows, size)`."""
+    mask = F.dropout(data.new_ones(layout.batch, data.shape[1]), p)
+    if layout.even:
+        return (data.unflatten(0, (-1, layout.batch)) * mask).flatten(0, 1)
+    return data * mask[layout.places.to(data.device)]

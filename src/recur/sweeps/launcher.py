@@ -1,7 +1,6 @@
 """What Hydra's launchers and sweepers of this package do: check a sweep whole, then run it, then tell what came out."""
 
 import contextlib
-import os
 import shlex
 import signal
 import sys
@@ -17,20 +16,14 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from recur.cli import nearest
-from recur.sweeps import manifest as memory
-from recur.sweeps.board import SweepProgress
-from recur.sweeps.conductor import Executor, Listed, Outcome, Source, run_jobs
-from recur.sweeps.jobs import Job, Needs
-from recur.sweeps.manifest import Journal
+from recur.runs import journal
+from recur.runs.journal import Journal
+from recur.runs.metrics import check_metric
+from recur.sweeps.job import Job, Needs, needs_of
+from recur.sweeps.progress import SweepProgress
+from recur.sweeps.runner import Executor, Listed, Outcome, Source, run_jobs
 from recur.sweeps.space import difference
 
-# What the tasks log on a validation, by which a mistyped metric is found before any job starts.
-METRICS = {
-    "recur.tasks.sentiment.": ("loss", "accuracy", "f1", "auroc"),
-    "recur.tasks.language_modeling.": ("loss", "perplexity", "bpc", "accuracy"),
-}
-RESOURCES = ("parameters", "wall_seconds", "train_seconds", "tokens_per_second", "peak_memory_mib", "epochs", "steps")
 _OWN = (
     "hydra.launcher",
     "hydra/launcher",
@@ -67,7 +60,7 @@ class Plan:
     def header(self) -> dict[str, Any]:
         """The first line of the journal."""
         return {
-            "format": memory.FORMAT,
+            "format": journal.FORMAT,
             "search": self.search,
             "space": dict(self.space),
             "jobs": self.total,
@@ -165,7 +158,7 @@ class FreshProcessLauncher(Launcher):
         """Jobs for these settings; a resumed sweep gives every setting its former number."""
         known: dict[tuple[str, ...], int] = {}
         if self.resuming:
-            for event in memory.read(self.folder):
+            for event in journal.read(self.folder):
                 if event["event"] == "start":
                     known[tuple(event["overrides"])] = event["job"]
         used = set(known.values())
@@ -187,7 +180,7 @@ class FreshProcessLauncher(Launcher):
         """
         folder = self.folder
         if self.resuming:
-            memory.read(folder)  # before anything is made there
+            journal.read(folder)  # before anything is made there
         with contextlib.ExitStack() as held:
             held.enter_context(contextlib.closing(executor))
             self._compare(plan)
@@ -217,7 +210,7 @@ class FreshProcessLauncher(Launcher):
 
     def _check_classes(self) -> None:
         """Hold the configs against the classes they name, as each run itself will: it takes seconds to load them."""
-        from recur import schema
+        from recur.config import schema
 
         for config in self._unchecked or ():
             seed = config.get("seed", 0)
@@ -230,7 +223,7 @@ class FreshProcessLauncher(Launcher):
     def _compare(self, plan: Plan) -> None:
         """Refuse a folder that holds another sweep."""
         if self.resuming:
-            header = memory.read(self.folder)[0]
+            header = journal.read(self.folder)[0]
             changed = difference(header["space"], plan.space)
             if header["search"] != plan.search:
                 changed = f"search: then {header['search']}, now {plan.search}" + (f"; {changed}" if changed else "")
@@ -239,13 +232,13 @@ class FreshProcessLauncher(Launcher):
                 changed += f"{'; ' if changed else ''}objectives: then {header['objectives']}, now {objectives}"
             if changed:
                 raise ValueError(f"cannot resume {self.folder}, this is another sweep: {changed}")
-        elif (self.folder / memory.NAME).is_file() and not self._begun:  # a sweeper may come with batch after batch
+        elif (self.folder / journal.NAME).is_file() and not self._begun:  # a sweeper may come with batch after batch
             raise ValueError(
                 f"{self.folder} is a sweep already: go on with resume={self.folder}, or name another folder"
             )
 
     def _answer(self, folder: Path, progress: SweepProgress) -> None:
-        from recur.sweeps.answer import Leaderboard
+        from recur.leaderboard.table import Leaderboard
 
         try:
             leaderboard = Leaderboard.of([folder])
@@ -315,56 +308,6 @@ def inherited_overrides(config: DictConfig) -> list[str]:
     return [str(text) for text in config.hydra.overrides.hydra if not str(text).lstrip("+~").startswith(_OWN)]
 
 
-def needs_of(cfg: DictConfig) -> Needs:
-    """What a run with this config asks of a place.
-
-    Raises:
-        ValueError: it names GPUs by numbers that a slot's job does not see.
-    """
-    trainer = cfg.get("trainer") or {}
-    accelerator = str(trainer.get("accelerator", "auto"))
-    accelerator = "gpu" if accelerator == "cuda" else accelerator
-    devices = trainer.get("devices", "auto")
-    count = _count(devices)
-    if accelerator == "cpu":
-        return Needs("cpu", None, count or 1)
-    named = list(devices) if OmegaConf.is_list(devices) else str(devices).split(",") if "," in str(devices) else []
-    if sorted(map(str, named)) != sorted(map(str, range(len(named)))):
-        raise ValueError(
-            f"trainer.devices={devices}: a job of a sweep sees its own slot's GPUs alone, numbered from 0; say how "
-            f"many, trainer.devices={count}, and which, hydra.launcher.gpus=[...]"
-        )
-    return Needs(accelerator, count, count or 1)
-
-
-def _count(devices: Any) -> int | None:
-    """How many devices a `trainer.devices` means, None for all there are."""
-    if OmegaConf.is_list(devices):
-        return len(devices)
-    text = str(devices)
-    if text in ("auto", "-1", "None"):
-        return None
-    words = [word for word in text.split(",") if word.strip()]
-    return len(words) if len(words) > 1 else int(text) if text.isdecimal() else None
-
-
-def check_metric(name: str, cfg: DictConfig, resources: bool = False) -> None:
-    """Refuse a metric that no job will write.
-
-    Raises:
-        ValueError: the task of this config logs no such metric.
-    """
-    target = str((cfg.get("model") or {}).get("_target_", ""))
-    logged = next((names for module, names in METRICS.items() if target.startswith(module)), None)
-    if logged is None or not name:
-        return
-    known = [f"val/{metric}" for metric in logged]
-    if resources:
-        known += [f"test/{metric}" for metric in logged] + list(RESOURCES)
-    if name not in known:
-        raise ValueError(f"no run writes the metric {name!r}{nearest(name, known)} It can be {', '.join(known)}")
-
-
 @contextlib.contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
     """Hold the sweep's folder; wait until nothing of a former life of it runs."""
@@ -429,13 +372,3 @@ def leave(outcomes: Mapping[int, Outcome], total: int, folder: Path) -> None:
             file=sys.stderr,
         )
         raise SystemExit(1)
-
-
-def recorded_arguments(folder: str, environment: Mapping[str, str] = os.environ) -> list[str]:
-    """The arguments a sweep was started with, for `-m resume=SWEEP` without any of its own.
-
-    Raises:
-        ValueError: the folder is no sweep.
-    """
-    given = list(memory.read(Path(folder).expanduser())[0].get("argv", []))
-    return [word for word in given if not word.startswith(("resume=", "hydra.sweep.dir="))]

@@ -3,7 +3,7 @@
 import itertools
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,9 +150,3 @@ def _dimension(key: str, override: Any) -> Dimension:
     if log and low <= 0:
         raise ValueError(f"{key}={spec}: a log interval needs numbers above 0")
     return Dimension(key, spec, (), low, high, integer, log)
-
-
-def varied_keys(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Keys whose values differ between rows, in the order of their first appearance."""
-    keys = dict.fromkeys(key for row in rows for key in row)
-    return [key for key in keys if len({row.get(key) for row in rows}) > 1]

@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from recur.sweeps.conductor import Outcome
-from recur.sweeps.jobs import TRIAL, Job, metric
+from recur.runs.metrics import metric
+from recur.sweeps.job import TRIAL, Job
+from recur.sweeps.runner import Outcome
 from recur.sweeps.space import Dimension, Space
 
 JOURNAL = "optuna.journal"

@@ -9,9 +9,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from recur.runs.metrics import check_metric
 from recur.sweeps import space as spaces
-from recur.sweeps.conductor import Listed
-from recur.sweeps.launcher import FreshProcessLauncher, Plan, check_metric, leave
+from recur.sweeps.launcher import FreshProcessLauncher, Plan, leave
+from recur.sweeps.runner import Listed
 
 
 class OwnSweeper(Sweeper):

@@ -20,7 +20,7 @@ from torchmetrics.classification import (
 )
 
 from recur.nn.packed import TextBatch
-from recur.tasks import optimization
+from recur.tasks.base import Stepping, load_metrics, save_metrics, step_plan
 
 
 def _metrics(num_classes: int, prefix: str) -> MetricCollection:
@@ -45,7 +45,7 @@ class _Mean(MeanMetric):
         return x.to(self.dtype), weight.to(self.dtype)
 
 
-class SentimentTask(optimization.Stepping):
+class SentimentTask(Stepping):
     """Trains and evaluates a text classifier.
 
     Two classes have one logit, of the second class; more have one each. Accuracy and F1 are over the whole split, not
@@ -54,7 +54,7 @@ class SentimentTask(optimization.Stepping):
     Args:
         net: builds the network from `vocab_size`, `num_classes` and `vectors`.
         optimizer: builds the optimizer from the parameters; None where nothing is trained.
-        scheduler: one of `recur.tasks.optimization`'s schedules; None keeps the learning rate.
+        scheduler: one of `recur.tasks.schedulers`'s schedules; None keeps the learning rate.
         label_smoothing: part of the target spread over all classes, in [0, 1).
         class_weights: weight of each class in the loss, or `balanced` for weights inverse to the classes' counts.
         vocab_size: number of token ids.
@@ -171,11 +171,11 @@ class SentimentTask(optimization.Stepping):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save how far the epoch's means are, of every rank."""
-        optimization.save_metrics(self, self.training_metrics(), checkpoint)
+        save_metrics(self, self.training_metrics(), checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with this rank's."""
-        optimization.load_metrics(self, self.training_metrics(), checkpoint)
+        load_metrics(self, self.training_metrics(), checkpoint)
 
     def _evaluate(self, batch: TextBatch, mean_loss: MeanMetric, metrics: MetricCollection) -> Tensor:
         logits = self(batch).float()
@@ -216,5 +216,5 @@ class SentimentTask(optimization.Stepping):
         """Optimizer over what is trainable, and its schedule."""
         assert self._optimizer is not None, "a task without an optimizer cannot be trained"
         optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
-        schedule = self._scheduler and self._scheduler(optimizer, optimization.step_plan(self.trainer))
+        schedule = self._scheduler and self._scheduler(optimizer, step_plan(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer

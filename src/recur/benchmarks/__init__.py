@@ -1,0 +1,1 @@
+"""Benchmarks: rivals in the same process, in alternation."""

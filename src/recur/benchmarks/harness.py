@@ -1,0 +1,257 @@
+"""How the benchmarks time: rivals in alternation, ratios of medians, tables, JSON and a plot."""
+
+import argparse
+import contextlib
+import io
+import math
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+Times = dict[str, list[float]]
+# Tokens of the 25,000 IMDB training reviews under `basic_english`: the shortest of each 1/64 of them, then the tail.
+IMDB_LENGTHS = (
+    *(11, 54, 64, 73, 83, 92, 102, 112, 119, 124, 129, 133, 136, 139, 142, 145, 147, 150, 153, 156, 158, 161, 164, 167),
+    *(170, 174, 178, 181, 185, 189, 193, 198, 202, 207, 213, 218, 223, 230, 236, 243, 250, 258, 266, 275, 284, 294),
+    *(304, 316, 329, 342, 357, 371, 390, 407, 427, 452, 479, 507, 543, 584, 637, 706, 804, 961),
+    *(1049, 1113, 1160, 1247, 2752),
+)
+IMDB_SHARES = (*(i / 64 for i in range(64)), 0.99, 0.994, 0.997, 0.999, 1.0)
+
+
+# -- how things are measured -------------------------------------------------------------------------------------------
+class Report:
+    """What a section found: tables as lists of rows, and bars met or missed."""
+
+    def __init__(self, quick: bool) -> None:
+        self.quick = quick  # too small to judge by
+        self.tables: dict[str, list[dict[str, Any]]] = {}
+        self.bars: list[dict[str, Any]] = []
+
+    def table(self, title: str, rows: list[dict[str, Any]]) -> None:
+        """Keep a table and print it as Markdown."""
+        self.tables[title] = rows
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        print(f"\n**{title}**\n\n| {' | '.join(names)} |\n|{'---|' * len(names)}")
+        for row in rows:
+            print("| " + " | ".join(_figure(row.get(name, "")) for name in names) + " |", flush=True)
+
+    def bar(self, name: str, measured: float, bar: float, *, at_most: bool = False) -> None:
+        """Keep a bar: at least `bar`, or at most."""
+        met = None if self.quick else bool(measured <= bar if at_most else measured >= bar)
+        self.bars.append({"name": name, "measured": measured, "bar": f"{'<=' if at_most else '>='} {bar}", "met": met})
+
+    def print_bars(self) -> None:
+        """Say which bars were met."""
+        for bar in self.bars:
+            verdict = {True: "met", False: "MISSED", None: "not judged"}[bar["met"]]
+            print(f"\n- {verdict}: {bar['name']}: {_figure(bar['measured'])} (bar {bar['bar']})", end="")
+        print(flush=True)
+
+
+def _figure(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    if math.isnan(value):
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the figures were taken on."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        model = names[0] if names else model
+    told = {
+        "device": device,
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "vector": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+    if device == "cuda":
+        told["gpu"] = torch.cuda.get_device_name()
+        told["cuda"] = torch.version.cuda
+    return told
+
+
+def describe(told: dict[str, Any]) -> str:
+    """One line about the machine."""
+    gpu = f"{told['gpu']}, CUDA {told['cuda']}; " if "gpu" in told else ""
+    return (
+        f"{gpu}{told['cpu']}, {told['cores']} cores, {told['threads']} threads, {told['vector']}; "
+        f"torch {told['torch']}, Python {told['python']}; load {told['load']} at the start"
+    )
+
+
+def race(rivals: dict[str, Callable[[], Any]], repeats: int, device: str, *, warm: bool = True) -> Times:
+    """Time each rival `repeats` times, in turn, so that whatever else the machine does meets them alike."""
+    import torch
+
+    def once(run: Callable[[], Any]) -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    if warm:
+        for run in rivals.values():
+            run()
+    times: Times = {name: [] for name in rivals}
+    for _ in range(repeats):
+        for name, run in rivals.items():
+            times[name].append(once(run))
+    return times
+
+
+def ratio(times: Times, slower: str, faster: str) -> float:
+    """How many times as long `slower` took: the median over rounds, each a pair taken one after the other."""
+    return statistics.median(a / b for a, b in zip(times[slower], times[faster], strict=True))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Slowest and fastest against the median, in percent."""
+    middle = statistics.median(values)
+    return f"-{100 * (1 - min(values) / middle):.0f}/+{100 * (max(values) / middle - 1):.0f} %"
+
+
+def matrix_products(device: str) -> tuple[Callable[[], Any], float]:
+    """Large float32 products to compare with, and their floating-point operations."""
+    import torch
+
+    size, count = (2048, 4) if device == "cpu" else (8192, 4)
+    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+
+    def run() -> None:
+        for _ in range(count):
+            torch.mm(a, b)
+
+    return run, 2.0 * size**3 * count
+
+
+def imdb_lengths(arguments: argparse.Namespace) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    """Lengths of the IMDB training reviews: read from the given data, else from the embedded distribution."""
+    import numpy as np
+
+    if arguments.imdb:
+        data = _imdb(arguments.imdb)
+        return np.asarray(data.texts("train").lengths, dtype=np.int64)
+    ranks = (np.arange(25_000) + 0.5) / 25_000
+    return np.interp(ranks, IMDB_SHARES, IMDB_LENGTHS).round().astype(np.int64)
+
+
+def _imdb(path: str) -> Any:
+    from recur.data.sentiment import SentimentData
+
+    data = SentimentData(
+        path, max_length=None, val_fraction=0.1, tokenizer={"kind": "basic_english", "min_frequency": 2}
+    )
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def pack_lengths(lengths: Sequence[int], features: int, device: str = "cpu") -> "PackedSequence":
+    """Random rows for sequences of these lengths, packed."""
+    import torch
+    from torch.nn.utils.rnn import PackedSequence
+
+    order = sorted((int(n) for n in lengths), reverse=True)
+    sizes = [sum(n > t for n in order) for t in range(order[0])]
+    rows = torch.randn(sum(order), features, device=device, requires_grad=True)
+    return PackedSequence(rows, torch.tensor(sizes))
+
+
+def _pass(output: "Tensor") -> None:
+    """Backward, from a gradient of ones."""
+    import torch
+
+    output.backward(torch.ones_like(output))
+
+
+def peak_bytes(run: Callable[[], Any], device: str) -> int:
+    """Most bytes that tensors made during `run` held at once."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    held = peak = 0
+    assert profile.profiler is not None
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+def _finish(tensor: "Tensor") -> None:
+    import torch
+
+    if tensor.is_cuda:
+        torch.cuda.synchronize()
+
+
+# -- picture -----------------------------------------------------------------------------------------------------------
+def draw(record: dict[str, Any], path: Path) -> None:
+    """Useful rates of the recurrence, and every bar with what was measured."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    bars = [bar for section in record["sections"].values() for bar in section["bars"]]
+    tables = record["sections"].get("engine", {}).get("tables", {})
+    rows: list[dict[str, Any]] = next(iter(tables.values()), [])
+    figure, axes = plt.subplots(1, 2, figsize=(13, max(3.0, 0.3 * max(len(rows), len(bars)))), layout="constrained")
+    names = [f"{row['batch']}: {row['']}" for row in rows]
+    shares = [row["of the matrix rate"] for row in rows]
+    axes[0].barh(names, shares, color=["#1f6f8b" if row[""] == "recur" else "#b8bfc6" for row in rows])
+    axes[0].invert_yaxis()
+    axes[0].set_xlim(0, 1)
+    axes[0].set_title("LSTM on IMDB lengths, forward and backward")
+    axes[0].set_xlabel("useful work as a share of the machine's matrix-multiply rate")
+    margins = []
+    for bar in bars:
+        limit = float(bar["bar"].split()[1])
+        better = limit / max(bar["measured"], 1e-9) if bar["bar"].startswith("<=") else bar["measured"] / limit
+        margins.append(min(max(better, 0.01), 100.0))
+    axes[1].barh(
+        [bar["name"] for bar in bars],
+        margins,
+        color=[{True: "#3a7d44", False: "#b23a48", None: "#b8bfc6"}[bar["met"]] for bar in bars],
+    )
+    axes[1].invert_yaxis()
+    axes[1].axvline(1, color="black", linewidth=1)
+    axes[1].set_xscale("log")
+    axes[1].set_title("bars: better than asked by")
+    axes[1].tick_params(axis="y", labelsize=7)
+    axes[0].tick_params(axis="y", labelsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    path.write_bytes(buffer.getvalue())

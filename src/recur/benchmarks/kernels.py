@@ -1,0 +1,265 @@
+"""Benchmarks of the recurrent engine and of the output layer's loss."""
+
+import argparse
+import math
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from recur.benchmarks.harness import (
+    Report,
+    Times,
+    _pass,
+    imdb_lengths,
+    matrix_products,
+    pack_lengths,
+    peak_bytes,
+    race,
+    ratio,
+    spread,
+)
+
+BLOCKS = {"lstm": 4, "gru": 3, "rnn": 1}
+
+
+# -- engine ------------------------------------------------------------------------------------------------------------
+def engine(arguments: argparse.Namespace, report: Report) -> None:
+    """The recurrence alone, forward and backward, against torch's."""
+    quick, device = arguments.quick, arguments.device
+    lengths = np.sort(imdb_lengths(arguments))
+    middle = int(np.searchsorted(np.cumsum(lengths), lengths.sum() / 2))  # half of all tokens lie in shorter texts
+    bucketed = lengths[middle - 32 : middle + 32]
+    random = np.random.default_rng(0).choice(lengths, 64, replace=False)
+    if quick:
+        bucketed, random = bucketed // 16, np.maximum(random // 16, 1)
+    slow = min(arguments.repeats, 2)  # torch's packed pass takes up to a minute and a half a time
+    rows: list[dict[str, Any]] = []
+    for name, batch, bar, bar_dense in (("bucketed", bucketed, 12.0, None), ("random", random, 15.0, 1.7)):
+        found = _imdb_race(batch, "lstm", 2, arguments.repeats, slow, device)
+        rows += found.rows(name)
+        if device == "cpu":
+            report.bar(f"lstm, {name}: times faster than torch packed", found.against("torch packed"), bar)
+            if bar_dense:
+                dense = found.against("torch dense, with pads")
+                report.bar(f"lstm, {name}: times faster than torch dense", dense, bar_dense)
+            else:
+                report.bar(f"lstm, {name}: share of the matrix-multiply rate", found.share, 0.60)
+    report.table("IMDB lengths, batch 64, embedding 100, hidden 256, 2 layers, bidirectional", rows)
+
+    rows = []
+    for cell in ("gru", "rnn"):
+        for name, batch in (("bucketed", bucketed), ("random", random)):
+            short = np.maximum(batch // 4, 1)
+            found = _imdb_race(short, cell, 1, arguments.repeats, slow, device)
+            rows += found.rows(f"{cell}, {name}")
+            best = min(found.against(rival) for rival in found.rivals if rival.startswith("torch"))
+            report.bar(f"{cell}, {name}: times faster than the best rival", best, 0.95)
+    report.table("the same at a quarter of the lengths, 1 layer", rows)
+
+
+class _Race:
+    """Times of one batch, and the rates that follow."""
+
+    def __init__(self, times: Times, flops: float, product_flops: float) -> None:
+        self.times, self.flops, self.product_flops = times, flops, product_flops
+        self.rivals = [name for name in times if name not in ("recur", "matrix product")]
+        self.limit = product_flops / statistics.median(times["matrix product"])
+
+    @property
+    def share(self) -> float:
+        """Of the matrix-multiply rate, round by round."""
+        pairs = zip(self.times["recur"], self.times["matrix product"], strict=False)
+        return statistics.median(self.flops / ours * product / self.product_flops for ours, product in pairs)
+
+    def against(self, rival: str) -> float:
+        """How many times as long the rival took, round by round."""
+        pairs = zip(self.times[rival], self.times["recur"], strict=False)
+        return statistics.median(theirs / ours for theirs, ours in pairs)
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """A row for each rival."""
+        result = []
+        for rival in ("recur", *self.rivals):
+            seconds = statistics.median(self.times[rival])
+            result.append(
+                {
+                    "batch": name,
+                    "": rival,
+                    "ms": seconds * 1e3,
+                    "spread": spread(self.times[rival]),
+                    "useful GFLOP/s": self.flops / seconds / 1e9,
+                    "of the matrix rate": self.flops / seconds / self.limit,
+                    "recur is faster by": 1.0 if rival == "recur" else self.against(rival),
+                }
+            )
+        return result
+
+
+def _imdb_race(lengths: Any, cell: str, layers: int, repeats: int, slow: int, device: str) -> _Race:
+    import torch
+    from torch.nn.utils.rnn import pad_packed_sequence
+
+    from recur.nn.recurrent import Recurrent
+
+    features, hidden = 100, 256
+    theirs = _torch_module(cell, features, hidden, layers, True).to(device)
+    ours = Recurrent(features, hidden, layers, cell=cell, bidirectional=True).to(device)
+    ours.load_state_dict(theirs.state_dict())
+    batch = pack_lengths(lengths, features, device)
+    dense = pad_packed_sequence(batch)[0].detach().requires_grad_()  # (time, batch, features)
+    order = torch.randperm(len(lengths), device=device)
+    unsorted = PackedSequence(batch.data, batch.batch_sizes, order, order.argsort())
+    products, product_flops = matrix_products(device)
+    quick_ones = {
+        "matrix product": products,
+        "recur": lambda: _pass(ours(batch)[0].data),
+        "torch dense, with pads": lambda: _pass(theirs(dense)[0]),
+    }
+    slow_ones = {
+        "torch packed": lambda: _pass(theirs(batch)[0].data),
+        "torch packed, unsorted": lambda: _pass(theirs(unsorted)[0].data),
+    }
+    times = race(quick_ones, repeats, device)
+    # the slow rivals between two more rounds of ours: they take so long that a warm-up round is not worth its time
+    more = race({**slow_ones, "recur": quick_ones["recur"]}, slow, device, warm=device == "cuda")
+    times = {**times, **{name: more[name] for name in slow_ones}}
+    times["recur"] = times["recur"] + more["recur"]
+    inputs = [features] + [2 * hidden] * (layers - 1)
+    flops = 3 * 2 * float(sum(lengths)) * 2 * BLOCKS[cell] * hidden * sum(n + hidden for n in inputs)
+    return _Race(times, flops, product_flops)
+
+
+def _torch_module(cell: str, features: int, hidden: int, layers: int, bidirectional: bool) -> "nn.Module":
+    from torch import nn
+
+    return {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[cell](features, hidden, layers, bidirectional=bidirectional)
+
+
+# -- shapes ------------------------------------------------------------------------------------------------------------
+def shapes(arguments: argparse.Namespace, report: Report) -> None:
+    """Equal lengths, from tiny to large: `auto` must never lose by more than 5 %."""
+    import torch
+
+    from recur.nn.recurrent import Recurrent
+
+    quick, device = arguments.quick, arguments.device
+    sizes = [("20 x 35 x 200", 35, 20, 200, 200, 2, False), ("80 x 70 x 1150", 70, 80, 400, 1150, 1, False)]
+    for hidden in (64, 256, 1024):
+        for batch in (1, 16, 64, 256):
+            steps = 50 if hidden * batch < 65536 else 10
+            sizes.append((f"{batch} x {steps} x {hidden}, both ways", steps, batch, 100, hidden, 1, True))
+    if quick:
+        sizes = sizes[:1] + sizes[2:4]
+    rows: list[dict[str, Any]] = []
+    worst = math.inf
+    for cell in ("lstm", "gru", "rnn"):
+        for title, steps, batch, features, hidden, layers, both in sizes:
+            theirs = _torch_module(cell, features, hidden, layers, both).to(device)
+            stacks = {}
+            for name in ("auto", "fused", "torch"):
+                stacks[name] = Recurrent(
+                    features, hidden, layers, cell=cell, bidirectional=both, engine=name, forget_bias=None
+                ).to(device)
+                stacks[name].load_state_dict(theirs.state_dict())
+            packed = pack_lengths([steps] * batch, features, device)
+            dense = packed.data.detach().unflatten(0, (steps, batch)).requires_grad_()
+            for grad in (True, False):
+                rivals: dict[str, Callable[[], Any]] = {"torch dense": _runner(theirs, dense, grad)}
+                for name in ("auto", "fused") if device == "cpu" else ("auto",):
+                    rivals[name] = _runner(stacks[name], packed, grad)
+                # small passes many times over, so that a clock's step and a busy neighbour weigh less
+                count = max(1, round(0.05 / max(min(race(rivals, 1, device)[name][0] for name in rivals), 1e-4)))
+                many = {name: _repeat(run, count) for name, run in rivals.items()}
+                times = race(many, arguments.repeats, device, warm=False)
+                with torch.set_grad_enabled(grad):
+                    choice = stacks["auto"].chosen_engine(packed)
+                found = ratio(times, "torch dense", "auto")
+                if choice == "fused":  # where auto chose torch, a ratio off one is noise
+                    if found < 0.95:  # or noise too: look longer, and judge by all rounds
+                        for name, more in race(many, 2 * arguments.repeats, device, warm=False).items():
+                            times[name] += more
+                        found = ratio(times, "torch dense", "auto")
+                    worst = min(worst, found)
+                row: dict[str, Any] = {"cell": cell, "shape": title, "pass": "training" if grad else "evaluation"}
+                row |= {f"{name}, ms": statistics.median(values) / count * 1e3 for name, values in times.items()}
+                rows.append({**row, "auto chose": choice, "auto is faster by": found})
+    report.table("equal lengths (batch x steps x hidden): torch dense against auto and the fused engine", rows)
+    if worst < math.inf:
+        report.bar(
+            "equal lengths: auto against torch dense, the worst case where it chose the fused engine", worst, 0.95
+        )
+
+
+def _runner(module: Any, inputs: Any, grad: bool) -> Callable[[], Any]:
+    import torch
+
+    def run() -> None:
+        with torch.set_grad_enabled(grad):
+            output = module(inputs)[0]
+            if grad:
+                _pass(output if isinstance(output, torch.Tensor) else output.data)
+
+    return run
+
+
+def _repeat(run: Callable[[], Any], count: int) -> Callable[[], Any]:
+    def many() -> None:
+        for _ in range(count):
+            run()
+
+    return many
+
+
+# -- loss --------------------------------------------------------------------------------------------------------------
+def loss(arguments: argparse.Namespace, report: Report) -> None:
+    """The output layer with its cross-entropy, forward and backward."""
+    import torch
+    import torch.nn.functional as F
+
+    from recur.nn.losses import linear_cross_entropy
+
+    device = arguments.device
+    shapes = [(700, 200, 33278), (5600, 400, 33278)] if not arguments.quick else [(256, 64, 8000)]
+    rows: list[dict[str, Any]] = []
+    for count, width, vocabulary in shapes:
+        x = torch.randn(count, width, device=device, requires_grad=True)
+        w = (torch.randn(vocabulary, width, device=device) * 0.05).requires_grad_()
+        b = torch.zeros(vocabulary, device=device, requires_grad=True)
+        y = torch.randint(vocabulary, (count,), device=device)
+
+        def fresh(value: "Tensor", leaves: "tuple[Tensor, ...]" = (x, w, b)) -> None:
+            torch.autograd.grad(value, leaves)
+
+        def plain(x: "Tensor" = x, w: "Tensor" = w, b: "Tensor" = b, y: "Tensor" = y) -> None:
+            fresh(F.cross_entropy(F.linear(x, w, b), y))
+
+        def fused(x: "Tensor" = x, w: "Tensor" = w, b: "Tensor" = b, y: "Tensor" = y) -> None:
+            fresh(linear_cross_entropy(x, w, b, y).loss)
+
+        products, product_flops = matrix_products(device)
+        times = race({"matrix product": products, "fused": fused, "plain": plain}, arguments.repeats, device)
+        limit = product_flops / statistics.median(times["matrix product"])
+        # gradients of x, w and b are wanted in any case: what either needs beside them
+        gradients = 4 * (x.numel() + w.numel() + b.numel())
+        memory = {name: peak_bytes(run, device) - gradients for name, run in (("fused", fused), ("plain", plain))}
+        title, flops = f"{count} x {width} x {vocabulary}", 3 * 2.0 * count * width * vocabulary
+        for name in ("fused", "plain"):
+            seconds = statistics.median(times[name])
+            rows.append(
+                {
+                    "shape": title,
+                    "": name,
+                    "ms": seconds * 1e3,
+                    "spread": spread(times[name]),
+                    "GFLOP/s": flops / seconds / 1e9,
+                    "of the matrix rate": flops / seconds / limit,
+                    "extra MB": memory[name] / 1e6,
+                }
+            )
+        report.bar(f"{title}: times faster than plain", ratio(times, "plain", "fused"), 1.3)
+        report.bar(f"{title}: extra memory against plain", memory["fused"] / memory["plain"], 0.25, at_most=True)
+    report.table("linear layer and cross-entropy (rows x width x vocabulary)", rows)

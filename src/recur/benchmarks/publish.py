@@ -1,0 +1,125 @@
+"""Writes the README figures from files that commands wrote: `make results`.
+
+`metrics.json` of each RUN is first copied to `.github/results/<name>.json`, `bench.json` of a folder that `recur.bench`
+wrote to `.github/results/bench.json`. The results table then holds one line for each run there, and the speed tables
+what was measured.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recur import cli
+
+ROOT = Path(__file__).resolve().parents[3]
+RESULTS = ROOT / ".github" / "results"
+BENCH = RESULTS / "bench.json"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m recur.benchmarks.publish`."""
+    parser = cli.Parser(prog="recur.benchmarks.publish", description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run or bench folders whose figures to publish")
+    arguments = parser.parse_args(argv)
+    cli.guard(lambda: _run([Path(run) for run in arguments.runs]))
+
+
+def _run(runs: Sequence[Path]) -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for run in runs:
+        if (run / "bench.json").is_file():
+            shutil.copy(run / "bench.json", BENCH)
+            continue
+        if not (run / "metrics.json").is_file():
+            raise ValueError(f"{run} has no metrics.json and no bench.json: give the folder of a finished run")
+        record = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        del record["command"]  # it holds paths of the machine; the experiment's header has one without
+        (RESULTS / f"{record['name']}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    paths = [path for path in sorted(RESULTS.glob("*.json")) if path != BENCH]
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    text = replaced(text, "results", results_table([json.loads(path.read_text(encoding="utf-8")) for path in paths]))
+    if BENCH.is_file():
+        text = replaced(text, "speed", speed_tables(json.loads(BENCH.read_text(encoding="utf-8"))))
+    readme.write_text(text, encoding="utf-8")
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """`text` with what stands between its marks `<!-- name -->` and `<!-- /name -->` replaced.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if start not in text or end not in text:
+        raise ValueError(f"the README has no {start} ... {end}")
+    return text[: text.index(start) + len(start)] + "\n" + content + "\n" + text[text.index(end) :]
+
+
+def results_table(records: Sequence[dict[str, Any]]) -> str:
+    """One Markdown line a run: what came out, of what size, how fast, on what."""
+    lines = [
+        "| experiment | validation | test | ceiling | parameters | epochs | time | tokens/s | threads | hardware |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        ceiling = record["ceiling"]
+        best = _figure({**ceiling}) if ceiling else ""
+        time = f"{record['train_seconds'] / 60:.1f} min" if record["train_seconds"] else ""
+        speed = f"{record['tokens_per_second']:,}" if record["tokens_per_second"] else ""
+        lines.append(
+            f"| `{record['name']}` | {_figure(record.get('val', {}))} | {_figure(record.get('test', {}))} | {best} "
+            f"| {record['parameters']['trainable']:,} | {record['epochs']} | {time} "
+            f"| {speed} | {record['threads']} | {record['device']} |"
+        )
+    return "\n".join(lines)
+
+
+_TABLES = {
+    "engine": ["batch", "", "ms", "useful GFLOP/s", "of the matrix rate", "recur is faster by"],
+    "language": ["", "tokens/s", "validation perplexity"],
+}
+
+
+def speed_tables(record: dict[str, Any]) -> str:
+    """Every bar with what was measured last, and the first table of the engine and of the language model."""
+    sections = record["sections"]
+    lines = []
+    for section, names in _TABLES.items():
+        if section in sections:
+            title, rows = next(iter(sections[section]["tables"].items()))
+            lines += [f"{title}:", "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+            lines += ["| " + " | ".join(_rounded(row[name]) for name in names) + " |" for row in rows]
+            lines.append("")
+    lines += ["| what | measured | bar | |", "|---|---|---|---|"]
+    by_age = sorted(sections.values(), key=lambda section: section["when"])
+    newest = {bar["name"]: bar for section in by_age for bar in section["bars"]}  # a bar may have moved elsewhere
+    for section in sections.values():
+        for bar in section["bars"]:
+            if bar is newest[bar["name"]]:
+                verdict = {True: "met", False: "missed", None: "not judged"}[bar["met"]]
+                lines.append(f"| {bar['name']} | {_rounded(bar['measured'])} | {bar['bar']} | {verdict} |")
+    told = next(iter(sections.values()))["machine"]
+    machine = (
+        f"{told['cpu']}, {told['cores']} cores, {told['threads']} threads, {told['vector']}, torch {told['torch']}"
+    )
+    return "\n".join([*lines, "", f"Machine: {told.get('gpu', '')}{', ' if 'gpu' in told else ''}{machine}."])
+
+
+def _rounded(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _figure(metrics: dict[str, float]) -> str:
+    if "perplexity" in metrics:
+        nats = f" ({metrics['loss']:.3f} nats)" if "loss" in metrics else ""
+        return f"perplexity {metrics['perplexity']:.2f}{nats}"
+    return f"{100 * metrics['accuracy']:.2f} %" if "accuracy" in metrics else ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""How texts and their tokens are shown: on a terminal, as HTML, as Markdown; nothing in a text can act there.
+
+Texts come from people nobody knows. A control character could move a terminal's cursor or recolour it, a bidirectional
+override could reorder a line, `<script>` could run in a page and `|` could break a table. So every text passes
+`printable` first, and then `html.escape` or `markdown`.
+"""
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.text import Text
+# C0 and C1 controls, line and paragraph separators, bidirectional marks and overrides, surrogates, byte order mark.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufff9-\ufffb]")
+_MARKDOWN = re.compile(r"[^\w\s,?]|_")
+FOR, AGAINST = (64, 132, 214), (226, 112, 40)  # blue and orange: told apart by colour-blind readers too
+
+
+def printable(text: str) -> str:
+    r"""The text on one line; what could act on a terminal or reorder a line is written out, such as `\x1b` or `\n`."""
+    if text.isprintable():
+        return text
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
+
+
+def escape_controls(text: str) -> str:
+    """`printable`, with line ends and tabs as they are: for text that may have many lines."""
+    if text.isprintable():
+        return text
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+
+
+def shortened(text: str, length: int) -> str:
+    """`printable`, of at most so many characters; a longer text ends in an ellipsis."""
+    text = printable(text[: length + 1])  # what is cut off need not be read: it may be a megabyte
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def markdown(text: str) -> str:
+    """`printable`, as Markdown (and so HTML) that reads as the text itself, table cells included."""
+    return _MARKDOWN.sub(lambda match: f"&#{ord(match[0])};", printable(text))
+
+
+@dataclass(frozen=True)
+class Shaded:
+    """One text whose tokens are shaded by a number each.
+
+    Attributes:
+        title: what was found, such as the label and its probability.
+        tokens: the pieces, in order.
+        values: a number for each; 0 is unshaded, positive blue, negative orange, the largest magnitude darkest.
+        notes: what to say about each token when the pointer rests on it.
+        footer: lines below the text.
+        separator: what stands between tokens: a space for words, nothing for characters and byte pairs.
+        unknown: whether each token is outside the vocabulary; such tokens are underlined.
+    """
+
+    title: str
+    tokens: Sequence[str]
+    values: Sequence[float]
+    notes: Sequence[str]
+    footer: Sequence[str] = ()
+    separator: str = " "
+    unknown: Sequence[bool] = field(default_factory=list)
+
+    def shades(self) -> list[tuple[int, int, int] | None]:
+        """Background colour of each token, None for next to nothing."""
+        top = max((abs(value) for value in self.values), default=0.0)
+        return [_shade(value / top) if top else None for value in self.values]
+
+    def is_unknown(self, index: int) -> bool:
+        """Whether the token is outside the vocabulary."""
+        return bool(self.unknown) and self.unknown[index]
+
+
+def _shade(part: float) -> tuple[int, int, int] | None:
+    if abs(part) < 0.04:
+        return None
+    strength = abs(part) ** 0.75  # a little more contrast among the small ones
+    red, green, blue = (round(255 + (end - 255) * strength) for end in (FOR if part > 0 else AGAINST))
+    return red, green, blue
+
+
+def terminal(shaded: Shaded, colours: str | None) -> "Text":
+    """The text as `rich` prints it in colour; without colours, with each token's number beside it.
+
+    Args:
+        shaded: the text.
+        colours: what the terminal has, as `rich` says: `truecolor`, `256`, `standard` (sixteen), or None.
+    """
+    from rich.color import Color
+    from rich.style import Style
+    from rich.text import Text
+
+    line = Text()
+    for index, (token, shade) in enumerate(zip(shaded.tokens, shaded.shades(), strict=True)):
+        if index:
+            line.append(shaded.separator)
+        token = printable(token)
+        if colours is None:
+            line.append(f"{token}({shaded.values[index]:+.2f})")
+            continue
+        # Dark ink on every shaded token: readable whatever the terminal's own colours are.
+        ink = Style(color="rgb(16,16,16)", bgcolor=Color.from_rgb(*shade)) if shade else Style()
+        if colours == "standard":  # sixteen colours have no shades: only what is strong gets one
+            far = abs(shaded.values[index]) > max(map(abs, shaded.values)) / 3
+            ink = Style(color="black", bgcolor="cyan" if shaded.values[index] > 0 else "yellow") if far else Style()
+        line.append(token, ink + Style(underline=shaded.is_unknown(index)))
+    return line
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.7 system-ui, sans-serif; color: #111; background: #fff; max-width: 60rem; margin: 2rem auto;
+       padding: 0 1rem }}
+h1 {{ font-size: 1.3rem }}
+h2 {{ font-size: 1rem; margin: 0 0 .4rem }}
+section {{ border: 1px solid #ddd; border-radius: .5rem; padding: .8rem 1rem; margin: 1rem 0; overflow-wrap: anywhere }}
+.text {{ white-space: pre-wrap }}
+.text span {{ border-radius: .2rem; padding: .1rem 0 }}
+.unknown {{ text-decoration: underline dotted }}
+footer, .legend {{ color: #555; font-size: .85rem }}
+.legend span {{ color: #111; border-radius: .2rem; padding: .1rem .4rem }}
+</style>
+<h1>{title}</h1>
+<p class="legend">{legend}</p>
+{sections}
+</html>
+"""
+
+
+def page(title: str, texts: Sequence[Shaded], legend: Sequence[tuple[float, str]]) -> str:
+    """A page that stands alone: no script, no style sheet, no picture from anywhere.
+
+    Args:
+        title: of the page.
+        texts: the texts, in order.
+        legend: pairs of a shade between -1 and 1 and what it means.
+    """
+    keys = " ".join(f"<span{_style(_shade(part))}>{html.escape(meaning)}</span>" for part, meaning in legend)
+    keys += ' <span class="unknown">outside the vocabulary</span>'
+    return _PAGE.format(
+        title=html.escape(printable(title)), legend=keys, sections="\n".join(_section(text) for text in texts)
+    )
+
+
+def _style(shade: tuple[int, int, int] | None) -> str:
+    return f' style="background:rgb{shade}"' if shade else ""
+
+
+def _section(shaded: Shaded) -> str:
+    spans = []
+    for index, (token, note, shade) in enumerate(zip(shaded.tokens, shaded.notes, shaded.shades(), strict=True)):
+        unknown = ' class="unknown"' if shaded.is_unknown(index) else ""
+        title = html.escape(printable(note), quote=True)
+        spans.append(f'<span{unknown}{_style(shade)} title="{title}">{html.escape(printable(token))}</span>')
+    footer = "<br>".join(html.escape(printable(line)) for line in shaded.footer)
+    return (
+        f'<section><h2>{html.escape(printable(shaded.title))}</h2>\n<div class="text">'
+        f"{html.escape(shaded.separator).join(spans)}</div>\n<footer>{footer}</footer></section>"
+    )
+
+
+def seconds_in_words(seconds: float) -> str:
+    """`42 s`, `3 min 05 s`, `2 h 07 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def figure(value: float | None) -> str:
+    """A metric in a few characters."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3g}"

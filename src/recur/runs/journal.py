@@ -1,0 +1,127 @@
+"""The memory of a sweep: `sweep.jsonl` in its folder, one JSON object a line, only ever added to.
+
+    {"event": "sweep", ...}   first line: what the sweep is
+    {"event": "start", "job": 3, "overrides": [...], "folder": "3", "place": "gpu 1", "time": ...}
+    {"event": "end", "job": 3, "state": "done" | "pruned" | "failed" | "stopped", "seconds": ..., "reason": ...}
+
+Whether a run is complete is told by its own `metrics.json`; the journal tells what there should be.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from recur.runs.run import write_atomic
+
+VALIDATIONS = "history.jsonl"
+NAME = "sweep.jsonl"
+FORMAT = 1
+# What `read` vouches for; whoever reads a sweep may count on it.
+_FIELDS: dict[str, dict[str, type]] = {
+    "sweep": {"monitor": str, "mode": str},
+    "start": {"job": int, "overrides": list, "folder": str},
+    "end": {"job": int, "state": str},
+}
+
+
+class Journal:
+    """`sweep.jsonl`, opened for adding.
+
+    Args:
+        folder: the sweep's folder, made where it is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / NAME
+        torn = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
+        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        if torn and self.path.stat().st_size:  # a line cut by a power failure stays apart
+            os.write(self._file, b"\n")
+
+    @classmethod
+    def begin(cls, folder: Path, **header: Any) -> "Journal":
+        """A new one with its first line: the file appears with it or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / NAME, _line("sweep", header))
+        return cls(folder)
+
+    def add(self, event: str, **fields: Any) -> None:
+        """Add one line with a single write: whoever is killed, it is there whole or not at all."""
+        os.write(self._file, _line(event, fields).encode())
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
+def _line(event: str, fields: dict[str, Any]) -> str:
+    return json.dumps({"event": event, **fields, "time": round(time.time(), 3)}, ensure_ascii=False) + "\n"
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The events of a sweep, oldest first; a torn line is passed over.
+
+    Raises:
+        ValueError: the folder is no sweep, or one of a newer format.
+    """
+    path = folder / NAME
+    if not folder.exists():
+        raise ValueError(f"there is no sweep at {folder}")
+    if not path.is_file():
+        one = (folder / "metrics.json").is_file() or (folder / ".hydra").is_dir()
+        hint = "it is a single run: give the folder above it" if one else "a sweep is what `-m` makes"
+        raise ValueError(f"{folder} is not a sweep: it has no {NAME}; {hint}")
+    events = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and "event" in event:
+            events.append(event)
+    if not events or events[0]["event"] != "sweep":
+        raise ValueError(f"{path} does not begin with a sweep: it is damaged")
+    written = events[0].get("format", 0)
+    if not isinstance(written, int) or written > FORMAT:
+        raise ValueError(f"{path} has format {written}, this version reads up to {FORMAT}")
+    for number, event in enumerate(events, start=1):
+        needed = _FIELDS.get(str(event["event"]), {})
+        wrong = next((key for key, kind in needed.items() if not isinstance(event.get(key), kind)), None)
+        if wrong is not None:
+            told = f"event {number} ({event['event']}) has {wrong} {event.get(wrong)!r}"
+            raise ValueError(f"{path} is damaged: {told}, which must be {needed[wrong].__name__}")
+    return events
+
+
+def read_validations(folder: Path) -> list[dict[str, Any]]:
+    """The validations of a run in the order of their steps; a step that a resumed run took again counts once.
+
+    Each has `step`, `epoch` (1.5: in the middle of the second), `done` (part of the whole run), `seconds` (spent by the
+    process so far) and `metrics`, by name.
+    """
+    try:
+        lines = (folder / VALIDATIONS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    steps: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            entry["epoch"] = float(entry["epoch"])
+            if isinstance(entry["metrics"], dict):
+                steps[int(entry["step"])] = entry
+        except (ValueError, KeyError, TypeError):
+            continue
+    return [steps[step] for step in sorted(steps)]
+
+
+def append_validation(folder: Path, entry: dict[str, Any]) -> None:
+    """Add one validation with a single write."""
+    file = os.open(folder / VALIDATIONS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(file, (json.dumps(entry) + "\n").encode())
+    finally:
+        os.close(file)

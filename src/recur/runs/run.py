@@ -1,0 +1,217 @@
+"""A run is a folder: what is written into it, and how it is opened again with nothing but its path.
+
+    config.yaml        the resolved config            tokenizer.json   the whole tokenizer
+    checkpoints/       best.ckpt and last.ckpt        metrics.json     the result
+    events.out...      for TensorBoard                train.log        what the terminal showed
+
+A checkpoint stands alone: its key `recur` holds the resolved config, the tokenizer and what the data told the model;
+everything in it is a tensor or a plain value, so it loads with `weights_only=True`.
+"""
+
+import os
+import platform
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recur.cli import explain, rank
+from recur.runs import checkpoint as checkpoints
+from recur.runs.trust import check_targets
+
+FORMAT = 1
+_claimed: dict[Path, Any] = {}  # folders held by this process, with the open files that hold them
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def checkpoint_of(path: str | Path) -> Path:
+    """The checkpoint of a run: itself, or the best (else the last) one of a run folder.
+
+    Raises:
+        ValueError: there is no such path, or the folder holds no checkpoint.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise ValueError(f"there is no run at {path}: give a run folder or a .ckpt file")
+    for name in ("best.ckpt", "last.ckpt"):
+        if (path / "checkpoints" / name).is_file():
+            return path / "checkpoints" / name
+    raise ValueError(f"{path} is not a run folder: it has no checkpoints/best.ckpt or last.ckpt")
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without running any code from it.
+
+    Raises:
+        ValueError: not a checkpoint of ours, damaged, or of a newer format.
+    """
+    import torch
+
+    try:
+        checkpoints.check(path)  # torch.load would not notice a flipped bit
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except checkpoints.DamagedError as error:
+        raise ValueError(f"{error}{checkpoints.instead_of(path)}") from None
+    except Exception as error:  # damage makes the reader fail in any way whatever
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint (truncated, damaged or unsafe): {first[:200]}"
+        ) from None
+    if not isinstance(content, dict) or "recur" not in content or "state_dict" not in content:
+        raise ValueError(f"{path} is no checkpoint of recur: its key 'recur' is missing")
+    written = content["recur"].get("format") if isinstance(content["recur"], dict) else None
+    if not isinstance(written, int):
+        raise ValueError(f"{path} is damaged: its format is {written!r}, not a number")
+    if written > FORMAT:
+        raise ValueError(f"{path} has checkpoint format {written}, this version reads up to {FORMAT}: update recur")
+    return content
+
+
+@dataclass
+class Run:
+    """A trained model, opened for use.
+
+    Attributes:
+        checkpoint: the file it came from.
+        folder: the run's folder, None where only a checkpoint was given.
+        config: the resolved config, plain values.
+        data: what the data told the model: `vocab_size`, `class_names`, ...
+        tokenizer: a `recur.data.text.Tokenizer`.
+        task: the LightningModule with its weights, in evaluation mode.
+    """
+
+    checkpoint: Path
+    folder: Path | None
+    config: dict[str, Any]
+    data: dict[str, Any]
+    tokenizer: Any
+    task: Any
+
+    @property
+    def family(self) -> str:
+        """`sentiment` or `language`."""
+        return str(self.task.family)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """Open a run folder or a checkpoint.
+
+        Raises:
+            ValueError: no run there, a damaged or newer checkpoint, or one that names foreign code.
+        """
+        from recur.data.text import Tokenizer
+
+        checkpoint = checkpoint_of(path)
+        content = load_checkpoint(checkpoint)
+        own = content["recur"]
+        for key, kind in (("config", dict), ("data", dict), ("tokenizer", str)):
+            if not isinstance(own.get(key), kind):
+                raise ValueError(f"{checkpoint} is damaged: its {key} is not what a run writes")
+        config, data = own["config"], own["data"]
+        for key in ("model", "data"):
+            if not isinstance(config.get(key), dict):
+                raise ValueError(f"{checkpoint} is damaged: its config has no {key}")
+        try:
+            check_targets(config["model"], "model")
+            tokenizer = Tokenizer.from_json(own["tokenizer"])
+        except ValueError as error:
+            raise ValueError(f"{checkpoint}: {error}") from None
+        task = _built(checkpoint, config["model"], data)
+        try:
+            task.load_state_dict(content["state_dict"])
+        except (RuntimeError, TypeError, AttributeError) as error:  # of another shape, missing, no tensors at all
+            told = " ".join(str(error).split()[:40])
+            raise ValueError(f"{checkpoint}: its weights are not those of its model: {told}") from None
+        if tokenizer.vocab_size != data.get("vocab_size"):
+            raise ValueError(
+                f"{checkpoint}: its tokenizer has {tokenizer.vocab_size} tokens, its model {data.get('vocab_size')}"
+            )
+        task.eval()
+        folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
+        return cls(checkpoint, folder, config, data, tokenizer, task)
+
+    def require(self, family: str, door: str) -> None:
+        """Refuse a run of the other family.
+
+        Raises:
+            ValueError: the run is not of this family.
+        """
+        if self.family != family:
+            raise ValueError(f"recur.{door} wants a {family} run, {self.checkpoint} is a {self.family} run")
+
+
+def _built(checkpoint: Path, model: dict[str, Any], data: dict[str, Any]) -> Any:
+    """The task that a checkpoint describes, without its weights.
+
+    Raises:
+        ValueError: its classes refuse the description.
+    """
+    from hydra.utils import instantiate
+
+    try:
+        net = {**model["net"]}
+        if net.get("freeze_vectors"):  # the vectors are in the weights
+            net["freeze_vectors"] = False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what was odd about the settings was said when it was trained
+            return instantiate({**model, "net": net}, _convert_="all")(**data)
+    except Exception as error:  # a description by anybody makes constructors fail in any way whatever
+        raise ValueError(f"{checkpoint}: its model cannot be built: {explain(error) or error!r}") from error
+
+
+def device(name: str) -> Any:
+    """The `torch.device` of this name, once it has been tried.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
+    import torch
+
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
+        first = next(iter(str(error).splitlines()), "it is not there")
+        raise ValueError(f"--device {name} cannot be used: {first}") from None
+    return found
+
+
+def claim(folder: Path) -> None:
+    """Hold a run's folder until this process ends, however it ends. A second call for it does nothing.
+
+    Ranks other than 0 write nothing and hold nothing.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    import fcntl
+
+    folder = folder.resolve()
+    if rank() or folder in _claimed:
+        return
+    file = (folder / ".lock").open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise ValueError(
+            f"{folder} is in use by {holder}: wait until that run has ended, or name another folder with "
+            "hydra.run.dir=..."
+        ) from None
+    except OSError:  # a file system without locks
+        file.close()
+        return
+    _claimed[folder] = file
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()

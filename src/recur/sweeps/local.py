@@ -1,0 +1,234 @@
+"""Slots: the places on this machine where one job at a time can run, and the executor that fills them.
+
+A slot is some GPUs, or a share of the CPU's threads. What it grants is put into a job's environment before the job's
+process starts, since a process that has touched CUDA no longer listens.
+"""
+
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from recur.sweeps.job import Job, Needs, start_supervised
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one job.
+
+    Attributes:
+        number: from 0.
+        devices: what `CUDA_VISIBLE_DEVICES` will say; empty for a CPU slot.
+        threads: CPU threads for the whole job.
+    """
+
+    number: int
+    devices: tuple[str, ...]
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """`gpu 0,1` or `cpu 3`."""
+        return f"gpu {','.join(self.devices)}" if self.devices else f"cpu {self.number}"
+
+    def environment(self, ranks: int) -> dict[str, str]:
+        """Variables that grant this slot to a job of so many processes."""
+        return {"CUDA_VISIBLE_DEVICES": ",".join(self.devices), **thread_environment(max(1, self.threads // ranks))}
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Variables that hold one process to so many threads."""
+    return dict.fromkeys(THREAD_VARIABLES, str(threads))
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _threads(settings: "SlotSettings", slots: int) -> int:
+    if settings.threads != "auto":
+        return int(settings.threads)
+    share, told = max(1, cores() // slots), os.environ.get("OMP_NUM_THREADS", "")
+    return min(share, int(told)) if told.isdecimal() and int(told) > 0 else share  # a user's lower limit counts
+
+
+def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """GPUs this process may use, as `CUDA_VISIBLE_DEVICES` names them; none of them is touched."""
+    told = environment.get("CUDA_VISIBLE_DEVICES")
+    if told is not None:
+        return [word.strip() for word in told.split(",") if word.strip() and word.strip() != "-1"]
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    try:
+        done = subprocess.run([tool, "--list-gpus"], capture_output=True, text=True, timeout=30, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [str(index) for index, line in enumerate(done.stdout.splitlines()) if line.startswith("GPU ")]
+
+
+@dataclass(frozen=True)
+class SlotSettings:
+    """The keys of `conf/hydra/launcher/slots.yaml`."""
+
+    gpus: Any = "auto"
+    gpus_per_job: int | str = "auto"
+    jobs_per_gpu: int = 1
+    cpu_slots: int | str = "auto"
+    threads: int | str = "auto"
+
+
+def plan(settings: SlotSettings, needs: Sequence[Needs], jobs: int | None = None) -> list[Slot]:
+    """The slots of this machine for jobs with these needs.
+
+    Args:
+        settings: the launcher's keys.
+        needs: of every job known so far; at least one.
+        jobs: how many there will be, None for not known.
+
+    Raises:
+        ValueError: more GPUs are asked for than there are, or a count is not positive.
+    """
+    for name in ("gpus_per_job", "jobs_per_gpu", "cpu_slots", "threads"):
+        value = getattr(settings, name)
+        if value != "auto" and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"hydra.launcher.{name} must be a whole number from 1, got {value!r}")
+    if any(need.accelerator == "gpu" for need in needs):
+        gpus = _chosen_gpus(settings)
+        if not gpus:
+            raise ValueError(
+                "trainer.accelerator=gpu, but no GPU is visible here: set trainer=cpu, or look at CUDA_VISIBLE_DEVICES"
+            )
+    elif any(need.accelerator == "auto" for need in needs):
+        gpus = _chosen_gpus(settings)
+    else:
+        gpus = []
+        if settings.gpus not in ("auto", 0) or settings.gpus_per_job != "auto":
+            raise ValueError(
+                "hydra.launcher.gpus and gpus_per_job need jobs on GPUs; these run with trainer.accelerator=cpu"
+            )
+    return _gpu_slots(settings, needs, gpus) if gpus else _cpu_slots(settings, needs, jobs)
+
+
+def _chosen_gpus(settings: SlotSettings) -> list[str]:
+    visible, wanted = visible_gpus(), settings.gpus
+    if wanted == "auto":
+        return visible
+    if isinstance(wanted, int):
+        if wanted < 0:
+            raise ValueError(f"hydra.launcher.gpus must be auto, a count or a list of ids, got {wanted}")
+        if wanted > len(visible):
+            raise ValueError(f"hydra.launcher.gpus={wanted}, but {_there_are(visible)}")
+        return visible[:wanted]
+    ids = [str(word) for word in wanted]
+    missing = [word for word in ids if word not in visible]
+    if missing:
+        raise ValueError(f"hydra.launcher.gpus names GPU {', '.join(missing)}, but {_there_are(visible)}")
+    return ids
+
+
+def _there_are(visible: list[str]) -> str:
+    return f"only GPU {', '.join(visible)} can be seen here" if visible else "no GPU can be seen here"
+
+
+def _gpu_slots(settings: SlotSettings, needs: Sequence[Needs], gpus: list[str]) -> list[Slot]:
+    most = max(need.devices or 1 for need in needs)
+    per_job = most if settings.gpus_per_job == "auto" else int(settings.gpus_per_job)
+    if per_job > len(gpus):
+        cause = (
+            f"trainer.devices={most}" if settings.gpus_per_job == "auto" else f"hydra.launcher.gpus_per_job={per_job}"
+        )
+        raise ValueError(f"{cause}: a job wants {per_job} GPUs, but {_there_are(gpus)}")
+    if most > per_job:
+        raise ValueError(f"trainer.devices={most} does not fit into hydra.launcher.gpus_per_job={per_job}")
+    groups = [tuple(gpus[i : i + per_job]) for i in range(0, len(gpus) - per_job + 1, per_job)]
+    places = [group for _ in range(settings.jobs_per_gpu) for group in groups]  # an empty GPU before a shared one
+    threads = _threads(settings, len(places))
+    return [Slot(number, devices, threads) for number, devices in enumerate(places)]
+
+
+def _cpu_slots(settings: SlotSettings, needs: Sequence[Needs], jobs: int | None) -> list[Slot]:
+    ranks = max(need.ranks for need in needs)
+    if settings.cpu_slots == "auto":
+        count = max(1, cores() // ranks)
+        count = min(count, jobs) if jobs else count
+    else:
+        count = int(settings.cpu_slots)
+    return [Slot(number, (), _threads(settings, count)) for number in range(count)]
+
+
+@dataclass
+class Machine:
+    """Runs jobs in the slots of this machine; a free slot takes the next job at once.
+
+    Attributes:
+        slots: the places.
+        grace: seconds a stopped job has to end by itself.
+    """
+
+    slots: Sequence[Slot]
+    grace: float = 10.0
+    busy: dict[int, tuple[Job, "subprocess.Popen[bytes]"]] = field(default_factory=dict)
+
+    @property
+    def capacity(self) -> int:
+        """Jobs at a time."""
+        return len(self.slots)
+
+    @property
+    def title(self) -> str:
+        """What the slots are, in words."""
+        kind = "GPU" if self.slots[0].devices else "CPU"
+        each = f"{len(self.slots[0].devices)} GPU(s), " if self.slots[0].devices else ""
+        return f"{len(self.slots)} {kind} slot(s), {each}{self.slots[0].threads} thread(s) each"
+
+    def room(self) -> bool:
+        """Whether a slot is free."""
+        return len(self.busy) < len(self.slots)
+
+    def start(self, job: Job) -> str:
+        """Start a job in the first free slot; return the slot's name."""
+        slot = next(slot for slot in self.slots if slot.number not in self.busy)
+        self.busy[slot.number] = (job, start_supervised(job, slot.environment(job.needs.ranks), self.grace))
+        return slot.name
+
+    def finished(self) -> list[tuple[Job, int]]:
+        """Jobs that ended since the last call, with their exit codes."""
+        ended = [(number, job, process) for number, (job, process) in self.busy.items() if process.poll() is not None]
+        for number, _, process in ended:
+            assert process.stdin is not None
+            process.stdin.close()
+            del self.busy[number]
+        return [(job, process.returncode) for _, job, process in ended]
+
+    def wait(self, seconds: float) -> None:
+        """Sleep until a keeper ends: nobody reads our end of its lifeline then, which `poll` tells at once."""
+        ends = select.poll()
+        for _, process in self.busy.values():
+            assert process.stdin is not None
+            ends.register(process.stdin, 0)
+        if ends.poll(1000 * seconds):
+            time.sleep(0.001)  # its exit code comes a moment later
+
+    def stop(self) -> None:
+        """End every job, gently first."""
+        for _, process in self.busy.values():
+            process.terminate()
+        for _, process in self.busy.values():
+            try:
+                process.wait(self.grace + 5)
+            except subprocess.TimeoutExpired:
+                print(f"recur: process {process.pid} would not end", file=sys.stderr)
+            assert process.stdin is not None
+            process.stdin.close()  # the lifeline: whatever is left goes now
+
+    def close(self) -> None:
+        """Nothing is held."""

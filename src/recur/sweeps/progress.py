@@ -1,0 +1,176 @@
+"""What a sweep shows while it runs: a live table on a terminal, plain lines without one."""
+
+import re
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from recur.render import figure, seconds_in_words
+from recur.runs import journal
+from recur.sweeps.job import Job
+from recur.sweeps.runner import Outcome
+
+COLOURS = {"running": "cyan", "done": "green", "pruned": "yellow", "failed": "bold red", "stopped": "yellow"}
+
+
+@dataclass
+class _Row:
+    job: Job
+    state: str
+    place: str = ""
+    began: float = 0.0
+    seconds: float = 0.0
+    value: float | None = None
+
+
+class SweepProgress:
+    """Listens to a sweep and shows it.
+
+    Args:
+        total: number of jobs.
+        slots: jobs that run at a time.
+        monitor: name of the metric.
+        mode: `max` or `min`.
+        constant: overrides that all jobs share, left out of their names.
+    """
+
+    def __init__(self, total: int, slots: int, monitor: str, mode: str, constant: tuple[str, ...] = ()) -> None:
+        self._total, self._slots, self._monitor, self._mode = total, max(1, slots), monitor, mode
+        self._constant = set(constant)
+        self._rows: dict[int, _Row] = {}
+        self._best: tuple[float, int] | None = None
+        self._ended = 0
+        self._watched: dict[int, tuple[float, list[dict[str, Any]]]] = {}
+        self._live: Any = None
+        self._console: Any = None
+
+    def __enter__(self) -> "SweepProgress":
+        """Open the live table where there is a terminal."""
+        if sys.stdout.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._console = Console()
+            self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=2)
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Leave its last state standing."""
+        if self._live is not None:
+            self._live.__exit__(*error)
+
+    def name(self, job: Job) -> str:
+        """What this job has that others have not."""
+        return " ".join(text for text in job.overrides if text not in self._constant) or "no overrides"
+
+    def say(self, line: str) -> None:
+        """Print a line, above the table where there is one."""
+        if self._console is not None:
+            self._console.print(line, markup=False, highlight=False)
+        else:
+            print(line, flush=True)
+
+    def started(self, job: Job, place: str) -> None:
+        """A job began."""
+        self._rows[job.number] = _Row(job, "running", place, time.monotonic())
+        if self._live is None:
+            self.say(f"{_clock()} job {job.number} on {place}: {self.name(job)}")
+
+    def ended(self, job: Job, outcome: Outcome) -> None:
+        """A job ended; a failure is told at once, with the way to its log."""
+        row = self._rows.setdefault(job.number, _Row(job, "waiting"))
+        row.state, row.seconds, row.value = outcome.state, outcome.seconds, outcome.value
+        self._ended += outcome.state != "stopped"
+        if outcome.state == "done" and outcome.value is not None:
+            candidate = (outcome.value, job.number)
+            ahead = self._best is None or (candidate > self._best if self._mode == "max" else candidate < self._best)
+            self._best = candidate if ahead else self._best
+        if outcome.state == "failed":
+            self.say(f"{_clock()} job {job.number} FAILED, {outcome.reason}; log {job.log}")
+        elif self._live is None and row.place:
+            value = f", {self._monitor} {figure(outcome.value)}" if outcome.value is not None else ""
+            took = seconds_in_words(outcome.seconds)
+            self.say(f"{_clock()} job {job.number} {outcome.state} in {took}{value} {self._count()}")
+
+    def tick(self) -> None:
+        """Time passed; the live table looks by itself."""
+
+    def _count(self) -> str:
+        best = f", best {figure(self._best[0])} by job {self._best[1]}" if self._best else ""
+        left = self._left()
+        return f"({self._ended}/{self._total}{best}{f', {seconds_in_words(left)} left' if left and left >= 1 else ''})"
+
+    def _look(self, row: _Row) -> list[dict[str, Any]]:
+        """The validations of a running job; its file is read once a second at most."""
+        now = time.monotonic()
+        seen = self._watched.get(row.job.number)
+        if seen is None or now - seen[0] > 1:
+            self._watched[row.job.number] = seen = (now, journal.read_validations(row.job.folder))
+        return seen[1]
+
+    def _job_left(self, row: _Row) -> float | None:
+        entries = self._look(row)
+        if not entries or not entries[-1]["done"]:
+            return None
+        first = entries[0]
+        done, spent = entries[-1]["done"], entries[-1]["seconds"]
+        if len(entries) > 1 and spent > first["seconds"] and done > first["done"]:  # without the time of starting
+            rate = (done - first["done"]) / (spent - first["seconds"])
+        else:
+            rate = done / max(spent, 1e-3)
+        return max(0.0, (1 - done) / rate - (time.monotonic() - row.began - spent))
+
+    def _left(self) -> float | None:
+        """Seconds until the whole sweep ends, from what ended so far."""
+        rows = list(self._rows.values())  # the live table asks from a thread of its own
+        took = [row.seconds for row in rows if row.state in ("done", "pruned") and row.seconds]
+        if not took:
+            return None
+        mean = sum(took) / len(took)
+        running = [row for row in rows if row.state == "running"]
+        rest = sum(max(0.0, mean - (time.monotonic() - row.began)) for row in running)
+        return (rest + mean * max(0, self._total - self._ended - len(running))) / min(self._slots, self._total)
+
+    def _table(self) -> Any:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=f"{self._count()[1:-1]}", title_justify="left", expand=True, box=None, pad_edge=False)
+        for title in ("job", "state", "place", "epoch", self._monitor or "metric", "time left", "setting"):
+            table.add_column(title, overflow="ellipsis", no_wrap=True, ratio=1 if title == "setting" else None)
+        height = self._console.size.height - 6
+        rows = sorted(
+            self._rows.values(), key=lambda row: (row.state == "running", row.state == "failed", row.job.number)
+        )
+        for row in sorted(rows[-max(3, height) :], key=lambda row: row.job.number):
+            epoch, value, left = "", row.value, seconds_in_words(row.seconds)
+            if row.state == "running":
+                entries = self._look(row)
+                values = [e["metrics"].get(self._monitor) for e in entries]
+                known = [v for v in values if v is not None]
+                value = (max if self._mode == "max" else min)(known) if known else None
+                epoch = f"{entries[-1]['epoch']:g}" if entries else ""
+                remaining = self._job_left(row)
+                left = seconds_in_words(remaining) if remaining is not None else "?"
+            elif row.state in ("done", "pruned"):
+                left = f"took {left}"
+            state = Text(row.state, style=COLOURS.get(row.state, ""))
+            table.add_row(
+                str(row.job.number), state, row.place, epoch, figure(value), left, Text(_briefly(self.name(row.job)))
+            )
+        hidden = len(self._rows) - len(table.rows)
+        waiting = self._total - len(self._rows)
+        notes = [f"{hidden} more"] * bool(hidden) + [f"{waiting} waiting"] * bool(waiting)
+        table.caption = ", ".join(notes)
+        return table
+
+
+def _briefly(name: str) -> str:
+    """The last part of each key is enough in a narrow column."""
+    return " ".join(re.sub(r"^[^=]*\.(?=[^.=]+=)", "", word) for word in name.split(" "))
+
+
+def _clock() -> str:
+    return time.strftime("%H:%M:%S")

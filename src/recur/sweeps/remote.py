@@ -1,0 +1,259 @@
+"""Engines beyond one machine: Ray and SLURM place, queue and restart the same jobs; recur only hands them over.
+
+The sweep's folder must be the same path on every machine. A job that is started a second time, because its machine was
+lost, goes on from its own last checkpoint.
+"""
+
+import contextlib
+import importlib
+import math
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recur.sweeps.job import Job, Needs, perform
+from recur.sweeps.local import thread_environment
+
+
+def _serve(job: Job, cwd: str, threads: int, granted: Mapping[str, str]) -> int:
+    """Run a job on whatever machine this is."""
+    os.chdir(cwd)
+    return perform(job, {**thread_environment(max(1, threads // job.needs.ranks)), **granted})
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one job takes of a cluster."""
+
+    gpus: float
+    cpus: int
+
+    def __str__(self) -> str:
+        """`2 GPU(s), 4 CPU(s)`."""
+        return f"{self.gpus:g} GPU(s), {self.cpus} CPU(s)"
+
+
+def share(needs: Sequence[Needs], gpus_per_job: Any, cpus_per_job: int) -> Share:
+    """What a job takes: `gpus_per_job=auto` means what `trainer` asks for.
+
+    Raises:
+        ValueError: a count makes no sense.
+    """
+    if cpus_per_job < 1:
+        raise ValueError(f"hydra.launcher.cpus_per_job must be at least 1, got {cpus_per_job}")
+    if gpus_per_job != "auto":
+        if not isinstance(gpus_per_job, (int, float)) or gpus_per_job < 0:
+            raise ValueError(f"hydra.launcher.gpus_per_job must be auto or a number from 0, got {gpus_per_job!r}")
+        return Share(gpus_per_job, cpus_per_job)
+    wanted = [need.devices or 1 for need in needs if need.accelerator == "gpu"]
+    return Share(max(wanted, default=0), cpus_per_job)
+
+
+def _answers(address: str | None) -> None:
+    """Try a cluster's port, since Ray itself would try for many minutes.
+
+    Raises:
+        ValueError: nobody listens there.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ValueError(f"there is no Ray cluster at {address} ({error}): start one with `ray start --head`") from None
+
+
+class Ray:
+    """Jobs on a Ray cluster; Ray decides where, and starts a job again whose machine was lost.
+
+    Args:
+        address: of the cluster; `auto` for the one this machine belongs to, None to start one on this machine alone.
+        part: what one job takes.
+        retries: times that Ray starts a lost job again.
+
+    Raises:
+        ValueError: Ray is not installed, there is no cluster at the address, or a job is larger than the cluster.
+    """
+
+    def __init__(self, address: str | None, part: Share, retries: int) -> None:
+        try:
+            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns about what is to come
+            ray: Any = importlib.import_module("ray")
+        except ImportError:
+            raise ValueError("hydra/launcher=ray needs the extra ray: pip install 'recur[ray]'") from None
+        self._ray, self._part = ray, part
+        self._ours = not ray.is_initialized()
+        if self._ours:
+            _answers(address)
+            extra = {} if address else {"include_dashboard": False}
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level="error", configure_logging=False, **extra)
+            except ConnectionError as error:
+                raise ValueError(
+                    f"there is no Ray cluster at {address}: start one with `ray start --head` ({error})"
+                ) from None
+        options = {"num_cpus": part.cpus, "num_gpus": part.gpus, "max_retries": retries}
+        self._serve = ray.remote(**options)(_serve)
+        self._running: dict[Any, Job] = {}
+        self._seen = (0.0, 0)
+        if not self._capacity():
+            have = {name: n for name, n in ray.cluster_resources().items() if name in ("CPU", "GPU")}
+            self.close()
+            raise ValueError(f"a job wants {part}, no node of the Ray cluster has as much; all together have {have}")
+
+    def _capacity(self) -> int:
+        """Jobs that fit the cluster as it is now."""
+        if time.monotonic() - self._seen[0] < 1:
+            return self._seen[1]
+        fit = 0
+        for node in self._ray.nodes():
+            if node["Alive"]:
+                have = node["Resources"]
+                fits = [have.get("CPU", 0) / self._part.cpus]
+                if self._part.gpus:
+                    fits.append(have.get("GPU", 0) / self._part.gpus)
+                fit += math.floor(min(fits) + 1e-9)
+        self._seen = (time.monotonic(), fit)
+        return fit
+
+    @property
+    def capacity(self) -> int:
+        """Jobs at a time."""
+        return max(1, self._capacity())
+
+    @property
+    def title(self) -> str:
+        """The cluster, in words."""
+        nodes = sum(node["Alive"] for node in self._ray.nodes())
+        return f"Ray, {nodes} node(s), {self.capacity} job(s) at a time of {self._part}"
+
+    def room(self) -> bool:
+        """Whether the cluster, were it ours alone, had a place; where it is not, the job waits in Ray's queue."""
+        return len(self._running) < self.capacity
+
+    def start(self, job: Job) -> str:
+        """Hand a job to Ray."""
+        granted = {} if self._part.gpus else {"CUDA_VISIBLE_DEVICES": ""}
+        reference = self._serve.remote(job, os.getcwd(), self._part.cpus, granted)
+        self._running[reference] = job
+        return "ray"
+
+    def finished(self) -> list[tuple[Job, int]]:
+        """Jobs that ended."""
+        if not self._running:
+            return []
+        ready, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
+        ended = []
+        for reference in ready:
+            job = self._running.pop(reference)
+            try:
+                ended.append((job, int(self._ray.get(reference))))
+            except self._ray.exceptions.RayError as error:
+                with contextlib.suppress(OSError), job.log.open("a", encoding="utf-8") as log:
+                    print(f"Ray: {str(error).splitlines()[0]}", file=log)
+                ended.append((job, 1))
+        return ended
+
+    def wait(self, seconds: float) -> None:
+        """Ray tells when a job ends."""
+        if self._running:
+            self._ray.wait(list(self._running), num_returns=1, timeout=seconds)
+
+    def stop(self) -> None:
+        """Take the jobs back; their keepers end with Ray's workers."""
+        for reference in self._running:
+            self._ray.cancel(reference, force=True)
+        if self._running:
+            self._ray.wait(list(self._running), num_returns=len(self._running), timeout=20)
+
+    def close(self) -> None:
+        """Leave the cluster; end it where it was started here."""
+        if self._ours:
+            self._ray.shutdown()
+
+
+class Submitit:
+    """Jobs on SLURM through submitit; each is a SLURM job of its own, which the queue starts.
+
+    Args:
+        folder: of the sweep; submitit's own files go into `.submitit` there.
+        cluster: `slurm`, or `local` to try it without one.
+        part: what one job takes.
+        at_once: jobs in SLURM's hands at a time.
+        parameters: further settings for submitit: `slurm_partition`, `timeout_min`, `mem_gb`, ...
+
+    Raises:
+        ValueError: submitit is not installed, there is no SLURM here, or it does not know a parameter.
+    """
+
+    def __init__(self, folder: Path, cluster: str, part: Share, at_once: int, parameters: Mapping[str, Any]) -> None:
+        try:
+            import submitit
+        except ImportError:
+            raise ValueError(
+                "hydra/launcher=submitit_slurm needs the extra slurm: pip install 'recur[slurm]'"
+            ) from None
+        if at_once < 1:
+            raise ValueError(f"hydra.launcher.jobs_at_once must be at least 1, got {at_once}")
+        self.capacity, self._part = at_once, part
+        self._folder = (folder / ".submitit").absolute()
+        try:
+            self._executor = submitit.AutoExecutor(str(self._folder), cluster=cluster)
+            given = {key: value for key, value in parameters.items() if value is not None}
+            self._executor.update_parameters(
+                gpus_per_node=math.ceil(part.gpus), cpus_per_task=part.cpus, tasks_per_node=1, nodes=1, **given
+            )
+        except (RuntimeError, TypeError, NameError, ValueError) as error:
+            raise ValueError(f"submitit: {' '.join(str(error).split())}") from None
+        self._cluster = cluster
+        self._running: list[tuple[Job, Any]] = []
+
+    @property
+    def title(self) -> str:
+        """The queue, in words."""
+        return f"submitit on {self._cluster}, {self.capacity} job(s) at a time of {self._part}"
+
+    def room(self) -> bool:
+        """Whether another job may be queued."""
+        return len(self._running) < self.capacity
+
+    def start(self, job: Job) -> str:
+        """Queue a job."""
+        granted = {} if self._part.gpus else {"CUDA_VISIBLE_DEVICES": ""}
+        queued = self._executor.submit(_serve, job, os.getcwd(), self._part.cpus, granted)
+        self._running.append((job, queued))
+        return f"{self._cluster} {queued.job_id}"
+
+    def finished(self) -> list[tuple[Job, int]]:
+        """Jobs that ended."""
+        ended = [(job, queued) for job, queued in self._running if queued.done()]
+        self._running = [(job, queued) for job, queued in self._running if not any(queued is q for _, q in ended)]
+        return [(job, self._code(job, queued)) for job, queued in ended]
+
+    def _code(self, job: Job, queued: Any) -> int:
+        error = queued.exception()
+        if error is None:
+            return int(queued.result())
+        with contextlib.suppress(OSError), job.log.open("a", encoding="utf-8") as log:
+            print(f"submitit {queued.job_id}: {str(error).strip().splitlines()[-1]}", file=log)
+        return 1
+
+    def wait(self, seconds: float) -> None:
+        """The queue tells nothing by itself: look again soon."""
+        time.sleep(min(seconds, 0.2))
+
+    def stop(self) -> None:
+        """Cancel what is queued or runs; wait a little until it is gone."""
+        for _, queued in self._running:
+            queued.cancel(check=False)
+        until = time.monotonic() + 15
+        while time.monotonic() < until and not all(queued.done(force_check=True) for _, queued in self._running):
+            time.sleep(0.5)
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,137 @@
+"""What both tasks share."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torchmetrics import Metric
+
+from recur.tasks.schedulers import StepPlan
+
+
+def step_plan(trainer: pl.Trainer) -> StepPlan:
+    """Count the optimizer steps ahead.
+
+    `Trainer.estimated_stepping_batches` would set the loaders up early, and Lightning 2.6 then drops a resumed loader's
+    state (PL#20550); so the count is made here, from the length of the loader.
+
+    Raises:
+        ValueError: neither `max_epochs` nor `max_steps` bounds the run.
+    """
+    loader: Any = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+    batches = len(loader)
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    per_epoch = max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+    epochs = trainer.max_epochs
+    if (epochs is None or epochs < 0) and trainer.max_steps < 0:
+        raise ValueError("a schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+    totals = [epochs * per_epoch] if epochs is not None and epochs >= 0 else []
+    if trainer.max_steps >= 0:
+        totals.append(trainer.max_steps)
+    return StepPlan(min(totals), per_epoch)
+
+
+def save_metrics(task: pl.LightningModule, metrics: Sequence[Metric], checkpoint: dict[str, Any]) -> None:
+    """Put what an epoch's training metrics have summed up so far into a checkpoint, each rank's own."""
+    values: Any = torch.stack([value.double() for metric in metrics for _, value in _states(metric)])
+    if task.trainer.world_size > 1:
+        values = task.all_gather(values)
+    checkpoint["train_metrics"] = values.reshape(task.trainer.world_size, -1).cpu()  # (ranks, sums)
+
+
+def load_metrics(task: pl.LightningModule, metrics: Sequence[Metric], checkpoint: dict[str, Any]) -> None:
+    """Go on summing up from there. Another number of ranks cannot be in the middle of an epoch: it sums up anew."""
+    saved = checkpoint.get("train_metrics")
+    if saved is None or len(saved) != task.trainer.world_size:
+        return
+    values = iter(saved[task.trainer.global_rank])
+    for metric in metrics:
+        for name, value in _states(metric):
+            setattr(metric, name, next(values).to(value))
+        metric._update_count = 1  # else torchmetrics warns of a mean of nothing
+
+
+def _states(metric: Metric) -> list[tuple[str, Tensor]]:
+    """A metric's sums by name, each a number."""
+    return [(name, value) for name, value in metric.metric_state.items() if isinstance(value, Tensor)]
+
+
+class Stepping(pl.LightningModule):
+    """What the steps of both tasks have in common.
+
+    Attributes:
+        skipped: whether the last step was not made, because it had no finite gradient.
+    """
+
+    skipped = False
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, log the norm before clipping, and ask the callbacks whether this step may be made."""
+        norm = clip_gradients(self.parameters(), gradient_clip_val, gradient_clip_algorithm)
+        callbacks: Any = self.trainer.callbacks  # type: ignore[attr-defined]
+        asked = [callback for callback in callbacks if hasattr(callback, "on_gradient_norm")]
+        self.skipped = any(callback.on_gradient_norm(self.trainer, self, norm) for callback in asked)
+        if self.skipped:
+            for parameter in self.parameters():
+                parameter.grad = None  # an optimizer leaves alone what has none, and counts no step
+        else:
+            self.log_step("train/gradient_norm", norm)
+
+    def log_step(self, name: str, value: Any, **settings: Any) -> None:
+        """Log a training step's value, if this step is one that is written: logging in vain takes a millisecond."""
+        stepped = self.trainer.fit_loop.epoch_loop._batches_that_stepped
+        if (stepped + 1) % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+            self.log(name, value, **settings)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Take the schedule's step; one counted in optimizer steps waits where the optimizer took none."""
+        configs = self.trainer.lr_scheduler_configs
+        if self.skipped and any(c.scheduler is scheduler and c.interval == "step" for c in configs):
+            return
+        super().lr_scheduler_step(scheduler, metric)
+
+    def training_metrics(self) -> list[Metric]:
+        """What an epoch sums up."""
+        raise NotImplementedError
+
+    def snapshot(self) -> list[Tensor]:
+        """What a step that is skipped must leave behind unchanged, besides what the optimizer changes."""
+        return [value.clone() for metric in self.training_metrics() for _, value in _states(metric)]
+
+    def restore(self, before: list[Tensor]) -> None:
+        """Put that back."""
+        values = iter(before)
+        for metric in self.training_metrics():
+            for name, _ in _states(metric):
+                setattr(metric, name, next(values))
+
+
+def clip_gradients(parameters: Any, value: float | None, algorithm: str | None) -> torch.Tensor:
+    """Clip gradients in place and return their total L2 norm before clipping, from one pass.
+
+    Args:
+        parameters: whose `.grad` to clip.
+        value: largest norm or absolute value; None or 0 clips nothing.
+        algorithm: `norm` or `value`.
+
+    Raises:
+        ValueError: a negative `value`.
+    """
+    if value is not None and value < 0:
+        raise ValueError(f"trainer.gradient_clip_val must be 0 or more, got {value}: null clips nothing")
+    parameters = [p for p in parameters if p.grad is not None]
+    if value and algorithm == "value":
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        torch.nn.utils.clip_grad_value_(parameters, value)
+        return norm
+    return torch.nn.utils.clip_grad_norm_(parameters, value or math.inf)

@@ -1,0 +1,134 @@
+"""What both tasks do around a step: schedules counted in optimizer steps, clipping that reports the norm.
+
+A schedule is a function `(optimizer, plan) -> Lightning scheduler config or None`; its other arguments are the keys of
+`conf/scheduler/*.yaml`.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+from torch.optim import Optimizer, lr_scheduler
+
+
+class StepPlan(NamedTuple):
+    """How many optimizer steps the run will take.
+
+    Attributes:
+        total: in the whole run.
+        per_epoch: in one epoch.
+    """
+
+    total: int
+    per_epoch: int
+
+
+def _each_step(scheduler: lr_scheduler.LRScheduler) -> dict[str, Any]:
+    return {"scheduler": scheduler, "interval": "step", "frequency": 1}
+
+
+def none(optimizer: Optimizer, plan: StepPlan) -> None:
+    """Keep the learning rate."""
+
+
+def step(optimizer: Optimizer, plan: StepPlan, *, every_epochs: int, gamma: float) -> dict[str, Any]:
+    """Multiply the learning rate by `gamma` every `every_epochs` epochs."""
+    if every_epochs < 1:
+        raise ValueError(f"scheduler.every_epochs must be at least 1, got {every_epochs}")
+    _check_factor(gamma=gamma)
+    return {"scheduler": lr_scheduler.StepLR(optimizer, every_epochs, gamma), "interval": "epoch"}
+
+
+def plateau(
+    optimizer: Optimizer, plan: StepPlan, *, monitor: str, mode: str, factor: float, patience: int, min_lr: float
+) -> dict[str, Any]:
+    """Multiply the learning rate by `factor` when `monitor` has not improved for more than `patience` validations."""
+    if mode not in ("max", "min"):
+        raise ValueError(f"scheduler.mode must be max or min, got {mode!r}")
+    if not 0 < factor < 1:
+        raise ValueError(f"scheduler.factor must lie in (0, 1), got {factor}")
+    for name, value in (("patience", patience), ("min_lr", min_lr)):
+        if not value >= 0:
+            raise ValueError(f"scheduler.{name} must be at least 0, got {value}")
+    scheduler = lr_scheduler.ReduceLROnPlateau(
+        optimizer,
+        mode=mode,  # type: ignore[arg-type]
+        factor=factor,
+        patience=patience,
+        threshold=0.0,
+        min_lr=min_lr,
+    )
+    return {"scheduler": scheduler, "interval": "epoch", "monitor": monitor, "strict": False}
+
+
+def _check_factor(**factors: float) -> None:
+    for name, value in factors.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"scheduler.{name} must be above 0, got {value}")
+
+
+def _check_parts(warmup: float, floor: float) -> None:
+    if not 0 <= warmup < 1:
+        raise ValueError(f"scheduler.warmup is a part of the run and must lie in [0, 1), got {warmup}")
+    if not 0 <= floor <= 1:
+        raise ValueError(f"scheduler.floor is a part of the learning rate and must lie in [0, 1], got {floor}")
+
+
+def _warm_up(step: int, steps: int) -> float:
+    return min(1.0, (step + 1) / (steps + 1))
+
+
+def cosine(optimizer: Optimizer, plan: StepPlan, *, warmup: float, floor: float) -> dict[str, Any]:
+    """Linear warm-up, then half a cosine down to `floor` times the learning rate (Loshchilov & Hutter 2017).
+
+    Args:
+        optimizer: whose learning rates to set.
+        plan: steps of the run.
+        warmup: part of all steps spent warming up, in [0, 1).
+        floor: final learning rate as a part of the first, in [0, 1].
+    """
+    _check_parts(warmup, floor)
+    warm = round(warmup * plan.total)
+
+    def factor(step: int) -> float:
+        progress = min(1.0, max(0.0, (step - warm) / max(1, plan.total - warm)))
+        return _warm_up(step, warm) * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
+
+    return _each_step(lr_scheduler.LambdaLR(optimizer, factor))
+
+
+def linear(optimizer: Optimizer, plan: StepPlan, *, warmup: float, floor: float) -> dict[str, Any]:
+    """Linear warm-up, then linearly down to `floor` times the learning rate; arguments as for `cosine`."""
+    _check_parts(warmup, floor)
+    warm = round(warmup * plan.total)
+
+    def factor(step: int) -> float:
+        progress = min(1.0, max(0.0, (step - warm) / max(1, plan.total - warm)))
+        return _warm_up(step, warm) * (1 - (1 - floor) * progress)
+
+    return _each_step(lr_scheduler.LambdaLR(optimizer, factor))
+
+
+def exponential(optimizer: Optimizer, plan: StepPlan, *, gamma: float) -> dict[str, Any]:
+    """Multiply the learning rate by `gamma` after every optimizer step (Miyato et al. 2017 use .9998)."""
+    _check_factor(gamma=gamma)
+    return _each_step(lr_scheduler.ExponentialLR(optimizer, gamma))
+
+
+def one_cycle(optimizer: Optimizer, plan: StepPlan, *, rise: float, start_div: float, end_div: float) -> dict[str, Any]:
+    """One cycle (Smith & Topin 2018): up to the learning rate over `rise` of the run, then down.
+
+    Args:
+        optimizer: whose learning rate is the peak.
+        plan: steps of the run.
+        rise: part of all steps spent rising.
+        start_div: the first learning rate is the peak divided by this.
+        end_div: the last is the first divided by this.
+    """
+    if not 0 < rise < 1:
+        raise ValueError(f"scheduler.rise is a part of the run and must lie in (0, 1), got {rise}")
+    _check_factor(start_div=start_div, end_div=end_div)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    scheduler = lr_scheduler.OneCycleLR(
+        optimizer, peaks, total_steps=plan.total + 1, pct_start=rise, div_factor=start_div, final_div_factor=end_div
+    )
+    return _each_step(scheduler)

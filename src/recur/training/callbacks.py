@@ -1,0 +1,395 @@
+"""Lightning callbacks, and the factories by which `conf/callbacks` switches Lightning's own on and off."""
+
+import hashlib
+import math
+import os
+import sys
+import time
+import warnings
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from recur.data.corpus import readable
+from recur.render import escape_controls
+from recur.runs import journal
+from recur.sweeps.job import TRIAL
+
+
+def early_stopping(monitor: str, mode: str, patience: int | None) -> EarlyStopping | None:
+    """Stop after more than `patience` validations without improvement; None for None."""
+    if patience is not None and patience < 0:
+        raise ValueError(f"callbacks.early_stopping.patience must be at least 0, got {patience}: null never stops")
+    return None if patience is None else EarlyStopping(monitor, mode=mode, patience=patience)
+
+
+class _Ema(EMAWeightAveraging):
+    state_key = "EMAWeightAveraging"  # as in runs of before
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Average, unless the step was skipped."""
+        if not getattr(pl_module, "skipped", False):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+def weight_ema(decay: float | None, start_step: int) -> EMAWeightAveraging | None:
+    """Exponential moving average of the weights, which validation, checkpoints and test see; None for None."""
+    if decay is None:
+        return None
+    if not 0 < decay < 1:
+        raise ValueError(f"callbacks.ema.decay must lie between 0 and 1, got {decay}: .999 is usual")
+    if start_step < 0:
+        raise ValueError(f"callbacks.ema.start_step must be at least 0, got {start_step}")
+    return _Ema(decay=decay, update_starting_at_step=start_step)
+
+
+class PlannedNoise(Callback):
+    """Draws every batch's dropout masks from (seed, rank, epoch, batch) and from nothing else.
+
+    So a run that was killed and resumed, in the middle of an epoch too, ends as one that was not; ranks share their
+    weights and not their masks. (Lightning saves no generator's state.)
+
+    Args:
+        seed: of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed the generators of this process."""
+        place = f"{self._seed}/{trainer.global_rank}/{trainer.current_epoch}/{batch_idx}"
+        seed = int.from_bytes(hashlib.blake2b(place.encode(), digest_size=7).digest())
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed formats three stacks for devices never used
+        if pl_module.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+
+class Throughput(Callback):
+    """Logs `train/tokens_per_second`: tokens trained on over time spent training, loading included, validation not.
+
+    Attributes:
+        tokens: trained on so far by this rank.
+        seconds: spent on them.
+    """
+
+    def __init__(self) -> None:
+        self.tokens, self.seconds = 0, 0.0
+        self._mark = 0.0
+        self._window = (0, 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted so far, so that a resumed run counts on."""
+        return {"tokens": self.tokens, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on."""
+        self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
+        self._window = (self.tokens, self.seconds)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock: a run resumed in the middle of an epoch does not start one."""
+        self._mark = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._mark = time.perf_counter()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self.seconds += time.perf_counter() - self._mark
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start it again."""
+        self._mark = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch; log the rate of the last few."""
+        now = time.perf_counter()
+        self.seconds += now - self._mark
+        self._mark = now
+        self.tokens += batch.text.data.numel()
+        every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        if trainer.global_step % every == 0 and not trainer.fit_loop._should_accumulate():  # the step that is written
+            tokens, seconds = self.tokens - self._window[0], self.seconds - self._window[1]
+            self._window = (self.tokens, self.seconds)
+            pl_module.log("train/tokens_per_second", tokens / max(seconds, 1e-9), prog_bar=True, batch_size=1)
+
+
+class Progress(TQDMProgressBar):
+    """A bar on a terminal; without one, a plain line an epoch."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=1)
+        self._interactive = sys.stderr.isatty()
+        self._epoch: tuple[int, float] | None = None
+        self._started = 0.0
+        if not self._interactive:
+            self.disable()
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """What the bar shows: short names, whole tokens a second."""
+        shown: dict[str, Any] = {}
+        for name, value in super().get_metrics(trainer, pl_module).items():
+            if name == "train/tokens_per_second":
+                shown["tokens/s"] = f"{value:,.0f}"
+            elif name != "v_num":
+                shown[name.removeprefix("train/")] = value
+        return shown
+
+    def on_train_start(self, *arguments: Any) -> None:
+        """Start the clock: a run resumed in the middle of an epoch does not start one."""
+        super().on_train_start(*arguments)
+        self._started = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        """Say how the last epoch went; only now are its metrics complete."""
+        self._tell(trainer)
+        self._started = time.monotonic()
+        super().on_train_epoch_start(trainer, *arguments)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the epoch's clock."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self._epoch = (trainer.current_epoch, time.monotonic() - self._started)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say how the last epoch went."""
+        super().on_train_end(trainer, pl_module)
+        self._tell(trainer)
+
+    def _tell(self, trainer: pl.Trainer) -> None:
+        if self._epoch is None or not trainer.is_global_zero:
+            return
+        epoch, seconds = self._epoch
+        self._epoch = None
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        parts = [f"epoch {epoch + 1:>3}", f"{int(seconds // 60)}m {seconds % 60:02.0f}s"]
+        for title, loss, names in (
+            ("train", "train/epoch_loss", ("train/epoch_accuracy", "train/epoch_perplexity")),
+            ("val", "val/loss", ("val/accuracy", "val/perplexity", "val/bpc")),
+        ):
+            if loss in metrics:
+                figures = [f"loss {metrics[loss]:.4f}"]
+                figures += [_figure(name, metrics[name]) for name in names if name in metrics]
+                parts.append(f"{title} {' '.join(figures)}")
+        if "train/tokens_per_second" in metrics:
+            parts.append(f"{metrics['train/tokens_per_second']:,.0f} tokens/s")
+        self.print(" | ".join(parts)) if self._interactive else print(" | ".join(parts), flush=True)
+
+
+def _figure(name: str, value: float) -> str:
+    short = name.rpartition("/")[2].removeprefix("epoch_")
+    return f"{short} {100 * value:.2f} %" if short == "accuracy" else f"{short} {value:.3f}"
+
+
+class NonMonotonicAveraging(WeightAveraging):
+    """NT-ASGD (Merity, Keskar & Socher 2018): average the weights of all steps once validation has stopped improving.
+
+    Averaging begins when the monitored loss is worse than the best of all but the last `interval` validations. From
+    then on validation, checkpoints and test see the plain mean of the weights since; training goes on with its own.
+
+    Args:
+        monitor: loss to watch.
+        interval: validations without a new best before averaging begins (the paper's n).
+    """
+
+    def __init__(self, monitor: str = "val/loss", interval: int = 5) -> None:
+        super().__init__()  # the default average is the equally weighted one
+        if interval < 1:
+            raise ValueError(f"callbacks.averaging.interval must be at least 1, got {interval}: 5 is usual")
+        self.monitor, self.interval = monitor, interval
+        self.losses: list[float] = []
+        self.began_at: int | None = None  # optimizer steps taken before averaging began
+
+    @property
+    def _averaging(self) -> bool:
+        return self._average_model is not None and int(self._average_model.n_averaged) > 0
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """After every step, once averaging has begun."""
+        return step_idx is not None and self.began_at is not None
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin averaging when the loss has not improved for long enough."""
+        if trainer.sanity_checking or trainer.state.fn != "fit" or self.monitor not in trainer.callback_metrics:
+            return
+        loss = float(trainer.callback_metrics[self.monitor])
+        if self.began_at is None and len(self.losses) > self.interval and loss > min(self.losses[: -self.interval]):
+            self.began_at = trainer.global_step
+            if trainer.is_global_zero:
+                print(f"averaging weights from step {trainer.global_step}", flush=True)
+        self.losses.append(loss)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Average, unless the step was skipped."""
+        if not getattr(pl_module, "skipped", False):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    # Until the first average there is none to swap in, save or keep: Lightning would take the initial weights.
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show validation the averaged weights."""
+        if self._averaging:
+            super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on with the weights in training."""
+        if self._averaging:
+            super().on_validation_epoch_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the averaged weights."""
+        if self._averaging:
+            super().on_train_end(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the averaged weights where the weights are looked for."""
+        if self._averaging:
+            super().on_save_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on averaging where that had begun."""
+        if "averaging_state" in checkpoint:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides when to begin."""
+        return {**super().state_dict(), "losses": list(self.losses), "began_at": self.began_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        super().load_state_dict(state_dict)
+        self.losses, self.began_at = list(state_dict["losses"]), state_dict["began_at"]
+
+
+class Samples(Callback):
+    """Writes a text of the language model to TensorBoard after every validation, always from the same random numbers.
+
+    Args:
+        prompt: text to begin with; None begins where a text begins.
+        tokens: length of the sample.
+        temperature: divides the logits; 0 takes the likeliest token each time.
+
+    Attributes:
+        last: the last sample, prompt included.
+    """
+
+    def __init__(self, prompt: str | None, tokens: int, temperature: float) -> None:
+        for name, value in (("tokens", tokens), ("temperature", temperature)):
+            if not value >= 0:
+                raise ValueError(f"callbacks.samples.{name} must be at least 0, got {value}")
+        self.prompt, self.tokens, self.temperature = prompt, tokens, temperature
+        self.last: str | None = None
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sample on rank 0."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero or self.tokens < 1:
+            return
+        ids = data.tokenizer.encode(self.prompt) if self.prompt else []
+        prompt = torch.tensor(ids or [data.start_id])[:, None]  # (tokens, one sample)
+        generator = torch.Generator(pl_module.device).manual_seed(0)
+        drawn = pl_module.generate(prompt, temperature=self.temperature, generator=generator)  # type: ignore[operator]
+        self.last = readable(data.tokenizer, [*ids, *(int(token) for token in islice(drawn, self.tokens))])
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                shown = escape_controls(self.last).replace("\n", "\n    ")  # indented it is shown as it stands
+                logger.experiment.add_text("sample", f"    {shown}", trainer.global_step)
+
+
+class ValidationLog(pl.Callback):
+    """Adds every validation to `history.jsonl`; in an Optuna sweep it reports the metric and stops a hopeless run.
+
+    Args:
+        folder: the run's folder.
+        monitor: name of the metric to report.
+
+    Attributes:
+        pruned: whether the study called the run off.
+    """
+
+    def __init__(self, folder: Path, monitor: str) -> None:
+        self._folder, self._monitor = folder, monitor
+        self._started = time.monotonic()
+        self._trial: Any = None
+        self.pruned = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether there is no point in going on."""
+        return {"pruned": self.pruned}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """A run called off stays so, should it be started once more before it could say so."""
+        self.pruned = state_dict["pruned"]
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the trial of which this run is a part."""
+        told = os.environ.get(TRIAL)
+        if told and trainer.is_global_zero:
+            from recur.sweeps.study import trial_of
+
+            self._trial = trial_of(told)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write, report, and stop on all ranks where rank 0 is told to."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith(("val/", "train/"))
+        }
+        stop = False
+        if trainer.is_global_zero:
+            epoch, done = progress(trainer)
+            entry = {
+                "step": trainer.global_step,
+                "epoch": round(epoch, 3),
+                "done": round(done, 4),
+                "seconds": round(time.monotonic() - self._started, 2),
+                "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+            }
+            journal.append_validation(self._folder, entry)
+            stop = self._report(metrics)
+        if os.environ.get(TRIAL) and trainer.strategy.broadcast(stop):
+            self.pruned = trainer.should_stop = True
+
+    def _report(self, metrics: dict[str, float]) -> bool:
+        if self._trial is None or self._monitor not in metrics:
+            return False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a resumed run repeats steps that were reported
+            self._trial.report(metrics[self._monitor], step=len(journal.read_validations(self._folder)))
+            return bool(self._trial.should_prune())
+
+
+def progress(trainer: pl.Trainer) -> tuple[float, float]:
+    """Epochs trained so far, and the part of the whole run that they are."""
+    within = trainer.fit_loop.epoch_loop.batch_progress.current.ready / max(1, trainer.num_training_batches)
+    epoch = trainer.current_epoch + min(1.0, within)
+    parts = [0.0]
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        parts.append(epoch / trainer.max_epochs)
+    if trainer.max_steps > 0:
+        parts.append(trainer.global_step / trainer.max_steps)
+    return epoch, min(1.0, max(parts))

@@ -1,0 +1,307 @@
+"""When numbers go wrong, or memory runs out: which batch it was, what came before, and what to try.
+
+The gradient's norm, which is taken in every step anyway, is looked at before the step is made. It is not finite as soon
+as one gradient of one rank is not, and the ranks share it: they decide alike without asking each other.
+"""
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from recur.cli import rank, tell
+from recur.runs import checkpoint as checkpoints
+
+HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is SLURM's, before a job's time is up
+_ECHO = 0.5  # seconds in which the same signal again is the same wish: `timeout` and others send it twice
+_SHOWN = 20  # rows named in a message
+
+
+class NotFiniteError(ValueError):
+    """A loss or gradient that is no number."""
+
+
+class Finite(Callback):
+    """Stops a run, or skips a step, whose loss or gradient is NaN or infinite.
+
+    A skipped step leaves weights, optimizer, schedule and averages as they were; batches go on. The task asks
+    (`on_gradient_norm`), since only it takes the norm.
+
+    Args:
+        on_nonfinite: `stop` or `skip`.
+        remember: gradient norms to show.
+
+    Attributes:
+        skipped: steps skipped so far.
+    """
+
+    def __init__(self, on_nonfinite: str = "stop", remember: int = 10) -> None:
+        if on_nonfinite not in ("stop", "skip"):
+            raise ValueError(f"callbacks.finite.on_nonfinite is stop or skip, got {on_nonfinite!r}")
+        if remember < 1:
+            raise ValueError(f"callbacks.finite.remember must be at least 1, got {remember}")
+        self.skip = on_nonfinite == "skip"
+        self.skipped = 0
+        self.stage, self.batch, self.number = "training", None, 0
+        self._norms: deque[Tensor] = deque(maxlen=remember)
+        self._loss: Tensor | None = None
+        self._before: Any = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was skipped."""
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on."""
+        self.skipped = state_dict["skipped"]
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the batch; keep what a skipped step must not change."""
+        self._see("training", batch, batch_idx)
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._loss = None
+            if self.skip:
+                self._before = pl_module.snapshot()  # type: ignore[operator]
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, *rest: Any
+    ) -> None:
+        """Note the batch."""
+        self._see("validation", batch, batch_idx)
+
+    def on_test_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, *rest: Any
+    ) -> None:
+        """Note the batch."""
+        self._see("the test", batch, batch_idx)
+
+    def _see(self, stage: str, batch: Any, number: int) -> None:
+        self.stage, self.batch, self.number = stage, batch, number
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """Add up the step's loss: what is not finite stays so."""
+        loss = loss.detach()
+        self._loss = loss if self._loss is None else self._loss + loss
+
+    def on_gradient_norm(self, trainer: pl.Trainer, pl_module: pl.LightningModule, norm: Tensor) -> bool:
+        """Look at a step before it is made.
+
+        Args:
+            trainer: of the run.
+            pl_module: its task.
+            norm: of the gradient, over all ranks.
+
+        Returns:
+            whether the step must be skipped.
+
+        Raises:
+            NotFiniteError: it must not be made, and skipping is not allowed.
+        """
+        assert self._loss is not None
+        seen = norm
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            seen = self._loss  # float16: its scaler looks at the gradient and tries steps that are too large on purpose
+        elif trainer.world_size == 1:
+            seen = norm + 0 * self._loss  # not finite where either is not
+        if torch.isfinite(seen):
+            self._norms.append(norm.detach())
+            return False
+        if self.skip:
+            self.skipped += 1
+            pl_module.restore(self._before)  # type: ignore[operator]
+            if trainer.is_global_zero:
+                tell(f"skipped step {trainer.global_step + 1}: {self._what(norm)} on {self._where(trainer)}")
+            return True
+        if trainer.global_rank and torch.isfinite(self._loss):
+            raise SystemExit(2)  # the rank whose batch it was says so, and rank 0
+        before = ", ".join(f"{float(value):.3g}" for value in self._norms) or "none, it was the first step"
+        raise NotFiniteError(
+            f"{self._what(norm)} at step {trainer.global_step + 1} (epoch {trainer.current_epoch + 1}) on "
+            f"{self._where(trainer)}; gradient norms of the steps before: {before}. Weights are as they were. Try a "
+            "lower optimizer.lr, a smaller trainer.gradient_clip_val, a warm-up (scheduler=cosine), or go on without "
+            "such steps: callbacks.finite.on_nonfinite=skip"
+        )
+
+    def _what(self, norm: Tensor) -> str:
+        return f"loss {float(self._loss if self._loss is not None else norm):.4g}, gradient norm {float(norm):.4g}"
+
+    def _where(self, trainer: pl.Trainer) -> str:
+        loader: Any = trainer.train_dataloader
+        rank = f"rank {trainer.global_rank}'s " if trainer.world_size > 1 else ""
+        return f"{rank}batch {self.number} ({place(self.batch, loader, self.number)})"
+
+
+def place(batch: Any, loader: Any, number: int) -> str:
+    """Which part of the data a batch is."""
+    rows = getattr(batch, "rows", None)
+    if rows is not None:
+        named = sorted(int(row) for row in rows)
+        more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
+        return f"training rows {', '.join(map(str, named[:_SHOWN]))}{more}"
+    return str(loader.where(number)) if hasattr(loader, "where") else f"{size(batch)}"
+
+
+def size(batch: Any) -> str:
+    """How large a batch is, in words."""
+    text = getattr(batch, "text", None)
+    if not isinstance(text, PackedSequence):
+        return "unknown size"
+    what = "texts" if hasattr(batch, "rows") else "streams"
+    return f"{int(text.batch_sizes[0]):,} {what}, longest {len(text.batch_sizes):,} tokens, {len(text.data):,} in all"
+
+
+def out_of_memory(error: BaseException, watch: Finite | None) -> str | None:
+    """One line for an error that is a lack of memory; None for any other.
+
+    Args:
+        error: anything.
+        watch: has seen the batch.
+    """
+    said = str(error)
+    lack = isinstance(error, RuntimeError) and re.search(r"can't allocate|not enough memory|out of memory", said)
+    if not lack and not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return None
+    where = ""
+    lower = "data.batch_size, model.net.hidden_size"
+    if watch is not None and watch.batch is not None:
+        where = f" in {watch.stage}, batch {watch.number} of {size(watch.batch)}"
+        texts = hasattr(watch.batch, "rows")
+        length = "data.max_length" if texts else "data.bptt"
+        if watch.stage == "training":
+            lower = f"data.batch_size (and raise trainer.accumulate_grad_batches), {length}, model.net.hidden_size"
+            lower += ", or set data.max_tokens" if texts else ""
+        else:
+            lower = f"data.eval_batch_size{'' if texts else ' or data.eval_bptt'}"
+    return f"out of memory{where}: lower {lower} ({next(iter(said.splitlines()), type(error).__name__)[:160]})"
+
+
+def finite_numbers(on_nonfinite: str, remember: int) -> Finite:
+    """Look at every step's loss and gradient, and `stop` the run or `skip` the step where they are not finite."""
+    return Finite(on_nonfinite, remember)
+
+
+class Stopped(SystemExit):
+    """Leaves the process because of a signal, with the exit code that shells give it: 128 and its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
+class Stop:
+    """Hears SIGTERM, SIGINT and SIGUSR1.
+
+    While a model is trained (`patient`) a signal is only noted, and `LastCheckpoint` saves after the
+    step; at other times it ends the process, since nothing would be lost. A second signal ends it at once.
+
+    Attributes:
+        number: of the signal that came, 0 before.
+        patient: whether somebody will look.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.patient = False
+        self._at = 0.0
+
+    def listen(self) -> None:
+        """Take the signals over; again after somebody else may have."""
+        if threading.current_thread() is threading.main_thread():
+            for number in HEARD:
+                signal.signal(number, self._hear)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.number:
+            if now - self._at > _ECHO:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self.number, self._at = number, now
+        if not self.patient and rank() == 0:
+            raise Stopped(number)
+        if rank() == 0:  # by hand: a handler may interrupt a print
+            os.write(2, f"recur: {name(number)}: saving after this step; again to end at once\n".encode())
+
+
+def name(number: int) -> str:
+    """`SIGTERM` for 15."""
+    return signal.Signals(number).name
+
+
+def leave(stop: Stopped, folder: Path) -> int:
+    """Say how to go on with a run that was stopped, and give the exit code.
+
+    After SLURM's signal the job is queued again. Ranks that Lightning started leave with 0: anything else would make it
+    kill rank 0, which may still be saving.
+    """
+    if rank():
+        return 0 if "RANK" not in os.environ and "SLURM_PROCID" not in os.environ else 128 + stop.number
+    saved = any((folder / "checkpoints" / file).is_file() for file in (checkpoints.LAST, checkpoints.PREVIOUS))
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    asked = requeue() if stop.number == signal.SIGUSR1 else None
+    again = f"go on with: {shlex.join(['python', '-m', 'recur.train', f'resume={shown}'])}"
+    tell(
+        f"stopped by {name(stop.number)}"
+        + (f", saved in {shown}; {again}" if saved else " before there was anything to save; start it again")
+        + (f" ({asked})" if asked else "")
+    )
+    return 128 + stop.number
+
+
+def requeue() -> str | None:
+    """Ask SLURM to start this job again; None outside SLURM, else what came of it."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return None
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60, check=False)  # noqa: S603, S607
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"SLURM could not be asked to start job {job} again: {error}"
+    if done.returncode:
+        return f"SLURM did not take job {job} again: {done.stderr.strip()}"
+    return f"SLURM starts job {job} again"
+
+
+@contextlib.contextmanager
+def explained(trainer: Any, watch: Any) -> Iterator[None]:
+    """Say what a lack of memory or a lost rank means; leave no rank behind.
+
+    Raises:
+        ValueError: memory ran out, or another rank has gone.
+    """
+    import re
+    import signal
+
+    pass
+
+    try:
+        yield
+    except BaseException as error:
+        launcher: Any = getattr(trainer.strategy, "launcher", None)
+        if trainer.is_global_zero and hasattr(launcher, "kill") and not isinstance(error, NotFiniteError):
+            launcher.kill(signal.SIGKILL)  # where all ranks leave together they have said what they had to
+        if told := out_of_memory(error, watch):
+            raise ValueError(told) from error
+        if isinstance(error, RuntimeError) and re.search(r"[Cc]onnection (closed|reset)|Broken pipe", str(error)):
+            raise ValueError("another rank of this run has ended, see above: go on with resume=RUN") from error
+        raise

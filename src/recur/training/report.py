@@ -1,0 +1,158 @@
+"""What a run says: at its start, at its end, in `metrics.json` and in TensorBoard's HParams tab."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
+
+from recur.render import escape_controls
+from recur.runs.metrics import HPARAM_METRICS, peak_memory_mib, plain, provenance, write_metrics
+from recur.training.callbacks import Throughput
+
+
+def quiet() -> None:
+    """Silence what Lightning says on every run and nobody can act on; let no name in a message act on a terminal."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_tame)
+    connector = "lightning.pytorch.trainer.connectors.checkpoint_connector"
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", connector, "gensim"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        r".*does not have many workers.*",  # our loaders collate from memory-mapped tokens; workers would only add cost
+        r"Checkpoint directory .* exists and is not empty.*",  # resuming
+        r".*smaller than the logging interval.*",
+        r"Experiment logs directory .* exists and is not empty.*",  # of a CSV logger; what it deletes is put back
+        r".*GPU available but not used.*",
+        r".*isinstance\(treespec, LeafSpec\).*",  # Lightning 2.6 against torch 2.13
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _tame(record: logging.LogRecord) -> bool:
+    """Names of files, columns and classes come from anybody: none of them may act on a terminal."""
+    record.msg, record.args = escape_controls(record.getMessage()), ()
+    return True
+
+
+def precision(wanted: str, accelerator: str) -> str:
+    """Resolve `auto`: bf16 mixed precision on a GPU that has it in hardware, else 32 bits.
+
+    On CPUs bf16 products can be hundreds of times slower than 32-bit ones.
+    """
+    if wanted != "auto":
+        return str(wanted)
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+def metrics_of(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
+    """The last logged metrics whose names begin so, without the prefix."""
+    return {
+        name.removeprefix(prefix): float(value)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith(prefix)
+    }
+
+
+def parameter_count(task: pl.LightningModule) -> dict[str, int]:
+    """Trainable and all parameters."""
+    counts = [(p.numel(), p.requires_grad) for p in task.parameters()]
+    return {"trainable": sum(n for n, grad in counts if grad), "all": sum(n for n, _ in counts)}
+
+
+def opening(folder: Path, data: Any, task: pl.LightningModule, trainer: pl.Trainer) -> None:
+    """Say what is about to be trained, on what."""
+    counts = parameter_count(task)
+    say = _say
+    say(f"run        {_shown(folder)}")
+    for name, value in data.describe().items():
+        say(f"{name:<10} {value}")
+    frozen = counts["all"] - counts["trainable"]
+    say(f"parameters {counts['trainable']:,} trainable" + (f", {frozen:,} frozen" if frozen else ""))
+    place = f"{trainer.num_devices} x {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}"
+    say(f"device     {place}, {trainer.world_size} process(es), precision {trainer.precision}")
+
+
+def closing(
+    folder: Path,
+    cfg: Any,
+    data: Any,
+    task: Any,
+    trainer: pl.Trainer,
+    results: dict[str, dict[str, float]],
+    speed: Throughput | None,
+    wall: float,
+    pruned: bool = False,
+) -> None:
+    """Write the HParams values and `metrics.json`, then the table of results and what to type next."""
+    rate = speed.tokens / speed.seconds if speed and speed.seconds else None
+    record = {
+        **results,
+        **({"pruned": True} if pruned else {}),
+        "ceiling": dict(data.ceiling),
+        "name": cfg.name,
+        "seed": cfg.seed,
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "parameters": parameter_count(task),
+        "wall_seconds": round(wall, 1),
+        "train_seconds": round(speed.seconds, 1) if speed else None,
+        "tokens_per_second": rate and round(rate * trainer.world_size),
+        "peak_memory_mib": round(peak_memory_mib()),
+        "precision": str(trainer.precision),
+        "world_size": trainer.world_size,
+        "data": plain(data.describe()),
+        "command": " ".join(["python -m recur.train", *sys.argv[1:]]),
+        **provenance(),
+    }
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            known = {f"{split}/{name}": value for split, values in results.items() for name, value in values.items()}
+            final = {f"result/{name}": known[name] for name in HPARAM_METRICS[task.family] if name in known}
+            logger.log_metrics(final, trainer.global_step)
+            logger.experiment._get_file_writer().add_summary(hparams({}, {})[2])  # the session has ended well
+            logger.save()
+            logger.experiment.flush()
+    write_metrics(folder, record)  # last: it says that the run is complete
+    _table(results, data.ceiling)
+    epochs = f"{trainer.current_epoch} epoch{'' if trainer.current_epoch == 1 else 's'}"
+    _say(f"trained {epochs}, {trainer.global_step} steps in {wall:.0f} s" + (f", {rate:,.0f} tokens/s" if rate else ""))
+    _say("next:")
+    for line in _next_commands(_shown(folder), task.family):
+        _say(f"  {line}")
+
+
+def _next_commands(run: str, family: str) -> list[str]:
+    if family == "language":
+        use = [f"python -m recur.generate {run} --prompt 'the' --tokens 200"]
+    else:
+        use = [f"python -m recur.predict {run} 'This film is terrible' 'This film is great'"]
+    return [*use, f"python -m recur.evaluate {run}", f"tensorboard --logdir {run}"]
+
+
+def _table(results: dict[str, dict[str, float]], ceiling: dict[str, float]) -> None:
+    names = list(dict.fromkeys(name for values in results.values() for name in values))
+    columns = [*results, *(["best possible"] if ceiling else [])]
+    _say("")
+    _say(" " * 12 + "".join(f"{title:>15}" for title in columns))
+    for name in names:
+        cells = [values.get(name) for values in results.values()] + ([ceiling.get(name)] if ceiling else [])
+        _say(f"{name:<12}" + "".join(f"{'' if v is None else format(v, '.4f'):>15}" for v in cells))
+    _say("")
+
+
+def _shown(folder: Path) -> str:
+    try:
+        return str(folder.relative_to(Path.cwd()))
+    except ValueError:
+        return str(folder)
+
+
+def _say(line: str) -> None:
+    logging.getLogger("recur").info(line)

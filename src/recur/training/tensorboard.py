@@ -1,0 +1,284 @@
+"""What TensorBoard shows of a text classifier besides curves: where it errs, how sure it is, what its words mean.
+
+- Images: `<split>/confusion`, also as `plots/<split>_confusion.png`
+- PR curves: `<split>/precision_recall`, one a class where there are more than two
+- Text: `<split>/mistakes`, the wrong answers given with the greatest confidence
+- Projector: the word vectors of the most frequent tokens, and what the model says of each alone
+
+The first three are drawn after each validation and after the test, the last after fitting and of the best checkpoint.
+"""
+
+import math
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils.tensorboard.summary import hparams
+
+from recur.render import markdown, printable, shortened
+from recur.runs.metrics import HPARAM_METRICS
+from recur.runs.run import write_atomic
+
+# Settings that say nothing about a result: they would push the others out of sight.
+_PLUMBING = re.compile(
+    r"_partial_$|_dir$|dirpath$|^(data|trainer)\.(.*\.)?_target_$|^callbacks\.(?!(early_stopping\.patience|ema\.(?!_)))"
+    r"|^trainer\.(enable_|limit_|num_sanity|log_every|use_distributed|detect_anomaly)"
+)
+_MOST_CURVES = 10  # classes with a precision-recall curve of their own
+_MOST_NUMBERS = 20  # classes up to which the confusion matrix has its counts written in
+_TEXT = 600  # characters of a mistaken text that are shown
+
+
+class Pages(pl.Callback):
+    """Draws the pages above into the run's TensorBoard; does nothing for a run of another family or without one.
+
+    Args:
+        mistakes: how many mistakes a page lists.
+        projector_tokens: how many word vectors the projector gets.
+
+    Raises:
+        ValueError: a negative number.
+    """
+
+    def __init__(self, mistakes: int = 25, projector_tokens: int = 2000) -> None:
+        for name, number in (("mistakes", mistakes), ("projector_tokens", projector_tokens)):
+            if number < 0:
+                raise ValueError(f"callbacks.pages.{name} must be at least 0, got {number}: 0 leaves the page out")
+        self.mistakes, self.projector_tokens = mistakes, projector_tokens
+        self._seen: list[tuple[NDArray[Any], ...]] = []
+
+    # ------------------------------------------------------------------------------------------ what Lightning calls
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin an empty page."""
+        self._seen = []
+
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin an empty page."""
+        self._seen = []
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Remember the scores, which the step returns."""
+        self._remember(pl_module, outputs, batch)
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Remember the scores, which the step returns."""
+        self._remember(pl_module, outputs, batch)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Draw the validation split's pages."""
+        if not trainer.sanity_checking:
+            self._draw(trainer, pl_module, "val", trainer.val_dataloaders)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Draw the test split's pages."""
+        self._draw(trainer, pl_module, "test", trainer.test_dataloaders)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Write the word vectors."""
+        writer = _writer(trainer)
+        if writer is not None and pl_module.family == "sentiment":
+            self._project(Path(writer.log_dir), pl_module, trainer)
+
+    # ------------------------------------------------------------------------------------------------------- the rest
+
+    def _remember(self, task: Any, scores: Any, batch: Any) -> None:
+        if task.family == "sentiment" and scores is not None:
+            parts = (batch.rows, batch.labels, scores)
+            self._seen.append(tuple(part.detach().float().cpu().numpy() for part in parts))
+
+    def _draw(self, trainer: pl.Trainer, task: Any, split: str, loader: Any) -> None:
+        if task.family != "sentiment":
+            return
+        seen, self._seen = _from_all_ranks(self._seen, trainer.world_size), []
+        writer = _writer(trainer)
+        if writer is None or not seen:
+            return
+        rows, labels, scores = (np.concatenate(parts) for parts in zip(*seen, strict=True))
+        rows, labels = rows.astype(np.int64), labels.astype(np.int64)
+        # Whole precision of the step, (texts, classes): two classes come as the second one's probability.
+        scores = np.stack([1 - scores, scores], axis=1) if scores.ndim == 1 else scores
+        names = [printable(str(name)) for name in task.class_names]
+        step = trainer.global_step
+
+        counts = confusion(labels, scores)
+        picture = confusion_picture(counts, names, f"{split} split after {step:,} steps")
+        writer.add_image(f"{split}/confusion", picture, step, dataformats="HWC")
+        _save_picture(picture, Path(writer.log_dir) / "plots" / f"{split}_confusion.png")
+        for number in [1] if len(names) == 2 else range(min(len(names), _MOST_CURVES)):
+            tag = f"{split}/precision_recall" + ("" if len(names) == 2 else f"/{names[number]}")
+            writer.add_pr_curve(tag, labels == number, scores[:, number], step)
+        if self.mistakes:
+            tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+            texts = loader.texts
+            page = mistakes_page(
+                labels, scores, names, lambda i: tokenizer.decode(texts[int(rows[i])].tolist()), self.mistakes
+            )
+            writer.add_text(f"{split}/mistakes", page, step)
+        if trainer.state.fn != "fit":  # the best checkpoint, which was loaded for this
+            self._project(Path(writer.log_dir), task, trainer)
+        writer.flush()
+
+    def _project(self, folder: Path, task: Any, trainer: pl.Trainer) -> None:
+        if self.projector_tokens:
+            vocabulary = trainer.datamodule.tokenizer.vocabulary  # type: ignore[attr-defined]
+            write_projector(folder, task, vocabulary[: self.projector_tokens])
+
+
+def _writer(trainer: pl.Trainer) -> Any:
+    """TensorBoard's writer, or None without one and on every rank but the first."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return loggers[0].experiment if loggers and trainer.is_global_zero else None
+
+
+def _from_all_ranks(seen: list[Any], world_size: int) -> list[Any]:
+    if world_size == 1:
+        return seen
+    parts: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(parts, seen)
+    return [batch for part in parts for batch in part]
+
+
+def _said(scores: NDArray[Any]) -> NDArray[np.int64]:
+    """The class said, `(texts,)`: with two classes the second only above one half, as torchmetrics counts."""
+    return scores.argmax(axis=1)
+
+
+def confusion(labels: NDArray[np.int64], scores: NDArray[Any]) -> NDArray[np.int64]:
+    """How often class `i` was said to be `j`, `(classes, classes)`, from labels and `(texts, classes)` scores."""
+    counts = np.zeros((scores.shape[1],) * 2, dtype=np.int64)
+    np.add.at(counts, (labels, _said(scores)), 1)
+    return counts
+
+
+def confusion_picture(counts: NDArray[np.int64], names: list[str], title: str) -> NDArray[np.uint8]:
+    """The confusion matrix as pixels, `(height, width, 3)`: counts, shaded by their share of the true class."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    size = min(12.0, 3.2 + 0.55 * len(names))
+    figure = Figure(figsize=(size + 1, size), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, label="share of the true class")
+    ticks = np.arange(len(names))
+    labels = [shortened(name, 16) for name in names]
+    # Names come from the data: `$` in one must not start a formula.
+    crowded = len(names) > 4
+    axes.set_xticks(ticks, labels, rotation=60 if crowded else 0, ha="right" if crowded else "center", parse_math=False)
+    axes.set_yticks(ticks, labels, parse_math=False)
+    axes.set(xlabel="said", ylabel="true")
+    axes.set_title(title, parse_math=False)
+    if len(names) <= _MOST_NUMBERS:
+        for (true, said), count in np.ndenumerate(counts):
+            text = f"{count:,}\n{100 * shares[true, said]:.1f} %" if len(names) <= 5 else f"{count}"
+            colour = "white" if shares[true, said] > 0.55 else "black"
+            axes.text(said, true, text, ha="center", va="center", color=colour)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # a name in a script the font lacks
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _save_picture(picture: NDArray[np.uint8], path: Path) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(exist_ok=True)
+    draft = path.with_name(f".{path.name}")
+    Image.fromarray(picture).save(draft, format="PNG")
+    draft.replace(path)
+
+
+def mistakes_page(labels: NDArray[np.int64], scores: NDArray[Any], names: list[str], text_of: Any, most: int) -> str:
+    """Markdown list of the wrong answers, most confident first.
+
+    Args:
+        labels: true classes, `(texts,)`.
+        scores: probabilities, `(texts, classes)`.
+        names: of the classes.
+        text_of: gives the text of a position in `labels`.
+        most: how many to list.
+    """
+    said = _said(scores)
+    sure = scores[np.arange(len(said)), said]
+    wrong = np.flatnonzero(said != labels)
+    worst = wrong[np.argsort(-sure[wrong], kind="stable")][:most]
+    lines = [
+        f"{len(wrong):,} of {len(labels):,} texts got the wrong label."
+        + (" The most confident mistakes, as the model read them:" if len(worst) else "")
+    ]
+    # No table: TensorBoard would break the words of its narrow columns.
+    for place, index in enumerate(worst.tolist(), start=1):
+        label, true = markdown(names[said[index]]), markdown(names[labels[index]])
+        text = markdown(shortened(text_of(index), _TEXT).strip())
+        lines += [f"{place}&#46; said **{label}** with {sure[index]:.4f}, true is **{true}**", f"> {text}"]
+    return "\n\n".join(lines)
+
+
+@torch.no_grad()
+def write_projector(folder: Path, task: Any, vocabulary: list[str]) -> None:
+    """Write the word vectors of a vocabulary's first tokens, which are its most frequent, for the projector.
+
+    Beside each token stands the probability of the second class (with more than two: the class said) for the text that
+    is this token alone, so that the cloud can be coloured by it.
+    """
+    device = task.device
+    ids = torch.arange(len(vocabulary), device=device)
+    vectors = task.net.embedding.weight[: len(vocabulary)].float().cpu().numpy()  # (tokens, embedding_dim)
+    training = task.training
+    task.eval()
+    probabilities = task.probabilities(task.net(PackedSequence(ids, torch.tensor([len(ids)]))).float()).cpu().numpy()
+    task.train(training)
+    names = [printable(str(name)) for name in task.class_names]
+    if len(names) == 2:
+        title, column = f"P({names[1]})", [f"{p:.3f}" for p in probabilities[:, 1]]
+    else:
+        title, column = "label", [names[i] for i in probabilities.argmax(axis=1)]
+    inner = folder / "projector"
+    inner.mkdir(exist_ok=True)
+    table = "".join("\t".join(f"{value:.5g}" for value in vector) + "\n" for vector in vectors.tolist())
+    write_atomic(inner / "tensors.tsv", table)
+    # A token may be a line break or a tab, which `printable` writes out, or a space, which would look like nothing.
+    rows = [f"{printable(token).replace(' ', '␣')}\t{value}" for token, value in zip(vocabulary, column, strict=True)]
+    write_atomic(inner / "metadata.tsv", "\n".join([f"token\t{title}", *rows]) + "\n")
+    config = (
+        'embeddings {\n  tensor_name: "word vectors"\n  tensor_path: "projector/tensors.tsv"\n'
+        '  metadata_path: "projector/metadata.tsv"\n}\n'
+    )
+    write_atomic(folder / "projector_config.pbtxt", config)
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(node, dict):
+        return {
+            k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()
+        }
+    if isinstance(node, list):
+        return {prefix: str(node)}
+    return {prefix: node if isinstance(node, (bool, int, float, str)) else str(node)}
+
+
+def announce_hparams(loggers: list[Any], config: dict[str, Any], family: str) -> None:
+    """Open the HParams entry of this run: its settings. `closing` adds the final metrics."""
+    groups = ("data", "model", "optimizer", "scheduler", "trainer", "callbacks")
+    settings = _flat({"seed": config["seed"], **{group: config[group] for group in groups}})
+    settings = {key: value for key, value in settings.items() if not _PLUMBING.search(key)}
+    # Without the experiment summary that Lightning would add: it fixes the columns to the first run's. Left to itself
+    # TensorBoard collects them over all runs and puts the settings that differ first.
+    _, start, _ = hparams(settings, dict.fromkeys(HPARAM_METRICS[family], math.nan))
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment._get_file_writer().add_summary(start)

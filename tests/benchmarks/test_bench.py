@@ -1,0 +1,118 @@
+"""The bench door measures what it says it measures."""
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from recur import bench
+from recur.benchmarks.harness import Report, imdb_lengths, pack_lengths, peak_bytes, race, ratio
+from recur.benchmarks.training import _Turns
+
+
+def test_embedded_lengths_are_those_of_the_reviews():
+    lengths = imdb_lengths(bench.argparse.Namespace(imdb=None))
+    assert len(lengths) == 25_000
+    assert lengths.min() >= 11 and lengths.max() <= 2752
+    assert abs(lengths.mean() - 270.7) < 1
+    assert np.median(lengths) == pytest.approx(202, abs=3)
+
+
+def test_rivals_run_in_turn():
+    order = []
+    times = race({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, "cpu")
+    assert order == ["a", "b"] * 4
+    assert [len(values) for values in times.values()] == [3, 3]
+
+
+def test_ratio_is_the_median_of_pairs():
+    assert ratio({"slow": [4.0, 9.0, 100.0], "fast": [2.0, 3.0, 1.0]}, "slow", "fast") == 3.0
+
+
+def test_loops_that_take_turns_do_not_count_their_waiting(tmp_path):
+    turn, order = tmp_path / "turn", []
+    turn.write_text("door")
+
+    def run(name, other, steps):
+        turns = _Turns(turn, name, other, lambda: False)
+        began, wall = turns.now(), time.perf_counter()
+        for _ in range(steps):
+            turns.wait()
+            order.append(name)
+            time.sleep(0.05)
+            turns.leave()
+        turns.leave(done=True)
+        return turns.now() - began, time.perf_counter() - wall
+
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(run, "door", "plain", 5), pool.submit(run, "plain", "door", 3)]
+        (own, _), (others, wall) = (one.result(timeout=30) for one in found)
+    assert order[:6] == ["door", "plain"] * 3 and order[6:] == ["door"] * 2  # who is done is not waited for
+    assert own >= 0.25 and others >= 0.15
+    assert wall - others >= 0.1  # at least the door's first steps but for the time a thread takes to start
+
+
+def test_peak_bytes_counts_what_is_held_at_once():
+    assert peak_bytes(lambda: torch.empty(1000, dtype=torch.float32), "cpu") == pytest.approx(4000, abs=200)
+
+    def two():
+        first = torch.empty(1000)
+        return first + 1
+
+    assert peak_bytes(two, "cpu") == pytest.approx(8000, abs=400)
+
+
+def test_packed_rows_have_the_lengths():
+    batch = pack_lengths([2, 5, 3], 4)
+    assert batch.batch_sizes.tolist() == [3, 3, 2, 1, 1]
+    assert batch.data.shape == (10, 4)
+
+
+def test_bars_are_judged_only_at_full_size(capsys):
+    report = Report(quick=False)
+    report.bar("speed", 11.9, 12.0)
+    report.bar("waste", 0.02, 0.03, at_most=True)
+    assert [bar["met"] for bar in report.bars] == [False, True]
+    quick = Report(quick=True)
+    quick.bar("speed", 11.9, 12.0)
+    quick.print_bars()
+    assert "not judged" in capsys.readouterr().out
+
+
+def test_a_section_writes_tables_json_and_a_picture(tmp_path, capsys):
+    bench.main(["loader", "--quick", "--device", "cpu", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "| ranks |" in printed
+    record = json.loads((tmp_path / "bench.json").read_text())
+    section = record["sections"]["loader"]
+    assert section["machine"]["torch"] == torch.__version__
+    assert {bar["name"] for bar in section["bars"]} >= {"64 ranks: fullest rank above the mean"}
+    assert (tmp_path / "bench.png").stat().st_size > 1000
+
+
+def test_loss_rivals_agree_and_are_measured(tmp_path):
+    bench.main(["loss", "--quick", "--device", "cpu", "--repeats", "1", "--out", str(tmp_path)])
+    tables = json.loads((tmp_path / "bench.json").read_text())["sections"]["loss"]["tables"]
+    (rows,) = tables.values()
+    assert {row[""] for row in rows} == {"fused", "plain"}
+    assert all(row["extra MB"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("words", [["speed"], ["engine", "--device", "tpu"]])
+def test_mistakes_are_one_line(words, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        bench.main([*words, "--out", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", ["engine", "shapes", "train", "startup"])
+def test_every_section_runs(section, tmp_path):
+    bench.main([section, "--quick", "--repeats", "1", "--device", "cpu", "--out", str(tmp_path)])
+    record = json.loads((tmp_path / "bench.json").read_text())["sections"][section]
+    assert record["bars"]
+    assert all(bar["met"] is None for bar in record["bars"])

@@ -1,0 +1,114 @@
+"""`python -m recur.train -m`: what a user can get wrong is one line before any job starts; what is right runs."""
+
+import json
+
+import pytest
+
+from recur.leaderboard.table import Leaderboard
+from recur.runs import journal
+from support.real_sweeps import TINY, environment, sweep
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["optimizer.lrr=1,2"], ["unknown key optimizer.lrr", "did you mean optimizer.lr?"]),
+        (["model=bilstm,bilsm"], ["bilsm", "did you mean bilstm?"]),
+        (["model.net.hidden_size=range(8,8)"], ["model.net.hidden_size=range(8,8)", "no values"]),
+        (["optimizer.lr=interval(1e-3,1e-1)"], ["hydra/sweeper=random"]),
+        (["seed=0,1", "trainer=gpu"], ["no GPU"]),
+        (["seed=0,1", "trainer=cpu", "hydra.launcher.gpus=2"], ["gpus"]),
+        (["optimizer.lr=1e-3,1e-2", "model.net.hidden_size=8,1.5"], ["model.net.hidden_size", "whole number", "1.5"]),
+        (["+optimizer.bettas=[0.9,0.99],[0.8,0.9]"], ["takes no such key", "did you mean betas?"]),
+        (["seed=0,1", "trainer=gpu", "trainer.devices=[2,3]"], ["trainer.devices=[2, 3]", "hydra.launcher.gpus"]),
+        (["seed=0,1", "trainer=cpu", "hydra.launcher.gpus=-1"], ["gpus"]),
+        pytest.param(["seed=0,-1"], ["seed", "got -1"], marks=pytest.mark.slow),
+        (["hydra/sweeper=random", "seed=0,1", "hydra.sweeper.n_trials=x"], ["n_trials", "whole number", "'x'"]),
+        (["seed=0,1", "monitor=val/acuracy"], ["'val/acuracy'", "did you mean val/accuracy?"]),
+        (["seed=0,1", "hydra.sweep.subdir=same"], ["subdir"]),
+        (["seed=0,1", "resume=nowhere"], ["no sweep at nowhere"]),
+        (["seed=0,1", "resume=src"], ["is not a sweep"]),
+        (["hydra/sweeper=optuna", "seed=0,1"], ["seed", "lucky"]),
+        (["hydra/sweeper=optuna", "optimizer.lr=1e-3"], ["nothing to search"]),
+        (["seed=0,1", "trainer=cpu", "hydra/launcher=ray", "hydra.launcher.address=127.0.0.1:1"], ["no Ray cluster"]),
+        (
+            ["hydra/sweeper=optuna", "optimizer.lr=1,2", "hydra.sweeper.objectives={val/f1: max, test/f3: max}"],
+            ["'test/f3'"],
+        ),
+        (
+            ["hydra/sweeper=optuna", "optimizer.lr=1,2", "hydra.sweeper.objectives={val/f1: max, epochs: min}"],
+            ["pruner.kind=null"],
+        ),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) and "=" in value[-1] else "",
+)
+def test_a_mistake_is_one_line_before_any_job_starts(tmp_path, overrides, words):
+    done = sweep(tmp_path / "s", *overrides, code=2)
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("recur: ")
+    assert all(word in done.stderr for word in words), done.stderr
+    assert not (tmp_path / "s" / journal.NAME).exists()
+    assert not (tmp_path / "s" / "0").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "override"),
+    [
+        ("optuna", "optuna", "hydra/sweeper=optuna"),
+        ("ray", "ray", "hydra/launcher=ray"),
+        ("submitit", "slurm", "hydra/launcher=submitit_slurm"),
+    ],
+)
+def test_an_absent_extra_is_named(tmp_path, module, extra, override):
+    (tmp_path / f"{module}.py").write_text("raise ImportError")
+    env = environment(PYTHONPATH=str(tmp_path))
+    done = sweep(tmp_path / "s", "optimizer.lr=1,2", "trainer=cpu", override, env=env, code=2)
+    assert f"recur[{extra}]" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_small_sweep_runs_fails_where_it_must_and_is_resumed(tmp_path):
+    folder = tmp_path / "s"
+    typed = (*TINY, "optimizer.lr=1e-3,-1,1e-2")  # torch refuses the negative one
+    done = sweep(folder, *typed, code=1)
+    assert "job 1 FAILED" in done.stdout
+    assert f"log {folder / '1' / 'output.log'}" in done.stdout
+    assert "1 of 3 jobs failed (1)" in done.stderr
+    assert (folder / "results" / "index.html").is_file()
+    before = figures_of_done(folder)
+    assert len(before) == 2
+    check_hparams(folder, {"0": 0.001, "2": 0.01})
+    times = {n: (folder / n / "metrics.json").stat().st_mtime_ns for n in ("0", "2")}
+
+    refused = sweep(folder, *TINY, "optimizer.lr=1e-3,1e-1", f"resume={folder}", code=2)
+    assert "optimizer.lr: then -1,0.001,0.01, now 0.001,0.1" in refused.stderr
+    refused = sweep(folder, *typed, code=2)
+    assert "is a sweep already" in refused.stderr
+
+    done = sweep(folder, f"resume={folder}", code=1)  # alone, it repeats its own command
+    assert times == {n: (folder / n / "metrics.json").stat().st_mtime_ns for n in ("0", "2")}
+    assert figures_of_done(folder) == before
+    starts = [e["job"] for e in journal.read(folder) if e["event"] == "start"]
+    assert sorted(starts) == [0, 1, 1, 2]
+
+
+def figures_of_done(folder):
+    return {r.number: r.record["val"] for r in Leaderboard.of([folder]).results if r.state == "done"}
+
+
+def check_hparams(folder, expected):
+    """TensorBoard's HParams tab has every run, all with the same settings, each with its results."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    keys = []
+    for run, lr in expected.items():
+        found = EventAccumulator(str(folder / run), size_guidance={"scalars": 0}).Reload()
+        content = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+        settings = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+        keys.append(set(settings))
+        assert settings["optimizer.lr"].number_value == lr
+        wrote = json.loads((folder / run / "metrics.json").read_text())["test"]["accuracy"]
+        assert abs(found.Scalars("result/test/accuracy")[-1].value - wrote) < 1e-6
+    assert all(one == keys[0] for one in keys)

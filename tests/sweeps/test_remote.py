@@ -1,0 +1,114 @@
+"""Beyond one machine, on engines that exist: Ray, submitit, torchrun, each with nodes simulated here."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from recur.leaderboard.table import Leaderboard
+from recur.runs import journal
+from recur.sweeps.job import Needs
+from recur.sweeps.remote import Share, share
+from support.real_sweeps import TINY, environment, figures, sweep
+
+
+def test_a_share_is_what_the_trainer_asks_for():
+    assert share([Needs("gpu", 2, 2), Needs("gpu", None, 1)], "auto", 4) == Share(2, 4)
+    assert share([Needs("cpu", None, 1)], "auto", 1) == Share(0, 1)
+    assert share([Needs("gpu", 1, 1)], 0.5, 1) == Share(0.5, 1)
+    with pytest.raises(ValueError, match="cpus_per_job"):
+        share([], "auto", 0)
+
+
+RAY = """
+from ray.cluster_utils import Cluster
+cluster = Cluster()
+for _ in range(2):
+    cluster.add_node(num_cpus=1, num_gpus=0, object_store_memory=80 * 2**20, include_dashboard=False)
+print("address", cluster.address, flush=True)
+input()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture
+def ray_cluster():
+    """Address of a Ray cluster of two nodes with one CPU each."""
+    pytest.importorskip("ray")
+    command = [sys.executable, "-W", "ignore", "-c", RAY]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    env = environment(RAY_raylet_start_wait_time_s="240")  # on a machine that others keep busy
+    with subprocess.Popen(command, text=True, env=env, **pipes) as process:
+        try:
+            yield next(line.split()[1] for line in process.stdout if line.startswith("address"))
+            process.stdin.write("\n")
+            process.stdin.close()
+            process.wait(60)
+        finally:
+            process.terminate()
+
+
+@pytest.mark.slow
+def test_ray_runs_a_sweep_over_two_nodes(tmp_path, ray_cluster):
+    folder, by_hand = tmp_path / "s", tmp_path / "hand"
+    typed = [*TINY, "optimizer.lr=1e-3,1e-2"]
+    there = ["hydra/launcher=ray", f"hydra.launcher.address={ray_cluster}"]
+    done = sweep(folder, *typed, "optimizer.weight_decay=0,-1", *there, code=1)
+    assert "Ray, 2 node(s), 2 job(s) at a time" in done.stdout
+    assert "2 of 4 jobs failed (1, 3)" in done.stderr
+    refused = sweep(tmp_path / "t", *TINY, "seed=0,1", *there, "hydra.launcher.cpus_per_job=9", code=2)
+    assert "9 CPU(s)" in refused.stderr
+    sweep(by_hand, *typed, "optimizer.weight_decay=0")
+    on_ray = [r.record["val"] for r in Leaderboard.of([folder]).results if r.state == "done"]
+    assert on_ray == [r.record["val"] for r in Leaderboard.of([by_hand]).results]
+
+
+@pytest.mark.slow
+def test_submitit_runs_a_sweep_on_its_local_executor(tmp_path):
+    pytest.importorskip("submitit")
+    folder, by_hand = tmp_path / "s", tmp_path / "hand"
+    typed = [*TINY, "optimizer.lr=1e-3,1e-2"]
+    more = ["hydra/launcher=submitit_slurm", "hydra.launcher.cluster=local", "hydra.launcher.cpus_per_job=1"]
+    done = sweep(folder, *typed, *more, "hydra.launcher.jobs_at_once=2")
+    assert "submitit on local, 2 job(s) at a time" in done.stdout
+    assert [e["place"].split()[0] for e in journal.read(folder) if e["event"] == "start"] == ["local", "local"]
+    sweep(by_hand, *typed)
+    assert figures(folder) == figures(by_hand)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_one_run_over_two_nodes(tmp_path):
+    """As `torchrun` on each of two machines would; two ranks must end with what two ranks of one machine do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder, here = tmp_path / "two", tmp_path / "one"
+    typed = [text for text in TINY if not text.startswith("trainer=")] + ["trainer=ddp_cpu"]
+    nodes = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"),
+                *("--node-rank", str(rank), "--master-addr", "127.0.0.1", "--master-port", str(port)),
+                *("-m", "recur.train", *typed, "trainer.devices=1", "trainer.num_nodes=2", f"hydra.run.dir={folder}"),
+            ],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [node.communicate(timeout=600)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    command = [sys.executable, "-m", "recur.train", *typed, "trainer.devices=2", f"hydra.run.dir={here}"]
+    subprocess.run(command, check=True, capture_output=True, env=environment(), timeout=600)
+    two, one = (json.loads((run / "metrics.json").read_text()) for run in (folder, here))
+    assert two["world_size"] == one["world_size"] == 2
+    for part in ("val", "test", "steps", "epochs"):
+        assert two[part] == one[part]

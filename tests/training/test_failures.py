@@ -1,0 +1,120 @@
+"""NaN, Inf and a lack of memory: told with the batch they came from; a skipped step changes nothing."""
+
+import math
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from recur.data.streams import StreamLoader
+from recur.nn.packed import TextBatch
+from recur.runs.run import load_checkpoint
+from recur.training.failures import Finite, out_of_memory, place, size
+from support.torture import Moment, compare, finish, scalars, start
+from test_resume import SENTIMENT, language
+
+PLAIN = [*SENTIMENT, "trainer.accumulate_grad_batches=1", "trainer.max_epochs=2", "test=false"]
+
+
+@pytest.fixture(params=["sentiment", "language"])
+def words(request, tmp_path):
+    return [*(PLAIN if request.param == "sentiment" else language(tmp_path)), "trainer.max_epochs=2"]
+
+
+@pytest.mark.parametrize("what", ["nan-loss", pytest.param("inf-loss", marks=pytest.mark.slow), "nan-gradient"])
+def test_a_run_whose_numbers_go_wrong_stops_with_the_batch(tmp_path, words, what):
+    ended = start(tmp_path / "run", words, moment=Moment(what, 5))
+    assert ended.codes == [2], ended.said
+    (line,) = ended.said.splitlines()
+    assert ended.hit is not None
+    assert f"at step {ended.hit['step'] + 1} (epoch 1)" in line
+    assert re.search(r"loss (nan|inf|\d)" if "gradient" in what else rf"loss {what[:3]}", line)
+    assert len(re.search(r"norms of the steps before: ([\d.e+, -]+)\.", line)[1].split(",")) == 4  # type: ignore[index]
+    assert re.search(
+        r"training rows \d+, \d+" if words[0].startswith("data.syn") else r"training tokens from \d+, ", line
+    )
+    for advice in ("optimizer.lr", "gradient_clip_val", "on_nonfinite=skip"):
+        assert advice in line
+    for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt"):
+        assert all(value.isfinite().all() for value in load_checkpoint(path)["state_dict"].values())
+
+
+def test_a_skipped_step_leaves_everything_as_it_was(tmp_path, words):
+    """The step before is saved, then the next one goes wrong and is skipped, and the run ends there."""
+    words = [*words, "callbacks.finite.on_nonfinite=skip", "callbacks.last.every_steps=1"]
+    words = [word for word in words if "ema" not in word and "averaging" not in word and word != "scheduler=plateau"]
+    words += ["callbacks.ema.decay=0.9", "scheduler=exponential"] + ["~callbacks.averaging"] * (
+        "model=awd_lstm" in words
+    )
+    run = tmp_path / "run"
+    ended = start(run, [*words, "trainer.max_epochs=-1", "trainer.max_steps=5"], moment=Moment("nan-gradient", 5))
+    assert ended.codes == [0], ended.said
+    assert "skipped step 5: loss" in ended.said
+    before, after = (load_checkpoint(run / "checkpoints" / name) for name in ("last.previous.ckpt", "last.ckpt"))
+    assert (before["global_step"], after["global_step"]) == (4, 5)
+    for key in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "averaging_state"):
+        assert str(before[key]) == str(after[key]), key
+    assert torch.equal(before["train_metrics"], after["train_metrics"]) or math.isfinite(after["train_metrics"].sum())
+    assert after["callbacks"]["Finite"]["skipped"] == 1
+
+
+def test_training_goes_on_after_a_skipped_step(tmp_path, words):
+    words = [*words, "callbacks.finite.on_nonfinite=skip"]
+    ended = start(tmp_path / "run", words, moment=Moment("nan-loss", 3))
+    assert ended.codes == [0], ended.said
+    shown = scalars(tmp_path / "run")
+    assert all(math.isfinite(value) for _, value in shown["train/epoch_loss"] + shown["val/loss"])
+
+
+def test_two_ranks_decide_alike(tmp_path):
+    """The NaN is in one rank's batch only."""
+    words = [*language(tmp_path), "trainer=ddp_cpu", "trainer.max_epochs=1"]
+    ended = start(tmp_path / "stop", words, 2, Moment("nan-loss", 3, rank=1))
+    assert ended.codes == [2, 2], ended.said
+    assert "rank 1's batch" in ended.said
+    assert "Traceback" not in ended.said
+    ended = start(tmp_path / "skip", [*words, "callbacks.finite.on_nonfinite=skip"], 2, Moment("nan-loss", 3, rank=1))
+    assert ended.codes == [0, 0], ended.said
+
+
+@pytest.mark.slow
+def test_watching_changes_no_number(tmp_path):
+    finish(tmp_path / "with", PLAIN)
+    finish(tmp_path / "without", [*PLAIN, "~callbacks.finite"])
+    told = [line for line in compare(tmp_path / "with", tmp_path / "without") if "only one has Finite" not in line]
+    assert told == []
+
+
+def test_a_lack_of_memory_names_the_batch_and_what_to_lower(tmp_path, words):
+    ended = start(tmp_path / "run", words, moment=Moment("memory", 3))
+    assert ended.codes == [2], ended.said
+    (line,) = ended.said.splitlines()
+    assert re.search(r"out of memory in training, batch 2 of \d+ (texts|streams), longest \d+ tokens, \d+ in all", line)
+    assert "data.batch_size" in line and ("data.max_length" in line or "data.bptt" in line)
+    ended = start(tmp_path / "again", words, moment=Moment("memory-validation", 1))
+    assert "out of memory in validation" in ended.said and "data.eval_batch_size" in ended.said
+
+
+def test_what_is_a_lack_of_memory():
+    cpu = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError(cpu)):
+        assert "out of memory: lower" in str(out_of_memory(error, None))
+    assert out_of_memory(RuntimeError("shape"), None) is None
+    with pytest.raises(RuntimeError) as real:
+        torch.empty(1 << 60)
+    assert out_of_memory(real.value, Finite()) is not None
+
+
+def test_places_are_those_of_the_data():
+    tokens = torch.arange(100).numpy()
+    loader = StreamLoader(tokens, batch_size=3, bptt=7)
+    for number, window in enumerate(loader):
+        told = re.search(r"the (\d+) training tokens from ([\d, ]+), a stream each", loader.where(number))
+        assert told is not None
+        first = [int(word) for word in told[2].split(",")]
+        assert window.targets[:3].tolist() == first  # a token is its own place here
+    text = window.text
+    assert "3 streams" in size(window) or "1 streams" in size(window)
+    rows = TextBatch(text, torch.zeros(2), torch.tensor([9, 4]))
+    assert place(rows, SimpleNamespace(), 0) == "training rows 4, 9"

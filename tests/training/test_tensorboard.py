@@ -1,0 +1,238 @@
+"""What TensorBoard is given: read back from the event files, through TensorBoard's own code."""
+
+import re
+import warnings
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins import base_plugin
+from tensorboard.plugins.hparams import backend_context
+from tensorboard.util import tensor_util
+
+from conftest import EASY, train
+from recur.data.sentiment import SentimentData
+from recur.nn.classifier import Classifier
+from recur.tasks.sentiment import SentimentTask
+from recur.training import report
+from recur.training import tensorboard as pages
+from recur.training.tensorboard import announce_hparams
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # of what TensorBoard carries along
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+HOSTILE = """<script>alert(1)</script> | a | `b` **c** [d](http://x) &lt; \x1b[31m \\ _e_ # f ~~g~~ ![h](i)"""
+
+
+def events(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"tensors": 0, "images": 0, "scalars": 0}).Reload()
+
+
+@pytest.fixture(scope="module")
+def easy(trained_run: Path) -> EventAccumulator:
+    return events(trained_run)
+
+
+@pytest.fixture(scope="module")
+def three_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Log folder of a run on a file whose class names and texts want to do harm."""
+    folder = tmp_path_factory.mktemp("three")
+    names = ["good|$x$", "<b>bad</b>", "映画"]
+    # No model can know the label: the same text has every label, so that mistakes are certain.
+    rows = [f"{HOSTILE} {i % 5}\t{names[i % 3]}" for i in range(60)]
+    (folder / "a.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    file = str(folder / "a.tsv")
+    data = SentimentData(train=file, val=file, test=file, batch_size=20)
+    data.setup()
+    told = data.model_arguments()
+    task = SentimentTask(
+        lambda **words: Classifier(**words, embedding_dim=4, hidden_size=4),
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-2),
+        **told,
+    )
+    logger = TensorBoardLogger(folder / "logs", name="", version="")
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=logger,
+        callbacks=[pages.Pages(mistakes=7, projector_tokens=5)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+    )
+    with warnings.catch_warnings():
+        report.quiet()
+        trainer.fit(task, datamodule=data)
+        trainer.test(task, datamodule=data, verbose=False)
+    return folder / "logs"
+
+
+# ------------------------------------------------------------------------------------------------------- what is there
+
+
+def test_every_curve_is_there(easy) -> None:
+    tags = set(easy.Tags()["scalars"])
+    wanted = {"train/loss", "train/accuracy", "train/gradient_norm", "train/tokens_per_second", "train/epoch_loss"}
+    wanted |= {f"{split}/{name}" for split in ("val", "test") for name in ("loss", "accuracy", "f1", "auroc")}
+    assert wanted <= tags
+    assert any(tag.startswith("lr-") for tag in tags)
+
+
+def test_pictures_curves_and_texts_are_there_for_both_splits(easy, trained_run) -> None:
+    assert set(easy.Tags()["images"]) == {"val/confusion", "test/confusion"}
+    assert len(easy.Images("val/confusion")) >= 3  # one a validation
+    tags = set(easy.Tags()["tensors"])
+    for split in ("val", "test"):
+        assert {f"{split}/precision_recall", f"{split}/mistakes/text_summary"} <= tags
+        assert (trained_run / "plots" / f"{split}_confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_curve_counts_every_text(easy) -> None:
+    event = easy.Tensors("test/precision_recall")[-1]
+    tp, fp, tn, fn, *_ = tensor_util.make_ndarray(event.tensor_proto)
+    np.testing.assert_allclose(tp + fp + tn + fn, 150)
+
+
+def test_hparams_has_settings_and_final_metrics_of_every_run(trained_run, three_classes, tmp_path) -> None:
+    """As TensorBoard's own code collects them over a folder of runs; what differs comes first."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (tmp_path / "one").symlink_to(trained_run)
+    writer = TensorBoardLogger(other, name="", version="")
+    announce_hparams([writer], {**CONFIG, "optimizer": {"lr": 0.5}}, "sentiment")
+    writer.save()
+    data = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    context = base_plugin.TBContext(
+        data_provider=MultiplexerDataProvider(data, str(tmp_path)), multiplexer=data, logdir=str(tmp_path)
+    )
+    backend = backend_context.Context(context)
+    request = RequestContext()
+    found = backend.experiment_from_metadata(request, "", True, backend.hparams_metadata(request, ""), None)
+    assert next(info.name for info in found.hparam_infos if info.differs) in ("model.net.hidden_size", "optimizer.lr")
+    assert found.hparam_infos[0].differs
+    assert {"result/test/accuracy", "result/val/accuracy"} <= {info.name.tag for info in found.metric_infos}
+
+
+CONFIG = {
+    "seed": 0,
+    "data": {},
+    "model": {"net": {"hidden_size": 3}},
+    "optimizer": {},
+    "scheduler": {},
+    "trainer": {},
+    "callbacks": {},
+}
+
+
+def test_projector_files_agree(trained_run) -> None:
+    config = (trained_run / "projector_config.pbtxt").read_text()
+    tensors, metadata = re.findall(r'_path: "([^"]+)"', config)
+    vectors = np.loadtxt(trained_run / tensors, delimiter="\t")
+    head, *rows = (trained_run / metadata).read_text().splitlines()
+    assert head == "token\tP(positive)"
+    assert vectors.shape == (len(rows), 16)
+    lean = {token: float(value) for token, value in (row.split("\t") for row in rows)}
+    assert lean["superb"] > 0.5 > lean["awful"]
+
+
+# -------------------------------------------------------------------------------------------- what the data may not do
+
+
+class _Page(HTMLParser):
+    """The tags of a page, and its text paragraph by paragraph."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.paragraphs: list[str] = []
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attributes: Any) -> None:
+        self.tags.add(tag)
+        if tag == "p":
+            self.paragraphs.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.paragraphs:
+            self.paragraphs[-1] += data
+
+
+OURS = {"p", "strong", "blockquote"}
+
+
+def test_mistakes_show_the_text_as_it_is_and_nothing_else(three_classes) -> None:
+    found = events(three_classes)
+    source = tensor_util.make_ndarray(found.Tensors("test/mistakes/text_summary")[-1].tensor_proto).item().decode()
+    page = _Page(markdown_to_safe_html(source))
+    assert page.tags == OURS
+    told, texts = page.paragraphs[1::2], [text.strip() for text in page.paragraphs[2::2]]
+    assert len(told) == len(texts) == 7
+    names = [re.fullmatch(r"\d\. said (.+) with ([\d.]+), true is (.+)", line.strip()).groups() for line in told]
+    assert all(said != true and {said, true} <= {"good|$x$", "<b>bad</b>", "映画"} for said, _, true in names)
+    confidence = [float(sure) for _, sure, _ in names]
+    assert confidence == sorted(confidence, reverse=True)
+    for text in texts:
+        assert text.startswith("<script>alert ( 1 ) </script> | a | `b` **c** [d] ( http")
+        assert r"\x1b[31m" in text
+
+
+@pytest.mark.parametrize("text", [HOSTILE, "a\nb", "1. list", "> quote", "    code", "http://x.y", "<!-- -->", "|---|"])
+def test_markdown_of_a_text_reads_as_the_text(text: str) -> None:
+    page = _Page(markdown_to_safe_html(pages.mistakes_page(LABELS, SCORES, ["no_no_", "*yes*"], lambda row: text, 5)))
+    assert page.tags == OURS
+    assert page.paragraphs[1].strip() == "1. said *yes* with 0.9000, true is no_no_"
+    assert page.paragraphs[2].strip() == pages.printable(text).strip()
+
+
+LABELS, SCORES = np.array([0]), np.array([[0.1, 0.9]])
+
+
+def test_one_curve_a_class_where_there_are_more_than_two(three_classes) -> None:
+    tags = [tag for tag in events(three_classes).Tags()["tensors"] if tag.startswith("test/precision_recall")]
+    assert len(tags) == 3
+
+
+def test_projector_tokens_are_one_a_line(three_classes) -> None:
+    assert len((three_classes / "projector" / "metadata.tsv").read_text().splitlines()) == 6
+
+
+def test_confusion_counts_and_pictures() -> None:
+    labels = np.array([0, 0, 1, 2, 2, 2])
+    scores = np.eye(3)[[0, 1, 1, 2, 2, 0]]
+    counts = pages.confusion(labels, scores)
+    assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 2]]
+    picture = pages.confusion_picture(counts, ["$a$", "b" * 99, "映画"], "$title$")
+    assert picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8
+    many = pages.confusion_picture(np.eye(40, dtype=np.int64), [str(i) for i in range(40)], "many")
+    assert max(many.shape) < 1400
+
+
+def test_no_mistakes_is_said() -> None:
+    page = pages.mistakes_page(np.array([1]), np.array([[0.1, 0.9]]), ["no", "yes"], str, 5)
+    assert page.strip() == "0 of 1 texts got the wrong label."
+
+
+def test_wrong_numbers_are_named() -> None:
+    with pytest.raises(ValueError, match=r"callbacks\.pages\.mistakes must be at least 0, got -1"):
+        pages.Pages(mistakes=-1)
+
+
+@pytest.mark.slow
+def test_pages_of_two_processes_hold_every_text_once(tmp_path) -> None:
+    """What two ranks saw is gathered: the curve counts the whole split."""
+    train(tmp_path / "two", "trainer=ddp_cpu", *EASY, "trainer.max_epochs=1")
+    event = events(tmp_path / "two").Tensors("val/precision_recall")[-1]
+    tp, fp, tn, fn, *_ = tensor_util.make_ndarray(event.tensor_proto)
+    np.testing.assert_allclose(tp + fp + tn + fn, 200)
