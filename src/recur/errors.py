@@ -34,6 +34,7 @@ class UserError(ValueError):
         self.key, self.value, self.rule, self.remedy = key, value, rule, remedy
 
     def __str__(self) -> str:
+        """The message: key, rule, value, remedy."""
         text = " ".join(part for part in (self.key, self.rule) if part)
         if self.value is not ABSENT:
             text += f", got {self.value!r}"

@@ -84,7 +84,7 @@ def test_four_devices_are_filled_without_idling_and_never_shared(tmp_path, monke
     assert [outcomes[n].state for n in range(12)] == ["done"] * 12
     for number in range(12):
         seen = json.loads((tmp_path / str(number) / "seen").read_text())
-        assert diary.capacity[number] == f"gpu {seen['devices']}"
+        assert diary.places[number] == f"gpu {seen['devices']}"
     spans = spans_of(tmp_path, 12)
     assert sorted(spans) == ["4", "5", "6", "7"]
     gaps = [later[0] - earlier[1] for device in spans.values() for earlier, later in itertools.pairwise(device)]

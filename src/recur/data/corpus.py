@@ -196,19 +196,21 @@ def encoded(blocks: Iterable[str], tokenizer: Tokenizer) -> Iterator[NDArray[np.
             yield tokenizer.encode_batch([block])[0]
         return
     eos = np.array([] if tokenizer.eos_id is None else [tokenizer.eos_id], dtype=np.int32)
-    rest = ""
+    rest, begun = "", False  # begun: words of the last line are out already, and its <eos> is still owed
     for block in blocks:
         lines = (rest + block).split("\n")
         rest = lines.pop()
+        begun = begun and not lines
         if len(rest) >= BLOCK:  # a line longer than a block: its words so far, and no <eos> yet
             cut = rest.rfind(" ") + 1
             lines.append(rest[:cut])
+            begun = begun or bool(rest[:cut].strip())
             rest = rest[cut:]
             ids = tokenizer.encode_batch(lines)
             yield np.concatenate([part for line in ids[:-1] for part in (line, eos)] + [ids[-1]])
         elif lines:
             yield np.concatenate([part for line in tokenizer.encode_batch(lines) for part in (line, eos)])
-    if rest.strip():
+    if begun or rest.strip():
         yield np.concatenate([tokenizer.encode_batch([rest])[0], eos])
 
 
