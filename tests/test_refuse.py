@@ -633,8 +633,6 @@ TABLE = [
 ]
 DOORS = {group: group for group in ("predict", "evaluate", "generate", "results", "bench")}
 DOORS["readme"] = "benchmarks.publish"
-    "readme": "benchmarks.publish"
-}
 
 
 def call(group: str, row: Row, place: Path, runs: Runs):
