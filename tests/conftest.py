@@ -59,3 +59,12 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "easy"
     train(folder, *EASY)
     return folder
+
+
+@pytest.fixture(scope="session")
+def language_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a language run on one sentence, a character a token."""
+    folder = tmp_path_factory.mktemp("runs") / "sentence"
+    small = ("model.net.hidden_size=16", "model.net.embedding_dim=16", "trainer.max_epochs=1", "logger=none")
+    train(folder, "experiment=char_sentence", *small, "trainer.check_val_every_n_epoch=1")
+    return folder

@@ -14,7 +14,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import train
 from recur import cli
 from recur import render as view
 from support.commands import run_command
@@ -31,11 +30,8 @@ class Runs(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def runs(trained_run, tmp_path_factory) -> Runs:
-    language = tmp_path_factory.mktemp("runs") / "sentence"
-    small = ("model.net.hidden_size=16", "model.net.embedding_dim=16", "trainer.max_epochs=1", "logger=none")
-    train(language, "experiment=char_sentence", *small, "trainer.check_val_every_n_epoch=1")
-    return Runs(trained_run, language)
+def runs(trained_run, language_run) -> Runs:
+    return Runs(trained_run, language_run)
 
 
 def snapshot(folder: Path) -> dict[str, str]:

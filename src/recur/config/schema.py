@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from recur.cli import explain
-from recur.errors import nearest
+from recur.errors import UserError, nearest
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -219,22 +219,15 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
 
 
 def _check_metrics(config: Mapping[str, Any]) -> None:
-    from omegaconf import OmegaConf
-
-    from recur.runs.metrics import check_metric
+    from recur.runs.metrics import check_metric, family_of
 
     if config["mode"] not in ("max", "min"):
-        raise ValueError(f"mode must be max or min, got {config['mode']!r}")
-    whole = OmegaConf.create({"model": {"_target_": config["model"].get("_target_", "")}})
+        raise UserError("mode", config["mode"], "must be max or min")
+    family = family_of(str(config["model"].get("_target_", "")))
     owners = {"": config, "scheduler": config["scheduler"]}
     owners |= {f"callbacks.{name}": node for name, node in config["callbacks"].items() if node}
     for owner, node in owners.items():
-        name = str(node.get("monitor", ""))
-        if name and not name.startswith("train/"):
-            try:
-                check_metric(name, whole)
-            except ValueError as error:
-                raise ValueError(f"{owner}{'.' if owner else ''}monitor: {error}") from None
+        check_metric(str(node.get("monitor", "")), family, key=f"{owner}.monitor".lstrip("."))
 
 
 def _check_memory(task: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from recur.render import figure, printable, seconds_in_words
 from recur.runs import journal
-from recur.runs.metrics import _LESS_IS_BETTER, metric, metric_names, read_record
+from recur.runs.metrics import direction, metric, metric_names, read_record
 from recur.runs.run import write_atomic
 
 _COLUMNS = 6  # of settings; a comparison with more says less
@@ -182,7 +182,7 @@ class Leaderboard:
             _fill_from_configs(results)
         if mode is None:
             same = wanted == headers[0]["monitor"]
-            mode = str(headers[0]["mode"]) if same else "min" if any(w in wanted for w in _LESS_IS_BETTER) else "max"
+            mode = str(headers[0]["mode"]) if same else direction(wanted)
         return cls(paths, headers, results, wanted, mode)
 
     @property

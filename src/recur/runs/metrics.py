@@ -1,33 +1,115 @@
-"""The metrics that a run writes, and `metrics.json`."""
+"""The one list of metrics, and `metrics.json`.
+
+To add a metric, add one line to `METRICS` and compute it in the task of its family. TensorBoard's HParams tab, the
+leaderboard, the lines of a run and the check of a mistyped `monitor` read this list; a test holds the tasks to it.
+"""
 
 import json
+import math
 import os
 import platform
 import resource
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from omegaconf import DictConfig
-
-from recur.errors import nearest
+from recur.errors import ABSENT, UserError, nearest
 from recur.runs.run import write_atomic
 
-# The metrics of the HParams tab: one fixed set a family, since TensorBoard drops columns that runs do not share.
-HPARAM_METRICS = {
-    "sentiment": ("val/accuracy", "val/loss", "test/accuracy", "test/f1", "test/auroc"),
-    "language": ("val/loss", "val/perplexity", "test/loss", "test/perplexity"),
-}
-_LESS_IS_BETTER = ("loss", "perplexity", "bpc", "seconds", "parameters", "memory")
-# What the tasks log on a validation, by which a mistyped metric is found before any job starts.
-METRICS = {
-    "recur.tasks.sentiment.": ("loss", "accuracy", "f1", "auroc"),
-    "recur.tasks.language_modeling.": ("loss", "perplexity", "bpc", "accuracy"),
-}
-RESOURCES = ("parameters", "wall_seconds", "train_seconds", "tokens_per_second", "peak_memory_mib", "epochs", "steps")
+Direction = Literal["max", "min"]
+SENTIMENT, LANGUAGE = "sentiment", "language"
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """What is known about a metric before any run has written it.
+
+    Attributes:
+        name: without its split: `accuracy`, of which a run writes `val/accuracy` and `test/accuracy`.
+        families: tasks that log it; empty for what every run records about itself.
+        direction: whether more (`max`) or less (`min`) is better.
+        unit: of the value as it is logged, empty for a plain number.
+        format: how a table shows it, as `format` takes it.
+        splits: parts of the data for which it is logged; empty for what a run records about itself.
+        in_hparams: whether TensorBoard's HParams tab has a column for it.
+    """
+
+    name: str
+    families: tuple[str, ...]
+    direction: Direction
+    unit: str = ""
+    format: str = ".4f"
+    splits: tuple[str, ...] = ("val", "test")
+    in_hparams: bool = True
+
+
+_BOTH = (SENTIMENT, LANGUAGE)
+METRICS = (
+    MetricInfo("accuracy", (SENTIMENT,), "max", "", ".2%"),
+    MetricInfo("f1", (SENTIMENT,), "max"),
+    MetricInfo("auroc", (SENTIMENT,), "max"),
+    MetricInfo("loss", _BOTH, "min", "nats"),
+    MetricInfo("perplexity", (LANGUAGE,), "min", "", ".2f"),
+    MetricInfo("bpc", (LANGUAGE,), "min", "bits", in_hparams=False),  # where a token is a character
+    MetricInfo("accuracy", (LANGUAGE,), "max", "", ".2%", in_hparams=False),
+    MetricInfo("epoch_loss", _BOTH, "min", "nats", splits=("train",)),
+    MetricInfo("epoch_accuracy", (SENTIMENT,), "max", "", ".2%", splits=("train",)),
+    MetricInfo("epoch_perplexity", (LANGUAGE,), "min", "", ".2f", splits=("train",)),
+    MetricInfo("parameters", (), "min", "", ",.0f", splits=()),
+    MetricInfo("wall_seconds", (), "min", "s", ",.1f", splits=()),
+    MetricInfo("train_seconds", (), "min", "s", ",.1f", splits=()),
+    MetricInfo("tokens_per_second", (), "max", "tokens/s", ",.0f", splits=()),
+    MetricInfo("peak_memory_mib", (), "min", "MiB", ",.0f", splits=()),
+    MetricInfo("epochs", (), "min", "", ",.0f", splits=()),
+    MetricInfo("steps", (), "min", "", ",.0f", splits=()),
+)
+_FAMILIES = {"recur.tasks.sentiment.": SENTIMENT, "recur.tasks.language_modeling.": LANGUAGE}
+
+
+def family_of(target: str) -> str | None:
+    """The family of the task that a config's `model._target_` names; None for a task from elsewhere."""
+    return next((family for module, family in _FAMILIES.items() if target.startswith(module)), None)
+
+
+def logged(family: str, *splits: str) -> list[str]:
+    """The full names of what the task of a family logs for these splits: `val/accuracy`, ..."""
+    return [f"{split}/{m.name}" for split in splits for m in METRICS if family in m.families and split in m.splits]
+
+
+def recorded() -> list[str]:
+    """The names of what every run records about itself: `wall_seconds`, ..."""
+    return [metric.name for metric in METRICS if not metric.splits]
+
+
+def hparam_metrics(family: str) -> list[str]:
+    """The metrics of the HParams tab: one fixed set a family, since TensorBoard drops columns that runs lack."""
+    shown = [m for m in METRICS if family in m.families and m.in_hparams]
+    return [f"{split}/{m.name}" for split in ("val", "test") for m in shown if split in m.splits]
+
+
+def metric_info(name: str) -> MetricInfo | None:
+    """What is known about a metric by its full name (`val/accuracy`, `wall_seconds`); None for one from elsewhere."""
+    split, _, short = name.rpartition("/")
+    return next((m for m in METRICS if m.name == short and (split in m.splits if split else not m.splits)), None)
+
+
+def direction(name: str) -> Direction:
+    """Whether more or less of a metric is better; more for one that is not in the list."""
+    info = metric_info(name)
+    return "max" if info is None else info.direction
+
+
+def format_value(name: str, value: float | None) -> str:
+    """A metric's value as a table shows it; empty for None."""
+    if value is None:
+        return ""
+    info = metric_info(name)
+    text = format(value, info.format if info else ".4g")
+    return text.replace("%", " %") if math.isfinite(value) else f"{value}"
 
 
 def plain(value: Any) -> Any:
@@ -119,18 +201,27 @@ def metric_names(record: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def check_metric(name: str, cfg: DictConfig, resources: bool = False) -> None:
-    """Refuse a metric that no job will write.
+def check_metric(name: str, family: str | None, *, resources: bool = False, key: str = "") -> None:
+    """Refuse a metric that no run will write.
+
+    Args:
+        name: full name, such as `val/accuracy`.
+        family: of the task, as `family_of` gives it; None checks nothing.
+        resources: whether the test split's metrics and what a run records about itself count as well.
+        key: the setting that holds the name, for the message.
 
     Raises:
-        ValueError: the task of this config logs no such metric.
+        UserError: the task of this family logs no such metric.
     """
-    target = str((cfg.get("model") or {}).get("_target_", ""))
-    logged = next((names for module, names in METRICS.items() if target.startswith(module)), None)
-    if logged is None or not name:
+    if family is None or not name:
         return
-    known = [f"val/{metric}" for metric in logged]
-    if resources:
-        known += [f"test/{metric}" for metric in logged] + list(RESOURCES)
+    known = logged(family, "val") + (logged(family, "test") + recorded() if resources else logged(family, "train"))
     if name not in known:
-        raise ValueError(f"no run writes the metric {name!r}{nearest(name, known)} It can be {', '.join(known)}")
+        hint = nearest(name, known).removeprefix(": ")
+        rule = f"must be a metric that a {family} run writes"
+        raise UserError(
+            key,
+            name if key else ABSENT,
+            rule if key else f"no {family} run writes the metric {name!r}",
+            f"{hint} it can be {', '.join(known)}".strip(),
+        )

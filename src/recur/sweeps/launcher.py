@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recur.runs import journal
 from recur.runs.journal import Journal
-from recur.runs.metrics import check_metric
+from recur.runs.metrics import check_metric, family_of
 from recur.sweeps.job import Job, Needs, needs_of
 from recur.sweeps.progress import SweepProgress
 from recur.sweeps.runner import Executor, Listed, Outcome, Source, run_jobs
@@ -136,7 +136,8 @@ class FreshProcessLauncher(Launcher):
             if missing:
                 raise ValueError(f"{missing[0]} has no value: set {missing[0]}=...")
             monitor = str(cfg.get("monitor", ""))
-            check_metric(monitor, cfg)
+            family = family_of(str(OmegaConf.select(cfg, "model._target_", default="")))
+            check_metric(monitor, family, key="monitor")
             needs = needs_of(cfg)
             if self._unchecked is not None:
                 own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])

@@ -7,9 +7,9 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from recur.runs.metrics import check_metric
+from recur.runs.metrics import check_metric, family_of
 from recur.sweeps import space as spaces
 from recur.sweeps.launcher import FreshProcessLauncher, Plan, leave
 from recur.sweeps.runner import Listed
@@ -135,8 +135,9 @@ class Optuna(OwnSweeper):
         checked = launcher.plan_of_list("optuna", probes, space.as_record())
         objectives = {str(k): str(v) for k, v in self.objectives.items()} or {checked.monitor: checked.mode}
         config = launcher.compose(0, probes[0].overrides)
+        family = family_of(str(OmegaConf.select(config, "model._target_", default="")))
         for name, mode in objectives.items():
-            check_metric(name, config, resources=True)
+            check_metric(name, family, resources=True, key="hydra.sweeper.objectives")
             if mode not in ("max", "min"):
                 raise ValueError(f"hydra.sweeper.objectives.{name} must be max or min, got {mode!r}")
         pruned_by = self.pruner.get("kind")

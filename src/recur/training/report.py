@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
 from recur.render import escape_controls
-from recur.runs.metrics import HPARAM_METRICS, peak_memory_mib, plain, provenance, write_metrics
+from recur.runs.metrics import hparam_metrics, peak_memory_mib, plain, provenance, write_metrics
 from recur.training.callbacks import Throughput
 
 
@@ -114,7 +114,7 @@ def closing(
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             known = {f"{split}/{name}": value for split, values in results.items() for name, value in values.items()}
-            final = {f"result/{name}": known[name] for name in HPARAM_METRICS[task.family] if name in known}
+            final = {f"result/{name}": known[name] for name in hparam_metrics(task.family) if name in known}
             logger.log_metrics(final, trainer.global_step)
             logger.experiment._get_file_writer().add_summary(hparams({}, {})[2])  # the session has ended well
             logger.save()

@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.tensorboard.summary import hparams
 
 from recur.render import markdown, printable, shortened
-from recur.runs.metrics import HPARAM_METRICS
+from recur.runs.metrics import hparam_metrics
 from recur.runs.run import write_atomic
 
 # Settings that say nothing about a result: they would push the others out of sight.
@@ -278,7 +278,7 @@ def announce_hparams(loggers: list[Any], config: dict[str, Any], family: str) ->
     settings = {key: value for key, value in settings.items() if not _PLUMBING.search(key)}
     # Without the experiment summary that Lightning would add: it fixes the columns to the first run's. Left to itself
     # TensorBoard collects them over all runs and puts the settings that differ first.
-    _, start, _ = hparams(settings, dict.fromkeys(HPARAM_METRICS[family], math.nan))
+    _, start, _ = hparams(settings, dict.fromkeys(hparam_metrics(family), math.nan))
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment._get_file_writer().add_summary(start)

@@ -1,0 +1,76 @@
+"""The one list of metrics, held against what the tasks log."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recur.errors import UserError
+from recur.runs.metrics import (
+    METRICS,
+    check_metric,
+    direction,
+    family_of,
+    format_value,
+    hparam_metrics,
+    logged,
+    metric_info,
+    recorded,
+)
+
+
+def _history(run: Path) -> set[str]:
+    lines = (run / "history.jsonl").read_text().splitlines()
+    return {name for line in lines for name in json.loads(line)["metrics"]}
+
+
+def test_the_tasks_log_what_the_list_says(trained_run, language_run) -> None:
+    for family, run in (("sentiment", trained_run), ("language", language_run)):
+        record = json.loads((run / "metrics.json").read_text())
+        assert {f"val/{name}" for name in record["val"]} == set(logged(family, "val"))
+        if "test" in record:
+            assert {f"test/{name}" for name in record["test"]} == set(logged(family, "test"))
+        epochs = {name for name in _history(run) if name.startswith("train/epoch_")}
+        assert epochs <= set(logged(family, "train"))
+        assert set(recorded()) <= record.keys()
+
+
+def test_names_are_unique_in_a_family() -> None:
+    assert len({(m.name, family) for m in METRICS for family in m.families or ("",)}) == sum(
+        max(1, len(m.families)) for m in METRICS
+    )
+    assert direction("val/loss") == direction("val/perplexity") == direction("wall_seconds") == "min"
+    assert direction("test/accuracy") == direction("tokens_per_second") == direction("somebody's") == "max"
+    assert metric_info("val/wall_seconds") is None and metric_info("accuracy") is None
+
+
+def test_values_are_shown_in_their_unit() -> None:
+    assert format_value("val/accuracy", 0.9125) == "91.25 %"
+    assert format_value("test/loss", 0.5) == "0.5000"
+    assert format_value("parameters", 1234567.0) == "1,234,567"
+    assert format_value("val/loss", float("nan")) == "nan"
+    assert format_value("val/loss", None) == ""
+
+
+def test_hparams_are_of_one_family() -> None:
+    assert "test/perplexity" not in hparam_metrics("sentiment")
+    assert {"val/accuracy", "test/auroc"} <= set(hparam_metrics("sentiment"))
+    assert {"val/perplexity", "test/loss"} <= set(hparam_metrics("language"))
+
+
+@pytest.mark.parametrize("name", ["val/accuracy", "val/loss", "train/epoch_loss"])
+def test_a_metric_that_runs_write_passes(name) -> None:
+    check_metric(name, family_of("recur.tasks.sentiment.SentimentTask"))
+
+
+@pytest.mark.parametrize("name", ["val/acuracy", "test/accuracy", "accuracy", "wall_seconds", "val/perplexity"])
+def test_one_that_no_run_writes_is_refused(name) -> None:
+    with pytest.raises(UserError, match="val/accuracy") as caught:
+        check_metric(name, "sentiment", key="callbacks.best.monitor")
+    assert (caught.value.key, caught.value.value) == ("callbacks.best.monitor", name)
+
+
+def test_a_sweep_may_compare_what_a_run_records_too() -> None:
+    check_metric("wall_seconds", "language", resources=True)
+    check_metric("test/perplexity", "language", resources=True)
+    check_metric("anything", family_of("mine.Task"))
