@@ -1,0 +1,257 @@
+"""Where a planted artefact meets a command, and what is looked at afterwards.
+
+An arena is a folder with everything that an attack could reach: a home, somebody's documents (`victim`), a folder in
+which commands are typed (`work`, with the artefact in it), a file that only planted code would make (`canary`), a
+secret in the environment and a socket that listens on the loopback. A command is a forked process of its own, with
+little memory to spare. `Arena.call` runs one and returns what it did that it must not do.
+"""
+
+import hashlib
+import os
+import resource
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import TimeoutExpired
+
+from doors import _PRELOAD, _enter, _server
+
+SPARE = 3 << 30  # bytes of address space that a command may ask for
+PEAK = 1 << 20  # KiB by which its resident memory may grow
+SECONDS = 30.0  # that one command may take
+SECRET = "RECUR_TEST_SECRET"
+_LOCKS = (".lock", ".locks")  # who holds a folder is no content of it
+
+
+@dataclass(frozen=True)
+class Case:
+    """A planted artefact and the commands that open it.
+
+    Attributes:
+        name: what is planted.
+        plant: makes it in an arena.
+        commands: command lines, `recur.` left out, each run on a fresh copy.
+        own: paths below `work` that belong to the artefact: a command may write into them.
+        quick: whether it represents its class in the default tests.
+        check: looks at what a command left and said; returns what is wrong.
+        codes: exit codes that are right.
+    """
+
+    name: str
+    plant: Callable[["Arena"], object]
+    commands: Sequence[Sequence[str]]
+    own: Sequence[str] = ("r",)
+    quick: bool = False
+    check: Callable[["Arena", "Done"], Iterable[str]] | None = None
+    codes: Sequence[int] = (0, 2)
+
+
+@dataclass
+class Done:
+    """A command that has ended.
+
+    Attributes:
+        words: its command line.
+        code: exit code; negative for a signal.
+        out: standard output.
+        err: standard error.
+        wrong: what it did that it must not do, each as `kind: what`.
+    """
+
+    words: list[str]
+    code: int
+    out: str
+    err: str
+    wrong: list[str] = field(default_factory=list)
+
+
+class Listener:
+    """A socket on the loopback that counts who calls."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._socket.getsockname()[1])
+        self.calls = 0
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                call, _ = self._socket.accept()
+            except OSError:
+                return
+            self.calls += 1
+            call.close()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._socket.close()
+
+
+class Arena:
+    """A folder in which commands are run on a planted artefact.
+
+    Args:
+        root: an empty folder.
+        bases: valid runs and sweeps, made once (`bases.Bases`).
+        listener: shared by all arenas of a session.
+        cache: token cache shared by all.
+    """
+
+    def __init__(self, root: Path, bases: object, listener: Listener, cache: Path) -> None:
+        self.root, self.bases, self.listener, self.cache = root, bases, listener, cache
+        self.work, self.victim, self.home = root / "work", root / "victim", root / "home"
+        self.canary = root / "canary"
+        self.secret = secrets.token_hex(16)
+        for folder in (self.work, self.victim / "deep", self.victim / "0", self.home, root / "tmp"):
+            folder.mkdir(parents=True)
+        (self.victim / "letter.txt").write_text("Dear reader,\n")
+        (self.victim / "empty").touch()
+        (self.victim / "deep" / "photo.bin").write_bytes(bytes(range(256)))
+        (self.victim / "0" / "thesis.txt").write_text("the only copy\n")
+        (self.victim / "page.html").write_text("<!doctype html><p>somebody's page\n")
+        (self.home / ".bashrc").write_text("# mine\n")
+
+    # ------------------------------------------------------------------------------------------------ what is planted
+
+    @property
+    def shell(self) -> str:
+        """A command that leaves the canary and calls the listener."""
+        return f"touch {self.canary}; bash -c 'exec 3<>/dev/tcp/127.0.0.1/{self.listener.port}'"
+
+    @property
+    def system(self) -> dict[str, str]:
+        """A config that runs it."""
+        return {"_target_": "os.system", "command": self.shell}
+
+    def path(self, name: str) -> Path:
+        """A path below `work`, whose folder is made."""
+        path = self.work / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def copy(self, base: Path, name: str) -> Path:
+        """A copy of a valid artefact in `work`."""
+        shutil.copytree(base, self.work / name, symlinks=True)
+        return self.work / name
+
+    # ------------------------------------------------------------------------------------------------ what comes of it
+
+    def call(self, words: Sequence[str], own: Sequence[str], codes: Sequence[int] = (0, 2)) -> Done:
+        """Run a command in `work` and look at what it did."""
+        before, calls = self._seen(), self.listener.calls
+        code, out, err, grown = self._run([str(word) for word in words])
+        done = Done([str(word) for word in words], code, out, err)
+        if self.canary.exists():
+            done.wrong.append("executed: the canary is there")
+            self.canary.unlink()
+        if self.listener.calls > calls:
+            done.wrong.append("network: the listener was called")
+        done.wrong += _changes(before, self._seen(), own, refused=code == 2)
+        done.wrong += self._leaks(done)
+        if code not in codes:
+            last = next(iter(reversed(err.strip().splitlines())), "")
+            kind = "accepted" if code == 0 else "time" if code == -9 else "crash"
+            done.wrong.append(f"{kind}: exit code {code}: {last[:200]}")
+        if "weights_only" in out + err:
+            done.wrong.append("advice: torch's advice to load what is unsafe")
+        if grown > PEAK:
+            done.wrong.append(f"memory: {grown >> 10} MiB")
+        return done
+
+    def _run(self, words: list[str]) -> tuple[int, str, str, int]:
+        with tempfile.TemporaryDirectory() as scratch:
+            streams = [str(Path(scratch) / name) for name in ("in", "out", "err")]
+            record = Path(scratch) / "peak"
+            Path(streams[0]).touch()
+            surroundings = {
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+                "HOME": str(self.home),
+                "TMPDIR": str(self.root / "tmp"),
+                "RECUR_CACHE": str(self.cache),
+                "MPLCONFIGDIR": str(self.cache / "matplotlib"),
+                "HF_HUB_OFFLINE": "1",
+                "OMP_NUM_THREADS": "1",
+                "CUDA_VISIBLE_DEVICES": "",
+                SECRET: self.secret,
+            }
+            arguments = (str(record), f"recur.{words[0]}", words[1:], str(self.work), surroundings, streams)
+            _server.set_forkserver_preload(_PRELOAD)
+            process = _server.Process(target=_confined, args=arguments)
+            process.start()
+            process.join(SECONDS)
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+                return -9, "", str(TimeoutExpired(words, SECONDS)), 0
+            out, err = (Path(name).read_bytes().decode("utf-8", "replace") for name in streams[1:])
+            grown = int(record.read_text()) if record.is_file() else 0
+            return process.exitcode or 0, out, err, grown
+
+    def _seen(self) -> dict[str, str]:
+        """Everything in the arena but its temporary folder: path to what is there."""
+        seen = {}
+        for folder, folders, files in os.walk(self.root):
+            if folder == str(self.root):
+                folders.remove("tmp")
+            for name in (*folders, *files):
+                path = Path(folder) / name
+                seen[str(path.relative_to(self.root))] = _content(path)
+        return seen
+
+    def _leaks(self, done: Done) -> list[str]:
+        found = [
+            f"secret: in its {name}"
+            for name, text in (("output", done.out), ("errors", done.err))
+            if self.secret in text
+        ]
+        for base in (self.root, self.cache):
+            for folder, _, files in os.walk(base):
+                for name in files:
+                    path = Path(folder) / name
+                    if path.is_file() and not path.is_symlink() and self.secret.encode() in path.read_bytes():
+                        found.append(f"secret: in {path.relative_to(base)}")
+        return found
+
+
+def _confined(record: str, *arguments: object) -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + SPARE
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        _enter(*arguments)  # type: ignore[arg-type]
+    finally:
+        Path(record).write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+
+
+def _content(path: Path) -> str:
+    if path.is_symlink():
+        return f"link to {os.readlink(path)}"
+    if path.is_dir():
+        return "folder"
+    if not path.is_file():
+        return "special"
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _changes(before: dict[str, str], after: dict[str, str], own: Sequence[str], refused: bool) -> list[str]:
+    mine = [f"work/{name}" for name in own]
+    found = []
+    for path in sorted(before.keys() | after.keys()):
+        if before.get(path) == after.get(path) or path == "canary":
+            continue
+        ours = any(path == name or path.startswith(f"{name}/") for name in mine)
+        what = "is new" if path not in before else "is gone" if path not in after else "is changed"
+        if not ours:
+            found.append(f"{'outside' if path not in before else 'foreign'}: {path} {what}")
+        elif refused and not any(part in _LOCKS for part in Path(path).parts):
+            found.append(f"refused: {path} {what} by a command that was refused")
+    return found
