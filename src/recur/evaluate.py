@@ -113,6 +113,8 @@ def open_data(run: "Run", path: str | None = None, settings: Sequence[str] = ())
 
     config = dict(run.config["data"])
     trust.check_targets(config, "data", trust.DATA)
+    typed = [f"data.{setting.removeprefix('data.')}" for setting in settings]
+    trust.check_paths(config, "data", run.folder or run.checkpoint.parent, typed)
     known = sorted(inspect.signature(get_class(config["_target_"])).parameters)
     if "allow_pickle" in config:
         config["allow_pickle"] = False  # a run may come from anybody: only who types this command may allow it

@@ -49,10 +49,10 @@ def _run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--column {arguments.column} needs --file, whose column it names")
     if arguments.file and not Path(arguments.file).is_file():
         raise ValueError(f"there is no file {arguments.file}")
-    if arguments.html and not Path(arguments.html).parent.is_dir():  # now, and not when all is explained
-        raise ValueError(f"cannot write {arguments.html}: there is no folder {Path(arguments.html).parent}")
-    if arguments.html and Path(arguments.html).is_dir():
-        raise ValueError(f"cannot write {arguments.html}: it is a folder")
+    from recur.inference.io import check_page
+
+    if arguments.html:  # now, and not when all is explained
+        check_page(arguments.html)
 
     from recur.inference.classification import _Sentiment
     from recur.inference.io import _chunks, _texts

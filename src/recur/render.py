@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # C0 and C1 controls, line and paragraph separators, bidirectional marks and overrides, surrogates, byte order mark.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufff9-\ufffb]")
 _MARKDOWN = re.compile(r"[^\w\s,?]|_")
+_MARKUP = re.compile(r"[&<>|\\`*~\[\]]|(?<!\w)_|_(?!\w)")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+PAGE_MARK = b'<meta name="generator" content="recur.predict">'  # by which a page of ours is known
 FOR, AGAINST = (64, 132, 214), (226, 112, 40)  # blue and orange: told apart by colour-blind readers too
 
 
@@ -44,6 +47,16 @@ def shortened(text: str, length: int) -> str:
 def markdown(text: str) -> str:
     """`printable`, as Markdown (and so HTML) that reads as the text itself, table cells included."""
     return _MARKDOWN.sub(lambda match: f"&#{ord(match[0])};", printable(text))
+
+
+def markdown_cell(text: str) -> str:
+    """`printable`, for a cell of a Markdown table: what could be markup is escaped, figures and names stay readable."""
+    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", printable(text))
+
+
+def csv_cell(text: str) -> str:
+    """A cell that no spreadsheet takes for a formula: `'` goes before one that begins like it and is no number."""
+    return f"'{text}" if text[:1] in tuple("=+-@\t\r") and not _NUMBER.fullmatch(text) else text
 
 
 @dataclass(frozen=True)
@@ -117,6 +130,7 @@ def terminal(shaded: Shaded, colours: str | None) -> "Text":
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
+<meta name="generator" content="recur.predict">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>

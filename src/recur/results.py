@@ -29,7 +29,9 @@ def _results() -> None:
     leaderboard = Leaderboard.of(given.sweep, given.metric, given.mode)
     print(leaderboard.as_text(given.top))
     several = "comparison" if len(given.sweep) > 1 else "results"
-    page = leaderboard.write(Path(given.out or Path(given.sweep[0]) / several))
+    # A folder that is typed may be a link; one in the sweep's folder may not.
+    out = Path(given.out).resolve() if given.out else Path(given.sweep[0]) / several
+    page = leaderboard.write(out)
     print(f"page       {page}")
 
 

@@ -62,7 +62,8 @@ def _run(cfg: Any) -> float | None:
     from recur.cli import rank, tell
     from recur.config import schema
     from recur.runs import checkpoint as checkpoints
-    from recur.runs.run import claim, write_atomic
+    from recur.runs.files import write_atomic
+    from recur.runs.run import claim
     from recur.training import checkpointing as recovery
     from recur.training import failures as finite
     from recur.training import failures as stopping
@@ -79,11 +80,12 @@ def _run(cfg: Any) -> float | None:
     claim(folder)
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     if cfg.resume:  # then the config is the folder's; before anything that it names is so much as imported
-        trust.check_config(config, HydraConfig.get().overrides.task)
+        trust.check_config(config, HydraConfig.get().overrides.task, folder=folder)
     report.quiet()
     if not (isinstance(cfg.seed, int) and 0 <= cfg.seed < 2**32):
         raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {cfg.seed}")
     settings = {key: value for key, value in config["trainer"].items() if key != "precision"}
+    settings["default_root_dir"] = settings.get("default_root_dir") or str(folder)  # Lightning's is where it is typed
     schema.check({**config, "trainer": settings}, "")
     schema.dry_run(config)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)

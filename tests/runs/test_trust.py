@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from conftest import EASY, ROOT, train
 from recur import render as view
+from recur.config.compose import group_options
 from recur.leaderboard.table import Leaderboard
 from recur.runs import trust
 from recur.runs.journal import Journal
@@ -110,6 +111,8 @@ def test_every_class_of_our_own_configs_may_be_built():
         "recur.sweeps.job.perform",
         "recur.training.callbacks.torch.load",
         "recur.training.callbacks.Path",
+        "recur.training.checkpointing.rewind",
+        "recur.training.tensorboard.write_projector",
         "lightning.pytorch.Trainer.fit",
         "lightning.pytorch.trainer.Trainer",
         "recur.tasks. sentiment",
@@ -142,25 +145,42 @@ def test_what_the_user_types_is_the_users_own():
         ("hydra.launcher.parameters.slurm_setup=[rm]", "Hydra's own"),
         ("hydra.launcher.address=example.org", "Hydra's own"),
         ("hydra.launcher={setup:[rm]}", "Hydra's own"),
+        ("hydra.run.dir=x", "Hydra's own"),
+        ("hydra.sweep.dir=x", "Hydra's own"),
+        ("hydra.sweeper.params={model._target_:os.system}", "Hydra's own"),
+        ("hydra/job_logging=x", "Hydra's own"),
+        ("hydra.sweep.subdir=../x", "leads out"),
+        ("hydra.sweep.subdir='/x'", "leads out"),
+        ("experiment=../../../evil/pwn", "no option of this package"),
+        ("model=bilstm,/evil/pwn", "no option of this package"),
+        ("+model=choice(bilstm,evil)", "no option of this package"),
+        ("data={allow_pickle:true}", "no option of this package"),
+        ("hydra/launcher=evil", "no option of this package"),
+        ("hydra.sweeper.params.logger=evil", "no option of this package"),
+        ("~callbacks", "no plain setting"),
+        ("evil@callbacks=x", "no plain setting"),
         ("model._target_=os.system", "not this package's"),
         ("+callbacks.x={_target_:os.system}", "not this package's"),
-        ("hydra.sweeper.params={model._target_:os.system}", "not this package's"),
-        ("model=${oc.create:x}", "out of a text"),
-        ("model=${ oc.decode:x}", "out of a text"),
+        ("+callbacks.x._target_=recur.training.checkpointing.rewind", "not this package's"),
+        ("name=${oc.create:x}", "no run writes"),
+        ("name=${ oc.decode:x}", "no run writes"),
+        ("name=${oc.env:HOME}", "no run writes"),
+        ("name=${oc.env:${seed}}", "no run writes"),
         ("data.allow_pickle=true", "any code"),
         (3, "no text"),
     ],
 )
 def test_a_recorded_command_may_only_choose_and_set(word, reason):
-    with pytest.raises(ValueError, match=re.escape(str(word)).replace("3", "3") + f".*{reason}"):
-        trust.check_arguments(["-m", word], "s")
+    with pytest.raises(ValueError, match=f"was started with .*{re.escape(reason)}"):
+        trust.check_arguments(["-m", word], "s", group_options())
 
 
 def test_a_recorded_command_is_repeated():
     words = ["-m", "optimizer.lr=1e-3,1e-2", "model=bilstm,advanced_lstm", "trainer=cpu", "hydra.launcher.cpu_slots=2"]
     words += ["hydra/sweeper=random", "hydra.sweeper.n_trials=3", "name=${hydra:job.num}", "+model.net.x=1"]
-    words += ["optimizer._target_=torch.optim.NAdam", "hydra.sweep.subdir=${hydra.job.num}"]
-    assert trust.check_arguments(words, "s") == words
+    words += ["optimizer._target_=torch.optim.NAdam,torch.optim.SGD", "hydra.sweep.subdir=${hydra.job.num}"]
+    words += ["experiment=null", "model=choice(bilstm, advanced_lstm)", "hydra.sweeper.params.optimizer.lr=1,2"]
+    assert trust.check_arguments(words, "s", group_options()) == words
 
 
 def test_a_job_that_goes_on_says_again_what_only_a_user_may_say(tmp_path):
@@ -330,7 +350,7 @@ FOLDERS = {
         in_config(evil="os.system", callbacks__evil={"_target_": "${evil}", "command": "touch canary"}),
         "callbacks.evil._target_ is '${evil}'",
     ),
-    "a config put together": (in_config(callbacks__evil=RESOLVED), "callbacks.evil._target_ is 'os.system'"),
+    "a config put together": (in_config(callbacks__evil=RESOLVED), "callbacks.evil is"),
     "Hydra's callbacks": (in_config(hydra={"callbacks": {"evil": SYSTEM}}), "'hydra'"),
     "Hydra's logging": (
         in_config(hydra={"job_logging": {"handlers": {"x": {"()": "os.system", "command": "touch canary"}}}}),

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import TimeoutExpired
 
-from doors import _PRELOAD, _enter, _server
+from support.commands import _PRELOAD, _enter, _server
 
 SPARE = 3 << 30  # bytes of address space that a command may ask for
 PEAK = 1 << 20  # KiB by which its resident memory may grow

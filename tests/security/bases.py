@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import yaml
 
-from doors import door
 from security.arena import Arena
+from support.commands import run_command
 
 TINY = (
     "data.synthetic.train=60",
@@ -72,7 +72,7 @@ class Bases:
     def _made(self, name: str, *words: str) -> Path:
         path = self.folder / name
         if not path.is_dir():
-            done = door("train", *words, f"hydra.run.dir={path}", cwd=self.folder)
+            done = run_command("train", *words, f"hydra.run.dir={path}", cwd=self.folder)
             assert done.returncode == 0, done.stderr
         return path
 

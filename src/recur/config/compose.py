@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from recur import cli
+from recur.errors import UserError
 from recur.runs import journal, trust
+
+_repeated: list[str] = []  # the sweep whose recorded command line this process runs
 
 
 def conf_dir() -> Path:
@@ -20,10 +23,28 @@ def recorded_arguments(folder: str, environment: Mapping[str, str] = os.environ)
     """The arguments a sweep was started with, for `-m resume=SWEEP` without any of its own.
 
     Raises:
-        ValueError: the folder is no sweep.
+        ValueError: the folder is no sweep, or it recorded no arguments.
     """
-    given = list(journal.read(Path(folder).expanduser())[0].get("argv", []))
-    return [word for word in given if not word.startswith(("resume=", "hydra.sweep.dir="))]
+    given = journal.read(Path(folder).expanduser())[0].get("argv")
+    if not isinstance(given, list):
+        raise UserError(folder, rule="has no recorded command line: it is damaged", remedy="type the command again")
+    own = ("resume=", "hydra.sweep.dir=")
+    return [word for word in given if not (isinstance(word, str) and word.startswith(own))]
+
+
+def repeats_a_recorded_command() -> bool:
+    """Whether this process runs a command line that a sweep wrote down, so that its configs are of unknown origin."""
+    return bool(_repeated)
+
+
+def group_options() -> dict[str, set[str]]:
+    """The groups of the config folder, such as `model` and `hydra/launcher`, and the options of each."""
+    options: dict[str, set[str]] = {}
+    for path in conf_dir().rglob("*.yaml"):
+        group = path.parent.relative_to(conf_dir()).as_posix()
+        options.setdefault(group, set()).add(path.stem)
+    options.pop(".", None)
+    return options
 
 
 def _check_flags(argv: list[str]) -> None:
@@ -73,10 +94,9 @@ def _resume_with_own_config(argv: list[str]) -> None:
     if "-m" in argv or "--multirun" in argv:  # a sweep, which its sweeper resumes; alone it repeats its own command
         more = [word for word in argv[1:] if word not in ("-m", "--multirun") and not word.startswith("resume=")]
         if all(word.startswith(("hydra.launcher.", "hydra/launcher=")) for word in more):
-            pass
-
-            recorded = trust.check_arguments(recorded_arguments(given[-1]), given[-1])
+            recorded = trust.check_arguments(recorded_arguments(given[-1]), given[-1], group_options())
             argv[1:] = [*recorded, *more, f"resume={given[-1]}"]
+            _repeated.append(given[-1])
         return
     folder = Path(given[-1]).expanduser().resolve()
     if not (folder / ".hydra" / "config.yaml").is_file():

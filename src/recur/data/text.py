@@ -283,22 +283,64 @@ class Tokenizer:
         """
         try:
             state: Any = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"not a tokenizer file: not JSON ({error})") from None
-        if not isinstance(state, dict) or "tokenizer" not in state or state.get("kind") not in KINDS:
+        kind = state.get("kind") if isinstance(state, dict) else None
+        if not isinstance(kind, str) or kind not in KINDS or "tokenizer" not in state:
             raise ValueError("not a tokenizer file: expected the keys format, kind, eos and tokenizer")
         if state.get("format") != FORMAT:
             raise ValueError(f"tokenizer file has format {state.get('format')!r}, this version reads {FORMAT}")
-        try:
-            # `tokenizers` reports every kind of bad file as a bare Exception.
-            inner = tokenizers.Tokenizer.from_str(json.dumps(state["tokenizer"], ensure_ascii=False))
-        except Exception as error:
-            raise ValueError(f"not a tokenizer file: {error}") from None
+        # Only the vocabulary and the merges are taken from the file, once they are known to be sound: the library
+        # panics at some files, and others make it use memory or time without end.
+        inner = _pipeline(kind)
+        vocabulary, merges = _checked_model(state["tokenizer"], kind, inner)
+        inner.model = (
+            models.BPE(vocabulary, merges, unk_token=UNK)
+            if kind == "bpe"
+            else models.WordLevel(vocabulary, unk_token=UNK)
+        )
         return cls(inner, state["kind"], bool(state.get("eos")))
 
     def _characters(self, text: str) -> NDArray[np.int32]:
         assert self._table is not None
         return self._table[np.frombuffer(utf8(text).encode("utf-32-le"), dtype=np.uint32)]
+
+
+def _checked_model(
+    given: Any, kind: str, pipeline: tokenizers.Tokenizer
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges of a tokenizer's JSON.
+
+    Args:
+        given: what the file says.
+        kind: of the tokenizer.
+        pipeline: a tokenizer of this kind, from which it may differ in nothing else.
+
+    Raises:
+        ValueError: it does, or its vocabulary or merges are not sound.
+    """
+    wanted = json.loads(pipeline.to_str())
+    model = given.get("model") if isinstance(given, dict) else None
+    if not isinstance(model, dict):
+        raise ValueError("not a tokenizer file: it has no model")
+    for key, value in wanted.items():
+        if key != "model" and given.get(key) != value:
+            raise ValueError(f"not a tokenizer file of kind {kind}: its {key} is another")
+    if model.get("type") != wanted["model"]["type"] or model.get("unk_token") != UNK:
+        raise ValueError(f"not a tokenizer file of kind {kind}: its model is another")
+    vocabulary, merges = model.get("vocab"), model.get("merges", [])
+    if not isinstance(vocabulary, dict) or any(type(index) is not int for index in vocabulary.values()):
+        raise ValueError("not a tokenizer file: its vocabulary gives no number to each token")
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+        raise ValueError("not a tokenizer file: a vocabulary numbers its tokens in a row")
+    if any(utf8(token) != token for token in vocabulary):
+        raise ValueError("not a tokenizer file: a token of its vocabulary is no text")
+    for pair in merges if isinstance(merges, list) else [None]:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
+            raise ValueError("not a tokenizer file: a merge is no pair of tokens")
+        if any(token not in vocabulary for token in (*pair, "".join(pair))):
+            raise ValueError("not a tokenizer file: a merge is of tokens that its vocabulary lacks")
+    return vocabulary, [(first, second) for first, second in merges]
 
 
 def _numbered(specials: list[str], words: Iterable[str]) -> dict[str, int]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from recur.render import printable
+from recur.errors import UserError
+from recur.render import PAGE_MARK, printable
 from recur.runs.run import Run
 
 CHUNK = 256  # texts read, answered and printed together
@@ -101,8 +102,29 @@ def _print_json(record: dict[str, Any]) -> None:
     print(json.dumps(record), flush=True)
 
 
-def _write_page(path: str, content: str) -> None:
-    from recur.runs.run import write_atomic
+def check_page(path: str) -> None:
+    """Refuse to put a page in place of something else: of a file, only a page of ours is written again.
 
+    Raises:
+        UserError: there is no such folder, or something else has this name.
+    """
+    place = Path(path)
+    if not place.parent.is_dir():
+        raise UserError(f"cannot write {path}:", rule=f"there is no folder {place.parent}")
+    if not place.exists():
+        return
+    if not place.is_file():
+        raise UserError(f"cannot write {path}:", rule="it is a folder" if place.is_dir() else "it is no file")
+    with place.open("rb") as file:
+        if PAGE_MARK not in file.read(1024):
+            raise UserError(
+                f"cannot write {path}:", rule="it is no page of recur.predict", remedy="remove it, or give another name"
+            )
+
+
+def _write_page(path: str, content: str) -> None:
+    from recur.runs.files import write_atomic
+
+    check_page(path)
     write_atomic(Path(path), content)
     print(f"recur: wrote {printable(path)}", file=sys.stderr)

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recur.render import figure, printable, seconds_in_words
+from recur.errors import UserError
+from recur.render import csv_cell, figure, markdown_cell, printable, seconds_in_words
 from recur.runs import journal
+from recur.runs.files import check_links, write_atomic
+from recur.runs.limits import read_yaml
 from recur.runs.metrics import direction, metric, metric_names, read_record
-from recur.runs.run import write_atomic
 
 _COLUMNS = 6  # of settings; a comparison with more says less
 _STATES = ("done", "pruned", "failed", "stopped", "unfinished")
@@ -296,7 +298,7 @@ class Leaderboard:
         """The leaderboard as a Markdown table."""
 
         def line(cells: Sequence[str]) -> str:
-            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+            return "| " + " | ".join(map(markdown_cell, cells)) + " |"
 
         rule = "|" + "---|" * len(self.columns())
         return "\n".join([line(self.columns()), rule, *map(line, self.rows())]) + "\n"
@@ -308,21 +310,13 @@ class Leaderboard:
         keys = list(dict.fromkeys(key for result in self.results for key in result.settings if key != "seed"))
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["sweep", "job", "state", "seed", *keys, *names, "folder"])
+        writer.writerow(map(csv_cell, ["sweep", "job", "state", "seed", *keys, *names, "folder"]))
         for r in self.results:
             cells = [metric(r.record or {}, name) for name in names]
             settings = [r.settings.get(key, "") for key in keys]
-            writer.writerow(
-                [
-                    r.sweep,
-                    r.number,
-                    r.state,
-                    r.seed,
-                    *settings,
-                    *["" if c is None else repr(c) for c in cells],
-                    r.folder,
-                ]
-            )
+            values = ["" if c is None else repr(c) for c in cells]
+            row = [r.sweep, str(r.number), r.state, r.seed, *settings, *values, str(r.folder)]
+            writer.writerow(map(csv_cell, row))
         return text.getvalue()
 
     def write(self, folder: Path, pictures: bool = True) -> Path:
@@ -330,6 +324,9 @@ class Leaderboard:
         from recur.leaderboard import page
         from recur.leaderboard import plots as drawing
 
+        check_links(folder)
+        if folder.is_symlink():
+            raise UserError(str(folder), rule="is a link", remedy="name the folder that it points to with --out")
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "leaderboard.md", self.as_markdown())
         write_atomic(folder / "runs.csv", self.as_csv())
@@ -383,22 +380,42 @@ def _results(folder: Path, name: str, events: list[dict[str, Any]], wanted: str)
 
 def _fill_from_configs(results: list[Result]) -> None:
     """Settings that another sweep varied and this one left as configured, from the runs' own configs."""
-    from omegaconf import OmegaConf
-
     typed: dict[str, list[str]] = {}
     for result in results:
         for key, text in result.settings.items():
             typed.setdefault(key, []).append(text)
     for result in results:
         lacking = [key for key in typed if key not in result.settings]
-        hydra = result.folder / ".hydra" / "hydra.yaml"
-        if lacking and (result.folder / "config.yaml").is_file() and hydra.is_file():
-            config = OmegaConf.load(result.folder / "config.yaml")
-            choices = OmegaConf.select(OmegaConf.load(hydra), "hydra.runtime.choices") or {}
+        if lacking:
+            config, choices = _plain_config(result.folder), _choices(result.folder)
             for key in lacking:
-                value = choices.get(key, OmegaConf.select(config, key.lstrip("+~")))
+                value = choices.get(key, _at(config, key.lstrip("+~")))
                 if isinstance(value, (str, int, float, bool)):
                     result.settings[key] = _as_typed(str(value), typed[key])
+
+
+def _plain_config(folder: Path) -> Any:
+    """A run's `config.yaml` as it stands there, nothing in it resolved; None where it is none."""
+    try:
+        return read_yaml(folder / "config.yaml")
+    except (OSError, ValueError):
+        return None
+
+
+def _choices(folder: Path) -> dict[str, Any]:
+    """The options of groups that a run was composed of."""
+    try:
+        found = _at(read_yaml(folder / ".hydra" / "hydra.yaml"), "hydra.runtime.choices")
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _at(node: Any, path: str) -> Any:
+    """A value in plain containers, None where there is none."""
+    for part in path.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
 
 
 def _as_typed(text: str, typed: Sequence[str]) -> str:

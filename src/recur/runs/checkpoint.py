@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from recur.errors import reason
+from recur.runs.files import create
 
 LAST, PREVIOUS = "last.ckpt", "last.previous.ckpt"
 _MARK = b"recur sha256 "
@@ -84,7 +85,7 @@ def write(content: dict[str, Any], path: Path, keep: str | None = None) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with open(create(part), "wb") as file:
             sealed = _Sealed(file)
             torch.save(content, sealed)  # type: ignore[arg-type]
             sealed.seal()

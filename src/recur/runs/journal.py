@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from recur.runs.run import write_atomic
+from recur.runs.files import is_inside, open_inside, write_atomic
+from recur.runs.limits import parse_json
 
 VALIDATIONS = "history.jsonl"
 NAME = "sweep.jsonl"
@@ -37,7 +38,7 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / NAME
         torn = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
-        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = open_inside(folder, NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         if torn and self.path.stat().st_size:  # a line cut by a power failure stays apart
             os.write(self._file, b"\n")
 
@@ -77,7 +78,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     events = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            event = json.loads(line)
+            event = parse_json(line)
         except ValueError:
             continue
         if isinstance(event, dict) and "event" in event:
@@ -93,6 +94,10 @@ def read(folder: Path) -> list[dict[str, Any]]:
         if wrong is not None:
             told = f"event {number} ({event['event']}) has {wrong} {event.get(wrong)!r}"
             raise ValueError(f"{path} is damaged: {told}, which must be {needed[wrong].__name__}")
+        if "job" in needed and (isinstance(event["job"], bool) or not 0 <= event["job"] < 2**31):
+            raise ValueError(f"{path} is damaged: event {number} has job {event['job']}, which is no number of a job")
+        if "folder" in needed and ("\0" in event["folder"] or not is_inside(folder / event["folder"], folder)):
+            raise ValueError(f"{path}: event {number} has folder {event['folder']!r}, which leads out of {folder}")
     return events
 
 
@@ -109,7 +114,7 @@ def read_validations(folder: Path) -> list[dict[str, Any]]:
     steps: dict[int, dict[str, Any]] = {}
     for line in lines:
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             entry["epoch"] = float(entry["epoch"])
             if isinstance(entry["metrics"], dict):
                 steps[int(entry["step"])] = entry
@@ -120,7 +125,7 @@ def read_validations(folder: Path) -> list[dict[str, Any]]:
 
 def append_validation(folder: Path, entry: dict[str, Any]) -> None:
     """Add one validation with a single write."""
-    file = os.open(folder / VALIDATIONS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    file = open_inside(folder, VALIDATIONS, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         os.write(file, (json.dumps(entry) + "\n").encode())
     finally:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recur.errors import ABSENT, UserError, nearest
-from recur.runs.run import write_atomic
+from recur.runs.files import write_atomic
+from recur.runs.limits import read_json
 
 Direction = Literal["max", "min"]
 SENTIMENT, LANGUAGE = "sentiment", "language"
@@ -174,7 +175,7 @@ def write_metrics(folder: Path, record: dict[str, Any]) -> None:
 def read_record(folder: Path) -> dict[str, Any] | None:
     """`metrics.json` of a run folder, None where there is none or it is damaged."""
     try:
-        record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        record = read_json(folder / "metrics.json")
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None

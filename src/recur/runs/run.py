@@ -9,6 +9,7 @@ everything in it is a tensor or a plain value, so it loads with `weights_only=Tr
 """
 
 import os
+import pickle
 import platform
 import warnings
 from dataclasses import dataclass
@@ -16,18 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from recur.cli import explain, rank
+from recur.errors import UserError
 from recur.runs import checkpoint as checkpoints
+from recur.runs import files, limits
 from recur.runs.trust import check_targets
 
 FORMAT = 1
 _claimed: dict[Path, Any] = {}  # folders held by this process, with the open files that hold them
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def checkpoint_of(path: str | Path) -> Path:
@@ -57,14 +53,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     try:
         checkpoints.check(path)  # torch.load would not notice a flipped bit
+        limits.check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except checkpoints.DamagedError as error:
         raise ValueError(f"{error}{checkpoints.instead_of(path)}") from None
+    except pickle.UnpicklingError:  # whose message advises to load it all the same
+        rule = "cannot be read as a checkpoint: it is unsafe or damaged, it holds more than tensors and plain values"
+        raise UserError(str(path), rule=rule, remedy="loading such a file could run any code") from None
     except Exception as error:  # damage makes the reader fail in any way whatever
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint (truncated, damaged or unsafe): {first[:200]}"
-        ) from None
+        raise ValueError(f"{path} cannot be read as a checkpoint (truncated or damaged): {first[:200]}") from None
     if not isinstance(content, dict) or "recur" not in content or "state_dict" not in content:
         raise ValueError(f"{path} is no checkpoint of recur: its key 'recur' is missing")
     written = content["recur"].get("format") if isinstance(content["recur"], dict) else None
@@ -107,6 +105,8 @@ class Run:
         Raises:
             ValueError: no run there, a damaged or newer checkpoint, or one that names foreign code.
         """
+        import torch
+
         from recur.data.text import Tokenizer
 
         checkpoint = checkpoint_of(path)
@@ -124,10 +124,18 @@ class Run:
             tokenizer = Tokenizer.from_json(own["tokenizer"])
         except ValueError as error:
             raise ValueError(f"{checkpoint}: {error}") from None
-        task = _built(checkpoint, config["model"], data)
+        weights = content["state_dict"]
         try:
-            task.load_state_dict(content["state_dict"])
-        except (RuntimeError, TypeError, AttributeError) as error:  # of another shape, missing, no tensors at all
+            limits.check_tensors(weights)
+            limits.check_counts(config["model"], len(weights))
+            with torch.device("meta"):  # without memory, whatever sizes the description names
+                described = _built(checkpoint, config["model"], data)
+            limits.check_shapes(weights, described)
+            task = _built(checkpoint, config["model"], data)
+            task.load_state_dict(weights)
+        except UserError:
+            raise
+        except (ValueError, RuntimeError, TypeError) as error:
             told = " ".join(str(error).split()[:40])
             raise ValueError(f"{checkpoint}: its weights are not those of its model: {told}") from None
         if tokenizer.vocab_size != data.get("vocab_size"):
@@ -164,7 +172,7 @@ def _built(checkpoint: Path, model: dict[str, Any], data: dict[str, Any]) -> Any
             warnings.simplefilter("ignore")  # what was odd about the settings was said when it was trained
             return instantiate({**model, "net": net}, _convert_="all")(**data)
     except Exception as error:  # a description by anybody makes constructors fail in any way whatever
-        raise ValueError(f"{checkpoint}: its model cannot be built: {explain(error) or error!r}") from error
+        raise UserError(str(checkpoint), rule=f"describes no model: {explain(error) or error!r}") from error
 
 
 def device(name: str) -> Any:
@@ -197,7 +205,9 @@ def claim(folder: Path) -> None:
     folder = folder.resolve()
     if rank() or folder in _claimed:
         return
-    file = (folder / ".lock").open("a+", encoding="utf-8")
+    files.check_links(folder)  # before anything in it is opened
+    handle = files.open_inside(folder, ".lock", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    file = open(handle, "a+", encoding="utf-8")  # noqa: SIM115 (held until the process ends)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

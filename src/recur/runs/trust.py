@@ -8,9 +8,13 @@ optimizers and schedules, and nothing else.
 import importlib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from recur.errors import UserError
+from recur.runs.files import is_inside
+from recur.runs.limits import read_yaml
 
 # An entry that ends with a dot stands for all that is defined in that package.
 MODEL = ("recur.tasks.", "recur.nn.", "torch.optim.")
@@ -23,7 +27,17 @@ DATA = (
 RUN = (
     *MODEL,
     *DATA,
-    "recur.training.",
+    # By name: other functions of this package delete files or start programs.
+    "recur.training.callbacks.NonMonotonicAveraging",
+    "recur.training.callbacks.Progress",
+    "recur.training.callbacks.Samples",
+    "recur.training.callbacks.Throughput",
+    "recur.training.callbacks.early_stopping",
+    "recur.training.callbacks.weight_ema",
+    "recur.training.checkpointing.LastCheckpoint",
+    "recur.training.checkpointing.best_checkpoint",
+    "recur.training.failures.finite_numbers",
+    "recur.training.tensorboard.Pages",
     "lightning.pytorch.Trainer",
     "lightning.pytorch.callbacks.LearningRateMonitor",
     "lightning.pytorch.loggers.CSVLogger",
@@ -34,10 +48,18 @@ _HYDRA_WRITES = ("config.yaml", "hydra.yaml", "overrides.yaml")
 _PARTS = ("data", "model", "optimizer", "scheduler", "trainer", "callbacks", "logger", "seed", "monitor", "mode")
 # Settings of Hydra's own that a recorded command may hold. Others can name programs, machines or folders of configs.
 _OWN_SETTINGS = re.compile(
-    r"hydra/(launcher|sweeper)=|hydra\.sweep(er)?\.|hydra\.launcher\.(gpus|gpus_per_job|jobs_per_gpu|cpu_slots|threads"
-    r"|fail_fast|grace_seconds|retries|cpus_per_job|jobs_at_once|cluster)="
+    r"hydra\.sweep\.subdir|hydra\.sweeper\.(params\..+|n_trials|seed|sampler|startup_trials|objectives|pruner(\.\w+)?)"
+    r"|hydra\.launcher\.(gpus|gpus_per_job|jobs_per_gpu|cpu_slots|threads|fail_fast|grace_seconds|retries|cpus_per_job"
+    r"|jobs_at_once|cluster)"
 )
-_RESOLVERS = ("hydra", "now", "oc.env", "oc.select")  # none of them makes a config out of a text
+_SETTING = re.compile(r"\+{0,2}(?P<key>[A-Za-z_][\w/]*(\.[\w/-]+)*)=(?P<value>.*)", re.DOTALL)
+# The interpolations that a run writes: its folder and number, what was chosen, the time, other settings.
+_INTERPOLATION = re.compile(
+    r"\$\{\s*(hydra[:.]runtime\.(output_dir|choices\.\w+)|hydra[:.]job\.(num|id|name)|now:[^${}]*|[\w.\[\]]+)\s*\}"
+)
+# Settings that say where something is written; the second kind is a part of a path below the first.
+_WRITTEN = ("dirpath", "save_dir", "default_root_dir", "cache_dir", "root_dir", "log_dir")
+_WRITTEN_BELOW = ("sub_dir", "filename", "filename_suffix")
 
 
 def may_build(target: str, allowed: Sequence[str]) -> bool:
@@ -72,111 +94,197 @@ def check_targets(
         path: where they stand in the whole, for messages.
         allowed: what may be built.
         typed: overrides of the user, who may name whatever he likes.
-        resolved: whether interpolations are refused: in a config that was resolved once there are none, and they
-            could make a `_target_` out of a text.
+        resolved: whether every interpolation is refused: in a config that was resolved once there are none. Else those
+            that a run writes are let through.
 
     Raises:
-        ValueError: names what may not be built.
+        UserError: names what may not be built.
     """
     if isinstance(node, dict):
         target = node.get("_target_")
-        if target is not None and not may_build(str(target), allowed) and not _is_typed(f"{path}._target_", typed):
-            raise ValueError(
-                f"{path}._target_ is {target!r}: a run may build nothing but this package's classes and torch's "
-                f"optimizers and schedules"
+        if target is not None and not may_build(str(target), allowed) and not is_typed(f"{path}._target_", typed):
+            raise UserError(
+                f"{path}._target_".lstrip("."),
+                rule=f"is {target!r}: a run may build nothing but this package's classes and torch's optimizers and "
+                "schedules",
             )
         for key, value in node.items():
             check_targets(value, f"{path}.{key}" if path else str(key), allowed, typed=typed, resolved=resolved)
     elif isinstance(node, list):
         for index, value in enumerate(node):
             check_targets(value, f"{path}[{index}]", allowed, typed=typed, resolved=resolved)
-    elif isinstance(node, str) and resolved and "${" in node:
-        raise ValueError(f"{path} is {node[:80]!r}: an interpolation in a config that was resolved when it was written")
+    elif isinstance(node, str) and "${" in node and not is_typed(path, typed):
+        if resolved:
+            rule = f"is {node[:80]!r}: an interpolation in a config that was resolved when it was written"
+            raise UserError(path, rule=rule)
+        if foreign_interpolation(node):
+            raise UserError(path, rule=f"is {node[:80]!r}: an interpolation that no run writes")
 
 
-def _is_typed(path: str, typed: Sequence[str]) -> bool:
+def foreign_interpolation(text: str) -> bool:
+    """Whether a text has an interpolation other than a reference to the same config, the run's folder or the time.
+
+    Any other could read the environment, or make a config out of a text.
+    """
+    return len(re.findall(r"\$\{", text)) > len(_INTERPOLATION.findall(text))
+
+
+def is_typed(path: str, typed: Sequence[str]) -> bool:
+    """Whether the user typed this setting, or all that stands above it."""
     keys = [word.partition("=")[0].lstrip("+~") for word in typed]
-    return any(path == key or path.startswith(f"{key}.") for key in keys if key)
+    return any(path == key or path.startswith((f"{key}.", f"{key}[")) for key in keys if key)
 
 
-def check_config(config: dict[str, Any], typed: Sequence[str], where: str = "the run's config") -> None:
+def must_be_typed(word: str) -> bool:
+    """Whether a run's own config may not say what this override says, so that a job that goes on types it again."""
+    key = word.partition("=")[0]
+    return "_target_" in word or "allow_pickle" in word or "${" in word or key.rpartition(".")[2] in _WRITTEN
+
+
+def check_paths(node: Any, path: str, folder: Path, typed: Sequence[str] = ()) -> None:
+    """Look at every path that a config of unknown origin would write to.
+
+    Args:
+        node: plain containers, interpolations resolved or not; those that are not are passed over.
+        path: where they stand in the whole.
+        folder: of the run or sweep, in which all of them must lie.
+        typed: overrides of the user, who may name any place.
+
+    Raises:
+        UserError: names one that leads out of the folder.
+    """
+    inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in inner:
+        place = f"{path}[{key}]" if isinstance(node, list) else f"{path}.{key}" if path else str(key)
+        if isinstance(value, (dict, list)):
+            check_paths(value, place, folder, typed)
+            continue
+        below = key in _WRITTEN_BELOW or (key in ("name", "version") and path.startswith("logger."))
+        if not isinstance(value, str) or not value or "${" in value or not (below or key in _WRITTEN):
+            continue
+        where = (folder / "logger" if below else Path()) / Path(value).expanduser()
+        if not is_inside(where, folder) and not is_typed(place, typed):
+            raise UserError(
+                place, rule=f"is {value!r}, out of {folder}", remedy=f"if you want that, type {place}=... too"
+            )
+
+
+def check_config(
+    config: dict[str, Any], typed: Sequence[str], where: str = "the run's config", folder: Path | None = None
+) -> None:
     """Look at the whole config of a run that is to go on.
 
     Args:
         config: plain containers, before or after interpolations are resolved; both have to be looked at.
         typed: overrides of the user.
         where: what to call it.
+        folder: of the run, in which every path that it writes to must lie; None where it writes nothing.
 
     Raises:
-        ValueError: it would build what it may not, or load pickles.
+        UserError: it would build what it may not, load pickles, read the environment or write elsewhere.
     """
     try:
         check_targets(config, "", RUN, typed=typed, resolved=False)
-    except ValueError as error:
-        name = str(error).partition(" is ")[0].lstrip(".")
-        raise ValueError(f"{where}: {str(error).lstrip('.')}; if you trust it, type {name}=... as well") from None
-    data = config.get("data")
-    if isinstance(data, dict) and data.get("allow_pickle") and not _is_typed("data.allow_pickle", typed):
-        raise ValueError(
-            f"{where}: data.allow_pickle=true lets a data file run any code: if you trust it, type it again"
-        )
+    except UserError as error:
+        remedy = f"if you trust it, type {error.key}=... as well"
+        raise UserError(f"{where}: {error.key}", rule=error.rule, remedy=remedy) from None
+    for place in _true_pickles(config, ""):
+        if not is_typed(place, typed):
+            rule = f"{place}=true lets a data file run any code"
+            raise UserError(f"{where}:", rule=rule, remedy="if you trust it, type it again")
+    if folder is not None:
+        try:
+            check_paths(config, "", folder, typed)
+        except UserError as error:
+            raise UserError(f"{where}: {error.key}", rule=error.rule, remedy=error.remedy) from None
+
+
+def _true_pickles(node: Any, path: str) -> Iterator[str]:
+    inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in inner:
+        place = f"{path}.{key}" if path else str(key)
+        if key == "allow_pickle" and value:
+            yield place
+        yield from _true_pickles(value, place)
 
 
 def check_run_folder(folder: Path, typed: Sequence[str]) -> None:
     """Look at the config of a run folder before Hydra does, which would build what `hydra:` in it names at once.
 
     Raises:
-        ValueError: no config that a run wrote, or one that may not be used.
+        UserError: no config that a run wrote, or one that may not be used.
     """
-    import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     inner = folder / ".hydra"
     for found in sorted(inner.iterdir()):
         if found.name not in _HYDRA_WRITES:
-            raise ValueError(f"{found} was not written by a run, and Hydra would read it as a config: remove it")
+            raise UserError(
+                str(found), rule="was not written by a run, and Hydra would read it as a config", remedy="remove it"
+            )
     file = inner / "config.yaml"
-    try:
-        text = file.read_text(encoding="utf-8")
-        config: Any = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else None
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not the YAML that a run writes: {error}") from None
+    config = read_yaml(file)
     if not isinstance(config, dict):
-        raise ValueError(f"{file} is not the YAML that a run writes: it holds no settings")
-    for key in ("hydra", "defaults"):
-        if key in config:
-            raise ValueError(f"{file} has the key {key!r}, which no run writes and Hydra would obey: remove it")
-    if re.search(r"^\s*#\s*@package", text, re.MULTILINE):
-        raise ValueError(f"{file} has a line '# @package', which no run writes and Hydra would obey: remove it")
+        raise UserError(str(file), rule="is not the YAML that a run writes: it holds no settings")
+    for key in config:
+        if not isinstance(key, str) or key in ("hydra", "defaults"):
+            raise UserError(str(file), rule=f"has the key {key!r}, which no run writes and Hydra would obey")
+    if re.search(r"^\s*#\s*@package", file.read_text(encoding="utf-8"), re.MULTILINE):
+        raise UserError(str(file), rule="has a line '# @package', which no run writes and Hydra would obey")
     lacking = [part for part in _PARTS if part not in config]
     if lacking:
-        raise ValueError(f"{file} lacks {lacking[0]!r}: it is damaged")
-    check_config(config, typed, str(file))
+        raise UserError(str(file), rule=f"lacks {lacking[0]!r}: it is damaged")
+    check_config(config, typed, str(file), folder)
 
 
-def check_arguments(words: Sequence[str], folder: str) -> list[str]:
-    """Look at a command line that a sweep wrote down, before it is run again. Returns it.
+# ------------------------------------------------------------------------------------------------- a recorded command
+def check_arguments(words: Any, folder: str, options: Mapping[str, Collection[str]]) -> list[str]:
+    """Look at a command line that a sweep wrote down, before it is run again.
+
+    Args:
+        words: as recorded.
+        folder: of the sweep, for messages.
+        options: the groups of the config folder, and the options of each.
+
+    Returns:
+        the words.
 
     Raises:
-        ValueError: it does more than set values and choose options.
+        UserError: it does more than set values and choose known options.
     """
+    if not isinstance(words, list):
+        raise UserError(folder, rule="has no recorded command line: it is damaged", remedy="type the command again")
     for word in words:
-        if not isinstance(word, str):
-            reason = "is no text"
-        elif word.startswith("-") and word not in ("-m", "--multirun"):
-            reason = "is a flag"
-        elif re.match(r"[+~]*hydra[./@]", word) and not _OWN_SETTINGS.match(word):
-            reason = "sets what is Hydra's own"
-        elif set(re.findall(r"\$\{\s*([\w.]+)\s*:", word)) - set(_RESOLVERS):
-            reason = "makes a config out of a text"
-        elif "_target_" in word and not (
-            (found := re.fullmatch(r"[+~]*[\w./@]+\._target_=([\w.]+)", word)) and may_build(found[1], RUN)
-        ):
-            reason = "builds what is not this package's"
-        elif "allow_pickle" in word:
-            reason = "lets a data file run any code"
-        else:
-            continue
-        raise ValueError(f"{folder} was started with {word!r}, which {reason}: if you trust it, type the command again")
-    return list(words)
+        reason = "is no text" if not isinstance(word, str) else _objection(word, options)
+        if reason is not None:
+            raise UserError(
+                folder, rule=f"was started with {word!r}, which {reason}", remedy="if you trust it, type it again"
+            )
+    return words
+
+
+def _objection(word: str, options: Mapping[str, Collection[str]]) -> str | None:
+    """Why a recorded word may not be repeated, None where it may."""
+    if word in ("-m", "--multirun"):
+        return None
+    if word.startswith("-"):
+        return "is a flag"
+    parts = _SETTING.fullmatch(word)
+    if parts is None:
+        return "is no plain setting"
+    key, value = parts["key"], parts["value"]
+    if key in options:
+        texts = re.split(r"\s*,\s*", re.sub(r"^choice\((.*)\)$", r"\1", value.strip()))
+        unknown = [text for text in texts if text.strip("'\"") not in {*options[key], "null"}]
+        return f"chooses {unknown[0]!r}, which is no option of this package" if unknown else None
+    if "/" in key or key == "hydra" or (key.startswith("hydra.") and not _OWN_SETTINGS.fullmatch(key)):
+        return "sets what is Hydra's own"
+    if key.startswith("hydra.sweeper.params."):
+        return _objection(f"{key.removeprefix('hydra.sweeper.params.')}={value}", options)
+    if key == "hydra.sweep.subdir" and (".." in value or value.strip("'\"").startswith(("/", "~"))):
+        return "leads out of the sweep's folder"
+    if key == "resume":
+        return "names a run"
+    if foreign_interpolation(value):
+        return "has an interpolation that no run writes"
+    if "_target_" in word and not (key.endswith("._target_") and all(may_build(v, RUN) for v in value.split(","))):
+        return "builds what is not this package's"
+    return "lets a data file run any code" if "allow_pickle" in word else None

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from omegaconf import DictConfig, OmegaConf
 
 from recur.runs.checkpoint import to_resume
+from recur.runs.files import open_inside
 from recur.runs.metrics import read_record
+from recur.runs.trust import must_be_typed
 
 TRIAL = "RECUR_TRIAL"  # JSON for a job of an Optuna sweep: the journal, the trial's number, the pruner
 # Variables of a former or surrounding process that would make a fresh one believe it is somebody's rank.
@@ -70,6 +72,11 @@ class Job:
         """All the job printed."""
         return self.folder / "output.log"
 
+    def open_log(self) -> TextIO:
+        """That file, to add to; a link in its place is not followed."""
+        file = open_inside(self.folder, self.log.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        return open(file, "a", encoding="utf-8")
+
     def record(self) -> dict[str, Any] | None:
         """Its `metrics.json`, which it writes last; None before."""
         return read_record(self.folder)
@@ -78,8 +85,8 @@ class Job:
         """What to type: a fresh run, or one that goes on from its own last checkpoint."""
         start = [sys.executable, "-m", self.module]
         if self.can_continue():
-            # What a run folder's config may not name by itself (`recur.trust`) is said again.
-            own = [text for text in self.overrides if "_target_" in text or "allow_pickle" in text]
+            # What a run folder's config may not name by itself (`recur.runs.trust`) is said again.
+            own = [text for text in self.overrides if must_be_typed(text)]
             return [*start, f"resume={_quoted(str(self.folder))}", *[f"++{text.lstrip('+~')}" for text in own]]
         return [*start, *self.flags, *self.overrides, f"hydra.run.dir={_quoted(str(self.folder))}"]
 
@@ -120,7 +127,7 @@ def start_supervised(job: Job, granted: Mapping[str, str], grace: float) -> "sub
     job.prepare()
     command = job.command()
     supervisor = str(Path(__file__).with_name("supervisor.py"))
-    with job.log.open("a", encoding="utf-8") as log:
+    with job.open_log() as log:
         print("$", " ".join(map(shlex.quote, ["python", *command[1:]])), file=log, flush=True)
         return subprocess.Popen(  # noqa: S603
             [sys.executable, "-I", "-S", supervisor, str(job.lock), str(grace), *command],

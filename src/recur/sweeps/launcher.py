@@ -1,6 +1,7 @@
 """What Hydra's launchers and sweepers of this package do: check a sweep whole, then run it, then tell what came out."""
 
 import contextlib
+import os
 import shlex
 import signal
 import sys
@@ -16,7 +17,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from recur.runs import journal
+from recur.config.compose import repeats_a_recorded_command
+from recur.runs import journal, trust
+from recur.runs.files import check_links, open_inside
 from recur.runs.journal import Journal
 from recur.runs.metrics import check_metric, family_of
 from recur.sweeps.job import Job, Needs, needs_of
@@ -142,6 +145,8 @@ class FreshProcessLauncher(Launcher):
             if self._unchecked is not None:
                 own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
                 self._unchecked.append(OmegaConf.to_container(own, resolve=True))
+            if repeats_a_recorded_command():
+                self._check_foreign(number, cfg)
         finally:
             HydraConfig.instance().set_config(self.config)
         return Job(
@@ -154,6 +159,13 @@ class FreshProcessLauncher(Launcher):
             door(),
             flags=(*flags(), *inherited_overrides(self.config)),
         )
+
+    def _check_foreign(self, number: int, cfg: DictConfig) -> None:
+        """Look at a job's config as at a foreign run's: nobody typed it in this command."""
+        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        for resolve in (False, True):
+            content: Any = OmegaConf.to_container(own, resolve=resolve)
+            trust.check_config(content, (), f"job {number} of {self.folder}", self.folder)
 
     def jobs(self, rows: Sequence[Sequence[str]], first: int = 0) -> list[Job]:
         """Jobs for these settings; a resumed sweep gives every setting its former number."""
@@ -316,8 +328,9 @@ def _only_one(folder: Path) -> Iterator[None]:
     import time
 
     locks = folder / ".locks"
+    check_links(folder)  # before anything in it is opened
     locks.mkdir(parents=True, exist_ok=True)
-    with (locks / "sweep").open("w") as held:
+    with open(open_inside(locks, "sweep", os.O_WRONLY | os.O_CREAT), "w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -326,7 +339,7 @@ def _only_one(folder: Path) -> Iterator[None]:
         for path in sorted(locks.iterdir()):
             if path.name == "sweep":
                 continue
-            with path.open("a") as former:
+            with open(open_inside(locks, path.name, os.O_WRONLY | os.O_APPEND), "a") as former:
                 while True:
                     try:
                         fcntl.flock(former, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -154,7 +154,7 @@ class Ray:
             try:
                 ended.append((job, int(self._ray.get(reference))))
             except self._ray.exceptions.RayError as error:
-                with contextlib.suppress(OSError), job.log.open("a", encoding="utf-8") as log:
+                with contextlib.suppress(OSError), job.open_log() as log:
                     print(f"Ray: {str(error).splitlines()[0]}", file=log)
                 ended.append((job, 1))
         return ended
@@ -239,7 +239,7 @@ class Submitit:
         error = queued.exception()
         if error is None:
             return int(queued.result())
-        with contextlib.suppress(OSError), job.log.open("a", encoding="utf-8") as log:
+        with contextlib.suppress(OSError), job.open_log() as log:
             print(f"submitit {queued.job_id}: {str(error).strip().splitlines()[-1]}", file=log)
         return 1
 

@@ -25,8 +25,10 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, W
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from recur.cli import rank
+from recur.errors import UserError
 from recur.runs import checkpoint as checkpoints
 from recur.runs import journal
+from recur.runs.files import is_inside
 from recur.runs.run import FORMAT, load_checkpoint
 from recur.training.failures import Stop, Stopped
 
@@ -98,7 +100,12 @@ class BestCheckpoint(ModelCheckpoint):
                 return {moved(key): kept for key, kept in value.items()}
             return value
 
-        super().load_state_dict({key: moved(value) for key, value in state_dict.items()})
+        state = {key: moved(value) for key, value in state_dict.items()}
+        named = [state.get(key) for key in ("best_model_path", "kth_best_model_path", "last_model_path")]
+        for path in (*named, *(state.get("best_k_models") or ())):
+            if path and not is_inside(path, present):  # a file that a better checkpoint would replace
+                raise UserError(str(path), rule=f"is named by the run's checkpoint, and lies out of {present}")
+        super().load_state_dict(state)
         self.current_score = state_dict["current_score"]
 
 

@@ -23,8 +23,8 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.tensorboard.summary import hparams
 
 from recur.render import markdown, printable, shortened
+from recur.runs.files import create, write_atomic
 from recur.runs.metrics import hparam_metrics
-from recur.runs.run import write_atomic
 
 # Settings that say nothing about a result: they would push the others out of sight.
 _PLUMBING = re.compile(
@@ -198,7 +198,8 @@ def _save_picture(picture: NDArray[np.uint8], path: Path) -> None:
 
     path.parent.mkdir(exist_ok=True)
     draft = path.with_name(f".{path.name}")
-    Image.fromarray(picture).save(draft, format="PNG")
+    with open(create(draft), "wb") as file:
+        Image.fromarray(picture).save(file, format="PNG")
     draft.replace(path)
 
 

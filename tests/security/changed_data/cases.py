@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from doors import door
 from security.arena import Arena, Case
 from security.bases import TINY, bases
+from support.commands import run_command
 
 _ROWS = [
     ("a fine film", 1),
@@ -33,7 +33,7 @@ def _trained(arena: Arena, kind: str) -> Path:
         else:
             (kept / "a.txt").write_text("".join(f"{text} {label}\n" for text, label in _ROWS * 5))
             words = ("data=text_files", "model=language_model", "data.train=a.txt", "data.batch_size=4", *_SETTINGS[1:])
-        done = door("train", *words, "hydra.run.dir=r", cwd=kept)
+        done = run_command("train", *words, "hydra.run.dir=r", cwd=kept)
         assert done.returncode == 0, done.stderr
     for path in kept.iterdir():
         if path.is_file():
@@ -81,10 +81,7 @@ TEXTS: dict[str, Callable[[str], str]] = {
 }
 _RESUME = (("train", "resume=r", "trainer.max_epochs=2"),)
 _ACCEPT = (("train", "resume=r", "trainer.max_epochs=2", "accept_data_change=true"),)
-CASES = [
-    Case(f"a table with {name}", _table(change), _RESUME, codes=(2,), quick=name == "swapped labels")
-    for name, change in TABLES.items()
-]
+CASES = [Case(f"a table with {name}", _table(change), _RESUME, codes=(2,)) for name, change in TABLES.items()]
 CASES += [Case(f"a text with {name}", _text(change), _RESUME, codes=(2,)) for name, change in TEXTS.items()]
 CASES += [
     Case("a table that is gone", _gone("a.csv", "table"), _RESUME, codes=(2,)),

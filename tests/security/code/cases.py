@@ -34,6 +34,11 @@ PAYLOADS: dict[str, Callable[[Arena], Any]] = {
         "f": str(arena.work / "evil.pkl"),
         "weights_only": False,
     },
+    "a function of ours that deletes": lambda arena: {
+        "_target_": "recur.training.checkpointing.rewind",
+        "folder": {"_target_": "pathlib.Path", "_args_": [str(arena.victim)]},
+        "checkpoint": None,
+    },
     "an instance of instantiate": lambda arena: {"_target_": "hydra.utils.instantiate", "config": arena.system},
     "positional arguments": lambda arena: {"_target_": "subprocess.call", "_args_": [["sh", "-c", arena.shell]]},
     "a name put together": lambda arena: {"_target_": "${evil_name}", "command": arena.shell},

@@ -21,7 +21,7 @@ def _up(arena: Arena, group: str) -> str:
     """The way from `conf` to that config, and from a group's folder."""
     import os
 
-    from recur.cli import conf_dir
+    from recur.config.compose import conf_dir
 
     return os.path.relpath(arena.work / "evil" / "pwn", conf_dir() / group)
 

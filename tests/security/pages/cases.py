@@ -62,7 +62,7 @@ def _no_formula(arena: Arena, done: Done) -> Iterable[str]:
     path = arena.work / "s" / "results" / "runs.csv"
     if done.code or not path.is_file():
         return
-    for row in csv.reader(io.StringIO(path.read_text(newline=""))):
+    for row in csv.reader(io.StringIO(path.read_bytes().decode())):
         for cell in row:
             if cell[:1] in tuple("=+-@\t\r") and not _NUMBER.fullmatch(cell):
                 yield f"formula: {cell!r} in runs.csv"
@@ -73,14 +73,14 @@ def _no_markup(arena: Arena, done: Done) -> Iterable[str]:
     path = arena.work / "s" / "results" / "leaderboard.md"
     if done.code or not path.is_file():
         return
-    text = path.read_text(newline="")
-    for found in re.findall(r"<[a-zA-Z!/][^>]*|\]\(|javascript:|^#.*$", text, re.MULTILINE):
+    text = path.read_bytes().decode()
+    for found in re.findall(r"<[a-zA-Z!/][^>]*|\]\(|^#.*$", text, re.MULTILINE):
         yield f"markup: {found!r} in leaderboard.md"
     for line in text.split("\n"):
         if line and not (line.startswith("|") and line.endswith("|")):
             yield f"markup: the line {line[:60]!r} in leaderboard.md"
     page = (arena.work / "s" / "results" / "index.html").read_text()
-    for found in re.findall(r"<(?:img|svg/onload|iframe|b>)|<script>alert", page):
+    for found in re.findall(r"<(?:img|svg/onload|iframe)|<script>alert", page):
         yield f"markup: {found!r} in index.html"
 
 
@@ -102,7 +102,7 @@ CASES = [
     for number, text in enumerate(texts)
 ]
 
-# --------------------------------------------------------------------------------------------------- pages of other people
+# ------------------------------------------------------------------------------------------------ pages of other people
 
 
 def _page(name: str, content: str) -> Callable[[Arena], None]:

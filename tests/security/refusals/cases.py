@@ -53,7 +53,6 @@ CASES = [
         (("train", "resume=r", "trainer.max_epochs=3", *words),),
         codes=(2,),
         check=_goes_on,
-        quick=words[0] in ("model.net.hidden_size=9", "optimizer.lr=-1"),
     )
     for words in SETTINGS
 ]
