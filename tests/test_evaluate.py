@@ -1,4 +1,4 @@
-"""The evaluate door: exact figures, of a run's own data and of anybody's."""
+"""The command evaluate: exact figures, of a run's own data and of other data."""
 
 import json
 from collections.abc import Callable
@@ -13,13 +13,14 @@ import torch
 from conftest import EASY, train
 from recur import evaluate, predict
 from recur.inference.classification import classify
-from recur.runs.run import Run
+from recur.inference.evaluation import open_data
+from recur.inference.run import load
 from support.commands import run_command as process
 
 
 @pytest.fixture
 def run_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Call the door in this process: `run_command(*words)` gives `told` (the JSON), `err` and `code`."""
+    """Call the command in this process: `run_command(*words)` gives `told` (the JSON), `err` and `code`."""
 
     def call(*words: object) -> SimpleNamespace:
         code: Any = 0
@@ -36,7 +37,7 @@ def run_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
 @pytest.fixture(scope="module")
 def own_split(trained_run: Path) -> tuple[list[str], list[int]]:
     """Texts and labels of the run's own test split, some of them relabelled so that the model errs."""
-    data = evaluate.open_data(Run.open(trained_run))
+    data = open_data(load(trained_run))
     texts = [data.text("test", row) for row in range(len(data.texts("test")))]
     labels = data.labels("test").tolist()
     return texts, [1 - label if row % 7 == 0 else label for row, label in enumerate(labels)]
@@ -91,8 +92,8 @@ def test_other_data_in_any_form_scores_by_the_definitions(
     assert answer.code == 0, answer.err
     told = answer.told["test"]
 
-    found = classify(Run.open(trained_run), texts)
-    positive = np.array([one.probabilities[1] for one in found])
+    found = classify(load(trained_run), texts)
+    positive = np.array([one.probabilities["positive"] for one in found])
     truth = np.array(labels)
     assert told["texts"] == len(texts)
     assert told["accuracy"] == pytest.approx(np.mean((positive > 0.5) == truth), abs=1e-6)
@@ -112,6 +113,12 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "bad value": (["eval_batch_size=0"], ["eval_batch_size", "0"]),
     "foreign code": (["_target_=os.system"], ["_target_"]),
     "language option": (["--cache", "100"], ["language"]),
+    "nothing to weigh": (["--cache-weight", "0.1"], ["--cache-weight does nothing without --cache"]),
+    "nothing to pull back": (["--dynamic-decay", "0.1"], ["--dynamic-decay does nothing without --dynamic"]),
+    "endless step": (["--dynamic", "inf"], ["--dynamic must be above 0 and finite, got inf"]),
+    "no step": (["--dynamic", "nan"], ["--dynamic must be above 0 and finite, got nan"]),
+    "no states": (["--cache", "0"], ["--cache must be above 0, got 0"]),
+    "device": (["--device", "meta"], ["--device meta cannot be used"]),
 }
 
 
@@ -230,7 +237,7 @@ def test_language_predictions_say_how_surprising_each_token_is(language_run, cap
     assert record["nats"] == pytest.approx(nats.sum())
     assert record["perplexity"] == pytest.approx(np.exp(nats.mean()))
     assert all(token["probability"] == pytest.approx(np.exp(-token["nats"])) for token in record["tokens"])
-    assert all(1 <= token["rank"] <= len(Run.open(language_run).tokenizer.vocabulary) for token in record["tokens"])
+    assert all(1 <= token["rank"] <= len(load(language_run).tokenizer.vocabulary) for token in record["tokens"])
     predict.main([str(language_run), text])
     printed = capsys.readouterr().out
     assert "\x1b" not in printed and "☃" in printed and "unknown" in printed

@@ -1,4 +1,4 @@
-"""A language run through its doors: trained, made to write, evaluated, read with token_nll; alone and on two ranks."""
+"""A language run through its commands: trained, made to write, evaluated, read; alone and on two ranks."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from conftest import train
-from recur.inference.language import Writer, prompt_ids, unknown_words
-from recur.runs.run import Run
+from recur.errors import UserError
+from recur.inference.language import Sampling, Writer, prompt_ids, unknown_words
+from recur.inference.run import load
 from support.commands import run_command
 
 SMALL = [
@@ -34,7 +35,7 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def told(*words: object) -> str:
+def written(*words: object) -> str:
     done = run_command("generate", *map(str, words))
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -49,26 +50,28 @@ def test_the_run_says_how_far_it_is_from_the_floor(stories):
         weights["net.decoder.weight"].untyped_storage().data_ptr()
         == weights["net.embedding.weight"].untyped_storage().data_ptr()
     )
-    net = Run.open(stories).task.net
+    net = load(stories).task.net
     assert net.decoder.weight is net.embedding.weight
     assert any("events.out" in path.name for path in stories.iterdir())
 
 
 def test_same_seed_same_text_and_each_setting_matters(stories):
-    first = told(stories, "--prompt", "the king", "--tokens", 30, "--seed", 4)
-    assert first.startswith("the king ") and first == told(stories, "--prompt", "the king", "--tokens", 30, "--seed", 4)
-    assert first != told(stories, "--prompt", "the king", "--tokens", 30, "--seed", 5)
-    greedy = told(stories, "--prompt", "the king", "--tokens", 30, "--greedy")
-    assert greedy == told(stories, "--prompt", "the king", "--tokens", 30, "--top-k", 1, "--seed", 9)
+    first = written(stories, "--prompt", "the king", "--tokens", 30, "--seed", 4)
+    assert first.startswith("the king ") and first == written(
+        stories, "--prompt", "the king", "--tokens", 30, "--seed", 4
+    )
+    assert first != written(stories, "--prompt", "the king", "--tokens", 30, "--seed", 5)
+    greedy = written(stories, "--prompt", "the king", "--tokens", 30, "--greedy")
+    assert greedy == written(stories, "--prompt", "the king", "--tokens", 30, "--top-k", 1, "--seed", 9)
     # Several samples: the first is as long, each begins with the prompt.
-    several = told(stories, "--prompt", "the king", "--tokens", 30, "--samples", 3, "--seed", 4).split("-" * 40)
+    several = written(stories, "--prompt", "the king", "--tokens", 30, "--samples", 3, "--seed", 4).split("-" * 40)
     assert len(several) == 3 and all(text.strip().startswith("the king") for text in several)
     assert len(set(several)) == 3
 
 
 def test_a_text_begins_where_a_line_begins(stories):
     words = {"the", "some", "three", "one", "this", "he", "she", "it", "they", ""}
-    lines = told(stories, "--tokens", 60, "--temperature", 0.5).split("\n")
+    lines = written(stories, "--tokens", 60, "--temperature", 0.5).split("\n")
     assert lines[0].split(" ")[0] in words and len(lines) > 3
 
 
@@ -81,7 +84,10 @@ def test_unknown_prompt_words_are_said(stories):
 def test_mistakes_are_one_line(stories, trained_run, tmp_path):
     for words, message in (
         ([stories, "--tokens", 0], "--tokens must be at least 1, got 0"),
-        ([stories, "--temperature", 0], "--greedy takes the likeliest"),
+        (
+            [stories, "--temperature", 0],
+            "--temperature must be from 0.001 to 1000, got 0.0: greedy takes the likeliest",
+        ),
         ([stories, "--top-p", 1.5], "--top-p must be above 0 and at most 1, got 1.5"),
         ([trained_run], "wants a language run"),
         ([tmp_path / "nothing"], "there is no run at"),
@@ -115,6 +121,38 @@ def test_pieces_of_a_text_make_the_text(tmp_path):
     assert unknown_words(tokenizer, "line three") == ["'three'"]
 
 
+UNUSABLE = {
+    "temperature": (1e-320, float("nan"), float("inf"), 0.0),  # 1e-320 divided logits to infinity
+    "samples": (0, 1_000_000_000),
+    "tokens": (0,),
+    "top_k": (0,),
+    "top_p": (0.0, 1.5, float("nan")),
+    "seed": (-1, 2**63),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, some in UNUSABLE.items() for value in some])
+def test_a_setting_of_sampling_out_of_its_range_is_refused(name, value):
+    with pytest.raises(UserError) as caught:
+        Sampling(**{name: value})
+    assert caught.value.key == name
+
+
+def test_from_python_it_is_the_same_text(stories):
+    run = load(stories)
+    settings = {"tokens": 30, "seed": 4, "samples": 2}
+    texts = run.generate("the king", **settings)
+    assert len(texts) == 2 and texts == run.generate("the king", **settings)
+    printed = written(stories, "--prompt", "the king", "--tokens", 30, "--seed", 4, "--samples", 2)
+    assert printed == f"{texts[0]}\n{'-' * 40}\n{texts[1]}\n"
+    coldest = run.generate("the king", tokens=20, temperature=0.001)
+    assert coldest == run.generate("the king", tokens=20, greedy=True)
+    scores = run.token_nll("the king sees the queen .")
+    assert scores.tokens == ["the", "king", "sees", "the", "queen", "."] and len(scores.nll) == len(scores.ranks) == 6
+    with pytest.raises(UserError, match="must have at least one token"):
+        run.token_nll("")
+
+
 @pytest.mark.slow
 def test_two_ranks_train_resume_and_count_every_token(tmp_path):
     """Each rank has its own streams; figures are of all tokens; weights stay tied; the carried state is per rank."""
@@ -125,7 +163,7 @@ def test_two_ranks_train_resume_and_count_every_token(tmp_path):
     content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert len(content["carried_state"]) == 2 and content["carried_state"][0][0][0].shape == (1, 4, 24)
     assert not torch.equal(content["carried_state"][0][0][0], content["carried_state"][1][0][0])
-    run = Run.open(folder)
+    run = load(folder)
     assert run.task.net.decoder.weight is run.task.net.embedding.weight
     done = run_command("evaluate", str(folder), "eval_batch_size=4")  # the same streams on one rank
     assert json.loads(done.stdout)["test"]["perplexity"] == pytest.approx(record["test"]["perplexity"], rel=1e-5)
@@ -141,5 +179,5 @@ def test_the_embedded_experiment_comes_within_three_percent_of_the_floor(tmp_pat
 @pytest.mark.slow
 def test_the_guides_sentence_is_said_back(tmp_path):
     train(tmp_path / "sentence", "experiment=char_sentence")
-    text = told(tmp_path / "sentence", "--prompt", "hello pyto", "--tokens", 53, "--greedy")
+    text = written(tmp_path / "sentence", "--prompt", "hello pyto", "--tokens", 53, "--greedy")
     assert text == "hello pytorch, this is a simple character-level language model.\n"

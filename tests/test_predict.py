@@ -1,4 +1,4 @@
-"""The predict door: labels, explanations, and texts that want to do harm."""
+"""The command predict: labels, explanations, a filter on a pipe, and texts that want to do harm."""
 
 import io
 import json
@@ -6,31 +6,20 @@ import subprocess
 import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-from recur import predict
-from recur import render as view
-from recur.inference.classification import TOLERANCE, classify, explain, integrated_gradients
-from recur.runs.run import Run
+from recur import predict, render
 from support.commands import run_command as process
 
 GOOD, BAD = "the film was superb", "the film was awful"
 
 
-@pytest.fixture(scope="session")
-def run(trained_run: Path) -> Run:
-    return Run.open(trained_run)
-
-
 @pytest.fixture
 def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Call the door in this process: `run_command(*words, stdin=b"")` gives `out`, `err` and `code`."""
+    """Call the command in this process: `run_command(*words, stdin=b"")` gives `out`, `err` and `code`."""
 
     def call(*words: object, stdin: bytes = b"") -> SimpleNamespace:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
@@ -67,27 +56,6 @@ def test_folder_and_checkpoint_alone_agree(run_command, trained_run, tmp_path) -
     assert records(run_command(alone, GOOD, "--json").out) == records(run_command(trained_run, GOOD, "--json").out)
 
 
-def test_each_text_is_answered_alone_whatever_stands_beside_it(run) -> None:
-    texts = [GOOD, BAD, "film", " ".join([GOOD] * 40), "unheard of words", BAD + " . " + GOOD]
-    together = classify(run, texts)
-    for text, found in zip(texts, together, strict=True):
-        (alone,) = classify(run, [text])
-        np.testing.assert_allclose(found.probabilities, alone.probabilities, atol=1e-6)
-        assert sum(found.probabilities) == pytest.approx(1)
-
-
-def test_two_threads_of_torch_answer_the_same(run) -> None:
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = classify(run, [GOOD, BAD])
-        torch.set_num_threads(2)
-        two = classify(run, [GOOD, BAD])
-    finally:
-        torch.set_num_threads(threads)
-    np.testing.assert_allclose(one[0].probabilities, two[0].probabilities, atol=1e-6)
-
-
 def test_standard_input_and_files_give_the_same_answers_in_order(run_command, trained_run, tmp_path) -> None:
     texts = [GOOD, BAD, "the plot was dull"]
     wanted = records(run_command(trained_run, *texts, "--json").out)
@@ -96,7 +64,7 @@ def test_standard_input_and_files_give_the_same_answers_in_order(run_command, tr
     lines = "\r\n".join(texts).encode()
     assert records(run_command(trained_run, "--json", stdin=b"\xef\xbb\xbf" + lines).out) == wanted
     (tmp_path / "a.txt").write_bytes(lines)
-    (tmp_path / "a.csv").write_text("n,review\n" + "".join(f'{i},"{t}"\n' for i, t in enumerate(texts)))
+    (tmp_path / "a.csv").write_text("review\n" + "".join(f'"{t}"\n' for t in texts))
     (tmp_path / "a.tsv").write_text("review\n" + "".join(f"{t}\n" for t in texts))
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"review": t}) + "\n" for t in texts))
     import pyarrow
@@ -137,13 +105,13 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("text", STRANGE.values(), ids=STRANGE.keys())
-def test_strange_texts_work_and_reach_the_terminal_tamed(run_command, trained_run, text: str) -> None:
+def test_strange_texts_work_and_reach_the_terminal_harmless(run_command, trained_run, text: str) -> None:
     told = run_command(trained_run, text)
     assert told.code == 0, told.err
     lines = (told.out + told.err).splitlines()
     assert len(told.out.splitlines()) == 2
     assert all(len(line) < 400 for line in lines)
-    assert not view._UNSAFE.search("".join(lines))
+    assert not render._UNSAFE.search("".join(lines))
     (record,) = records(run_command(trained_run, text, "--json").out)
     assert record["text"] == text
     assert record["label"] in ("negative", "positive")
@@ -158,14 +126,19 @@ def test_texts_the_run_knows_nothing_of_are_noticed(run_command, trained_run) ->
 REFUSED = {
     "empty": ([""], b"", "text 1 is empty"),
     "blank": ([GOOD, " \t"], b"", "text 2 is empty"),
-    "no tokens": ([";;;"], b"", "text 1 has no tokens: ';;;'"),
+    "no tokens": ([";;;"], b"", "text 1 has no tokens, got ';;;'"),
     "nothing on standard input": ([], b"", "standard input holds no text"),
     "blank line": ([], b"the film\n\nthe plot\n", "standard input line 2 is empty"),
     "not UTF-8": ([], b"the film\nthe \xff film\n", "standard input line 2 is not UTF-8 (byte 0xff)"),
-    "no such file": (["--file", "nowhere.csv"], b"", "there is no file nowhere.csv"),
-    "column without file": (["--column", "review"], b"", "--column review needs --file"),
-    "texts and file": (["text", "--file", "nowhere.csv"], b"", "not both"),
+    "no such file": (["--file", "nowhere.csv"], b"", "--file names no file, got 'nowhere.csv'"),
+    "column of texts": ([GOOD, "--column", "review"], b"", "--column names a column of --file"),
+    "texts and file": (["text", "--file", "nowhere.csv"], b"", "cannot be given with 1 texts"),
     "device": ([GOOD, "--device", "abacus"], b"", "--device abacus cannot be used"),
+    "device without numbers": ([GOOD, "--device", "meta"], b"", "--device meta cannot be used"),
+    "format": (["--format", "yaml"], b"", "--format must be auto, text or jsonl, got 'yaml'"),
+    "answers nowhere": ([GOOD, "--out", "/no/such/folder/a.csv"], b"", "there is no folder /no/such/folder"),
+    "answers in another form": ([GOOD, "--out", "a.xlsx"], b"", "--out must end in one of .csv .tsv .jsonl"),
+    "overwrite nothing": ([GOOD, "--overwrite"], b"", "--overwrite does nothing without --out"),
     "page nowhere": ([GOOD, "--html", "/no/such/folder/page.html"], b"", "there is no folder /no/such/folder"),
 }
 
@@ -213,59 +186,6 @@ def test_what_is_no_run_is_one_line(run_command, trained_run, tmp_path, make: st
 
 
 # --------------------------------------------------------------------------------------------------------- explanations
-
-
-@pytest.mark.parametrize("text", [GOOD, BAD, "film", "xyzzy was the film", " ".join([GOOD, BAD] * 20)])
-def test_contributions_add_up_to_the_whole_difference(run, text: str) -> None:
-    (found,) = classify(run, [text])
-    told = explain(run, text, found.label)
-    whole = told.logit - told.baseline
-    assert sum(told.contributions) == pytest.approx(whole, abs=TOLERANCE * max(1, abs(whole)))
-    # and the logit is the door's own
-    assert 1 / (1 + np.exp(-told.logit)) == pytest.approx(found.probabilities[1], abs=1e-6)
-    assert told.tokens == text.split()
-
-
-def test_contributions_of_a_linear_model_are_its_terms() -> None:
-    """With a logit that is a sum over tokens, a token's contribution is its own term, exactly."""
-
-    class Linear(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = torch.randn(5, dtype=torch.float64)
-
-        def embed(self, text):
-            return torch.randn(len(text.data), 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-        def classify(self, vectors, text):
-            each = vectors @ self.weight
-            return each.view(len(text.batch_sizes), -1).sum(0)[:, None] + 3.0  # every point has all its tokens
-
-    net = Linear()
-    text = torch.nn.utils.rnn.pack_sequence([torch.arange(7)])
-    values, logit, baseline = integrated_gradients(net, text, 0)
-    torch.testing.assert_close(values, net.embed(text) @ net.weight, rtol=1e-6, atol=1e-6)
-    assert baseline == 3.0 and logit == pytest.approx(3.0 + float(values.sum()))
-
-
-def test_the_word_that_decides_contributes_most_and_with_the_right_sign(run) -> None:
-    for text, sign in ((GOOD, 1), (BAD, -1)):
-        told = explain(run, text, 0)
-        strongest = int(np.argmax(np.abs(told.contributions)))
-        assert told.tokens[strongest] in ("superb", "awful")
-        assert np.sign(told.contributions[strongest]) == sign
-        assert (told.towards, told.against) == ("positive", "negative")
-
-
-def test_explanation_follows_the_cut_of_the_run(run, monkeypatch) -> None:
-    monkeypatch.setitem(run.config["data"], "max_length", 4)
-    for keep, kept in (("head", "a b c d"), ("tail", "e f g h"), ("both", "a b g h")):
-        monkeypatch.setitem(run.config["data"], "keep", keep)
-        assert explain(run, "a b c d e f g h", 0).tokens == kept.split()
-        (found,) = classify(run, ["a b c d e f g h"])
-        assert (found.tokens, found.read) == (8, 4)
-        (short,) = classify(run, [kept])
-        np.testing.assert_allclose(found.probabilities, short.probabilities, atol=1e-6)
 
 
 def test_explanation_without_colour_shows_numbers_and_json_all(run_command, trained_run) -> None:
@@ -317,6 +237,9 @@ def test_page_stands_alone_and_escapes_the_text(run_command, trained_run, tmp_pa
     page = _Page(source)
     assert set(page.tags) == {
         "html",
+        "head",
+        "body",
+        "main",
         "meta",
         "title",
         "style",
@@ -330,10 +253,116 @@ def test_page_stands_alone_and_escapes_the_text(run_command, trained_run, tmp_pa
         "br",
     }
     assert set(page.attributes) <= {"lang", "charset", "http-equiv", "content", "name", "class", "style", "title"}
+    assert "prefers-color-scheme: dark" in source
     assert "http://" not in source and "https://" not in source and "url(" not in source
     assert "<script>alert" in "".join(page.text)  # as text
     assert "default-src 'none'" in source
-    assert not view._UNSAFE.search(source.replace("\n", ""))
+    assert not render._UNSAFE.search(source.replace("\n", ""))
+
+
+# ------------------------------------------------------------------------------------------------ a filter on a pipe
+
+
+def test_a_line_is_answered_before_the_pipe_closes(trained_run) -> None:
+    command = [sys.executable, "-m", "recur.predict", str(trained_run), "--json"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        for text, label in ((GOOD, "positive"), (BAD, "negative")):
+            process.stdin.write(f"{text}\n")
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["label"] == label  # it has not seen the end of the pipe
+
+
+def test_what_stands_before_a_bad_line_is_answered(run_command, trained_run) -> None:
+    done = run_command(trained_run, "--json", stdin=f"{GOOD}\n{BAD}\n\n{GOOD}\n".encode())
+    assert done.code == 2 and "line 3 is empty" in done.err
+    assert [record["label"] for record in records(done.out)] == ["positive", "negative"]
+    done = run_command(trained_run, "--json", "--skip-bad-rows", stdin=f"{GOOD}\n\n;\n{BAD}\n".encode())
+    assert done.code == 0 and [record["label"] for record in records(done.out)] == ["positive", "negative"]
+    assert [line.partition(" line ")[2][:1] for line in done.err.splitlines()] == ["2", "3"]
+
+
+ROWS = [{"id": 7, "review": GOOD, "label": "negative"}, {"review": BAD, "more": [1]}]
+
+
+@pytest.mark.parametrize("place", ["pipe", "jsonl", "json"])
+def test_json_keeps_ids_and_other_columns(run_command, trained_run, tmp_path, place: str) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+    if place == "json":  # whose rows must have the same columns
+        lines = json.dumps([ROWS[0] | {"more": []}, ROWS[0] | ROWS[1]])
+    (tmp_path / f"a.{place}").write_text(lines)
+    words = [] if place == "pipe" else ["--file", tmp_path / f"a.{place}"]
+    done = run_command(trained_run, *words, "--column", "review", "--json", stdin=lines.encode())
+    assert done.code == 0, done.err
+    first, second = records(done.out)
+    assert (first["id"], first["text"], first["label"], first["input_label"]) == (7, GOOD, "positive", "negative")
+    assert (second["text"], second["label"]) == (BAD, "negative")
+    if place != "json":
+        assert "id" not in second and second["more"] == [1]
+
+
+def test_json_lines_and_text_are_told_apart_by_the_first_line(run_command, trained_run) -> None:
+    object_line = json.dumps({"text": GOOD})
+    done = run_command(trained_run, "--json", stdin=f"{object_line}\n{BAD}\n".encode())
+    assert done.code == 2 and "line 2 is not JSON: give --format text" in done.err
+    assert [record["text"] for record in records(done.out)] == [GOOD]
+    done = run_command(trained_run, "--json", "--format", "text", stdin=object_line.encode())
+    assert records(done.out)[0]["text"] == object_line
+    done = run_command(trained_run, "--json", stdin=b'{"review": "good"}\n')
+    assert done.code == 2 and "has no text in 'text', only the columns 'review'" in done.err
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_answers_go_to_a_file_with_the_columns_of_the_input(run_command, trained_run, tmp_path, suffix: str) -> None:
+    import pandas as pd
+
+    source, out = tmp_path / "in.csv", tmp_path / f"out.{suffix}"
+    source.write_text(f'id,text\na1,"{GOOD}"\na2,"{BAD}"\n')
+    done = run_command(trained_run, "--file", source, "--out", out)
+    assert done.code == 0 and done.out == "" and done.err == f"recur: wrote {out}\n"
+    frame = (
+        pd.read_json(out, lines=True) if suffix == "jsonl" else pd.read_csv(out, sep="\t" if suffix == "tsv" else ",")
+    )
+    assert frame["id"].tolist() == ["a1", "a2"] and frame["label"].tolist() == ["positive", "negative"]
+    if suffix != "jsonl":
+        assert frame["probabilities.positive"].tolist() == pytest.approx(
+            [frame["probability"][0], 1 - frame["probability"][1]]
+        )
+    before = out.read_bytes()
+    done = run_command(trained_run, GOOD, "--out", out)
+    assert done.code == 2 and "must not exist" in done.err and out.read_bytes() == before
+    assert run_command(trained_run, GOOD, "--out", out, "--overwrite").code == 0 and out.read_bytes() != before
+    done = run_command(trained_run, "--file", source, "--out", source, "--overwrite")
+    assert done.code == 2 and "is the file of the texts" in done.err
+
+
+def test_a_page_replaces_a_page_and_nothing_else(run_command, trained_run, tmp_path) -> None:
+    checkpoint = tmp_path / "best.ckpt"
+    checkpoint.write_bytes((trained_run / "checkpoints" / "best.ckpt").read_bytes())
+    before = checkpoint.read_bytes()
+    done = run_command(checkpoint, GOOD, "--html", checkpoint)
+    assert done.code == 2 and "is no page of recur.predict" in done.err and checkpoint.read_bytes() == before
+    assert run_command(trained_run, GOOD, "--html", tmp_path / "a.html").code == 0
+    first = (tmp_path / "a.html").read_text()
+    assert run_command(trained_run, BAD, "--html", tmp_path / "a.html").code == 0
+    assert (tmp_path / "a.html").read_text() != first
+
+
+SPOILT = {
+    "weights": (lambda content: next(iter(content["state_dict"].values())).fill_(float("nan")), "not all finite"),
+    "length": (lambda content: content["recur"]["config"]["data"].update(max_length="x"), "data.max_length must be"),
+    "part kept": (lambda content: content["recur"]["config"]["data"].update(keep="some"), "data.keep must be"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), SPOILT.values(), ids=SPOILT.keys())
+def test_a_spoilt_checkpoint_is_refused(run_command, trained_run, tmp_path, spoil, message: str) -> None:
+    import torch
+
+    content = torch.load(trained_run / "checkpoints" / "best.ckpt", weights_only=True)
+    spoil(content)
+    torch.save(content, tmp_path / "spoilt.ckpt")
+    done = run_command(tmp_path / "spoilt.ckpt", GOOD)
+    assert done.code == 2 and message in done.err and done.out == "" and len(done.err.splitlines()) == 1
 
 
 # ------------------------------------------------------------------------------------------------------------ as typed

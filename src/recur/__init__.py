@@ -1,3 +1,33 @@
-"""Train, sweep, inspect and use recurrent text models."""
+"""Train, sweep, inspect and use recurrent text models.
+
+From Python:
+
+    import recur
+
+    run = recur.load("outputs/...")          # a run folder or a checkpoint
+    run.predict(["This film is great"])      # see recur.inference.run.Run
+
+Everything is imported when it is first used, so that `import recur` takes no time.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recur.errors import UserError
+    from recur.inference.run import Run, load
 
 __version__ = "0.1.0"
+__all__ = ["Run", "UserError", "load"]
+_HOME = {"Run": "recur.inference.run", "UserError": "recur.errors", "load": "recur.inference.run"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'recur' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,13 +1,14 @@
 """What every door shares: a user's mistake is one line and exit code 2, ours is a stack and exit code 1."""
 
 import argparse
+import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from recur.errors import nearest, reason
+from recur.errors import UserError, nearest, reason
 from recur.render import printable
 
 _LONGEST = 1000  # characters of a message
@@ -39,6 +40,23 @@ def mistyped(parser: argparse.ArgumentParser, message: str, door: str) -> NoRetu
     unknown = message.partition("unrecognized arguments: ")[2].split(" ")
     hint = next((found for word in unknown if (found := nearest(word, parser._option_string_actions))), "")
     fail(f"{message}{hint or f'; see python -m {door} --help'}")
+
+
+@contextlib.contextmanager
+def typed_names() -> Iterator[None]:
+    """Name the argument that a `UserError` is about as an option is typed: `top_k` becomes `--top-k`."""
+    try:
+        yield
+    except UserError as error:
+        key = f"--{error.key.replace('_', '-')}"
+        raise UserError(key, error.value, error.rule, error.remedy) from None
+
+
+def accept_any_character() -> None:
+    """Write out what the terminal's encoding lacks, so that no character of a text stops a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _warning_line(message: Warning | str, *_: Any) -> str:

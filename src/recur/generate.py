@@ -1,21 +1,19 @@
-"""The door to text: `python -m recur.generate RUN --prompt "..." --tokens 200` lets a language run write.
+"""`python -m recur.generate RUN --prompt "..." --tokens 200`: text written by a language run.
 
 Text appears as it is made. The model carries its state, so a token costs the same however long the text has become.
 The same run, prompt, settings and seed give the same text.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
-from itertools import islice
 
 from recur import cli
 from recur.render import escape_controls
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of `python -m recur.generate`."""
+    """Entry point of `python -m recur.generate` and `recur-generate`."""
     arguments = _parser().parse_args(argv)
     cli.guard(lambda: _run(arguments))
 
@@ -41,54 +39,30 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    for name, value in (("tokens", arguments.tokens), ("samples", arguments.samples), ("top-k", arguments.top_k)):
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
-    if not 0 < arguments.temperature < math.inf:
-        raise ValueError(
-            f"--temperature must be above 0 and finite, got {arguments.temperature}: --greedy takes the likeliest"
-        )
-    if not 0 <= arguments.seed < 2**63:
-        raise ValueError(f"--seed must be a whole number from 0 to 2**63 - 1, got {arguments.seed}")
-    if arguments.top_p is not None and not 0 < arguments.top_p <= 1:
-        raise ValueError(f"--top-p must be above 0 and at most 1, got {arguments.top_p}")
-    if hasattr(sys.stdout, "reconfigure"):  # whatever the locale, no character stops the door
-        sys.stdout.reconfigure(errors="backslashreplace")
+    cli.accept_any_character()
+    from recur.inference.language import Sampling, Writer, generate_ids, prompt_ids, unknown_words, written
+    from recur.inference.run import load
 
-    from recur.inference.language import Writer, generate, prompt_ids, unknown_words
-    from recur.runs.run import Run, device
-
-    run = Run.open(arguments.run)
+    names = ("tokens", "samples", "greedy", "temperature", "top_k", "top_p", "no_unknown", "seed")
+    with cli.typed_names():
+        sampling = Sampling(**{name: getattr(arguments, name) for name in names})
+    run = load(arguments.run, arguments.device)
     run.require("language", "generate")
-    run.task.to(device(arguments.device))
-    tokenizer = run.tokenizer
-    prompt = prompt_ids(tokenizer, arguments.prompt)
-    if unknown := unknown_words(tokenizer, arguments.prompt):
+    if unknown := unknown_words(run.tokenizer, arguments.prompt):
         print(f"recur: not in the vocabulary, read as <unk>: {', '.join(unknown)}", file=sys.stderr)
-    drawn = generate(
-        run,
-        prompt,
-        samples=arguments.samples,
-        temperature=0.0 if arguments.greedy else arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        exclude=[tokenizer.unk_id] if arguments.no_unknown else [],
-        seed=arguments.seed,
-    )
+    prompt = prompt_ids(run.tokenizer, arguments.prompt)
     # The first sample is shown as it comes; the others, made in the same steps, follow whole.
-    rest: list[list[int]] = [[] for _ in range(arguments.samples - 1)]
-    writer = Writer(tokenizer)
-    for index in prompt:
-        print(escape_controls(writer.piece(index)), end="")
-    for row in islice(drawn, arguments.tokens):
+    others: list[list[int]] = [[] for _ in range(sampling.samples - 1)]
+    writer = Writer(run.tokenizer)
+    print(escape_controls("".join(map(writer.piece, prompt))), end="")
+    for row in generate_ids(run, prompt, sampling):
         print(escape_controls(writer.piece(row[0])), end="", flush=True)
-        for sample, index in zip(rest, row[1:], strict=True):
+        for sample, index in zip(others, row[1:], strict=True):
             sample.append(index)
     print(escape_controls(writer.end()))
-    for sample in rest:
-        writer = Writer(tokenizer)
+    for sample in others:
         print("-" * 40)
-        print(escape_controls("".join(writer.piece(index) for index in [*prompt, *sample]) + writer.end()))
+        print(escape_controls(written(run.tokenizer, [*prompt, *sample])))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
-"""The door to using a run: `python -m recur.predict RUN "a text" ...`.
+"""`python -m recur.predict RUN "a text" ...`: answers about texts.
 
-A sentiment run gives each text a label and a probability and, with `--explain`, says what each token contributed. A
-language run says how much each token surprised it.
+A sentiment run gives each text a label and a probability and, with `--explain`, what each token contributed. A
+language run gives the negative log-likelihood of each token. Texts come from the command line, a file or a pipe; on a
+pipe, a line is answered as soon as it has come.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from recur import cli
+from recur.errors import UserError
+
+if TYPE_CHECKING:
+    from recur.inference.io import Given
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,15 +27,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
         prog="recur.predict",
-        description="Label texts with a sentiment run, or see what surprises a language run.",
+        description="Label texts with a sentiment run, or see which tokens a language run finds unlikely.",
         epilog="example: python -m recur.predict outputs/... 'This film is terrible' 'This film is great' --explain",
     )
     parser.add_argument("run", help="run folder or checkpoint")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts; none: standard input, one text a line")
     parser.add_argument("--file", metavar="PATH", help="read texts from a txt (one a line), csv, tsv, jsonl or parquet")
-    parser.add_argument("--column", metavar="NAME", help="column of --file that holds the texts (default: the run's)")
+    parser.add_argument("--column", metavar="NAME", help="column that holds the texts (default: the run's)")
+    parser.add_argument(
+        "--format",
+        default="auto",
+        metavar="F",
+        help="of standard input: text, jsonl or auto (default: by its first line)",
+    )
     parser.add_argument("--skip-bad-rows", action="store_true", help="go on past empty and unreadable texts")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a text instead of a table")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a text, with the input's columns")
+    parser.add_argument(
+        "--out", metavar="PATH", help="write a csv, tsv or jsonl with the input's columns, print nothing"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="let --out replace a file")
     parser.add_argument("--explain", action="store_true", help="show each token's contribution")
     parser.add_argument("--html", metavar="PATH", help="write the explanation as a page that stands alone")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
@@ -40,32 +53,59 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # whatever the locale, no text stops the door
-            stream.reconfigure(errors="backslashreplace")
-    if arguments.file and arguments.texts:
-        raise ValueError(f"give texts or --file, not both: got {len(arguments.texts)} texts and {arguments.file}")
-    if arguments.column and not arguments.file:
-        raise ValueError(f"--column {arguments.column} needs --file, whose column it names")
-    if arguments.file and not Path(arguments.file).is_file():
-        raise ValueError(f"there is no file {arguments.file}")
-    from recur.inference.io import check_page
+    cli.accept_any_character()
+    _check(arguments)
+    from recur.inference import io
+    from recur.inference.display import check_page, display_for
+    from recur.inference.run import load
 
-    if arguments.html:  # now, and not when all is explained
+    if arguments.out:
+        io.check_out(arguments.out, arguments.overwrite, arguments.file)
+    if arguments.html:
         check_page(arguments.html)
+    run = load(arguments.run, arguments.device)
+    with io.open_out(arguments.out) as stream:
+        records = io.records(stream, arguments.out) if arguments.json or arguments.out else None
+        display = display_for(run, records, explain=arguments.explain, page=arguments.html)
+        for chunk in _texts(arguments, run):
+            good, problem = io.good_ones(display.check(chunk), arguments.skip_bad_rows)
+            display.answer(good)
+            if problem is not None:
+                display.close()
+                raise problem
+        display.close()
+    if arguments.out:
+        cli.tell(f"wrote {arguments.out}")
 
-    from recur.inference.classification import _Sentiment
-    from recur.inference.io import _chunks, _texts
-    from recur.inference.language import _Language
-    from recur.runs.run import Run, device
 
-    run = Run.open(arguments.run)
-    run.task.to(device(arguments.device)).requires_grad_(False)
-    answer: Any = _Sentiment if run.family == "sentiment" else _Language
-    answerer = answer(run, arguments, Console(highlight=False, markup=False, emoji=False, soft_wrap=True))
-    for chunk in _chunks(_texts(arguments, run), alone=not arguments.file and sys.stdin.isatty()):
-        answerer.tell(chunk)
-    answerer.close()
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what can be refused before anything heavy is loaded."""
+    if arguments.file and arguments.texts:
+        raise UserError(
+            "--file", arguments.file, f"cannot be given with {len(arguments.texts)} texts", "give one of them"
+        )
+    if arguments.file and not Path(arguments.file).is_file():
+        raise UserError("--file", arguments.file, "names no file")
+    if arguments.column and arguments.texts:
+        raise UserError("--column", arguments.column, "names a column of --file or of JSON lines on standard input")
+    if arguments.format not in ("auto", "text", "jsonl"):
+        raise UserError("--format", arguments.format, "must be auto, text or jsonl")
+    if arguments.overwrite and not arguments.out:
+        raise UserError("--overwrite", rule="does nothing without --out", remedy="give both")
+
+
+def _texts(arguments: argparse.Namespace, run: Any) -> "Iterator[list[Given]]":
+    """Texts of the command line, of a file or of standard input, in groups."""
+    from recur.inference import io
+
+    column = arguments.column or str(run.config["data"].get("text_column", "text"))
+    if arguments.file:
+        return io.from_file(arguments.file, column, arguments.skip_bad_rows, arguments.format)
+    if arguments.texts:
+        return io.from_arguments(arguments.texts)
+    if sys.stdin.isatty():
+        cli.tell("reading texts, one a line; end with Ctrl-D")
+    return io.from_stream(sys.stdin.buffer, "standard input", column, arguments.format)
 
 
 if __name__ == "__main__":

@@ -5,23 +5,25 @@ override could reorder a line, `<script>` could run in a page and `|` could brea
 `printable` first, and then `html.escape` or `markdown`.
 """
 
-import html
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-from rich.text import Text
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import jinja2
     from rich.text import Text
+
 # C0 and C1 controls, line and paragraph separators, bidirectional marks and overrides, surrogates, byte order mark.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufff9-\ufffb]")
 _MARKDOWN = re.compile(r"[^\w\s,?]|_")
 _MARKUP = re.compile(r"[&<>|\\`*~\[\]]|(?<!\w)_|_(?!\w)")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 PAGE_MARK = b'<meta name="generator" content="recur.predict">'  # by which a page of ours is known
-FOR, AGAINST = (64, 132, 214), (226, 112, 40)  # blue and orange: told apart by colour-blind readers too
+FOR, AGAINST = (64, 132, 214), (226, 112, 40)  # blue and orange: colour-blind readers can tell them apart
 
 
 def printable(text: str) -> str:
@@ -81,22 +83,19 @@ class Shaded:
     separator: str = " "
     unknown: Sequence[bool] = field(default_factory=list)
 
-    def shades(self) -> list[tuple[int, int, int] | None]:
-        """Background colour of each token, None for next to nothing."""
+    def strengths(self) -> list[float]:
+        """How strongly each token is shaded, from -1 to 1; 0 for next to nothing."""
         top = max((abs(value) for value in self.values), default=0.0)
-        return [_shade(value / top) if top else None for value in self.values]
+        return [_strength(value / top) if top else 0.0 for value in self.values]
 
     def is_unknown(self, index: int) -> bool:
         """Whether the token is outside the vocabulary."""
         return bool(self.unknown) and self.unknown[index]
 
 
-def _shade(part: float) -> tuple[int, int, int] | None:
-    if abs(part) < 0.04:
-        return None
-    strength = abs(part) ** 0.75  # a little more contrast among the small ones
-    red, green, blue = (round(255 + (end - 255) * strength) for end in (FOR if part > 0 else AGAINST))
-    return red, green, blue
+def _strength(part: float) -> float:
+    """A part of the largest value as a strength: a little more contrast among the small ones."""
+    return 0.0 if abs(part) < 0.04 else math.copysign(abs(part) ** 0.75, part)
 
 
 def terminal(shaded: Shaded, colours: str | None) -> "Text":
@@ -111,7 +110,7 @@ def terminal(shaded: Shaded, colours: str | None) -> "Text":
     from rich.text import Text
 
     line = Text()
-    for index, (token, shade) in enumerate(zip(shaded.tokens, shaded.shades(), strict=True)):
+    for index, (token, strength) in enumerate(zip(shaded.tokens, shaded.strengths(), strict=True)):
         if index:
             line.append(shaded.separator)
         token = printable(token)
@@ -119,7 +118,7 @@ def terminal(shaded: Shaded, colours: str | None) -> "Text":
             line.append(f"{token}({shaded.values[index]:+.2f})")
             continue
         # Dark ink on every shaded token: readable whatever the terminal's own colours are.
-        ink = Style(color="rgb(16,16,16)", bgcolor=Color.from_rgb(*shade)) if shade else Style()
+        ink = Style(color="rgb(16,16,16)", bgcolor=Color.from_rgb(*_on_white(strength))) if strength else Style()
         if colours == "standard":  # sixteen colours have no shades: only what is strong gets one
             far = abs(shaded.values[index]) > max(map(abs, shaded.values)) / 3
             ink = Style(color="black", bgcolor="cyan" if shaded.values[index] > 0 else "yellow") if far else Style()
@@ -127,62 +126,53 @@ def terminal(shaded: Shaded, colours: str | None) -> "Text":
     return line
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="generator" content="recur.predict">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.7 system-ui, sans-serif; color: #111; background: #fff; max-width: 60rem; margin: 2rem auto;
-       padding: 0 1rem }}
-h1 {{ font-size: 1.3rem }}
-h2 {{ font-size: 1rem; margin: 0 0 .4rem }}
-section {{ border: 1px solid #ddd; border-radius: .5rem; padding: .8rem 1rem; margin: 1rem 0; overflow-wrap: anywhere }}
-.text {{ white-space: pre-wrap }}
-.text span {{ border-radius: .2rem; padding: .1rem 0 }}
-.unknown {{ text-decoration: underline dotted }}
-footer, .legend {{ color: #555; font-size: .85rem }}
-.legend span {{ color: #111; border-radius: .2rem; padding: .1rem .4rem }}
-</style>
-<h1>{title}</h1>
-<p class="legend">{legend}</p>
-{sections}
-</html>
-"""
+def _on_white(strength: float) -> tuple[int, int, int]:
+    """The colour of a strength on white paper."""
+    red, green, blue = (round(255 + (end - 255) * abs(strength)) for end in (FOR if strength > 0 else AGAINST))
+    return red, green, blue
+
+
+def render_template(name: str, **values: Any) -> str:
+    """A template of `recur/templates` filled in; every value is escaped for HTML.
+
+    A missing value is an error. Texts of unknown origin should pass the filter `printable` as well.
+    """
+    return str(_templates().get_template(name).render(**values))
+
+
+@cache
+def _templates() -> "jinja2.Environment":
+    import jinja2  # takes a tenth of a second, and only pages want it
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("recur", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["printable"] = printable
+    return environment
 
 
 def page(title: str, texts: Sequence[Shaded], legend: Sequence[tuple[float, str]]) -> str:
-    """A page that stands alone: no script, no style sheet, no picture from anywhere.
+    """A page that stands alone: no script, no style sheet, no image from anywhere.
 
     Args:
         title: of the page.
         texts: the texts, in order.
         legend: pairs of a shade between -1 and 1 and what it means.
     """
-    keys = " ".join(f"<span{_style(_shade(part))}>{html.escape(meaning)}</span>" for part, meaning in legend)
-    keys += ' <span class="unknown">outside the vocabulary</span>'
-    return _PAGE.format(
-        title=html.escape(printable(title)), legend=keys, sections="\n".join(_section(text) for text in texts)
-    )
+    return render_template("explanation.html", title=title, texts=texts, legend=legend)
 
 
-def _style(shade: tuple[int, int, int] | None) -> str:
-    return f' style="background:rgb{shade}"' if shade else ""
-
-
-def _section(shaded: Shaded) -> str:
-    spans = []
-    for index, (token, note, shade) in enumerate(zip(shaded.tokens, shaded.notes, shaded.shades(), strict=True)):
-        unknown = ' class="unknown"' if shaded.is_unknown(index) else ""
-        title = html.escape(printable(note), quote=True)
-        spans.append(f'<span{unknown}{_style(shade)} title="{title}">{html.escape(printable(token))}</span>')
-    footer = "<br>".join(html.escape(printable(line)) for line in shaded.footer)
-    return (
-        f'<section><h2>{html.escape(printable(shaded.title))}</h2>\n<div class="text">'
-        f"{html.escape(shaded.separator).join(spans)}</div>\n<footer>{footer}</footer></section>"
-    )
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that `page` made."""
+    try:
+        with path.open("rb") as file:
+            return PAGE_MARK in file.read(1024)
+    except OSError:
+        return False
 
 
 def seconds_in_words(seconds: float) -> str:

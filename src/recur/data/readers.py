@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recur.errors import ABSENT, UserError
+
 log = logging.getLogger(__name__)
 DELIMITED = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
@@ -175,7 +177,8 @@ def checked(
         others = f" and {like} more like it" if like else ""
         different = len(bad) - like - 1
         others += f", {different} bad in other ways" if different else ""
-        raise ValueError(f"{rows.where(row)}{others}: {subject}: mend the file or set data.on_bad_row=skip")
+        remedy = "mend the file or set data.on_bad_row=skip"
+        raise UserError(f"{rows.where(row)}{others}:", ABSENT, subject, remedy)
     skipped = Counter(f"column {column!r} {wrong}" if column else wrong for column, wrong, _ in bad.values())
     for reason, count in skipped.items():
         first = next(row for row, (c, w, _) in bad.items() if reason == (f"column {c!r} {w}" if c else w))

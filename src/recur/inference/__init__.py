@@ -1,1 +1,12 @@
-"""Using a trained model."""
+"""Using a trained model, from Python and from the commands.
+
+    run.py             `load` and `Run`: a trained model with its methods; what the commands call too
+    classification.py  labels and probabilities; each token's contribution by integrated gradients
+    language.py        negative log-likelihood and rank of each token; sampling
+    evaluation.py      metrics of a run's own data or of other data; dynamic evaluation and the neural cache
+    io.py              texts from the command line, files and pipes; answers as JSON lines, CSV and TSV
+    display.py         answers on a terminal and as a page
+
+Nothing here knows a command. To offer a new answer, write it as a function of a `Run` in the family's module, give
+`Run` a method that calls it, and show it in `display.py`.
+"""

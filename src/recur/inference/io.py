@@ -1,130 +1,311 @@
-"""Texts in, answers out: standard input, files, JSON, pages."""
+"""Texts from the command line, files and pipes; answers as JSON lines, CSV and TSV."""
 
-import argparse
+import csv
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol, TextIO
 
+from recur.data.readers import JSON_LINES, PICKLES, checked, read_file
 from recur.errors import UserError
-from recur.render import PAGE_MARK, printable
-from recur.runs.run import Run
+from recur.render import csv_cell, printable, shortened
 
-CHUNK = 256  # texts read, answered and printed together
+CHUNK = 256  # most texts read, answered and shown together
+FORMATS = ("auto", "text", "jsonl")
+OUT_SUFFIXES = (".csv", ".tsv", ".jsonl")
+_BLOCK = 1 << 16  # bytes
+_SKIP = "or give --skip-bad-rows"
 
 
-# ------------------------------------------------------------------------------------------------------ where texts are
+# ------------------------------------------------------------------------------------------------------- reading texts
 @dataclass(frozen=True)
 class Given:
-    """A text and where it stood, for messages."""
+    """A text to answer.
+
+    Attributes:
+        where: file and line or row, for messages.
+        text: the text.
+        columns: the row's other columns.
+        problem: why there is no answer to it.
+    """
 
     where: str
     text: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    problem: UserError | None = None
 
 
-def _chunks(texts: Iterator[Given], alone: bool) -> Iterator[list[Given]]:
-    """Texts in groups; one at a time where somebody types them."""
-    chunk: list[Given] = []
-    for text in texts:
-        chunk.append(text)
-        if alone or len(chunk) == CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+def from_arguments(texts: Sequence[str]) -> Iterator[list[Given]]:
+    """Texts of the command line."""
+    given = [_checked(Given(f"text {number}", text)) for number, text in enumerate(texts, start=1)]
+    for first in range(0, len(given), CHUNK):
+        yield given[first : first + CHUNK]
 
 
-def _texts(arguments: argparse.Namespace, run: "Run") -> Iterator[Given]:
-    """Texts of the command line, of a file or of standard input."""
-    skip = arguments.skip_bad_rows
-    if arguments.file and Path(arguments.file).suffix.lower() == ".txt":
-        with open(arguments.file, "rb") as stream:
-            yield from _lines(stream, arguments.file, skip)
-    elif arguments.file:
-        yield from _rows(arguments.file, arguments.column or run.config["data"].get("text_column", "text"), skip)
-    elif arguments.texts:
-        for number, text in enumerate(arguments.texts, start=1):
-            if text.strip():
-                yield Given(f"text {number}", text)
-            else:
-                _refuse(f"text {number} is empty", skip)
+def from_file(file: str, column: str, skip: bool, kind: str = "auto") -> Iterator[list[Given]]:
+    """Texts of a txt (one a line), jsonl, csv, tsv, json or parquet file, with their other columns.
+
+    Args:
+        file: the path.
+        column: column of the texts.
+        skip: whether bad rows are passed over.
+        kind: for txt and jsonl, as in `from_stream`; `auto` goes by the suffix.
+
+    Raises:
+        UserError: the file cannot be read or has no such column.
+    """
+    suffix = Path(file).suffix.lower()
+    if suffix in PICKLES:
+        raise UserError(file, rule="is a pickle, which could run any code", remedy="give csv, jsonl or parquet")
+    if suffix == ".txt" or suffix in JSON_LINES:
+        with open(file, "rb") as stream:
+            by_suffix = "text" if suffix == ".txt" else "jsonl"
+            yield from from_stream(stream, file, column, by_suffix if kind == "auto" else kind)
     else:
-        if sys.stdin.isatty():
-            print("recur: reading texts, one a line; end with Ctrl-D", file=sys.stderr)
-        yield from _lines(sys.stdin.buffer, "standard input", skip)
+        given = list(_rows(file, column, skip))
+        for first in range(0, len(given), CHUNK):
+            yield given[first : first + CHUNK]
 
 
-def _lines(stream: BinaryIO, name: str, skip: bool) -> Iterator[Given]:
+def from_stream(stream: BinaryIO, name: str, column: str, kind: str = "auto") -> Iterator[list[Given]]:
+    """Texts of a pipe or file, in the groups in which they come: what has arrived is answered before more is awaited.
+
+    Args:
+        stream: of lines in UTF-8.
+        name: of the stream, for messages.
+        column: of JSON objects, the column of the texts.
+        kind: `text` for one text a line, `jsonl` for one JSON object a line, `auto` to go by the first line.
+
+    Raises:
+        UserError: there is no line.
+    """
     number = 0
-    for number, raw in enumerate(stream, start=1):
-        where = f"{name} line {number}"
-        try:
-            text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            _refuse(
-                f"{where} is not UTF-8 (byte 0x{raw[error.start]:02x})", skip, "convert it, for instance with iconv"
-            )
-            continue
-        if text.strip():
-            yield Given(where, text)
-        else:
-            _refuse(f"{where} is empty", skip)
+    for lines in _arriving(stream):
+        chunk = []
+        for raw in lines:
+            number += 1
+            where = f"{name} line {number}"
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                rule = f"is not UTF-8 (byte 0x{raw[error.start]:02x})"
+                chunk.append(
+                    Given(
+                        where,
+                        "",
+                        problem=UserError(where, rule=rule, remedy=f"convert it, for instance with iconv, {_SKIP}"),
+                    )
+                )
+                continue
+            if kind == "auto" and text.strip():
+                kind = "jsonl" if isinstance(_json(text), dict) else "text"
+            given = _from_json(where, text, column) if kind == "jsonl" else Given(where, text)
+            chunk.append(_checked(given))
+        yield chunk
     if not number:
-        raise ValueError(f"{name} holds no text: give one a line")
+        raise UserError(name, rule="holds no text", remedy="give one a line")
+
+
+def _arriving(stream: BinaryIO) -> Iterator[list[bytes]]:
+    """Lines that have arrived together, at most `CHUNK`; the last line need not end."""
+    read = getattr(stream, "read1", stream.read)
+    begun: list[bytes] = []  # pieces of a line whose end has not come
+    while block := read(_BLOCK):
+        first, *lines = block.split(b"\n")
+        begun.append(first)
+        if not lines:
+            continue
+        lines = [b"".join(begun), *lines]
+        begun = [lines.pop()]
+        for start in range(0, len(lines), CHUNK):
+            yield lines[start : start + CHUNK]
+    if last := b"".join(begun):
+        yield [last]
+
+
+def _json(text: str) -> Any:
+    """The value of a JSON text, the error where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return error
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8: a lone surrogate cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _from_json(where: str, line: str, column: str) -> Given:
+    if not line.strip():
+        return Given(where, "")
+    record = _json(line)
+    if isinstance(record, Exception):
+        return Given(where, "", problem=UserError(where, rule="is not JSON", remedy="give --format text, " + _SKIP))
+    if not isinstance(record, dict):
+        shown = shortened(repr(record), 40)
+        remedy = f"give --format text, {_SKIP}"
+        return Given(where, "", problem=UserError(where, shown, "must be a JSON object", remedy))
+    others = {key: value for key, value in record.items() if key != column}
+    if isinstance(text := record.get(column), str):
+        if is_utf8(text):
+            return Given(where, text, others)
+        rule = f"has text in {column!r} that is not valid Unicode (a lone surrogate)"
+        return Given(where, "", problem=UserError(where, rule=rule, remedy=f"fix the file, {_SKIP}"))
+    there = ", ".join(shortened(repr(key), 40) for key in list(record)[:20]) or "none"
+    rule = f"has no text in {column!r}, only the columns {there}"
+    return Given(where, "", problem=UserError(where, rule=rule, remedy=f"give --column, {_SKIP}"))
+
+
+def _checked(given: Given) -> Given:
+    """The same with its problem, where the text is blank."""
+    if given.problem or given.text.strip():
+        return given
+    problem = UserError(given.where, rule="is empty", remedy=f"give at least one word, {_SKIP}")
+    return Given(given.where, given.text, given.columns, problem)
 
 
 def _rows(file: str, column: str, skip: bool) -> Iterator[Given]:
-    from recur.data.readers import PICKLES, checked, read_file
-
-    if Path(file).suffix.lower() in PICKLES:
-        raise ValueError(f"{file} is a pickle, and loading a pickle runs any code hidden in it: give csv or parquet")
+    """Good rows of a table; unless bad ones are skipped, all must be good before the first is answered."""
     rows = read_file(file, [column])
+    if column not in rows.available and len(rows.broken) < len(rows):
+        there = ", ".join(shortened(repr(name), 40) for name in rows.available[:20]) or "none"
+        raise UserError(file, rule=f"has no column {column!r}, only {there}", remedy="give --column")
     try:
         good = checked(rows, column, on_bad_row="skip" if skip else "error")
-    except ValueError as error:
-        message = str(error).replace("set data.on_bad_row=skip", "give --skip-bad-rows")
-        raise ValueError(message.replace("set data.text_column", "give --column")) from None
+    except UserError as error:
+        remedy = f"fix the file, {_SKIP}" if error.remedy else ""
+        raise UserError(error.key, error.value, error.rule, remedy) from None
+    # Not read together with the texts: a JSON object without an `id` would be taken for a bad row.
+    others = read_file(file, [name for name in rows.available if name != column])
     for number, text in zip(good.numbers.tolist(), good.texts, strict=True):
-        yield Given(rows.where(number), text)
+        columns = {name: values[number] for name, values in others.columns.items() if number not in others.broken}
+        yield Given(rows.where(number), text, columns)
 
 
-def _refuse(problem: str, skip: bool, mend: str = "give at least one word") -> None:
-    if not skip:
-        raise ValueError(f"{problem}: {mend}, or give --skip-bad-rows")
-    print(f"recur: skipped: {printable(problem)}", file=sys.stderr)
+def good_ones(chunk: Iterable[Given], skip: bool) -> tuple[list[Given], UserError | None]:
+    """The texts to answer, and the problem that ends the reading.
+
+    Args:
+        chunk: texts, good and bad.
+        skip: report bad texts and go on.
+
+    Returns:
+        all good texts, or those before the first bad one, with its problem.
+    """
+    good = []
+    for given in chunk:
+        if given.problem is None:
+            good.append(given)
+        elif not skip:
+            return good, given.problem
+        else:
+            problem = UserError(given.problem.key, given.problem.value, given.problem.rule)
+            print(f"recur: skipped: {printable(str(problem))}", file=sys.stderr)
+    return good, None
 
 
-# --------------------------------------------------------------------------------------------------------------- output
-def _print_json(record: dict[str, Any]) -> None:
-    # ASCII: a lone surrogate or a control character of the text arrives escaped, whatever reads it.
-    print(json.dumps(record), flush=True)
+# ----------------------------------------------------------------------------------------------------- writing answers
+class Records(Protocol):
+    """Where answers go, one record a text."""
+
+    def write(self, columns: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
+        """Write one answer behind the columns that came with its text."""
+        ...
 
 
-def check_page(path: str) -> None:
-    """Refuse to put a page in place of something else: of a file, only a page of ours is written again.
+def _merged(columns: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
+    """One record; a column that is called as a part of the answer is, such as a true `label`, becomes `input_label`."""
+    return {f"input_{key}" if key in answer else key: value for key, value in columns.items()} | dict(answer)
+
+
+class JsonLines:
+    """Answers as one JSON object a line, each written at once.
+
+    ASCII alone: a lone surrogate or a control character of a text arrives escaped, whatever reads it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, columns: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
+        """Write one answer behind the columns that came with its text."""
+        print(json.dumps(_merged(columns, answer), default=str), file=self._stream, flush=True)
+
+
+class Delimited:
+    """Answers as CSV or TSV; the first record names the columns, `probabilities.positive` one of a mapping's."""
+
+    def __init__(self, stream: TextIO, delimiter: str) -> None:
+        self._stream, self._delimiter = stream, delimiter
+        self._writer: csv.DictWriter[str] | None = None
+
+    def write(self, columns: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
+        """Write one answer behind the columns that came with its text."""
+        record: dict[str, Any] = {}
+        for key, value in _merged(columns, answer).items():
+            if isinstance(value, Mapping) and key in answer:
+                record |= {f"{key}.{name}": inner for name, inner in value.items()}
+            elif key == "label" and key in answer:  # a class name comes from the checkpoint, which may be anybody's
+                record[key] = csv_cell(str(value))
+            else:
+                record[key] = json.dumps(value, default=str) if isinstance(value, (Mapping, list)) else value
+        if self._writer is None:
+            style: dict[str, Any] = {"delimiter": self._delimiter, "extrasaction": "ignore", "lineterminator": "\n"}
+            self._writer = csv.DictWriter(self._stream, list(record), **style)
+            self._writer.writeheader()
+        self._writer.writerow(record)
+        self._stream.flush()
+
+
+def check_out(path: str, overwrite: bool, source: str | None = None) -> None:
+    """Refuse a file for answers that cannot be written or holds something.
+
+    Args:
+        path: the file.
+        overwrite: whether what it holds may go.
+        source: the file of the texts.
 
     Raises:
-        UserError: there is no such folder, or something else has this name.
+        UserError: another suffix than `OUT_SUFFIXES`, no such folder, or it exists.
     """
-    place = Path(path)
-    if not place.parent.is_dir():
-        raise UserError(f"cannot write {path}:", rule=f"there is no folder {place.parent}")
-    if not place.exists():
-        return
-    if not place.is_file():
-        raise UserError(f"cannot write {path}:", rule="it is a folder" if place.is_dir() else "it is no file")
-    with place.open("rb") as file:
-        if PAGE_MARK not in file.read(1024):
-            raise UserError(
-                f"cannot write {path}:", rule="it is no page of recur.predict", remedy="remove it, or give another name"
-            )
+    out = Path(path)
+    if out.suffix.lower() not in OUT_SUFFIXES:
+        raise UserError("--out", path, f"must end in one of {' '.join(OUT_SUFFIXES)}")
+    check_folder("--out", path)
+    if source is not None and out.exists() and out.samefile(source):
+        raise UserError("--out", path, "is the file of the texts", "give another one")
+    if out.exists() and not overwrite:
+        raise UserError("--out", path, "must not exist", "give another name or --overwrite")
 
 
-def _write_page(path: str, content: str) -> None:
-    from recur.runs.files import write_atomic
+def check_folder(option: str, path: str) -> None:
+    """Refuse a file whose folder does not exist, now and not when all is answered.
 
-    check_page(path)
-    write_atomic(Path(path), content)
-    print(f"recur: wrote {printable(path)}", file=sys.stderr)
+    Raises:
+        UserError: no such folder, or the file is one.
+    """
+    if not Path(path).parent.is_dir():
+        raise UserError(option, path, f"cannot be written, there is no folder {Path(path).parent}")
+    if Path(path).is_dir():
+        raise UserError(option, path, "cannot be written, it is a folder")
+
+
+def open_out(path: str | None) -> AbstractContextManager[TextIO]:
+    """The file for answers, opened for writing; standard output without one."""
+    if path is None:
+        return nullcontext(sys.stdout)
+    return open(path, "w", encoding="utf-8", errors="backslashreplace", newline="")
+
+
+def records(stream: TextIO, path: str | None) -> Records:
+    """How answers are written to an open file: by its suffix, JSON lines on standard output."""
+    suffix = ".jsonl" if path is None else Path(path).suffix.lower()
+    return JsonLines(stream) if suffix == ".jsonl" else Delimited(stream, "," if suffix == ".csv" else "\t")

@@ -1,20 +1,139 @@
 """Using a language model: negative log-likelihood of every token, sampling."""
 
-import argparse
 import math
-import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from itertools import islice
 
-from rich.console import Console
+import torch
 
+from recur.data import corpus
 from recur.data.text import Tokenizer
-from recur.inference.io import Given, _print_json, _refuse, _write_page
-from recur.render import Shaded, page, shortened, terminal
-from recur.runs.run import Run
+from recur.errors import UserError
+from recur.runs import run as runs
+
+WORD_KINDS = ("basic_english", "whitespace")  # tokenizers whose tokens are joined by spaces
+MOST_SAMPLES = 1000  # at once: a sample has a row of logits as wide as the vocabulary
+MOST_HELD = 10_000_000  # tokens of all samples together, held until the last one is written
 
 
-def prompt_ids(tokenizer: "Tokenizer", prompt: str) -> list[int]:
+# ------------------------------------------------------------------------------------------------------ reading a text
+@dataclass(frozen=True)
+class TokenScores:
+    """How likely a language model finds each token of a text.
+
+    Attributes:
+        text: as given.
+        tokens: the tokens.
+        nll: negative log-likelihood of each token in nats, from what stands before it.
+        ranks: rank of each among all tokens that could have stood there, 1 for the likeliest.
+        unknown: whether each is outside the vocabulary.
+    """
+
+    text: str
+    tokens: list[str]
+    nll: list[float]
+    ranks: list[int]
+    unknown: list[bool]
+
+    @property
+    def mean(self) -> float:
+        """Nats a token."""
+        return sum(self.nll) / len(self.nll)
+
+    @property
+    def perplexity(self) -> float:
+        """`exp` of the mean; no more than e**700, so that a hopeless model does not overflow."""
+        return math.exp(min(self.mean, 700.0))
+
+
+def read_tokens(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[str]]:
+    """Token ids of a text as a language run's data has them, `<eos>` for line ends where it does, and the tokens.
+
+    The end of the text is no line end unless it is written.
+    """
+    ids = [index for block in corpus.encoded([text], tokenizer) for index in block.tolist()]
+    if tokenizer.eos_id is None:
+        return ids, tokenizer.tokens(text)
+    tokens = [token for line in text.split("\n") for token in (*tokenizer.tokens(line), "<eos>")]
+    if not text.endswith("\n"):
+        ids, tokens = ids[:-1], tokens[:-1]
+    return ids, tokens[: len(ids)]
+
+
+def token_nll(run: "runs.Run", text: str) -> TokenScores:
+    """How likely a language run finds each token of a text.
+
+    Args:
+        run: an open language run.
+        text: with at least one token.
+
+    Raises:
+        UserError: a text without tokens.
+    """
+    ids, tokens = read_tokens(run.tokenizer, text)
+    if not ids:
+        raise UserError("text", text[:40], "must have at least one token")
+    numbers, start = torch.tensor(ids), corpus.start_id(run.tokenizer)
+    return TokenScores(
+        text,
+        tokens,
+        nll=run.task.token_nll(numbers, start).double().tolist(),
+        ranks=run.task.ranks(numbers, start).tolist(),
+        unknown=[index == run.tokenizer.unk_id for index in ids],
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ sampling
+@dataclass(frozen=True)
+class Sampling:
+    """How texts are sampled.
+
+    Attributes:
+        tokens: to write, prompt apart.
+        samples: texts to write at once.
+        greedy: take the likeliest token always; the temperature then counts for nothing.
+        temperature: divides the logits, from .001 to 1000.
+        top_k: sample among the likeliest k tokens only.
+        top_p: sample among the fewest tokens that have this probability together.
+        no_unknown: never write `<unk>`.
+        seed: of the random numbers.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+
+    tokens: int = 200
+    samples: int = 1
+    greedy: bool = False
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    no_unknown: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.tokens < 1:
+            raise UserError("tokens", self.tokens, "must be at least 1")
+        if not 1 <= self.samples <= MOST_SAMPLES:
+            raise UserError("samples", self.samples, f"must be from 1 to {MOST_SAMPLES:,}", "use several seeds")
+        if self.samples > 1 and self.samples * self.tokens > MOST_HELD:
+            rule = f"must be at most {MOST_HELD // self.samples:,} with {self.samples:,} samples"
+            raise UserError("tokens", self.tokens, rule)
+        if not 1e-3 <= self.temperature <= 1e3:  # beyond, the logits overflow or are all alike
+            raise UserError(
+                "temperature", self.temperature, "must be from 0.001 to 1000", "greedy takes the likeliest token"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError("top_k", self.top_k, "must be at least 1")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError("top_p", self.top_p, "must be above 0 and at most 1")
+        if not 0 <= self.seed < 2**63:
+            raise UserError("seed", self.seed, "must be a whole number from 0 to 2**63 - 1")
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Ids of a prompt as the training text would have them: for words, a line's end is `<eos>`."""
     if tokenizer.eos_id is None:
         return tokenizer.encode(prompt)
@@ -24,7 +143,7 @@ def prompt_ids(tokenizer: "Tokenizer", prompt: str) -> list[int]:
     return ids
 
 
-def unknown_words(tokenizer: "Tokenizer", prompt: str) -> list[str]:
+def unknown_words(tokenizer: Tokenizer, prompt: str) -> list[str]:
     """The prompt's words (or characters) that the model has never seen, each once."""
     words = tokenizer.tokens(prompt)
     ids = tokenizer.encode(prompt)
@@ -32,45 +151,44 @@ def unknown_words(tokenizer: "Tokenizer", prompt: str) -> list[str]:
     return [repr(word) for word in dict.fromkeys(unknown)]
 
 
-def generate(
-    run: "Run",
-    prompt: Sequence[int],
-    *,
-    samples: int = 1,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    exclude: Sequence[int] = (),
-    seed: int = 0,
-) -> Iterator[list[int]]:
-    """Continue a prompt for ever.
+def generate_ids(run: "runs.Run", prompt: Sequence[int], sampling: Sampling) -> Iterator[list[int]]:
+    """Continue a prompt.
 
     Args:
         run: an open language run.
         prompt: ids to begin with; none begins where a text begins.
-        samples: texts to write at once.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_k: sample among the likeliest k only.
-        top_p: sample among the fewest tokens that have this probability together.
-        exclude: ids never to write.
-        seed: of the random numbers.
+        sampling: how to choose.
 
     Yields:
-        The next id of each sample.
+        The next id of each sample, `sampling.tokens` times.
     """
-    import torch
-
-    from recur.data.corpus import start_id
-
     # Streams begin with the start token, single windows do not.
-    first = [] if prompt and run.task.window is not None else [start_id(run.tokenizer)]
-    ids = torch.tensor([*first, *prompt])[:, None].expand(-1, samples)  # (tokens, samples)
-    generator = torch.Generator(run.task.device).manual_seed(seed)
-    drawn = run.task.generate(
-        ids, temperature=temperature, top_k=top_k, top_p=top_p, exclude=exclude, generator=generator
+    first = [] if prompt and run.task.window is not None else [corpus.start_id(run.tokenizer)]
+    ids = torch.tensor([*first, *prompt])[:, None].expand(-1, sampling.samples)  # (tokens, samples)
+    tokens = run.task.generate(
+        ids,
+        temperature=0.0 if sampling.greedy else sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        exclude=[run.tokenizer.unk_id] if sampling.no_unknown else [],
+        generator=torch.Generator(run.task.device).manual_seed(sampling.seed),
     )
-    for token in drawn:
+    for token in islice(tokens, sampling.tokens):
         yield token.tolist()
+
+
+def generate(run: "runs.Run", prompt: str, sampling: Sampling) -> list[str]:
+    """Continue a prompt; gives each sample's whole text, prompt included.
+
+    Raises:
+        UserError: the run is not a language run.
+    """
+    ids = prompt_ids(run.tokenizer, prompt)
+    samples: list[list[int]] = [list(ids) for _ in range(sampling.samples)]
+    for row in generate_ids(run, ids, sampling):
+        for sample, index in zip(samples, row, strict=True):
+            sample.append(index)
+    return [written(run.tokenizer, sample) for sample in samples]
 
 
 class Writer:
@@ -80,9 +198,9 @@ class Writer:
         tokenizer: of the run.
     """
 
-    def __init__(self, tokenizer: "Tokenizer") -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._words = tokenizer.kind in ("basic_english", "whitespace")
+        self._words = tokenizer.kind in WORD_KINDS
         self._space = ""
         self._pending: list[int] = []  # bytes of a character that is not complete yet
 
@@ -107,101 +225,7 @@ class Writer:
         return self._tokenizer.decode(self._pending) if self._pending else ""
 
 
-# -------------------------------------------------------------------------------------------------------- language runs
-def read_words(run: "Run", text: str) -> "tuple[list[int], list[str]]":
-    """Token ids of a text as a language run's data has them, `<eos>` for line ends where it does, and the tokens.
-
-    The end of the text is no line end unless it is written.
-    """
-    from recur.data import corpus
-
-    tokenizer = run.tokenizer
-    ids = [index for block in corpus.encoded([text], tokenizer) for index in block.tolist()]
-    if tokenizer.eos_id is None:
-        return ids, tokenizer.tokens(text)
-    tokens = [token for line in text.split("\n") for token in (*tokenizer.tokens(line), "<eos>")]
-    if not text.endswith("\n"):
-        ids, tokens = ids[:-1], tokens[:-1]
-    return ids, tokens[: len(ids)]
-
-
-class _Language:
-    """Prints how much each token surprises a language run."""
-
-    def __init__(self, run: "Run", arguments: argparse.Namespace, console: "Console") -> None:
-        self.run, self.arguments, self.console = run, arguments, console
-        self.shaded: list[Shaded] = []
-
-    def tell(self, chunk: list[Given]) -> None:
-        """Answer one chunk, in order."""
-        for given in chunk:
-            ids, tokens = read_words(self.run, given.text)
-            if ids:
-                self._tell_one(given.text, ids, tokens)
-            else:
-                _refuse(f"{given.where} has no tokens", self.arguments.skip_bad_rows)
-
-    def close(self) -> None:
-        """Write the page, where one is wanted."""
-        if self.arguments.html:
-            legend = [(1.0, "the most surprising token"), (0.3, "a third as surprising")]
-            content = page(f"What surprises {self.run.checkpoint.name}", self.shaded, legend)
-            _write_page(self.arguments.html, content)
-
-    def _tell_one(self, text: str, ids: list[int], tokens: list[str]) -> None:
-        import torch
-
-        from recur.data import corpus
-
-        numbers = torch.tensor(ids)
-        start = corpus.start_id(self.run.tokenizer)
-        nats = self.run.task.token_nll(numbers, start).double().cpu()
-        ranks = self.run.task.ranks(numbers, start).tolist()
-        mean = float(nats.mean())
-        rows = [
-            {
-                "token": token,
-                "nats": value,
-                "bits": value / math.log(2),
-                "probability": math.exp(-value),
-                "rank": rank,
-                "known": index != self.run.tokenizer.unk_id,
-            }
-            for token, index, value, rank in zip(tokens, ids, nats.tolist(), ranks, strict=True)
-        ]
-        if self.arguments.json:
-            _print_json({"text": text, "tokens": rows, "nats": mean * len(ids), "perplexity": _exp(mean)})
-        shaded = Shaded(
-            f"{mean:.3f} nats ({mean / math.log(2):.3f} bits) a token, perplexity {_exp(mean):,.2f}",
-            tokens,
-            [row["nats"] for row in rows],
-            [f"{row['token']}: {row['bits']:.2f} bits, {row['probability']:.2g}, rank {row['rank']:,}" for row in rows],
-            [f"{len(ids):,} tokens"],
-            " " if self.run.tokenizer.kind in ("basic_english", "whitespace") else "",
-            [not row["known"] for row in rows],
-        )
-        if self.arguments.html:
-            self.shaded.append(shaded)
-        if self.arguments.json:
-            return
-        self.console.print(shaded.title, style="bold")
-        if self.console.color_system:
-            self.console.print(terminal(shaded, self.console.color_system))
-        if self.arguments.explain or not self.console.color_system:
-            self._table(rows)
-        self.console.print()
-
-    def _table(self, rows: list[dict[str, Any]]) -> None:
-        from rich.cells import cell_len, set_cell_size
-
-        names = [shortened(row["token"], 30).replace(" ", "␣") for row in rows]
-        width = max(5, *(cell_len(name) for name in names))
-        print(f"{'Token':<{width}}    Nats    Bits  Probability    Rank")
-        for name, row in zip(names, rows, strict=True):
-            figures = f"{row['nats']:8.3f}{row['bits']:8.3f}  {row['probability']:11.2e}{row['rank']:8,}"
-            print(f"{set_cell_size(name, width)}{figures}{'' if row['known'] else '  unknown'}")
-        sys.stdout.flush()
-
-
-def _exp(nats: float) -> float:
-    return math.exp(min(nats, 700.0))  # a hopeless model must not overflow
+def written(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of some ids."""
+    writer = Writer(tokenizer)
+    return "".join(writer.piece(index) for index in ids) + writer.end()

@@ -14,7 +14,7 @@ import platform
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from recur.cli import explain, rank
 from recur.errors import UserError
@@ -99,7 +99,7 @@ class Run:
         return str(self.task.family)
 
     @classmethod
-    def open(cls, path: str | Path) -> "Run":
+    def open(cls, path: str | Path) -> Self:
         """Open a run folder or a checkpoint.
 
         Raises:

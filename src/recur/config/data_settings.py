@@ -1,0 +1,69 @@
+"""The data settings of a run, changed by `key=value` words, checked and built."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recur.config import schema
+from recur.errors import ABSENT, UserError, nearest
+from recur.runs import trust
+
+# What says where a run's own data is; none of it holds for somebody else's file.
+_PLACES = frozenset(
+    ("path", "name", "revision", "train", "val", "test", "unlabelled", "text", "synthetic", "limit_train", "vectors")
+)
+
+
+def changed(
+    config: Mapping[str, Any], settings: Sequence[str], folder: Path, path: str | None = None
+) -> dict[str, Any]:
+    """The data settings of a run with some of them changed.
+
+    Args:
+        config: the run's `data` settings, plain containers of unknown origin.
+        settings: changes such as `batch_size=256`, with or without `data.` before them.
+        folder: of the run, out of which its own settings may not lead.
+        path: other data to read in place of the run's own.
+
+    Returns:
+        settings that have passed the schema, for `build`.
+
+    Raises:
+        UserError: no such setting, a value of the wrong type, or a class that a run may not build.
+    """
+    from hydra.utils import get_class
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    trust.check_targets(dict(config), "data", trust.DATA)
+    known = sorted(inspect.signature(get_class(config["_target_"])).parameters)
+    kept: dict[str, Any] = dict(config)
+    if "allow_pickle" in kept:
+        kept["allow_pickle"] = False  # a run may come from anybody: only who types this command may allow it
+    words = [setting.removeprefix("data.") for setting in settings]
+    trust.check_paths(kept, "data", folder, [f"data.{word}" for word in words])
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if not equals or key.partition(".")[0] not in known:
+            hint = nearest(key, known) or f", which are {', '.join(known)}"
+            raise UserError(word, ABSENT, f"must be KEY=VALUE of the run's data settings{hint}")
+    if path is not None:
+        kept = {key: value for key, value in kept.items() if key not in _PLACES}
+        # A single file is read as the split `train`; evaluated, it is called the test split.
+        kept |= {"path": path, **({"test": "train"} if Path(path).is_file() else {})}
+    try:
+        merged = OmegaConf.merge(OmegaConf.create(kept), OmegaConf.from_dotlist(words))
+        plain: Any = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(" ".join(words), ABSENT, "cannot be read", str(error).splitlines()[0]) from None
+    trust.check_targets(plain, "data", trust.DATA)  # settings of the command line may not widen it
+    schema.check(plain, "data")
+    return dict(plain)
+
+
+def build(settings: Mapping[str, Any]) -> Any:
+    """The data module that checked settings describe."""
+    from hydra.utils import instantiate
+
+    return instantiate(dict(settings), _convert_="all")

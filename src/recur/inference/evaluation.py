@@ -1,0 +1,203 @@
+"""Metrics of a run: on its own data or on other data, and, for language models, with a memory of the text.
+
+One process and one device, whatever the run was trained on; every text once. The run's own data is read with the
+settings it was trained with; other data with the run's own tokenizer and classes.
+"""
+
+import contextlib
+import itertools
+import logging
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+
+from recur.config import data_settings
+from recur.data.streams import StreamLoader
+from recur.errors import ABSENT, UserError
+from recur.nn.packed import TokenWindow
+from recur.runs import run as runs
+from recur.tasks.dynamic_evaluation import dynamic_evaluation, neural_cache
+
+SPLITS = ("train", "val", "test")
+_WINDOW = 5  # tokens, as Krause et al. use
+_STATISTICS_WINDOWS = 500  # of training text, to learn how large each weight's gradients are in such windows
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """Settings of dynamic evaluation (Krause et al. 2018).
+
+    Attributes:
+        lr: step size.
+        decay: pull towards the original weights, the paper's lambda.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+
+    lr: float
+    decay: float = 0.02
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0 < self.lr < math.inf:
+            raise UserError("dynamic", self.lr, "must be above 0 and finite")
+        if not 0 <= self.decay <= 1:
+            raise UserError("dynamic_decay", self.decay, "must be from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Settings of the neural cache (Grave, Joulin & Usunier 2017).
+
+    Attributes:
+        size: states kept of each stream.
+        flatness: the paper's theta; 0 is a plain unigram cache.
+        weight: the paper's lambda.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+
+    size: int
+    flatness: float = 0.3
+    weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.size < 1:
+            raise UserError("cache", self.size, "must be above 0")
+        if not 0 <= self.flatness < math.inf:
+            raise UserError("cache_flatness", self.flatness, "must be at least 0 and finite")
+        if not 0 <= self.weight < 1:
+            raise UserError("cache_weight", self.weight, "must be in [0, 1)")
+
+
+def open_data(run: "runs.Run", path: str | None = None, settings: Sequence[str] = ()) -> Any:
+    """The data of a run, or other data as the run would read it.
+
+    Args:
+        run: an open run.
+        path: a file or folder; None for the run's own data.
+        settings: `key=value` changes to the data settings.
+
+    Raises:
+        UserError: an unknown setting, or the run's own data has changed since.
+    """
+    data = data_settings.build(
+        data_settings.changed(run.config["data"], settings, run.folder or run.checkpoint.parent, path)
+    )
+    if path is not None:
+        data.use(run.tokenizer, *([run.data["class_names"]] if run.family == "sentiment" else []))
+    data.prepare_data()
+    data.setup()
+    if path is None and data.tokenizer.to_json() != run.tokenizer.to_json():
+        rule = "has changed since the run was trained, its vocabulary is another one now"
+        raise UserError(f"the data of {run.checkpoint}", ABSENT, rule, "name the data to evaluate on with --data")
+    return data
+
+
+def chosen_splits(data: Any, split: str | None = None) -> list[str]:
+    """The splits to evaluate: the one named, else val and test, else all there are.
+
+    Raises:
+        UserError: the data has no such split.
+    """
+    if split is not None and split not in data.splits:
+        raise UserError("--split", split, f"must be one of the data's splits {', '.join(data.splits)}")
+    if split is not None:
+        return [split]
+    return [name for name in ("val", "test") if name in data.splits] or list(data.splits)
+
+
+def evaluate_split(run: "runs.Run", data: Any, split: str) -> dict[str, Any]:
+    """Metrics of one split.
+
+    Args:
+        run: an open run; its device is where it is computed.
+        data: its data module, set up.
+        split: train, val or test.
+
+    Returns:
+        metrics by name, for a classifier also the confusion matrix as `confusion[true class][predicted class]`.
+    """
+    device = run.task.device
+    with _quiet():
+        loader = data.loader(split)
+        trainer = pl.Trainer(
+            accelerator="gpu" if device.type == "cuda" else device.type,
+            devices=[device.index or 0] if device.type == "cuda" else 1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.test(run.task, loader, verbose=False)
+        run.task.to(device)  # where the trainer found it
+    values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    metrics: dict[str, Any] = {name.removeprefix("test/"): v for name, v in values.items() if name.startswith("test/")}
+    if run.family == "sentiment":
+        metrics["texts"] = len(loader.texts)
+        metrics["confusion"] = run.task.confusion.compute().tolist()
+        metrics["class_names"] = run.task.class_names
+    return metrics
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what Lightning says about every evaluation and nobody can act on."""
+    loggers = [logging.getLogger(f"lightning.pytorch.{name}") for name in ("utilities.rank_zero", "accelerators.cuda")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # Our loaders collate from memory-mapped tokens; worker processes would only add cost.
+            warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=r".*GPU available but not used.*")
+            warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")  # with torch 2.13
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def cache_figures(run: "runs.Run", data: Any, split: str, cache: Cache) -> dict[str, Any]:
+    """Loss and perplexity of a language model with a neural cache, and the cache's settings."""
+    task = run.task.eval()
+    return neural_cache(task, data.loader(split), **asdict(cache)) | asdict(cache)
+
+
+def dynamic_figures(run: "runs.Run", data: Any, split: str, dynamic: Dynamic, training: Any) -> dict[str, Any]:
+    """Loss and perplexity of a language model that goes on learning from the text it is tested on.
+
+    Args:
+        run: an open language run.
+        data: the data to evaluate on.
+        split: of `data`.
+        dynamic: the settings.
+        training: the run's own data, of whose training text the gradients' sizes are measured.
+
+    Raises:
+        UserError: the model diverges.
+    """
+    task = run.task.eval()
+    statistics = itertools.islice(_stream(training, "train"), _STATISTICS_WINDOWS)
+    task.requires_grad_(True)
+    try:
+        figures = dynamic_evaluation(task, _stream(data, split), statistics=statistics, **asdict(dynamic))
+    except OverflowError:
+        raise UserError("--dynamic", dynamic.lr, f"makes the model diverge on {split}", "lower it") from None
+    finally:
+        task.requires_grad_(False)
+    return figures | asdict(dynamic)
+
+
+def _stream(data: Any, split: str) -> Iterable[TokenWindow]:
+    """One stream of a split in short windows: the sooner it learns from what it read, the more it gains."""
+    return StreamLoader(data.tokens(split), batch_size=1, bptt=_WINDOW, start_id=data.start_id)

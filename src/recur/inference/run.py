@@ -1,0 +1,196 @@
+"""A trained model with all that can be asked of it: `recur.load(path)`.
+
+run = recur.load("outputs/...")
+run.predict(["This film is great"])[0].label
+run.explain("This film is great").contributions
+run.evaluate(split="test")["test"]["accuracy"]
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+
+from recur.errors import UserError
+from recur.inference import classification, evaluation, language
+from recur.inference.classification import Explainer, Explanation, Prediction
+from recur.inference.language import Sampling, TokenScores
+from recur.runs import journal, metrics
+from recur.runs import run as runs
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]
+
+
+@dataclass(eq=False)
+class Run(runs.Run):
+    """A trained model, open for use; made by `load`.
+
+    Besides the attributes of `recur.runs.run.Run` (`checkpoint`, `folder`, `config`, `data`, `tokenizer`, `task`), it
+    has `family`: `sentiment` or `language`. A method of the other family raises `UserError`.
+    """
+
+    # ---- sentiment runs
+    @overload
+    def predict(self, texts: Sequence[str]) -> list[Prediction]: ...  # type: ignore[overload-overlap]
+    @overload
+    def predict(self, texts: Iterable[str]) -> Iterator[Prediction]: ...
+    def predict(self, texts: Iterable[str]) -> list[Prediction] | Iterator[Prediction]:
+        """Label texts, in batches of about equally many tokens.
+
+        Args:
+            texts: a sequence of texts, or any other iterable, which is read as the answers are taken.
+
+        Returns:
+            One prediction a text, in order: a list for a sequence, else an iterator.
+
+        Raises:
+            UserError: a text without tokens, or a language run.
+            TypeError: one text in place of several.
+        """
+        if isinstance(texts, str):
+            raise TypeError("predict takes several texts: give [text]")
+        self.require("sentiment", "predict")
+        answers = classification.classify_stream(self, texts)
+        return list(answers) if isinstance(texts, Sequence) else answers
+
+    def explain(self, text: str, label: str | None = None) -> Explanation:
+        """What each token of a text contributed to a class, by integrated gradients.
+
+        Args:
+            text: with at least one token and at most `recur.inference.classification.EXPLAIN_TOKENS`.
+            label: name of the class, with more than two classes; None for the predicted one.
+
+        Raises:
+            UserError: no such class, a text that is too long, or a language run.
+        """
+        self.require("sentiment", "explain")
+        names = classification.class_names(self)
+        if label is None:
+            return self._explainer.explain(text, classification.classify(self, [text])[0].index)
+        if label not in names:
+            raise UserError("label", label, f"must be one of {', '.join(names)}")
+        return self._explainer.explain(text, names.index(label))
+
+    @cached_property
+    def _explainer(self) -> Explainer:
+        return Explainer(self)
+
+    # ---- language runs
+    def token_nll(self, text: str) -> TokenScores:
+        """How likely each token of a text is, in nats and as a rank, from what stands before it.
+
+        Raises:
+            UserError: a text without tokens, or a sentiment run.
+        """
+        self.require("language", "token_nll")
+        return language.token_nll(self, text)
+
+    def generate(self, prompt: str = "", **sampling: Any) -> list[str]:
+        """Continue a text.
+
+        Args:
+            prompt: text to begin with; empty begins where a text begins.
+            sampling: `tokens`, `samples`, `greedy`, `temperature`, `top_k`, `top_p`, `no_unknown`, `seed`: see
+                `recur.inference.language.Sampling`.
+
+        Returns:
+            Each sample, prompt included.
+
+        Raises:
+            UserError: a value out of its range, or a sentiment run.
+        """
+        self.require("language", "generate")
+        return language.generate(self, prompt, Sampling(**sampling))
+
+    # ---- both families
+    def evaluate(self, data: str | Path | None = None, split: str | None = None, **settings: Any) -> dict[str, Any]:
+        """Metrics on the run's own data, or on other data.
+
+        Args:
+            data: file or folder; None for the run's own.
+            split: `train`, `val` or `test`; None for val and test, or all there is.
+            settings: data settings to change, such as `eval_batch_size=256` or `text_column="review"`.
+
+        Returns:
+            Metrics by split: `{"test": {"accuracy": .9, ...}}`.
+
+        Raises:
+            UserError: the data cannot be read, or the run's own has changed.
+        """
+        words = [f"{key}={value}" for key, value in settings.items()]
+        opened = evaluation.open_data(self, None if data is None else str(data), words)
+        splits = evaluation.chosen_splits(opened, split)
+        return {name: evaluation.evaluate_split(self, opened, name) for name in splits}
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What the run wrote into `metrics.json`; empty where there is none."""
+        return (metrics.read_record(self.folder) or {}) if self.folder else {}
+
+    @property
+    def history(self) -> "pd.DataFrame":
+        """The run's validations as a DataFrame, one row each: step, epoch, seconds, and every metric."""
+        import pandas as pd  # takes half a second, and nothing else here wants it
+
+        entries = journal.read_validations(self.folder) if self.folder else []
+        rows = [
+            {key: value for key, value in entry.items() if key != "metrics"} | entry["metrics"] for entry in entries
+        ]
+        return pd.DataFrame(rows)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of this name, once it has computed something.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    try:
+        device = torch.device(name)
+        torch.ones(2, device=device).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # an assertion where torch has no CUDA
+        first = next(iter(str(error).splitlines()), "it is not there")
+        raise UserError(f"--device {name}", rule="cannot be used", remedy=first) from None
+    return device
+
+
+def load(path: str | Path, device: str = "cpu") -> Run:
+    """Open a run for use. Nothing in it is run as code: what its config names must be a class of this package.
+
+    Args:
+        path: run folder or checkpoint.
+        device: `cpu`, `cuda`, `cuda:1`, ...
+
+    Raises:
+        UserError: there is no run, it is damaged, it names foreign code, or the device cannot be used.
+    """
+    place = usable_device(device)
+    run = Run.open(path)
+    _check_reading(run)
+    spoilt = next((name for name, tensor in run.task.state_dict().items() if not _is_finite(tensor)), None)
+    if spoilt is not None:
+        raise UserError(str(run.checkpoint), rule=f"is of no use: its weights {spoilt} are not all finite")
+    run.task.to(place).requires_grad_(False)
+    return run
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return (
+        not tensor.is_floating_point() or math.isfinite(float(tensor.double().sum())) or bool(tensor.isfinite().all())
+    )
+
+
+def _check_reading(run: Run) -> None:
+    """Refuse settings of how texts are cut that no run writes."""
+    settings = run.config["data"]
+    length, keep = settings.get("max_length"), settings.get("keep", "head")
+    where = f"{run.checkpoint}: data"
+    if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
+        raise UserError(f"{where}.max_length", length, "must be null or a whole number of at least 1")
+    if keep not in ("head", "tail", "both"):
+        raise UserError(f"{where}.keep", keep, "must be head, tail or both")

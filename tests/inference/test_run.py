@@ -1,0 +1,63 @@
+"""`recur.load` and what a run offers from Python."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import recur
+from recur.errors import UserError
+
+
+def test_importing_recur_is_light() -> None:
+    code = "import sys, recur; print([m for m in ('torch', 'lightning', 'hydra', 'rich', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert {"load", "Run"} <= set(dir(recur))
+    with pytest.raises(AttributeError, match="has no attribute 'lode'"):
+        recur.lode  # noqa: B018
+
+
+def test_a_run_gives_its_record_and_its_history(trained_run: Path) -> None:
+    run = recur.load(trained_run)
+    assert run.family == "sentiment"
+    assert run.metrics == json.loads((trained_run / "metrics.json").read_text())
+    history = run.history
+    assert history["epoch"].tolist() == [1.0, 2.0, 3.0]
+    best = history["val/accuracy"].max()
+    assert best == pytest.approx(run.metrics["val"]["accuracy"], abs=1e-6)
+
+
+def test_a_checkpoint_alone_has_no_record(trained_run: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.ckpt"
+    alone.write_bytes((trained_run / "checkpoints" / "best.ckpt").read_bytes())
+    run = recur.load(alone)
+    assert run.metrics == {} and run.history.empty
+    assert run.predict(["the film was superb"])[0].label == "positive"
+
+
+def test_evaluating_from_python_gives_what_the_run_wrote_down(trained_run: Path) -> None:
+    run = recur.load(trained_run)
+    (split, metrics), *others = run.evaluate(split="test", eval_batch_size=7).items()
+    assert split == "test" and not others
+    assert metrics["accuracy"] == pytest.approx(run.metrics["test"]["accuracy"], abs=1e-6)
+    with pytest.raises(UserError, match="batch_sise"):
+        run.evaluate(batch_sise=3)
+    with pytest.raises(UserError, match="must be one of the data's splits"):
+        run.evaluate(split="dev")
+
+
+@pytest.mark.parametrize("name", ["meta", "abacus", "cuda:99"])
+def test_a_device_that_cannot_compute_is_refused(trained_run: Path, name: str) -> None:
+    with pytest.raises(UserError, match="cannot be used"):
+        recur.load(trained_run, name)
+
+
+def test_the_other_familys_methods_are_refused(trained_run: Path) -> None:
+    run = recur.load(trained_run)
+    with pytest.raises(ValueError, match="wants a language run"):
+        run.generate("the")
+    with pytest.raises(ValueError, match="wants a language run"):
+        run.token_nll("the")
