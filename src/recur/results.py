@@ -24,6 +24,7 @@ def _results() -> None:
     parser.add_argument("--out", help="where to write (default: results in the first sweep's folder)")
     given = parser.parse_args()
 
+    from recur.leaderboard import page
     from recur.leaderboard.table import Leaderboard
 
     leaderboard = Leaderboard.of(given.sweep, given.metric, given.mode)
@@ -31,8 +32,8 @@ def _results() -> None:
     several = "comparison" if len(given.sweep) > 1 else "results"
     # A folder that is typed may be a link; one in the sweep's folder may not.
     out = Path(given.out).resolve() if given.out else Path(given.sweep[0]) / several
-    page = leaderboard.write(out)
-    print(f"page       {page}")
+    written = page.write(leaderboard, out)
+    print(f"page       {written}")
 
 
 if __name__ == "__main__":

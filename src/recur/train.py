@@ -105,8 +105,9 @@ def _run(cfg: Any) -> float | None:
     plain_told = {key: value for key, value in told.items() if not isinstance(value, torch.Tensor)}
     callbacks = [built for node in cfg.callbacks.values() if (built := build(node)) is not None]
     callbacks.append(SelfContained(config, data.tokenizer.to_json(), plain_told))
-    validation_log = ValidationLog(folder, cfg.monitor)
-    callbacks += [PlannedNoise(cfg.seed), validation_log]
+    callbacks += [PlannedNoise(cfg.seed), ValidationLog(folder)]
+    pruning = _pruning(folder, cfg.monitor)
+    callbacks += [pruning] if pruning is not None else []
     loggers = [build(node) for node in cfg.logger.values()]
     if not loggers:  # nobody to tell the learning rate
         callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
@@ -132,16 +133,31 @@ def _run(cfg: Any) -> float | None:
 
     watch = next((callback for callback in callbacks if isinstance(callback, finite.Finite)), None)
     with explained(trainer, watch):
-        results, score = _fit_and_score(cfg, trainer, task, data, last, validation_log)
+        results, score = _fit_and_score(cfg, trainer, task, data, last, pruning)
 
     if trainer.is_global_zero:
         speed = next((c for c in callbacks if isinstance(c, Throughput)), None)
-        report.closing(folder, cfg, data, task, trainer, results, speed, time.time() - started, validation_log.pruned)
+        report.closing(folder, cfg, data, task, trainer, results, speed, time.time() - started, _pruned(pruning))
     return score
 
 
+def _pruning(folder: Path, monitor: str) -> Any:
+    """The callback that stops a hopeless trial, in a job of a study; None in any other run, which imports no sweep."""
+    import os
+
+    if "RECUR_TRIAL" not in os.environ:  # `recur.sweeps.job.TRIAL`
+        return None
+    from recur.sweeps.study import Pruning
+
+    return Pruning(folder, monitor)
+
+
+def _pruned(pruning: Any) -> bool:
+    return pruning is not None and bool(pruning.pruned)
+
+
 def _fit_and_score(
-    cfg: Any, trainer: Any, task: Any, data: Any, last: Path | None, validation_log: Any
+    cfg: Any, trainer: Any, task: Any, data: Any, last: Path | None, pruning: Any
 ) -> tuple[dict[str, dict[str, float]], float | None]:
     """Train, then score the best checkpoint; gives the figures, and the monitored metric's best value."""
     from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
@@ -154,14 +170,14 @@ def _fit_and_score(
     best = next((c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)), None)
     score = None if best is None or best.best_model_score is None else float(best.best_model_score)
     results = {"val": report.metrics_of(trainer, "val/")}
-    if best is not None and best.best_model_path and not validation_log.pruned:
+    if best is not None and best.best_model_path and not _pruned(pruning):
         # By hand: restoring through the trainer would bring back the raw weights beside an average's.
         task.load_state_dict(load_checkpoint(Path(best.best_model_path))["state_dict"])
         # And without the averaging, which would validate the last average in place of what was loaded.
         trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, WeightAveraging)]
         trainer.validate(task, datamodule=data, verbose=False, weights_only=True)
         results["val"] = report.metrics_of(trainer, "val/")
-    if cfg.test and data.has_test and not validation_log.pruned:
+    if cfg.test and data.has_test and not _pruned(pruning):
         trainer.test(task, datamodule=data, verbose=False, weights_only=True)
         results["test"] = report.metrics_of(trainer, "test/")
     return results, score

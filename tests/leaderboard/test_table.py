@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from recur import results
+from recur.leaderboard.page import write
 from recur.leaderboard.table import Leaderboard
 from recur.runs import journal
 from recur.runs.journal import Journal, read
@@ -86,7 +87,7 @@ def test_what_did_not_end_well_is_shown_and_never_ranked(tmp_path):
     text = leaderboard.as_text()
     assert "job 1 failed, exit code 1" in text
     assert str(tmp_path / "s" / "1" / "output.log") in text
-    page = leaderboard.write(tmp_path / "out").read_text()
+    page = write(leaderboard, tmp_path / "out").read_text()
     assert "<b>no</b>" not in page
     assert "&lt;b&gt;no&lt;/b&gt;" in page
 
@@ -124,7 +125,7 @@ def test_what_only_tells_sweeps_apart_is_no_column_where_it_is_much(tmp_path):
         f"{name}: " + ", ".join(f"{k}={v}" for k in keys) for name, v in (("one", 0), ("two", 1))
     ]
     assert "two: k0=1, k1=1" in leaderboard.as_text()
-    assert "two: k0=1, k1=1" in leaderboard.write(tmp_path / "out").read_text()
+    assert "two: k0=1, k1=1" in write(leaderboard, tmp_path / "out").read_text()
 
 
 def test_sweeps_of_one_name_are_told_apart_and_one_named_twice_counts_once(tmp_path):
@@ -165,7 +166,7 @@ def test_the_page_stands_alone_and_escapes(tmp_path):
     jobs = [([f"name={evil}", f"lr={lr}", f"n={n}"], 0.1 * n + lr) for lr in (1, 2) for n in (1, 2, 3)]
     jobs.append((["name=tame", "lr=1", "n=1"], 0.3))
     leaderboard = Leaderboard.of([make_sweep(tmp_path / "s", jobs)])
-    page = leaderboard.write(tmp_path / "out").read_text()
+    page = write(leaderboard, tmp_path / "out").read_text()
     checker = Checker()
     checker.feed(page)
     assert not checker.fetched

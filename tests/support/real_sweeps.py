@@ -1,10 +1,9 @@
-"""Real sweeps, as small as they can be, through the real door."""
+"""Real sweeps, as small as they can be, through the real command."""
 
 import os
-import subprocess
-import sys
 
 from recur.leaderboard.table import Leaderboard
+from support.commands import run_command
 
 # As small as a run can be and still learn something in its second epoch.
 TINY = (
@@ -25,10 +24,11 @@ def environment(**more):
 
 
 def sweep(folder, *overrides, env=None, code=0):
-    """A sweep through the real door; returns what it printed."""
-    command = [sys.executable, "-m", "recur.train", "-m", *overrides]
-    command += [] if any(text.startswith("resume=") for text in overrides) else [f"hydra.sweep.dir={folder}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=env or environment(), check=False)
+    """A sweep through the real command; returns what it printed."""
+    words = ["-m", *overrides]
+    named = any(text.startswith(("resume=", "hydra.sweep.dir=")) for text in overrides)
+    words += [] if named else [f"hydra.sweep.dir={folder}"]
+    done = run_command("train", *words, environment=env or environment(), timeout=900)
     assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

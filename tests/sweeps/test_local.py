@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from recur.errors import UserError
+from recur.runs import marks
 from recur.runs.journal import Journal
-from recur.sweeps.job import Job, Needs, clean_environment
+from recur.sweeps.job import Job, Needs, SweepId, clean_environment
 from recur.sweeps.local import Machine, SlotSettings, cores, plan, visible_gpus
 from recur.sweeps.runner import Listed, run_jobs
 
+KEY = "0" * 32
 GPU, CPU = Needs("gpu", 1, 1), Needs("cpu", None, 1)
 
 
@@ -25,19 +28,23 @@ class Sleeper(Job):
     """Writes what it sees, sleeps, and is complete."""
 
     seconds: float = 0.0
-    script: str = "exit 0"
+    script: str = ""
 
     def command(self):
-        told = 'echo "{\\"devices\\": \\"$CUDA_VISIBLE_DEVICES\\", \\"at\\": $(date +%s.%N)}"'
-        line = f"{told} > {self.folder}/seen; sleep {self.seconds}; {told} > {self.folder}/metrics.json; {self.script}"
+        seen = 'echo "{\\"devices\\": \\"$CUDA_VISIBLE_DEVICES\\", \\"at\\": $(date +%s.%N)}"'
+        end = self.script or f"{seen} > {self.folder}/metrics.json"
+        line = f"{seen} > {self.folder}/seen; sleep {self.seconds}; {end}"
         return ["/bin/sh", "-c", line]
 
 
 class Diary:
-    """Notes where each job ran."""
+    """Records where each job ran."""
 
     def __init__(self):
-        self.places = {}
+        self.places, self.before = {}, []
+
+    def resumed(self, ended):
+        self.before += [job.number for job, _ in ended]
 
     def started(self, job, place):
         self.places[job.number] = place
@@ -45,13 +52,10 @@ class Diary:
     def ended(self, job, outcome):
         pass
 
-    def tick(self):
-        pass
-
 
 def sleepers(folder: Path, lengths, **more):
     return [
-        Sleeper(n, (f"n={n}",), folder / str(n), folder / ".locks" / str(n), seconds=length, **more)
+        Sleeper(n, (f"n={n}",), folder / str(n), SweepId(folder, KEY), seconds=length, **more)
         for n, length in enumerate(lengths)
     ]
 
@@ -170,11 +174,91 @@ def test_fail_fast_stops_the_others_and_leaves_them_to_be_resumed(tmp_path):
 
 def test_a_complete_job_is_not_run_again(tmp_path):
     jobs = sleepers(tmp_path, [0.1, 0.1])
-    (tmp_path / "0").mkdir()
-    (tmp_path / "0" / "metrics.json").write_text("{}")
-    run(tmp_path, jobs, plan(SlotSettings(cpu_slots=1), [CPU], 2))
-    assert not (tmp_path / "0" / "seen").exists()
-    assert (tmp_path / "1" / "seen").exists()
+    (tmp_path / "1").mkdir()
+    marks.write_mark(tmp_path / "1", jobs[1].mark)
+    (tmp_path / "1" / "metrics.json").write_text("{}")
+    _, diary = run(tmp_path, jobs, plan(SlotSettings(cpu_slots=1), [CPU], 2))
+    assert diary.before == [1], "counted before anything runs"
+    assert not (tmp_path / "1" / "seen").exists()
+    assert (tmp_path / "0" / "seen").exists()
+
+
+def kept(folder):
+    return {path.name: path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("subdir", "made"),
+    [
+        ("0", {"thesis.txt": "years of work"}),
+        ("../victim", {"thesis.txt": "years of work"}),
+        ("../victim", {}),
+        (".", {}),
+        (".locks/0", {}),
+        ("0", {"metrics.json": "{}"}),
+        ("0", {marks.NAME: json.dumps({"sweep": "1" * 32, "job": 0, "overrides": ["n=0"]}), "thesis.txt": "x"}),
+        ("0", {marks.NAME: json.dumps({"sweep": KEY, "job": 0, "overrides": ["n=7"]}), "thesis.txt": "x"}),
+        ("0", {marks.NAME: "[" * 100_000, "thesis.txt": "x"}),
+    ],
+)
+def test_no_folder_is_cleared_that_the_job_did_not_make(tmp_path, subdir, made):
+    sweep = tmp_path / "project"
+    folder = sweep / subdir
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in made.items():
+        (folder / name).write_text(text)
+    before = kept(tmp_path)
+    job = Job(0, ("n=0",), folder, SweepId(sweep, KEY))
+    with pytest.raises(UserError):
+        job.check_folder()
+    with pytest.raises(UserError):
+        job.prepare()
+    assert kept(tmp_path) == before
+
+
+def test_a_link_to_a_folder_is_not_cleared(tmp_path):
+    victim, sweep = tmp_path / "victim", tmp_path / "s"
+    victim.mkdir()
+    sweep.mkdir()
+    job = Job(0, ("n=0",), sweep / "0", SweepId(sweep, KEY))
+    marks.write_mark(victim, job.mark)
+    (victim / "thesis.txt").write_text("years of work")
+    (sweep / "0").symlink_to(victim)
+    with pytest.raises(UserError, match="inside"):
+        job.prepare()
+    assert (victim / "thesis.txt").exists()
+
+
+def test_what_a_job_left_is_cleared_but_for_its_mark_and_nothing_behind_a_link(tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "thesis.txt").write_text("years of work")
+    job = Job(0, ("n=0",), tmp_path / "s" / "0", SweepId(tmp_path / "s", KEY))
+    job.prepare()
+    (job.folder / "half").mkdir()
+    (job.folder / "half" / "written").write_text("x")
+    (job.folder / "link").symlink_to(victim)
+    job.prepare()
+    assert [path.name for path in job.folder.iterdir()] == [marks.NAME]
+    assert (victim / "thesis.txt").exists()
+
+
+def test_a_job_that_outlives_its_killed_supervisor_is_awaited_and_counts(tmp_path):
+    (job,) = sleepers(tmp_path, [1.0])
+    machine = Machine(plan(SlotSettings(cpu_slots=1), [CPU], 1), 1.0)
+
+    class Killer(Diary):
+        def started(self, job, place):
+            until = time.monotonic() + 10
+            while not (job.folder / "seen").exists():
+                assert time.monotonic() < until
+                time.sleep(0.02)
+            machine.busy[0][1].kill()
+
+    journal = Journal(tmp_path)
+    outcomes = run_jobs(Listed([job]), machine, journal, Killer())
+    journal.close()
+    assert outcomes[0].state == "done"
 
 
 def test_jobs_die_with_a_sweep_that_is_killed(tmp_path):

@@ -4,33 +4,40 @@ import io
 import json
 import time
 
+import lightning.pytorch as pl
 import pytest
+import torch
 
 optuna = pytest.importorskip("optuna")
 
-from recur.sweeps.job import (  # noqa: E402
-    TRIAL,
-    Job,
-)
+from recur.errors import UserError  # noqa: E402
+from recur.runs import marks  # noqa: E402
+from recur.runs.journal import read_validations  # noqa: E402
+from recur.sweeps.job import TRIAL, Job, SweepId  # noqa: E402
 from recur.sweeps.runner import Outcome  # noqa: E402
 from recur.sweeps.space import parse  # noqa: E402
 from recur.sweeps.study import (  # noqa: E402
     JOURNAL,
     NAME,
+    Pruner,
+    Pruning,
+    SearchSettings,
     Trials,
     storage,
     trial_of,
 )
+from recur.training.callbacks import ValidationLog  # noqa: E402
 
 SPACE = parse({}, ["lr=tag(log,interval(1e-4,1))", "size=range(8,65,8)", "model=a,b", "epochs=3"])
 ONE = {"val/accuracy": "max"}
 
 
-def trials(folder, objectives=ONE, n_trials=6, pruning=None):
+def trials(folder, objectives=ONE, n_trials=6, pruning=None, known=None):
     def make(number, overrides):
-        return Job(number, overrides, folder / str(number), folder / "lock", monitor="val/accuracy")
+        return Job(number, overrides, folder / str(number), SweepId(folder, "0" * 32), monitor="val/accuracy")
 
-    return Trials(folder, SPACE, make, objectives, n_trials, "tpe", 2, 0, pruning or {"kind": None})
+    settings = SearchSettings(objectives, n_trials, "tpe", 2, 0, Pruner.of(pruning or {}))
+    return Trials(folder, SPACE, make, settings, known)
 
 
 def done(value, **more):
@@ -92,7 +99,7 @@ def test_a_journal_is_read_again_after_a_kill_in_the_middle_of_a_line(tmp_path):
     journal = tmp_path / JOURNAL
     with journal.open("ab") as file:
         file.write(b'{"op_code": 6, "wor')
-    (tmp_path / f"{JOURNAL}.lock").symlink_to(journal)  # its holder was killed too
+    (tmp_path / f"{JOURNAL}.lock").touch()  # its holder was killed too
     began = time.monotonic()
     again = trials(tmp_path)
     assert again.take().overrides == cut.overrides
@@ -167,3 +174,123 @@ def test_the_study_opens_in_optuna_dashboard(tmp_path):
     assert [summary["study_name"] for summary in summaries] == [NAME]
     (trial,) = get(f"/api/studies/{summaries[0]['study_id']}")["trials"]
     assert trial["values"] == [0.25]
+
+
+def run_trial(job, value=None):
+    """What a job leaves: its folder, marked, and with a value its result."""
+    job.prepare()
+    if value is not None:
+        (job.folder / "metrics.json").write_text(json.dumps({"val": {"accuracy": value}}))
+
+
+def test_an_emptied_study_is_restored_from_what_the_jobs_ran(tmp_path):
+    source, known = trials(tmp_path, n_trials=4), {}
+    for number in range(3):
+        job = source.take()
+        known[number] = job.overrides
+        run_trial(job, 0.1 * number if number != 1 else None)
+        if number != 1:
+            source.put(job, done(0.1 * number))
+    before = study(tmp_path).trials
+    (tmp_path / JOURNAL).write_bytes(b"")
+    again = trials(tmp_path, n_trials=4, known=known)
+    assert [job.number for job in again.completed()] == [0, 2]
+    after = study(tmp_path).trials
+    assert [t.state.name for t in after] == ["COMPLETE", "RUNNING", "COMPLETE"]
+    assert [(t.params, t.values) for t in after] == [(t.params, t.values) for t in before]
+    first, second = again.take(), again.take()
+    assert (first.number, first.overrides) == (1, known[1])
+    assert second.number == 3
+    assert again.take() is None
+
+
+def test_a_study_of_other_settings_is_refused(tmp_path):
+    source = trials(tmp_path)
+    job = source.take()
+    source.put(job, done(0.5))
+    other = tuple("lr=0.5" if text.startswith("lr=") else text for text in job.overrides)
+    with pytest.raises(UserError, match="other settings for trial 0"):
+        trials(tmp_path, known={0: other}).completed()
+
+
+def test_a_folder_of_other_settings_gives_no_trial_its_value(tmp_path):
+    job = trials(tmp_path).take()
+    run_trial(job, 0.5)
+    assert job.record() is not None
+    marks.write_mark(job.folder, marks.Mark("0" * 32, 0, ("lr=7",)))
+    assert job.record() is None
+
+
+@pytest.mark.parametrize("line", ['{"op_code": 77, "worker_id": "x"}', "{}", "[1]", "not JSON"])
+def test_a_damaged_study_is_one_line_and_can_be_restored(tmp_path, line):
+    source = trials(tmp_path)
+    source.put(source.take(), done(0.5))
+    with (tmp_path / JOURNAL).open("a") as file:
+        file.write(line + "\n{}\n")
+    with pytest.raises(UserError, match="move it away"):
+        trials(tmp_path).completed()
+
+
+def test_a_trial_with_several_objectives_reports_nothing(tmp_path):
+    """Optuna takes no reports then: `Trial.report is not supported for multi-objective`."""
+    assert TRIAL not in trials(tmp_path, {"val/accuracy": "max", "parameters": "min"}).take().environment
+    (tmp_path / "one").mkdir()
+    assert TRIAL in trials(tmp_path / "one").take().environment
+
+
+@pytest.mark.parametrize(
+    ("pruner", "settings", "words"),
+    [
+        ({"reduction": 0}, {}, "hydra.sweeper.pruner.reduction must be a whole number of at least 2, got 0"),
+        ({"warmup": -1}, {}, "hydra.sweeper.pruner.warmup"),
+        ({"startup": "x"}, {}, "hydra.sweeper.pruner.startup"),
+        ({"kind": "mean"}, {}, "must be median, hyperband or null, got 'mean'"),
+        ({"reducton": 2}, {}, "hydra.sweeper.pruner.reducton is no key"),
+        ({}, {"sampler": "tpee"}, "hydra.sweeper.sampler must be tpe or random, got 'tpee'"),
+        ({}, {"n_trials": True}, "hydra.sweeper.n_trials"),
+        ({}, {"startup_trials": -1}, "hydra.sweeper.startup_trials"),
+        ({}, {"objectives": {"val/accuracy": "maximum"}}, "hydra.sweeper.objectives.val/accuracy must be max or min"),
+    ],
+)
+def test_what_optuna_would_refuse_is_refused_before_any_job(pruner, settings, words):
+    with pytest.raises(UserError, match=words.replace(".", r"\.")):
+        SearchSettings(**{"objectives": ONE, "n_trials": 3, **settings}, pruner=Pruner.of(pruner))
+
+
+class Constant(pl.LightningModule):
+    """Validates to the same value each epoch."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value, self.weight = value, torch.nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch):
+        return self.weight * batch.sum()
+
+    def validation_step(self, batch):
+        self.log("val/accuracy", self.value)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_callback_reports_to_the_study_and_stops_a_hopeless_run(tmp_path):
+    source = trials(tmp_path, pruning={"kind": "median", "startup": 1, "warmup": 0})
+    for value, epochs in ((0.9, 3), (0.1, 1)):
+        job = source.take()
+        job.prepare()
+        pruning = Pruning(job.folder, "val/accuracy", job.environment[TRIAL])
+        loader = torch.utils.data.DataLoader(torch.ones(4))
+        trainer = pl.Trainer(
+            accelerator="cpu", max_epochs=3, callbacks=[ValidationLog(job.folder), pruning], logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(Constant(value), loader, loader)
+        assert len(read_validations(job.folder)) == epochs
+        assert pruning.pruned == (epochs < 3)
+        restored = Pruning(job.folder, "val/accuracy", job.environment[TRIAL])
+        restored.load_state_dict(pruning.state_dict())
+        assert restored.pruned == pruning.pruned
+        assert list(study(tmp_path).trials[job.number].intermediate_values.values()) == pytest.approx([value] * epochs)
+        source.put(job, done(value))

@@ -34,6 +34,8 @@ class SlotLauncher(FreshProcessLauncher):
 class RayLauncher(FreshProcessLauncher):
     """`hydra/launcher=ray`: a Ray cluster."""
 
+    remote = True
+
     def __init__(
         self,
         address: str | None,
@@ -54,6 +56,8 @@ class RayLauncher(FreshProcessLauncher):
 
 class SubmititLauncher(FreshProcessLauncher):
     """`hydra/launcher=submitit_slurm`: SLURM's queue."""
+
+    remote = True
 
     def __init__(
         self,

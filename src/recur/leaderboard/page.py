@@ -8,9 +8,11 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from recur.leaderboard.plots import Picture
+from recur.errors import UserError
+from recur.leaderboard.plots import Picture, draw
 from recur.leaderboard.table import Leaderboard, brief, short
 from recur.render import figure, seconds_in_words
+from recur.runs.files import check_links, write_atomic
 from recur.runs.metrics import metric
 
 _STYLE = """
@@ -66,6 +68,22 @@ for (const head of document.querySelectorAll("th")) head.addEventListener("click
 # Should a text of the data get through all the same: nothing is fetched, and no script runs but the one above.
 _HASH = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
 _POLICY = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_HASH}'"
+
+
+def write(leaderboard: Leaderboard, folder: Path) -> Path:
+    """Write the leaderboard, its plots and the page into a folder; return the page.
+
+    Raises:
+        UserError: the folder is a link, or holds one.
+    """
+    check_links(folder)
+    if folder.is_symlink():
+        raise UserError(str(folder), rule="is a link", remedy="name the folder that it points to with --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "leaderboard.md", leaderboard.as_markdown())
+    write_atomic(folder / "runs.csv", leaderboard.as_csv())
+    write_atomic(folder / "index.html", render(leaderboard, draw(leaderboard, folder), folder))
+    return folder / "index.html"
 
 
 def render(leaderboard: Leaderboard, pictures: Sequence[Picture], at: Path) -> str:

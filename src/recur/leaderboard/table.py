@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recur.errors import UserError
 from recur.render import csv_cell, figure, markdown_cell, printable, seconds_in_words
 from recur.runs import journal
-from recur.runs.files import check_links, write_atomic
 from recur.runs.limits import read_yaml
 from recur.runs.metrics import direction, metric, metric_names, read_record
 
@@ -318,21 +316,6 @@ class Leaderboard:
             row = [r.sweep, str(r.number), r.state, r.seed, *settings, *values, str(r.folder)]
             writer.writerow(map(csv_cell, row))
         return text.getvalue()
-
-    def write(self, folder: Path, pictures: bool = True) -> Path:
-        """Write the leaderboard, the pictures and the page into a folder; return the page."""
-        from recur.leaderboard import page
-        from recur.leaderboard import plots as drawing
-
-        check_links(folder)
-        if folder.is_symlink():
-            raise UserError(str(folder), rule="is a link", remedy="name the folder that it points to with --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "leaderboard.md", self.as_markdown())
-        write_atomic(folder / "runs.csv", self.as_csv())
-        drawn = drawing.draw(self, folder) if pictures else []
-        write_atomic(folder / "index.html", page.render(self, drawn, folder))
-        return folder / "index.html"
 
 
 def _of(results: Sequence[Result], sweep: str) -> list[dict[str, str]]:

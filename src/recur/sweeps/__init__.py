@@ -1,5 +1,19 @@
 """Sweeps: many runs, each a fresh process that anyone could have typed.
 
-What a sweep adds is slots (`slots`), places beyond this machine (`cluster`), order (`conductor`), memory of what is
-done (`manifest`), search (`space`, `study`) and an answer (`answer`, `pictures`, `page`).
+    launcher    checks a sweep whole, runs it, writes its leaderboard
+    sweeper     grid, random, Optuna
+    space       what is varied, read from Hydra's syntax
+    study       Optuna's search as a source of jobs
+    checks      each job's config, before the first job starts
+    job         one run: its folder, mark, command
+    runner      the loop; `Executor`, `Source`, `Display`
+    local       slots of this machine
+    remote      Ray, SLURM
+    supervisor  the process above each job
+    progress    what a sweep shows while it runs
+    extras      optional dependencies
+
+To add a launcher: implement `runner.Executor`, give it a subclass of `launcher.FreshProcessLauncher` in
+`hydra_plugins/recur_sweeps/launcher.py`, and a file in `conf/hydra/launcher/`. To add a sweeper: subclass
+`sweeper.OwnSweeper`, name it in `hydra_plugins/recur_sweeps/sweeper.py`, and add a file in `conf/hydra/sweeper/`.
 """

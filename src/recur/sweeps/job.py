@@ -1,4 +1,4 @@
-"""A job: one run of a door in a process of its own, in run mode, started as anyone could have typed it."""
+"""A job: one run of a command in a process of its own, in run mode, started as anyone could have typed it."""
 
 import os
 import re
@@ -6,20 +6,24 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from recur.errors import UserError
+from recur.runs import marks
 from recur.runs.checkpoint import to_resume
 from recur.runs.files import open_inside
 from recur.runs.metrics import read_record
 from recur.runs.trust import must_be_typed
 
 TRIAL = "RECUR_TRIAL"  # JSON for a job of an Optuna sweep: the journal, the trial's number, the pruner
-# Variables of a former or surrounding process that would make a fresh one believe it is somebody's rank.
+# Variables of a former or surrounding process that would make a fresh one believe that it is a rank of another run.
 _LEAKS = re.compile(
     r"^((LOCAL_|GROUP_|NODE_|ROLE_)?(RANK|WORLD_SIZE)|LOCAL_WORLD_SIZE|GROUP_WORLD_SIZE|ROLE_NAME|MASTER_(ADDR|PORT)"
     r"|TORCHELASTIC_.*|PL_GLOBAL_SEED|PL_SEED_WORKERS|SLURM_.*|OMPI_.*|PMIX?_.*|JSM_.*|HYDRA_MAIN_MODULE|RECUR_TRIAL)$"
@@ -41,6 +45,19 @@ class Needs:
     ranks: int = 1
 
 
+@dataclass(frozen=True)
+class SweepId:
+    """Which sweep a job belongs to.
+
+    Attributes:
+        folder: the sweep's folder.
+        key: 32 hexadecimal digits, chosen when the sweep began; its journal and the marks of its jobs have it.
+    """
+
+    folder: Path
+    key: str
+
+
 @dataclass
 class Job:
     """One run of a sweep.
@@ -48,19 +65,19 @@ class Job:
     Attributes:
         number: from 0; the name of its folder unless `hydra.sweep.subdir` says otherwise.
         overrides: what is typed after `python -m recur.train`.
-        folder: where it runs.
-        lock: file that is locked while it lives.
+        folder: where it runs, inside the sweep's folder.
+        sweep: the sweep it belongs to.
         needs: devices and processes.
         monitor: the metric by which it is compared.
-        module: the door.
-        flags: Hydra's flags for the door.
+        module: the command.
+        flags: Hydra's flags for the command.
         environment: further variables.
     """
 
     number: int
     overrides: tuple[str, ...]
     folder: Path
-    lock: Path
+    sweep: SweepId
     needs: Needs = field(default_factory=Needs)
     monitor: str = ""
     module: str = "recur.train"
@@ -77,9 +94,45 @@ class Job:
         file = open_inside(self.folder, self.log.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         return open(file, "a", encoding="utf-8")
 
+    @property
+    def lock(self) -> Path:
+        """The file that is locked while the job's processes live."""
+        return self.sweep.folder / ".locks" / str(self.number)
+
+    @property
+    def mark(self) -> marks.Mark:
+        """The mark that its folder carries."""
+        return marks.Mark(self.sweep.key, self.number, tuple(self.overrides))
+
     def record(self) -> dict[str, Any] | None:
-        """Its `metrics.json`, which it writes last; None before."""
-        return read_record(self.folder)
+        """Its `metrics.json`, which it writes last; None before, and where the folder is of another job."""
+        return read_record(self.folder) if marks.read_mark(self.folder) == self.mark else None
+
+    def check_folder(self) -> None:
+        """Refuse a folder that this job may not clear.
+
+        Raises:
+            UserError: it lies outside the sweep's folder, or it exists and this job did not make it.
+        """
+        root, inner = self.sweep.folder.resolve(), self.folder.resolve()
+        if self.folder.is_symlink() or root not in inner.parents or inner.relative_to(root).parts[0].startswith("."):
+            raise UserError(
+                "hydra.sweep.subdir",
+                str(self.folder),
+                f"must name a folder inside {self.sweep.folder}",
+                "leave it at ${hydra.job.num}",
+            )
+        if not os.path.lexists(self.folder):
+            return
+        mark = marks.read_mark(self.folder)
+        if mark == self.mark or (self.folder.is_dir() and next(self.folder.iterdir(), None) is None):
+            return
+        what = "exists and is not a job of this sweep"
+        if mark is not None and mark.sweep == self.sweep.key:
+            what = f"is job {mark.job} of this sweep with other settings ({' '.join(mark.overrides)})"
+        raise UserError(
+            str(self.folder), rule=what, remedy="name another folder with hydra.sweep.dir=..., or move this one away"
+        )
 
     def command(self) -> list[str]:
         """What to type: a fresh run, or one that goes on from its own last checkpoint."""
@@ -91,7 +144,7 @@ class Job:
         return [*start, *self.flags, *self.overrides, f"hydra.run.dir={_quoted(str(self.folder))}"]
 
     def can_continue(self) -> bool:
-        """Whether an earlier life left a whole checkpoint to go on from."""
+        """Whether it ran before and left a whole checkpoint to go on from."""
         if not (self.folder / ".hydra" / "config.yaml").is_file():
             return False
         try:
@@ -100,13 +153,45 @@ class Job:
             return False
 
     def prepare(self) -> None:
-        """Make its folder; remove the traces of a former life that left nothing to go on from."""
-        if self.folder.is_dir() and not self.can_continue():
-            shutil.rmtree(self.folder)
+        """Make and mark its folder; empty it where it ran before and left nothing to go on from.
+
+        Raises:
+            UserError: the folder is not this job's.
+        """
+        self.check_folder()
         self.folder.mkdir(parents=True, exist_ok=True)
+        if marks.read_mark(self.folder) is None:
+            marks.write_mark(self.folder, self.mark)
+        if not self.can_continue():
+            for inner in self.folder.iterdir():
+                if inner.name == marks.NAME:  # it stays to the last: a kill in between leaves a folder that is ours
+                    continue
+                if inner.is_dir() and not inner.is_symlink():
+                    shutil.rmtree(inner)
+                else:
+                    inner.unlink()
         self.lock.parent.mkdir(parents=True, exist_ok=True)
 
-    def last_words(self) -> str:
+    def wait_until_gone(self, seconds: float) -> bool:
+        """Wait until none of its processes lives, at most so long; whether that is so."""
+        until = time.monotonic() + seconds
+        while self.lives():
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def lives(self) -> bool:
+        """Whether any of its processes lives, by the lock that they hold."""
+        if not self.lock.exists():
+            return False
+        try:
+            with FileLock(self.lock, timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def last_line(self) -> str:
         """The last line it printed."""
         try:
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -116,7 +201,7 @@ class Job:
 
 
 def clean_environment(added: Mapping[str, str], inherited: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a fresh job: nothing in it says that it is somebody's rank."""
+    """The environment of a fresh job, without the variables by which a process knows itself as a rank."""
     base = os.environ if inherited is None else inherited
     kept = {key: value for key, value in base.items() if not _LEAKS.match(key)}
     return {**kept, **added}
@@ -145,7 +230,10 @@ def perform(job: Job, granted: Mapping[str, str], grace: float = 10.0) -> int:
         return 0
     process = start_supervised(job, granted, grace)
     try:
-        return process.wait()
+        code = process.wait()
+        while code < 0 and job.lives():  # the supervisor alone was killed
+            time.sleep(0.2)
+        return code
     except BaseException:
         process.terminate()
         process.wait(grace + 5)
@@ -164,7 +252,7 @@ def needs_of(cfg: DictConfig) -> Needs:
     """What a run with this config asks of a place.
 
     Raises:
-        ValueError: it names GPUs by numbers that a slot's job does not see.
+        UserError: it names GPUs by numbers that a job in a slot does not see.
     """
     trainer = cfg.get("trainer") or {}
     accelerator = str(trainer.get("accelerator", "auto"))
@@ -175,9 +263,10 @@ def needs_of(cfg: DictConfig) -> Needs:
         return Needs("cpu", None, count or 1)
     named = list(devices) if OmegaConf.is_list(devices) else str(devices).split(",") if "," in str(devices) else []
     if sorted(map(str, named)) != sorted(map(str, range(len(named)))):
-        raise ValueError(
-            f"trainer.devices={devices}: a job of a sweep sees its own slot's GPUs alone, numbered from 0; say how "
-            f"many, trainer.devices={count}, and which, hydra.launcher.gpus=[...]"
+        raise UserError(
+            "",
+            rule=f"trainer.devices={devices}: a job of a sweep sees the GPUs of its own slot alone, numbered from 0",
+            remedy=f"say how many, trainer.devices={count}, and which, hydra.launcher.gpus=[...]",
         )
     return Needs(accelerator, count, count or 1)
 

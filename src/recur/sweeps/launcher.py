@@ -1,33 +1,37 @@
-"""What Hydra's launchers and sweepers of this package do: check a sweep whole, then run it, then tell what came out."""
+"""What Hydra's launchers of this package do: check a sweep whole, then run it, then write its leaderboard."""
 
 import contextlib
-import os
 import shlex
 import signal
 import sys
+import uuid
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from recur.config.compose import repeats_a_recorded_command
-from recur.runs import journal, trust
-from recur.runs.files import check_links, open_inside
+from recur.config.compose import conf_dir, repeats_a_recorded_command
+from recur.errors import UserError
+from recur.runs import journal, marks, trust
+from recur.runs.files import check_links
 from recur.runs.journal import Journal
 from recur.runs.metrics import check_metric, family_of
-from recur.sweeps.job import Job, Needs, needs_of
+from recur.sweeps.checks import ConfigChecks
+from recur.sweeps.job import Job, Needs, SweepId, needs_of
 from recur.sweeps.progress import SweepProgress
 from recur.sweeps.runner import Executor, Listed, Outcome, Source, run_jobs
-from recur.sweeps.space import difference
+from recur.sweeps.space import check_count, difference
 
-_OWN = (
+# Overrides of Hydra's own settings that concern the sweep and not a job.
+_OF_THE_SWEEP = (
     "hydra.launcher",
     "hydra/launcher",
     "hydra.sweeper",
@@ -60,19 +64,24 @@ class Plan:
     constant: tuple[str, ...] = ()
     objectives: Mapping[str, str] | None = None
 
-    def header(self) -> dict[str, Any]:
-        """The first line of the journal."""
+    def header(self, key: str) -> dict[str, Any]:
+        """The first line of the journal of the sweep with this key."""
         return {
             "format": journal.FORMAT,
+            "id": key,
             "search": self.search,
             "space": dict(self.space),
             "jobs": self.total,
             "monitor": self.monitor,
             "mode": self.mode,
-            "objectives": dict(self.objectives or {self.monitor: self.mode}),
-            "command": shlex.join(["python", "-m", door(), *sys.argv[1:]]),
+            "objectives": self.compared(),
+            "command": shlex.join(["python", "-m", command_module(), *sys.argv[1:]]),
             "argv": sys.argv[1:],
         }
+
+    def compared(self) -> dict[str, str]:
+        """The metrics by which jobs are compared, with their modes."""
+        return dict(self.objectives or {self.monitor: self.mode})
 
 
 class FreshProcessLauncher(Launcher):
@@ -81,15 +90,23 @@ class FreshProcessLauncher(Launcher):
     Args:
         fail_fast: stop the sweep at the first job that fails.
         grace_seconds: time a stopped job has to end by itself.
+
+    Raises:
+        UserError: a value of another kind.
     """
+
+    remote = False  # whether jobs run on machines that may have what this one lacks
 
     def __init__(self, fail_fast: bool, grace_seconds: float) -> None:
         if not isinstance(fail_fast, bool):
-            raise ValueError(f"hydra.launcher.fail_fast must be true or false, got {fail_fast!r}")
+            raise UserError("hydra.launcher.fail_fast", fail_fast, "must be true or false")
+        if not isinstance(grace_seconds, (int, float)) or isinstance(grace_seconds, bool) or not grace_seconds >= 0:
+            raise UserError("hydra.launcher.grace_seconds", grace_seconds, "must be a number of at least 0")
         self.fail_fast, self.grace = fail_fast, grace_seconds
         self.config: Any = None
         self.context: Any = None
-        self._unchecked: list[Any] | None = []  # configs, until they were held against the classes they name
+        self._checks = ConfigChecks(self.remote)
+        self._sweep: SweepId | None = None
         self._begun = False
 
     @abstractmethod
@@ -97,11 +114,11 @@ class FreshProcessLauncher(Launcher):
         """Where the jobs will run.
 
         Raises:
-            ValueError: the place cannot serve these needs.
+            UserError: the place cannot serve these needs.
         """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra gives."""
+        """Keep what Hydra gives."""
         setup_globals()
         self.config, self.context = config, hydra_context
         HydraConfig.instance().set_config(config)
@@ -117,6 +134,35 @@ class FreshProcessLauncher(Launcher):
         """Whether an earlier sweep is to be completed."""
         return bool(self.config.get("resume"))
 
+    @property
+    def sweep(self) -> SweepId:
+        """The sweep's folder and key.
+
+        Raises:
+            UserError: the sweep to be resumed has no key.
+        """
+        if self._sweep is None:
+            key = uuid.uuid4().hex
+            if self.resuming:
+                key = journal.read(self.folder)[0].get("id", "")
+                if not marks.is_key(key):
+                    raise UserError(
+                        f"resume={self.folder}", rule="is a sweep of an earlier version: its journal names no id"
+                    )
+            self._sweep = SweepId(self.folder, key)
+        return self._sweep
+
+    def known_jobs(self) -> dict[int, tuple[str, ...]]:
+        """Overrides of the jobs that were begun before, by number: from the journal and from the jobs' folders."""
+        if not self.resuming:
+            return {}
+        marked = marks.marked_folders(self.folder, self.sweep.key)
+        known = {number: mark.overrides for number, (_, mark) in marked.items()}
+        for event in journal.read(self.folder):
+            if event["event"] == "start":
+                known.setdefault(event["job"], tuple(map(str, event["overrides"])))
+        return known
+
     def compose(self, number: int, overrides: Sequence[str]) -> DictConfig:
         """The config this job will see."""
         cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -126,10 +172,10 @@ class FreshProcessLauncher(Launcher):
         return cfg
 
     def job(self, number: int, overrides: Sequence[str]) -> Job:
-        """A job, composed and checked.
+        """A job, composed; its config is kept, to be checked with the others before the first one starts.
 
         Raises:
-            ValueError: its config lacks a value, or names a metric that no run writes.
+            UserError: its config lacks a value, or names a metric that no run writes.
         """
         cfg = self.compose(number, overrides)
         HydraConfig.instance().set_config(cfg)
@@ -137,28 +183,19 @@ class FreshProcessLauncher(Launcher):
             subdir = str(OmegaConf.select(cfg, "hydra.sweep.subdir"))
             missing = [key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra")]
             if missing:
-                raise ValueError(f"{missing[0]} has no value: set {missing[0]}=...")
+                raise UserError(missing[0], rule="has no value", remedy=f"set {missing[0]}=...")
             monitor = str(cfg.get("monitor", ""))
             family = family_of(str(OmegaConf.select(cfg, "model._target_", default="")))
             check_metric(monitor, family, key="monitor")
             needs = needs_of(cfg)
-            if self._unchecked is not None:
-                own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-                self._unchecked.append(OmegaConf.to_container(own, resolve=True))
+            self._checks.add(cfg)
             if repeats_a_recorded_command():
                 self._check_foreign(number, cfg)
         finally:
             HydraConfig.instance().set_config(self.config)
-        return Job(
-            number,
-            tuple(overrides),
-            self.folder / subdir,
-            self.folder / ".locks" / str(number),
-            needs,
-            monitor,
-            door(),
-            flags=(*flags(), *inherited_overrides(self.config)),
-        )
+        flags = (*config_flags(self.config), *inherited_overrides(self.config))
+        folder = self.folder / subdir
+        return Job(number, tuple(overrides), folder, self.sweep, needs, monitor, command_module(), flags)
 
     def _check_foreign(self, number: int, cfg: DictConfig) -> None:
         """Look at a job's config as at a foreign run's: nobody typed it in this command."""
@@ -168,27 +205,38 @@ class FreshProcessLauncher(Launcher):
             trust.check_config(content, (), f"job {number} of {self.folder}", self.folder)
 
     def jobs(self, rows: Sequence[Sequence[str]], first: int = 0) -> list[Job]:
-        """Jobs for these settings; a resumed sweep gives every setting its former number."""
-        known: dict[tuple[str, ...], int] = {}
-        if self.resuming:
-            for event in journal.read(self.folder):
-                if event["event"] == "start":
-                    known[tuple(event["overrides"])] = event["job"]
+        """Jobs for these settings; a resumed sweep gives every setting its former number.
+
+        Raises:
+            UserError: two jobs would share a folder.
+        """
+        check_count(len(rows))
+        known = {overrides: number for number, overrides in self.known_jobs().items()}
         used = set(known.values())
         free = (number for number in range(first, first + len(rows) + len(used) + 1) if number not in used)
         numbers = [known[tuple(row)] if tuple(row) in known else next(free) for row in rows]
         made = [self.job(number, row) for number, row in zip(numbers, rows, strict=True)]
         folders = {job.folder for job in made}
-        if len(folders) < len(made):
-            raise ValueError("hydra.sweep.subdir gives several jobs one folder: leave it at ${hydra.job.num}")
+        if len(folders) < len(made) or any(parent in folders for folder in folders for parent in folder.parents):
+            raise UserError(
+                "hydra.sweep.subdir", rule="gives several jobs one folder", remedy="leave it at ${hydra.job.num}"
+            )
         return made
 
-    def run(self, source: Source, plan: Plan, executor: Executor) -> dict[int, Outcome]:
+    def run(
+        self, source: Source, plan: Plan, executor: Executor, check_folders: Callable[[], None]
+    ) -> dict[int, Outcome]:
         """Run a checked sweep to its end and write its leaderboard.
 
+        Args:
+            source: of the jobs.
+            plan: what the sweep is.
+            executor: where jobs run; closed in the end.
+            check_folders: raises where a job's folder is not its own.
+
         Raises:
-            ValueError: the folder holds another sweep, or this one while it still runs; a class that a config names
-                takes no such key or value.
+            UserError: the folder holds another sweep, or this one while it still runs; a class that a config names
+                takes no such key or value. Nothing has been written then.
             KeyboardInterrupt: stopped; the sweep can be resumed.
         """
         folder = self.folder
@@ -197,19 +245,21 @@ class FreshProcessLauncher(Launcher):
         with contextlib.ExitStack() as held:
             held.enter_context(contextlib.closing(executor))
             self._compare(plan)
-            self._check_classes()
-            held.enter_context(_only_one(folder))
-            book = held.enter_context(contextlib.closing(self._begin(plan)))
+            check_folders()
+            self._checks.run()
+            with _writable(folder):
+                held.enter_context(_exclusively(folder))
+                entries = held.enter_context(contextlib.closing(self._begin(plan)))
             progress = SweepProgress(plan.total, executor.capacity, plan.monitor, plan.mode, plan.constant)
             progress.say(f"sweep      {folder}")
             progress.say(f"jobs       {plan.total}, {plan.search}; {executor.title}")
             with progress, _terminated_like_interrupted():
                 try:
-                    outcomes = run_jobs(source, executor, book, progress, self.fail_fast)
+                    outcomes = run_jobs(source, executor, entries, progress, self.fail_fast)
                 except KeyboardInterrupt:
-                    progress.say(f"stopped; go on with: python -m {door()} -m resume={shlex.quote(str(folder))}")
+                    progress.say(f"stopped; go on with: {resume_command(folder)}")
                     raise
-            self._answer(folder, progress)
+            self._write_leaderboard(folder, progress)
         return outcomes
 
     def _begin(self, plan: Plan) -> Journal:
@@ -217,50 +267,41 @@ class FreshProcessLauncher(Launcher):
         if self.resuming or self._begun:
             return Journal(self.folder)
         self._begun = True
-        book = Journal.begin(self.folder, **plan.header())
+        entries = Journal.begin(self.folder, **plan.header(self.sweep.key))
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
-        return book
-
-    def _check_classes(self) -> None:
-        """Hold the configs against the classes they name, as each run itself will: it takes seconds to load them."""
-        from recur.config import schema
-
-        for config in self._unchecked or ():
-            seed = config.get("seed", 0)
-            if not isinstance(seed, int) or not 0 <= seed < 2**32:
-                raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {seed}")
-            trainer = {key: value for key, value in config.get("trainer", {}).items() if key != "precision"}
-            schema.check({**config, "trainer": trainer}, "")  # precision=auto is ours
-        self._unchecked = None
+        return entries
 
     def _compare(self, plan: Plan) -> None:
         """Refuse a folder that holds another sweep."""
         if self.resuming:
             header = journal.read(self.folder)[0]
-            changed = difference(header["space"], plan.space)
+            changed = [difference(header["space"], plan.space)]
             if header["search"] != plan.search:
-                changed = f"search: then {header['search']}, now {plan.search}" + (f"; {changed}" if changed else "")
-            objectives = plan.header()["objectives"]
-            if header["objectives"] != objectives:
-                changed += f"{'; ' if changed else ''}objectives: then {header['objectives']}, now {objectives}"
-            if changed:
-                raise ValueError(f"cannot resume {self.folder}, this is another sweep: {changed}")
+                changed.insert(0, f"search: then {header['search']}, now {plan.search}")
+            if header["objectives"] != plan.compared():
+                changed.append(f"objectives: then {header['objectives']}, now {plan.compared()}")
+            if any(changed):
+                changes = "; ".join(filter(None, changed))
+                raise UserError("", rule=f"cannot resume {self.folder}, this is another sweep", remedy=changes)
         elif (self.folder / journal.NAME).is_file() and not self._begun:  # a sweeper may come with batch after batch
-            raise ValueError(
-                f"{self.folder} is a sweep already: go on with resume={self.folder}, or name another folder"
+            raise UserError(
+                str(self.folder),
+                rule="is a sweep already",
+                remedy=f"go on with resume={self.folder}, or name another folder",
             )
 
-    def _answer(self, folder: Path, progress: SweepProgress) -> None:
+    def _write_leaderboard(self, folder: Path, progress: SweepProgress) -> None:
+        from recur.leaderboard import page
         from recur.leaderboard.table import Leaderboard
 
         try:
             leaderboard = Leaderboard.of([folder])
-        except ValueError as error:
+        except UserError as error:
             progress.say(str(error))
             return
         progress.say(leaderboard.as_text(limit=10))
-        page = leaderboard.write(folder / "results")
-        progress.say(f"results    {page}")
+        written = page.write(leaderboard, folder / "results")
+        progress.say(f"results    {written}")
         progress.say(f"compare    tensorboard --logdir {folder}")
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -268,19 +309,49 @@ class FreshProcessLauncher(Launcher):
         rows = [[text for text in row if not text.startswith("resume=")] for row in job_overrides]
         made = self.jobs(rows, initial_job_idx)
         plan = self.plan_of_list("a list", made, {"fixed": {}, "varied": {"jobs": [" ".join(row) for row in rows]}})
-        outcomes = self.run(Listed(made), plan, self.executor([job.needs for job in made], len(made)))
+        outcomes = self.run_list(made, plan)
         return [_returned(job, outcomes.get(job.number)) for job in made]
 
+    def run_list(self, made: Sequence[Job], plan: Plan) -> dict[int, Outcome]:
+        """Run jobs known beforehand."""
+
+        def check_folders() -> None:
+            for job in made:
+                job.check_folder()
+
+        return self.run(Listed(made), plan, self.executor([job.needs for job in made], len(made)), check_folders)
+
     def plan_of_list(self, search: str, made: Sequence[Job], space: Mapping[str, Any]) -> Plan:
-        """The plan of a sweep whose jobs are known beforehand."""
+        """The plan of a sweep whose jobs are known beforehand.
+
+        Raises:
+            UserError: the jobs are not compared by one metric.
+        """
         monitors = dict.fromkeys(job.monitor for job in made)
         if len(monitors) > 1:
-            raise ValueError(f"the jobs of a sweep are compared by one metric, these have {', '.join(monitors)}")
+            names = ", ".join(monitors)
+            raise UserError("", rule=f"the jobs of a sweep are compared by one metric, these have {names}")
         first = self.compose(0, made[0].overrides)
         common = set(made[0].overrides).intersection(*[job.overrides for job in made]) if len(made) > 1 else set()
         return Plan(
             search, space, len(made), next(iter(monitors)), str(first.get("mode", "max")), tuple(sorted(common))
         )
+
+    def check_new_folders(self, job: Job, count: int) -> None:
+        """Refuse folders where the jobs 0 to `count` - 1 of a search would run, and which they did not make.
+
+        Raises:
+            UserError: there is such a folder.
+        """
+        known = self.known_jobs()
+        if job.folder.name != str(job.number):
+            raise UserError(
+                "hydra.sweep.subdir", rule="cannot be set where settings are chosen while the sweep runs",
+                remedy="leave it at ${hydra.job.num}",
+            )  # fmt: skip
+        for number in range(count):
+            folder = job.folder.with_name(str(number))
+            replace(job, number=number, overrides=known.get(number, ()), folder=folder).check_folder()
 
 
 def _returned(job: Job, outcome: Outcome | None) -> JobReturn:
@@ -289,68 +360,83 @@ def _returned(job: Job, outcome: Outcome | None) -> JobReturn:
         result.status, result.return_value = JobStatus.COMPLETED, outcome.value
     else:
         reason = outcome.reason if outcome else "it was not started"
-        result.status, result.return_value = (
-            JobStatus.FAILED,
-            RuntimeError(f"job {job.number}: {reason}; log {job.log}"),
-        )
+        error = RuntimeError(f"job {job.number}: {reason}; log {job.log}")
+        result.status, result.return_value = JobStatus.FAILED, error
     return result
 
 
-def door() -> str:
+def command_module() -> str:
     """The module that jobs run: the one that was typed."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     name = str(getattr(spec, "name", "") or "")
     return name if name.startswith("recur.") else "recur.train"
 
 
-def flags() -> list[str]:
-    """Hydra's own flags that say where configs are; every job needs them too."""
-    from hydra._internal.utils import get_args_parser
+def resume_command(folder: Path) -> str:
+    """What to type to complete the sweep."""
+    return f"python -m {command_module()} -m resume={shlex.quote(str(folder))}"
 
-    given, _ = get_args_parser().parse_known_args()
-    found = []
-    for flag in ("config_path", "config_name", "config_dir"):
-        value = getattr(given, flag)
-        if value is not None:
-            found += [f"--{flag.replace('_', '-')}", str(value)]
-    return found
+
+def config_flags(config: DictConfig) -> list[str]:
+    """Hydra's flags that say where configs are, as far as they were typed; every job needs them too."""
+    flags = []
+    for source in config.hydra.runtime.config_sources:
+        path = str(source.path)
+        if source.provider == "command-line":
+            flags += ["--config-dir", path]
+        elif source.provider == "main" and Path(path).resolve() != conf_dir().resolve():
+            flags += ["--config-path", path]
+    if config.hydra.job.config_name != "train":
+        flags += ["--config-name", str(config.hydra.job.config_name)]
+    return flags
 
 
 def inherited_overrides(config: DictConfig) -> list[str]:
     """Overrides of Hydra's own settings that concern a job and not the sweep."""
-    return [str(text) for text in config.hydra.overrides.hydra if not str(text).lstrip("+~").startswith(_OWN)]
+    typed: Any = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+    return [str(text) for text in typed if not str(text).lstrip("+~").startswith(_OF_THE_SWEEP)]
 
 
 @contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the sweep's folder; wait until nothing of a former life of it runs."""
-    import fcntl
-    import time
+def _writable(folder: Path) -> Iterator[None]:
+    """Say which setting names the folder where it cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(
+            str(folder), rule=f"cannot be written ({reason})", remedy="name another folder with hydra.sweep.dir=..."
+        ) from error
 
+
+@contextlib.contextmanager
+def _exclusively(folder: Path) -> Iterator[None]:
+    """Hold the sweep's folder; wait until no process of an earlier start of it is left.
+
+    Raises:
+        UserError: another process holds it, or a job from before does not end.
+    """
     locks = folder / ".locks"
     check_links(folder)  # before anything in it is opened
     locks.mkdir(parents=True, exist_ok=True)
-    with open(open_inside(locks, "sweep", os.O_WRONLY | os.O_CREAT), "w") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder} is being run by another process") from None
-        until = time.monotonic() + 30
+    held = FileLock(locks / "sweep", timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        raise UserError(str(folder), rule="is being run by another process") from None
+    try:
         for path in sorted(locks.iterdir()):
-            if path.name == "sweep":
-                continue
-            with open(open_inside(locks, path.name, os.O_WRONLY | os.O_APPEND), "a") as former:
-                while True:
-                    try:
-                        fcntl.flock(former, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        break
-                    except BlockingIOError:
-                        if time.monotonic() > until:
-                            raise ValueError(
-                                f"job {path.name} of {folder} still runs from before: end it first"
-                            ) from None
-                        time.sleep(0.05)
+            if path.name != "sweep":
+                try:
+                    with FileLock(path, timeout=30):
+                        pass
+                except Timeout:
+                    raise UserError(
+                        f"job {path.name} of {folder}", rule="still runs from before", remedy="end it first"
+                    ) from None
         yield
+    finally:
+        held.release()
 
 
 @contextlib.contextmanager
@@ -381,8 +467,7 @@ def leave(outcomes: Mapping[int, Outcome], total: int, folder: Path) -> None:
     if failed or any(outcome.state == "stopped" for outcome in outcomes.values()):
         named = ", ".join(map(str, failed[:10])) + (", ..." if len(failed) > 10 else "")
         print(
-            f"recur: {len(failed)} of {total} jobs failed ({named}); run them again with: "
-            f"python -m {door()} -m resume={shlex.quote(str(folder))}",
+            f"recur: {len(failed)} of {total} jobs failed ({named}); run them again with: {resume_command(folder)}",
             file=sys.stderr,
         )
         raise SystemExit(1)

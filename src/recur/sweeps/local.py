@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from recur.errors import UserError
 from recur.sweeps.job import Job, Needs, start_supervised
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
@@ -56,15 +57,15 @@ def cores() -> int:
 def _threads(settings: "SlotSettings", slots: int) -> int:
     if settings.threads != "auto":
         return int(settings.threads)
-    share, told = max(1, cores() // slots), os.environ.get("OMP_NUM_THREADS", "")
-    return min(share, int(told)) if told.isdecimal() and int(told) > 0 else share  # a user's lower limit counts
+    share, limit = max(1, cores() // slots), os.environ.get("OMP_NUM_THREADS", "")
+    return min(share, int(limit)) if limit.isdecimal() and int(limit) > 0 else share  # a user's lower limit counts
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
     """GPUs this process may use, as `CUDA_VISIBLE_DEVICES` names them; none of them is touched."""
-    told = environment.get("CUDA_VISIBLE_DEVICES")
-    if told is not None:
-        return [word.strip() for word in told.split(",") if word.strip() and word.strip() != "-1"]
+    listed = environment.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return [word.strip() for word in listed.split(",") if word.strip() and word.strip() != "-1"]
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
@@ -95,25 +96,28 @@ def plan(settings: SlotSettings, needs: Sequence[Needs], jobs: int | None = None
         jobs: how many there will be, None for not known.
 
     Raises:
-        ValueError: more GPUs are asked for than there are, or a count is not positive.
+        UserError: more GPUs are asked for than there are, or a count is not positive.
     """
     for name in ("gpus_per_job", "jobs_per_gpu", "cpu_slots", "threads"):
         value = getattr(settings, name)
-        if value != "auto" and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"hydra.launcher.{name} must be a whole number from 1, got {value!r}")
+        if value != "auto" and (type(value) is not int or value < 1):
+            raise UserError(f"hydra.launcher.{name}", value, "must be a whole number of at least 1")
     if any(need.accelerator == "gpu" for need in needs):
         gpus = _chosen_gpus(settings)
         if not gpus:
-            raise ValueError(
-                "trainer.accelerator=gpu, but no GPU is visible here: set trainer=cpu, or look at CUDA_VISIBLE_DEVICES"
+            raise UserError(
+                "",
+                rule="trainer.accelerator=gpu, but no GPU is visible here",
+                remedy="set trainer=cpu, or look at CUDA_VISIBLE_DEVICES",
             )
     elif any(need.accelerator == "auto" for need in needs):
         gpus = _chosen_gpus(settings)
     else:
         gpus = []
         if settings.gpus not in ("auto", 0) or settings.gpus_per_job != "auto":
-            raise ValueError(
-                "hydra.launcher.gpus and gpus_per_job need jobs on GPUs; these run with trainer.accelerator=cpu"
+            raise UserError(
+                "",
+                rule="hydra.launcher.gpus and gpus_per_job need jobs on GPUs; these run with trainer.accelerator=cpu",
             )
     return _gpu_slots(settings, needs, gpus) if gpus else _cpu_slots(settings, needs, jobs)
 
@@ -124,14 +128,14 @@ def _chosen_gpus(settings: SlotSettings) -> list[str]:
         return visible
     if isinstance(wanted, int):
         if wanted < 0:
-            raise ValueError(f"hydra.launcher.gpus must be auto, a count or a list of ids, got {wanted}")
+            raise UserError("hydra.launcher.gpus", wanted, "must be auto, a count or a list of ids")
         if wanted > len(visible):
-            raise ValueError(f"hydra.launcher.gpus={wanted}, but {_there_are(visible)}")
+            raise UserError("", rule=f"hydra.launcher.gpus={wanted}, but {_there_are(visible)}")
         return visible[:wanted]
     ids = [str(word) for word in wanted]
     missing = [word for word in ids if word not in visible]
     if missing:
-        raise ValueError(f"hydra.launcher.gpus names GPU {', '.join(missing)}, but {_there_are(visible)}")
+        raise UserError("", rule=f"hydra.launcher.gpus names GPU {', '.join(missing)}, but {_there_are(visible)}")
     return ids
 
 
@@ -146,9 +150,9 @@ def _gpu_slots(settings: SlotSettings, needs: Sequence[Needs], gpus: list[str]) 
         cause = (
             f"trainer.devices={most}" if settings.gpus_per_job == "auto" else f"hydra.launcher.gpus_per_job={per_job}"
         )
-        raise ValueError(f"{cause}: a job wants {per_job} GPUs, but {_there_are(gpus)}")
+        raise UserError("", rule=f"{cause}: a job wants {per_job} GPUs, but {_there_are(gpus)}")
     if most > per_job:
-        raise ValueError(f"trainer.devices={most} does not fit into hydra.launcher.gpus_per_job={per_job}")
+        raise UserError("", rule=f"trainer.devices={most} does not fit into hydra.launcher.gpus_per_job={per_job}")
     groups = [tuple(gpus[i : i + per_job]) for i in range(0, len(gpus) - per_job + 1, per_job)]
     places = [group for _ in range(settings.jobs_per_gpu) for group in groups]  # an empty GPU before a shared one
     threads = _threads(settings, len(places))
@@ -167,7 +171,7 @@ def _cpu_slots(settings: SlotSettings, needs: Sequence[Needs], jobs: int | None)
 
 @dataclass
 class Machine:
-    """Runs jobs in the slots of this machine; a free slot takes the next job at once.
+    """The executor of this machine: a free slot takes the next job at once.
 
     Attributes:
         slots: the places.
@@ -190,7 +194,7 @@ class Machine:
         each = f"{len(self.slots[0].devices)} GPU(s), " if self.slots[0].devices else ""
         return f"{len(self.slots)} {kind} slot(s), {each}{self.slots[0].threads} thread(s) each"
 
-    def room(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether a slot is free."""
         return len(self.busy) < len(self.slots)
 
@@ -202,7 +206,12 @@ class Machine:
 
     def finished(self) -> list[tuple[Job, int]]:
         """Jobs that ended since the last call, with their exit codes."""
-        ended = [(number, job, process) for number, (job, process) in self.busy.items() if process.poll() is not None]
+        ended = [
+            (number, job, process)
+            for number, (job, process) in self.busy.items()
+            # A supervisor that was killed leaves a job that may still run: the slot is not free yet.
+            if process.poll() is not None and not (process.returncode < 0 and job.lives())
+        ]
         for number, _, process in ended:
             assert process.stdin is not None
             process.stdin.close()
@@ -210,11 +219,14 @@ class Machine:
         return [(job, process.returncode) for _, job, process in ended]
 
     def wait(self, seconds: float) -> None:
-        """Sleep until a keeper ends: nobody reads our end of its lifeline then, which `poll` tells at once."""
+        """Sleep until a supervisor ends: its end of the lifeline closes then, which `poll` reports at once."""
         ends = select.poll()
         for _, process in self.busy.values():
-            assert process.stdin is not None
-            ends.register(process.stdin, 0)
+            if process.poll() is None:
+                assert process.stdin is not None
+                ends.register(process.stdin, 0)
+            else:
+                seconds = min(seconds, 0.2)
         if ends.poll(1000 * seconds):
             time.sleep(0.001)  # its exit code comes a moment later
 
@@ -228,7 +240,7 @@ class Machine:
             except subprocess.TimeoutExpired:
                 print(f"recur: process {process.pid} would not end", file=sys.stderr)
             assert process.stdin is not None
-            process.stdin.close()  # the lifeline: whatever is left goes now
+            process.stdin.close()  # the lifeline: whatever is left ends now
 
     def close(self) -> None:
-        """Nothing is held."""
+        """There is nothing to free."""

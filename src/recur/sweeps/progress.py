@@ -3,6 +3,7 @@
 import re
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,12 @@ class SweepProgress:
         else:
             print(line, flush=True)
 
+    def resumed(self, ended: Sequence[tuple[Job, Outcome]]) -> None:
+        """Count the jobs that were complete before."""
+        for job, outcome in ended:
+            self._take_in(job, outcome)
+        self.say(f"{_clock()} {len(ended)} of {self._total} jobs were complete before {self._count()}")
+
     def started(self, job: Job, place: str) -> None:
         """A job began."""
         self._rows[job.number] = _Row(job, "running", place, time.monotonic())
@@ -79,14 +86,8 @@ class SweepProgress:
             self.say(f"{_clock()} job {job.number} on {place}: {self.name(job)}")
 
     def ended(self, job: Job, outcome: Outcome) -> None:
-        """A job ended; a failure is told at once, with the way to its log."""
-        row = self._rows.setdefault(job.number, _Row(job, "waiting"))
-        row.state, row.seconds, row.value = outcome.state, outcome.seconds, outcome.value
-        self._ended += outcome.state != "stopped"
-        if outcome.state == "done" and outcome.value is not None:
-            candidate = (outcome.value, job.number)
-            ahead = self._best is None or (candidate > self._best if self._mode == "max" else candidate < self._best)
-            self._best = candidate if ahead else self._best
+        """A job ended; a failure is reported at once, with the way to its log."""
+        row = self._take_in(job, outcome)
         if outcome.state == "failed":
             self.say(f"{_clock()} job {job.number} FAILED, {outcome.reason}; log {job.log}")
         elif self._live is None and row.place:
@@ -94,8 +95,15 @@ class SweepProgress:
             took = seconds_in_words(outcome.seconds)
             self.say(f"{_clock()} job {job.number} {outcome.state} in {took}{value} {self._count()}")
 
-    def tick(self) -> None:
-        """Time passed; the live table looks by itself."""
+    def _take_in(self, job: Job, outcome: Outcome) -> _Row:
+        row = self._rows.setdefault(job.number, _Row(job, "waiting"))
+        row.state, row.seconds, row.value = outcome.state, outcome.seconds, outcome.value
+        self._ended += outcome.state != "stopped"
+        if outcome.state == "done" and outcome.value is not None:
+            candidate = (outcome.value, job.number)
+            ahead = self._best is None or (candidate > self._best if self._mode == "max" else candidate < self._best)
+            self._best = candidate if ahead else self._best
+        return row
 
     def _count(self) -> str:
         best = f", best {figure(self._best[0])} by job {self._best[1]}" if self._best else ""
@@ -162,8 +170,8 @@ class SweepProgress:
             )
         hidden = len(self._rows) - len(table.rows)
         waiting = self._total - len(self._rows)
-        notes = [f"{hidden} more"] * bool(hidden) + [f"{waiting} waiting"] * bool(waiting)
-        table.caption = ", ".join(notes)
+        more = [f"{hidden} more"] * bool(hidden) + [f"{waiting} waiting"] * bool(waiting)
+        table.caption = ", ".join(more)
         return table
 
 

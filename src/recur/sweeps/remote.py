@@ -1,11 +1,10 @@
-"""Engines beyond one machine: Ray and SLURM place, queue and restart the same jobs; recur only hands them over.
+"""Executors beyond one machine: Ray and SLURM place, queue and restart the same jobs.
 
 The sweep's folder must be the same path on every machine. A job that is started a second time, because its machine was
 lost, goes on from its own last checkpoint.
 """
 
 import contextlib
-import importlib
 import math
 import os
 import socket
@@ -15,8 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recur.errors import UserError
+from recur.sweeps.extras import require_extra
 from recur.sweeps.job import Job, Needs, perform
 from recur.sweeps.local import thread_environment
+
+_START = "start one with `ray start --head`"
 
 
 def _serve(job: Job, cwd: str, threads: int, granted: Mapping[str, str]) -> int:
@@ -41,23 +44,23 @@ def share(needs: Sequence[Needs], gpus_per_job: Any, cpus_per_job: int) -> Share
     """What a job takes: `gpus_per_job=auto` means what `trainer` asks for.
 
     Raises:
-        ValueError: a count makes no sense.
+        UserError: a count makes no sense.
     """
-    if cpus_per_job < 1:
-        raise ValueError(f"hydra.launcher.cpus_per_job must be at least 1, got {cpus_per_job}")
+    if type(cpus_per_job) is not int or cpus_per_job < 1:
+        raise UserError("hydra.launcher.cpus_per_job", cpus_per_job, "must be a whole number of at least 1")
     if gpus_per_job != "auto":
-        if not isinstance(gpus_per_job, (int, float)) or gpus_per_job < 0:
-            raise ValueError(f"hydra.launcher.gpus_per_job must be auto or a number from 0, got {gpus_per_job!r}")
+        if type(gpus_per_job) not in (int, float) or not 0 <= gpus_per_job < math.inf:
+            raise UserError("hydra.launcher.gpus_per_job", gpus_per_job, "must be auto or a number of at least 0")
         return Share(gpus_per_job, cpus_per_job)
     wanted = [need.devices or 1 for need in needs if need.accelerator == "gpu"]
     return Share(max(wanted, default=0), cpus_per_job)
 
 
-def _answers(address: str | None) -> None:
+def _check_port(address: str | None) -> None:
     """Try a cluster's port, since Ray itself would try for many minutes.
 
     Raises:
-        ValueError: nobody listens there.
+        UserError: nobody listens there.
     """
     host, _, port = (address or "").rpartition(":")
     if not host or not port.isdecimal():
@@ -65,7 +68,7 @@ def _answers(address: str | None) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
-        raise ValueError(f"there is no Ray cluster at {address} ({error}): start one with `ray start --head`") from None
+        raise UserError("", rule=f"there is no Ray cluster at {address} ({error})", remedy=_START) from None
 
 
 class Ray:
@@ -77,26 +80,23 @@ class Ray:
         retries: times that Ray starts a lost job again.
 
     Raises:
-        ValueError: Ray is not installed, there is no cluster at the address, or a job is larger than the cluster.
+        UserError: Ray is not installed, there is no cluster at the address, or a job is larger than the cluster.
     """
 
     def __init__(self, address: str | None, part: Share, retries: int) -> None:
-        try:
-            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns about what is to come
-            ray: Any = importlib.import_module("ray")
-        except ImportError:
-            raise ValueError("hydra/launcher=ray needs the extra ray: pip install 'recur[ray]'") from None
+        if type(retries) is not int or retries < 0:
+            raise UserError("hydra.launcher.retries", retries, "must be a whole number of at least 0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns about what is to come
+        ray = require_extra("ray", "ray", "hydra/launcher=ray")
         self._ray, self._part = ray, part
         self._ours = not ray.is_initialized()
         if self._ours:
-            _answers(address)
+            _check_port(address)
             extra = {} if address else {"include_dashboard": False}
             try:
                 ray.init(address=address, log_to_driver=False, logging_level="error", configure_logging=False, **extra)
             except ConnectionError as error:
-                raise ValueError(
-                    f"there is no Ray cluster at {address}: start one with `ray start --head` ({error})"
-                ) from None
+                raise UserError("", rule=f"there is no Ray cluster at {address} ({error})", remedy=_START) from None
         options = {"num_cpus": part.cpus, "num_gpus": part.gpus, "max_retries": retries}
         self._serve = ray.remote(**options)(_serve)
         self._running: dict[Any, Job] = {}
@@ -104,7 +104,9 @@ class Ray:
         if not self._capacity():
             have = {name: n for name, n in ray.cluster_resources().items() if name in ("CPU", "GPU")}
             self.close()
-            raise ValueError(f"a job wants {part}, no node of the Ray cluster has as much; all together have {have}")
+            raise UserError(
+                "", rule=f"a job wants {part}, no node of the Ray cluster has as much; all together have {have}"
+            )
 
     def _capacity(self) -> int:
         """Jobs that fit the cluster as it is now."""
@@ -132,7 +134,7 @@ class Ray:
         nodes = sum(node["Alive"] for node in self._ray.nodes())
         return f"Ray, {nodes} node(s), {self.capacity} job(s) at a time of {self._part}"
 
-    def room(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether the cluster, were it ours alone, had a place; where it is not, the job waits in Ray's queue."""
         return len(self._running) < self.capacity
 
@@ -160,12 +162,12 @@ class Ray:
         return ended
 
     def wait(self, seconds: float) -> None:
-        """Ray tells when a job ends."""
+        """Ray reports when a job ends."""
         if self._running:
             self._ray.wait(list(self._running), num_returns=1, timeout=seconds)
 
     def stop(self) -> None:
-        """Take the jobs back; their keepers end with Ray's workers."""
+        """Take the jobs back; their supervisors end with Ray's workers."""
         for reference in self._running:
             self._ray.cancel(reference, force=True)
         if self._running:
@@ -188,18 +190,13 @@ class Submitit:
         parameters: further settings for submitit: `slurm_partition`, `timeout_min`, `mem_gb`, ...
 
     Raises:
-        ValueError: submitit is not installed, there is no SLURM here, or it does not know a parameter.
+        UserError: submitit is not installed, there is no SLURM here, or it does not know a parameter.
     """
 
     def __init__(self, folder: Path, cluster: str, part: Share, at_once: int, parameters: Mapping[str, Any]) -> None:
-        try:
-            import submitit
-        except ImportError:
-            raise ValueError(
-                "hydra/launcher=submitit_slurm needs the extra slurm: pip install 'recur[slurm]'"
-            ) from None
-        if at_once < 1:
-            raise ValueError(f"hydra.launcher.jobs_at_once must be at least 1, got {at_once}")
+        submitit = require_extra("slurm", "submitit", "hydra/launcher=submitit_slurm")
+        if type(at_once) is not int or at_once < 1:
+            raise UserError("hydra.launcher.jobs_at_once", at_once, "must be a whole number of at least 1")
         self.capacity, self._part = at_once, part
         self._folder = (folder / ".submitit").absolute()
         try:
@@ -209,7 +206,7 @@ class Submitit:
                 gpus_per_node=math.ceil(part.gpus), cpus_per_task=part.cpus, tasks_per_node=1, nodes=1, **given
             )
         except (RuntimeError, TypeError, NameError, ValueError) as error:
-            raise ValueError(f"submitit: {' '.join(str(error).split())}") from None
+            raise UserError("submitit", rule=f"refuses: {' '.join(str(error).split())}") from None
         self._cluster = cluster
         self._running: list[tuple[Job, Any]] = []
 
@@ -218,7 +215,7 @@ class Submitit:
         """The queue, in words."""
         return f"submitit on {self._cluster}, {self.capacity} job(s) at a time of {self._part}"
 
-    def room(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether another job may be queued."""
         return len(self._running) < self.capacity
 
@@ -244,7 +241,7 @@ class Submitit:
         return 1
 
     def wait(self, seconds: float) -> None:
-        """The queue tells nothing by itself: look again soon."""
+        """The queue reports nothing by itself: look again soon."""
         time.sleep(min(seconds, 0.2))
 
     def stop(self) -> None:
@@ -256,4 +253,4 @@ class Submitit:
             time.sleep(0.5)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """There is nothing to free."""

@@ -20,7 +20,7 @@ class Outcome:
         state: `done`, `pruned`, `failed` or `stopped`.
         value: its metric, None where it has none.
         record: its `metrics.json`.
-        seconds: it took in this sitting.
+        seconds: it took since it was last started.
         reason: of a failure, in one line.
     """
 
@@ -32,7 +32,11 @@ class Outcome:
 
 
 class Executor(Protocol):
-    """Where jobs run."""
+    """Where jobs run.
+
+    An implementation starts `job.command()` as a process of its own, by `recur.sweeps.job.start_supervised` or, on
+    another machine, `perform`.
+    """
 
     @property
     def capacity(self) -> int:
@@ -42,7 +46,7 @@ class Executor(Protocol):
     def title(self) -> str:
         """The place, in words."""
 
-    def room(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether another job may be started now."""
 
     def start(self, job: Job) -> str:
@@ -52,13 +56,13 @@ class Executor(Protocol):
         """Jobs that ended since the last call, with exit codes."""
 
     def wait(self, seconds: float) -> None:
-        """Come back as soon as a job may have ended, and after so long at the latest."""
+        """Return as soon as a job may have ended, and after so many seconds at the latest."""
 
     def stop(self) -> None:
         """End what runs."""
 
     def close(self) -> None:
-        """Let go of the place."""
+        """Free the place."""
 
 
 class Source(Protocol):
@@ -66,11 +70,14 @@ class Source(Protocol):
 
     total: int
 
+    def completed(self) -> Sequence[Job]:
+        """Jobs that were complete before the sweep was resumed; called once, before the first `take`."""
+
     def take(self) -> Job | None:
         """The next job, None when there is none now."""
 
     def put(self, job: Job, outcome: Outcome) -> None:
-        """Hear how a job ended."""
+        """Record how a job that was taken ended."""
 
 
 class Listed:
@@ -79,6 +86,12 @@ class Listed:
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._waiting = deque(jobs)
         self.total = len(jobs)
+
+    def completed(self) -> list[Job]:
+        """Those that have written their result."""
+        complete = [job for job in self._waiting if job.record() is not None]
+        self._waiting = deque(job for job in self._waiting if job not in complete)
+        return complete
 
     def take(self) -> Job | None:
         """The next one."""
@@ -89,7 +102,10 @@ class Listed:
 
 
 class Display(Protocol):
-    """Who is told."""
+    """What shows a sweep while it runs."""
+
+    def resumed(self, ended: Sequence[tuple[Job, Outcome]]) -> None:
+        """The sweep goes on; these jobs were complete."""
 
     def started(self, job: Job, place: str) -> None:
         """A job began."""
@@ -97,21 +113,27 @@ class Display(Protocol):
     def ended(self, job: Job, outcome: Outcome) -> None:
         """A job ended."""
 
-    def tick(self) -> None:
-        """Time passed."""
 
+def judge(job: Job, code: int, seconds: float | None = None) -> Outcome:
+    """How a job ended.
 
-def judge(job: Job, code: int, seconds: float) -> Outcome:
-    """How a job with this exit code ended; what counts is what it wrote."""
+    A run writes `metrics.json` last: where it is, the run is complete, whatever became of its process or supervisor.
+
+    Args:
+        job: no process of it lives.
+        code: its exit code.
+        seconds: it took; None to read them from its record.
+    """
     record = job.record()
-    if code == 0 and record is not None:
+    if record is not None:
+        took = metric(record, "wall_seconds") or 0.0 if seconds is None else seconds
         value = metric(record, job.monitor) if job.monitor else None
         if job.monitor and value is None and not record.get("pruned"):
-            return Outcome("failed", None, record, seconds, f"it wrote no {job.monitor} into metrics.json")
-        return Outcome("pruned" if record.get("pruned") else "done", value, record, seconds)
-    reason = job.last_words()
-    how = f"signal {code - 128}" if code > 128 else f"exit code {code}"
-    return Outcome("failed", None, None, seconds, f"{how}: {reason}" if reason else how)
+            return Outcome("failed", None, record, took, f"it wrote no {job.monitor} into metrics.json")
+        return Outcome("pruned" if record.get("pruned") else "done", value, record, took)
+    reason = job.last_line()
+    how = f"signal {code - 128 if code > 128 else -code}" if code > 128 or code < 0 else f"exit code {code}"
+    return Outcome("failed", None, None, seconds or 0.0, f"{how}: {reason}" if reason else how)
 
 
 def run_jobs(
@@ -119,52 +141,51 @@ def run_jobs(
 ) -> dict[int, Outcome]:
     """Run every job of a source.
 
-    A job that is already complete is not run again. Ctrl-C, and with `fail_fast` the first failure, stops what runs and
+    A job that is complete already is not run again. Ctrl-C, and with `fail_fast` the first failure, stops what runs and
     leaves a sweep that can be resumed.
 
     Returns:
         the outcomes by job number.
     """
-    outcomes: dict[int, Outcome] = {}
-    running: dict[int, float] = {}
+    before = [(job, judge(job, 0)) for job in source.completed()]
+    outcomes = {job.number: outcome for job, outcome in before}
+    if before:
+        display.resumed(before)
+    running: dict[int, tuple[Job, float]] = {}
 
-    def end(job: Job, outcome: Outcome, told: bool = True) -> None:
+    def end(job: Job, outcome: Outcome) -> None:
         outcomes[job.number] = outcome
-        if told:
-            fields = {"value": outcome.value, "seconds": round(outcome.seconds, 2), "reason": outcome.reason}
-            journal.add("end", job=job.number, state=outcome.state, **fields)
+        fields = {"value": outcome.value, "seconds": round(outcome.seconds, 2), "reason": outcome.reason}
+        journal.add("end", job=job.number, state=outcome.state, **fields)
         source.put(job, outcome)
         display.ended(job, outcome)
 
-    under_way: dict[int, Job] = {}
     try:
         while True:
-            while executor.room():
+            while executor.has_capacity():
                 job = source.take()
                 if job is None:
-                    if not under_way:
+                    if not running:
                         return outcomes
                     break
-                if job.record() is not None:
-                    end(job, judge(job, 0, 0.0), told=False)
+                if job.record() is not None:  # it ended while nobody looked
+                    end(job, judge(job, 0))
                     continue
                 place = executor.start(job)
                 where = os.path.relpath(job.folder, journal.path.parent)
                 journal.add("start", job=job.number, overrides=list(job.overrides), folder=where, place=place)
-                running[job.number], under_way[job.number] = time.monotonic(), job
+                running[job.number] = (job, time.monotonic())
                 display.started(job, place)
-            display.tick()
             executor.wait(0.5)
             for job, code in executor.finished():
-                del under_way[job.number]
-                outcome = judge(job, code, time.monotonic() - running.pop(job.number))
+                outcome = judge(job, code, time.monotonic() - running.pop(job.number)[1])
                 end(job, outcome)
                 if outcome.state == "failed" and fail_fast:
                     raise _FailedFast
     except (KeyboardInterrupt, _FailedFast) as stop:
         executor.stop()
-        for job in under_way.values():
-            seconds = time.monotonic() - running[job.number]
+        for job, began in running.values():
+            seconds = time.monotonic() - began
             complete = job.record() is not None  # it was quicker
             end(job, judge(job, 0, seconds) if complete else Outcome("stopped", seconds=seconds))
         if isinstance(stop, KeyboardInterrupt):

@@ -7,6 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from recur.errors import UserError
+
+MOST_JOBS = 10_000  # of one sweep; each is composed and checked before the first one starts
+
 
 @dataclass(frozen=True)
 class Dimension:
@@ -29,6 +33,13 @@ class Dimension:
     high: float | None = None
     integer: bool = False
     log: bool = False
+
+    @property
+    def size(self) -> float:
+        """How many values there are; infinite for an interval of real numbers."""
+        if self.low is None or self.high is None:
+            return len(self.texts)
+        return self.high - self.low + 1 if self.integer else math.inf
 
     def draw(self, rng: random.Random) -> str:
         """One value at random, as override text."""
@@ -55,14 +66,16 @@ class Space:
         """Every combination, the last dimension fastest.
 
         Raises:
-            ValueError: an interval has no list of values.
+            UserError: an interval has no list of values, or there are too many combinations.
         """
         for dimension in self.dimensions:
             if dimension.low is not None:
-                raise ValueError(
-                    f"a grid cannot list {dimension.key}={dimension.spec}: give its values, or search with "
-                    "hydra/sweeper=random or hydra/sweeper=optuna"
+                raise UserError(
+                    "",
+                    rule=f"a grid cannot list {dimension.key}={dimension.spec}",
+                    remedy="give its values, or search with hydra/sweeper=random or hydra/sweeper=optuna",
                 )
+        check_count(math.prod(len(dimension.texts) for dimension in self.dimensions))
         rows = itertools.product(*[[f"{d.key}={text}" for text in d.texts] for d in self.dimensions])
         return [(*self.fixed.values(), *row) for row in rows]
 
@@ -73,10 +86,18 @@ class Space:
         """
         varied = [d for d in self.dimensions if d.key != "seed"]
         seeds = [f"seed={text}" for d in self.dimensions if d.key == "seed" for text in d.texts]
-        if all(d.low is None for d in varied) and math.prod(len(d.texts) for d in varied) <= count:
+        sizes = [d.size for d in varied]
+        if all(d.low is None for d in varied) and math.prod(sizes) <= count:
             return self.grid()
+        check_count(count * max(1, len(seeds)))
+        if math.prod(sizes) < count:
+            raise UserError(
+                "hydra.sweeper.n_trials", count, f"is more than the {math.prod(sizes):.0f} settings that there are"
+            )
         rng, drawn = random.Random(seed), dict[tuple[str, ...], None]()  # noqa: S311
-        while len(drawn) < count:
+        for _ in range(1000 * count):  # few settings left are drawn late; a narrow interval may have fewer numbers
+            if len(drawn) == count:
+                break
             drawn[tuple(f"{d.key}={d.draw(rng)}" for d in varied)] = None
         return [(*self.fixed.values(), *row, *([s] if s else [])) for row in drawn for s in (seeds or [""])]
 
@@ -84,6 +105,20 @@ class Space:
         """Plain values by which two spaces are compared."""
         varied = {d.key: sorted(d.texts) if d.low is None else "".join(d.spec.split()) for d in self.dimensions}
         return {"fixed": dict(self.fixed), "varied": varied}
+
+
+def check_count(count: float) -> None:
+    """Refuse a sweep that nobody can mean.
+
+    Raises:
+        UserError: it has too many jobs.
+    """
+    if count > MOST_JOBS:
+        raise UserError(
+            "a sweep",
+            rule=f"can have at most {MOST_JOBS:,} jobs, this one would have {count:,.0f}",
+            remedy="give fewer values, or search with hydra/sweeper=random or hydra/sweeper=optuna",
+        )
 
 
 def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -107,46 +142,72 @@ def parse(params: Mapping[str, Any] | None, arguments: Iterable[str], config_loa
     """Read the sweeper's `params` and, over them, what was typed.
 
     Raises:
-        ValueError: a range or an interval without values, a seed that is an interval.
+        UserError: a range or an interval without values, a value that comes twice, a seed that is an interval.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     texts = [f"{key}={value}" for key, value in (params or {}).items()]
     parser = OverridesParser.create(config_loader=config_loader)
-    found: dict[str, str | Dimension] = {}
+    last: dict[str, str | Dimension] = {}
     for override in parser.parse_overrides([*texts, *arguments]):
         key = override.get_key_element()
         if key == "resume":
             continue
-        found.pop(key, None)  # what is typed comes last
+        last.pop(key, None)  # what is typed comes last
         if override.is_sweep_override():
-            found[key] = _dimension(key, override)
+            last[key] = _dimension(key, override)
         else:
-            found[key] = str(override.input_line)
+            last[key] = str(override.input_line)
     return Space(
-        {key: value for key, value in found.items() if isinstance(value, str)},
-        [value for value in found.values() if isinstance(value, Dimension)],
+        {key: value for key, value in last.items() if isinstance(value, str)},
+        [value for value in last.values() if isinstance(value, Dimension)],
     )
 
 
 def _dimension(key: str, override: Any) -> Dimension:
-    from hydra.core.override_parser.types import IntervalSweep
+    from hydra.core.override_parser.types import IntervalSweep, RangeSweep
 
     value, spec = override.value(), str(override.input_line).partition("=")[2]
+    if isinstance(value, RangeSweep):
+        _check_range(f"{key}={spec}", value)
     if not isinstance(value, IntervalSweep):
-        texts = tuple(dict.fromkeys(override.sweep_string_iterator()))
+        texts = tuple(itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1))
+        check_count(len(texts))
         if not texts:
-            raise ValueError(f"{key}={spec} has no values: the end of a range is not part of it")
+            raise UserError(f"{key}={spec}", rule="has no values", remedy="the end of a range is not part of it")
+        seen = set[float | str]()
+        for text in texts:
+            if _value(text) in seen:
+                raise UserError(f"{key}={spec}", rule=f"has the value {text} twice", remedy="give each value once")
+            seen.add(_value(text))
         return Dimension(key, spec, texts)
     if key == "seed":
-        raise ValueError(f"seed={spec}: seeds are listed, as in seed=0,1,2")
+        raise UserError(f"seed={spec}:", rule="seeds are listed", remedy="as in seed=0,1,2")
     assert value.start is not None
     assert value.end is not None
     low, high = value.start, value.end
     log = "log" in value.tags
     integer = isinstance(low, int) and isinstance(high, int) and spec.replace(" ", "").find("int(") >= 0
-    if not low < high:
-        raise ValueError(f"{key}={spec} is empty: its first number must be below its second")
+    if not (low < high and math.isfinite(low) and math.isfinite(high)):
+        raise UserError(
+            f"{key}={spec}", rule="is empty", remedy="its first number must be below its second, both finite"
+        )
     if log and low <= 0:
-        raise ValueError(f"{key}={spec}: a log interval needs numbers above 0")
+        raise UserError(f"{key}={spec}", rule="needs numbers above 0", remedy="a log interval has no place for others")
     return Dimension(key, spec, (), low, high, integer, log)
+
+
+def _check_range(text: str, value: Any) -> None:
+    """Refuse a range before it is listed: that of a hundred million numbers takes minutes and all memory."""
+    start, stop, step = float(value.start), float(value.stop), float(value.step)
+    if not all(map(math.isfinite, (start, stop, step))) or step == 0:
+        raise UserError(text, rule="is no range", remedy="its ends must be finite and its step not 0")
+    check_count((stop - start) / step)
+
+
+def _value(text: str) -> float | str:
+    """What a text means, as far as two texts of the same meaning can be known: `0.1` and `1e-1`."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

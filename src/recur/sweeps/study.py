@@ -1,7 +1,7 @@
 """Optuna's search as a source of jobs: a setting is asked for when a slot is free, never before.
 
-The study lives in a journal file in the sweep's folder. The sweep asks and tells; the jobs themselves report their
-validations there and hear whether going on is hopeless. Job n is trial n.
+The study lives in a journal file in the sweep's folder. The sweep asks for settings and reports results; a job itself
+reports its validations there and stops where the pruner says so. Job n is trial n.
 """
 
 import json
@@ -10,90 +10,234 @@ import math
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
+from filelock import FileLock
+
+from recur.errors import UserError
+from recur.runs import journal as run_journal
 from recur.runs.metrics import metric
+from recur.sweeps.extras import require_extra
 from recur.sweeps.job import TRIAL, Job
 from recur.sweeps.runner import Outcome
 from recur.sweeps.space import Dimension, Space
 
 JOURNAL = "optuna.journal"
-LOCK_FILE_SUFFIX = ".lock"  # Optuna's
 NAME = "recur"
 
 
 def require() -> Any:
-    """Optuna itself.
+    """Optuna itself, silent.
 
     Raises:
-        ValueError: it is not installed.
+        UserError: it is not installed.
     """
-    try:
-        import optuna
-    except ImportError:
-        raise ValueError("hydra/sweeper=optuna needs the extra optuna: pip install 'recur[optuna]'") from None
+    optuna = require_extra("optuna", "optuna", "hydra/sweeper=optuna")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("optuna").setLevel(logging.ERROR)
     return optuna
 
 
-def storage(journal: Path) -> Any:
-    """The study's journal file; any number of processes may use it."""
-    optuna = require()
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Optuna calls its own journal, samplers and pruners experimental; a resumed run repeats steps it reported."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna calls its own journal experimental
-        return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
+        warnings.simplefilter("ignore")
+        yield
 
 
-def pruner(kind: str | None, settings: Mapping[str, Any]) -> Any:
-    """The rule by which hopeless trials stop.
+def storage(journal: Path) -> Any:
+    """The study's journal file; any number of processes may use it.
+
+    It is locked by the operating system, which frees the lock of a process that is killed.
+    """
+    optuna = require()
+    files = optuna.storages.journal
+
+    class Lock(files.JournalFileOpenLock):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            self._held = FileLock(f"{journal}.lock")
+
+        def acquire(self) -> bool:
+            self._held.acquire()
+            return True
+
+        def release(self) -> None:
+            self._held.release()
+
+    with _without_warnings():
+        return optuna.storages.JournalStorage(files.JournalFileBackend(str(journal), Lock()))
+
+
+@dataclass(frozen=True)
+class Pruner:
+    """The keys of `hydra.sweeper.pruner`.
 
     Args:
         kind: `median`, `hyperband` or None.
-        settings: `warmup` validations that every trial may take, `startup` trials that all run to their end; of
-            Hyperband the fewest validations `warmup` and the `reduction` factor.
+        startup: of median, trials that all run to their end.
+        warmup: validations that every trial may take; of Hyperband the fewest.
+        reduction: of Hyperband, what part of the trials goes on: one in so many.
 
     Raises:
-        ValueError: there is no such rule.
+        UserError: a value that Optuna would refuse.
     """
-    optuna = require()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if kind is None:
-            return optuna.pruners.NopPruner()
-        if kind == "median":
-            return optuna.pruners.MedianPruner(
-                n_startup_trials=int(settings["startup"]), n_warmup_steps=int(settings["warmup"])
-            )
-        if kind == "hyperband":
-            return optuna.pruners.HyperbandPruner(
-                min_resource=max(1, int(settings["warmup"])), reduction_factor=int(settings["reduction"])
-            )
-    raise ValueError(f"hydra.sweeper.pruner.kind can be median, hyperband or null, got {kind!r}")
+
+    kind: str | None = None
+    startup: int = 5
+    warmup: int = 1
+    reduction: int = 3
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.kind not in ("median", "hyperband", None):
+            raise UserError("hydra.sweeper.pruner.kind", self.kind, "must be median, hyperband or null")
+        for name, least in (("startup", 0), ("warmup", 0), ("reduction", 2)):
+            _whole(f"hydra.sweeper.pruner.{name}", getattr(self, name), least)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "Pruner":
+        """From plain settings.
+
+        Raises:
+            UserError: a key that there is not, or a wrong value.
+        """
+        known = ("kind", "startup", "warmup", "reduction")
+        unknown = [key for key in settings if key not in known]
+        if unknown:
+            raise UserError(f"hydra.sweeper.pruner.{unknown[0]}", rule=f"is no key: there are {', '.join(known)}")
+        return cls(**settings)
+
+    def rule(self) -> Any:
+        """The pruner in Optuna's words."""
+        pruners = require().pruners
+        with _without_warnings():
+            if self.kind == "median":
+                return pruners.MedianPruner(n_startup_trials=self.startup, n_warmup_steps=self.warmup)
+            if self.kind == "hyperband":
+                return pruners.HyperbandPruner(min_resource=max(1, self.warmup), reduction_factor=self.reduction)
+        return pruners.NopPruner()
 
 
-def trial_of(told: str) -> Any:
+def _whole(key: str, value: Any, least: int) -> None:
+    if type(value) is not int or value < least:
+        raise UserError(key, value, f"must be a whole number of at least {least}")
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How a study chooses.
+
+    Args:
+        objectives: metric name to `max` or `min`.
+        n_trials: how many trials to bring to an end.
+        sampler: `tpe` or `random`.
+        startup_trials: trials at random before TPE models anything.
+        seed: of the sampler.
+        pruner: when a trial stops early.
+
+    Raises:
+        UserError: a value that Optuna would refuse.
+    """
+
+    objectives: Mapping[str, str]
+    n_trials: int
+    sampler: str = "tpe"
+    startup_trials: int = 8
+    seed: int = 0
+    pruner: Pruner = Pruner()
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name, least in (("n_trials", 1), ("startup_trials", 0), ("seed", 0)):
+            _whole(f"hydra.sweeper.{name}", getattr(self, name), least)
+        if self.sampler not in ("tpe", "random"):
+            raise UserError("hydra.sweeper.sampler", self.sampler, "must be tpe or random")
+        for name, mode in self.objectives.items():
+            if mode not in ("max", "min"):
+                raise UserError(f"hydra.sweeper.objectives.{name}", mode, "must be max or min")
+
+    def rule(self) -> Any:
+        """The sampler in Optuna's words."""
+        samplers = require().samplers
+        with _without_warnings():
+            if self.sampler == "random":
+                return samplers.RandomSampler(seed=self.seed)
+            return samplers.TPESampler(
+                n_startup_trials=self.startup_trials, multivariate=True, constant_liar=True, seed=self.seed
+            )
+
+
+def trial_of(description: str) -> Any:
     """The trial that a job belongs to, from what the sweep put into its environment."""
     optuna = require()
-    content = json.loads(told)
-    rule = pruner(content["pruner"].get("kind"), content["pruner"])
-    study = optuna.load_study(study_name=NAME, storage=storage(Path(content["journal"])), pruner=rule)
-    found = next(trial for trial in study.get_trials(deepcopy=False) if trial.number == content["trial"])
-    return optuna.trial.Trial(study, found._trial_id)
+    content = json.loads(description)
+    stored = storage(Path(content["journal"]))
+    study = optuna.load_study(study_name=NAME, storage=stored, pruner=Pruner.of(content["pruner"]).rule())
+    number = stored.get_trial_id_from_study_id_trial_number(stored.get_study_id_from_name(NAME), content["trial"])
+    return optuna.trial.Trial(study, number)
+
+
+class Pruning(pl.Callback):
+    """Reports every validation of a job to its study, and stops the run where the pruner says so.
+
+    It stands after the callback that writes the validations down.
+
+    Args:
+        folder: the run's folder.
+        monitor: name of the metric to report.
+        description: of the trial; by default what the sweep put into the environment.
+
+    Attributes:
+        pruned: whether the study ended the run.
+    """
+
+    def __init__(self, folder: Path, monitor: str, description: str | None = None) -> None:
+        self._folder, self._monitor = folder, monitor
+        self._description = os.environ[TRIAL] if description is None else description
+        self._trial: Any = None
+        self.pruned = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether there is no point in going on."""
+        return {"pruned": self.pruned}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """A run that was pruned stays so, should it be started again before it could end."""
+        self.pruned = state_dict["pruned"]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report on rank 0, and stop on all ranks."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        stop = False
+        if trainer.is_global_zero and self._monitor in trainer.callback_metrics:
+            self._trial = self._trial or trial_of(self._description)
+            with _without_warnings():
+                step = len(run_journal.read_validations(self._folder))
+                self._trial.report(float(trainer.callback_metrics[self._monitor]), step=step)
+                stop = bool(self._trial.should_prune())
+        if trainer.strategy.broadcast(stop):
+            self.pruned = trainer.should_stop = True
 
 
 def distribution(dimension: Dimension) -> Any:
     """A dimension in Optuna's words.
 
     Raises:
-        ValueError: it is the seed, which is nothing to be optimised.
+        UserError: it is the seed, which is nothing to be optimised.
     """
     optuna = require()
     if dimension.key == "seed":
-        raise ValueError(
-            "optuna cannot search over seed: it would choose a lucky one; drop it, or search with hydra/sweeper=random"
+        raise UserError(
+            "seed",
+            rule="cannot be searched over by optuna, which would choose a lucky one",
+            remedy="leave it out, or search with hydra/sweeper=random",
         )
     if dimension.low is None or dimension.high is None:
         if dimension.spec.startswith("range(") and len(dimension.texts) > 2:  # their order means something
@@ -128,12 +272,13 @@ def _text(dimension: Dimension, value: Any) -> str:
     return str(value) if dimension.integer else repr(float(value))
 
 
-def _clear_up(journal: Path) -> None:
-    """Mend what a killed process left of a journal that nobody else uses now: its lock, half of a last line.
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values of a setting are the same; a step of a range may differ by rounding."""
+    return one == other if isinstance(one, str) or isinstance(other, str) else math.isclose(one, other, rel_tol=1e-9)
 
-    Optuna would wait for the lock for half a minute, and never read a journal with half a line in its middle.
-    """
-    Path(f"{journal}{LOCK_FILE_SUFFIX}").unlink(missing_ok=True)
+
+def _cut_last_line(journal: Path) -> None:
+    """Remove the half of a last line that a killed process left: Optuna would never read beyond it."""
     if journal.is_file() and not (content := journal.read_bytes()).endswith(b"\n"):
         os.truncate(journal, content.rfind(b"\n") + 1)
 
@@ -145,15 +290,9 @@ class Trials:
         folder: of the sweep.
         space: what is searched.
         make_job: (number, overrides) to a job.
-        objectives: metric name to `max` or `min`.
-        n_trials: how many trials to bring to an end, failed ones of this sitting included.
-        sampler: `tpe` or `random`.
-        startup: trials at random before TPE models anything.
-        seed: of the sampler.
-        pruning: `kind` and settings of the pruner.
-
-    Raises:
-        ValueError: pruning with several objectives, which Optuna cannot do.
+        settings: how to choose.
+        known: overrides of the jobs that the sweep began earlier, by number; trials that the study's journal has lost
+            are restored from them.
     """
 
     def __init__(
@@ -161,89 +300,151 @@ class Trials:
         folder: Path,
         space: Space,
         make_job: Callable[[int, tuple[str, ...]], Job],
-        objectives: Mapping[str, str],
-        n_trials: int,
-        sampler: str,
-        startup: int,
-        seed: int,
-        pruning: Mapping[str, Any],
+        settings: SearchSettings,
+        known: Mapping[int, tuple[str, ...]] | None = None,
     ) -> None:
-        optuna = require()
-        self._space, self._make, self._objectives, self.total = space, make_job, dict(objectives), n_trials
+        self._space, self._make, self._settings = space, make_job, settings
+        self.total = settings.n_trials
         self._distributions = {d.key: distribution(d) for d in space.dimensions}
-        self._pruning = dict(pruning)
-        rule = pruner(pruning.get("kind"), pruning)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if sampler == "tpe":
-                chooser = optuna.samplers.TPESampler(
-                    n_startup_trials=startup, multivariate=True, constant_liar=True, seed=seed
-                )
-            elif sampler == "random":
-                chooser = optuna.samplers.RandomSampler(seed=seed)
-            else:
-                raise ValueError(f"hydra.sweeper.sampler can be tpe or random, got {sampler!r}")
         self._journal = (folder / JOURNAL).absolute()
-        self._open = lambda: optuna.create_study(
-            study_name=NAME,
-            storage=storage(self._journal),
-            sampler=chooser,
-            pruner=rule,
-            directions=["maximize" if mode == "max" else "minimize" for mode in self._objectives.values()],
-            load_if_exists=True,
-        )
+        self._known = dict(known or {})
         self._study: Any = None
         self._again: deque[Job] = deque()
         self._budget = 0
 
-    def _begin(self) -> None:
-        """Open the study; take up what an earlier sitting left running."""
-        _clear_up(self._journal)
+    def _open(self) -> Any:
+        """The study of this sweep.
+
+        Raises:
+            UserError: its journal is damaged.
+        """
+        optuna, modes = require(), self._settings.objectives.values()
+        _cut_last_line(self._journal)
+        try:
+            with _without_warnings():
+                study = optuna.create_study(
+                    study_name=NAME,
+                    storage=storage(self._journal),
+                    sampler=self._settings.rule(),
+                    pruner=self._settings.pruner.rule(),
+                    directions=["maximize" if mode == "max" else "minimize" for mode in modes],
+                    load_if_exists=True,
+                )
+                study.get_trials(deepcopy=False)
+        except OSError:
+            raise
+        except Exception as error:  # a damaged line makes Optuna fail in any way whatever
+            raise UserError(
+                str(self._journal),
+                rule=f"cannot be read by Optuna ({type(error).__name__})",
+                remedy="move it away: it will be restored from the sweep's own journal",
+            ) from error
+        return study
+
+    def completed(self) -> list[Job]:
+        """Open the study; jobs of the trials that have ended."""
         self._study = self._open()
+        self._restore()
         states = require().trial.TrialState
-        ended = 0
+        self._budget, ended = self.total, []
         for trial in self._study.get_trials(deepcopy=False):
             if trial.state in (states.COMPLETE, states.PRUNED):
-                ended += 1
+                self._budget -= 1
+                ended.append(self._job(trial))
             elif trial.state == states.RUNNING:
                 if set(trial.params) == set(self._distributions):
                     self._again.append(self._job(trial))
                 else:  # cut while it was being asked for
                     self._study.tell(trial.number, state=states.FAIL)
-        self._budget = self.total - ended
+        return [job for job in ended if job.record() is not None]
+
+    def _restore(self) -> None:
+        """Add the trials that the study's journal has lost: job n must stay trial n.
+
+        Raises:
+            UserError: a trial has other settings than the job of its number.
+        """
+        optuna, states = require(), require().trial.TrialState
+        trials = self._study.get_trials(deepcopy=False)
+        for trial in trials:
+            known = self._known.get(trial.number)
+            params = self._params(known or ())
+            if (
+                params
+                and set(trial.params) == set(params)
+                and not all(_same(value, trial.params[key]) for key, value in params.items())
+            ):
+                raise UserError(
+                    str(self._journal),
+                    rule=f"has other settings for trial {trial.number} than job {trial.number} ran with",
+                    remedy="move it away: it will be restored from the sweep's own journal",
+                )
+        for number in range(len(trials), max(self._known, default=-1) + 1):
+            params = self._params(self._known.get(number, ()))
+            content: dict[str, Any] = {"state": states.FAIL}
+            if params:
+                content = {"state": states.RUNNING, "params": params, "distributions": self._distributions}
+                record = self._make(number, self._known[number]).record()
+                values = self._values(record or {})
+                if record is not None and record.get("pruned"):
+                    content |= {"state": states.PRUNED}
+                elif record is not None:
+                    content |= {"state": states.COMPLETE, "values": values} if values else {"state": states.FAIL}
+            with _without_warnings():
+                self._study.add_trial(optuna.trial.create_trial(**content))
+
+    def _params(self, overrides: tuple[str, ...]) -> dict[str, Any]:
+        """The values of the searched settings in a job's overrides; empty where one is missing or cannot be."""
+        texts = dict(text.partition("=")[::2] for text in overrides)
+        params = {}
+        for key, distributed in self._distributions.items():
+            kind = {"IntDistribution": int, "FloatDistribution": float}.get(type(distributed).__name__, str)
+            try:
+                params[key] = kind(texts[key])
+            except (KeyError, ValueError):
+                return {}
+            if not (isinstance(params[key], str) or distributed.low <= params[key] <= distributed.high):
+                return {}
+            if isinstance(params[key], str) and params[key] not in distributed.choices:
+                return {}
+        return params
+
+    def _values(self, record: Mapping[str, Any]) -> list[float] | None:
+        values = [metric(record, name) for name in self._settings.objectives]
+        known = [value for value in values if value is not None and math.isfinite(value)]
+        return known if len(known) == len(values) else None
 
     def _job(self, trial: Any) -> Job:
         rows = [f"{d.key}={_text(d, trial.params[d.key])}" for d in self._space.dimensions]
         job = self._make(trial.number, (*self._space.fixed.values(), *rows))
-        told = {"journal": str(self._journal), "trial": trial.number, "pruner": self._pruning}
-        job.environment[TRIAL] = json.dumps(told)
+        if len(self._settings.objectives) == 1:  # Optuna takes no reports of a trial with several
+            pruner = self._settings.pruner
+            content = {"journal": str(self._journal), "trial": trial.number, "pruner": vars(pruner)}
+            job.environment[TRIAL] = json.dumps(content)
         return job
 
     def take(self) -> Job | None:
         """Ask for the next setting."""
         if self._study is None:
-            self._begin()
+            self.completed()
         if self._budget <= 0:
             return None
         self._budget -= 1
         if self._again:
             return self._again.popleft()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _without_warnings():
             return self._job(self._study.ask(self._distributions))
 
     def put(self, job: Job, outcome: Outcome) -> None:
-        """Tell the study; a job that was stopped stays a running trial, to be gone on with."""
+        """Report a result; the trial of a job that was stopped stays running, to be continued."""
         states = require().trial.TrialState
         if outcome.state == "stopped":
             return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        values = self._values(outcome.record or {})
+        with _without_warnings():
             if outcome.state == "pruned":
                 self._study.tell(job.number, state=states.PRUNED)
-                return
-            values = [metric(outcome.record or {}, name) for name in self._objectives]
-            if outcome.state == "done" and all(v is not None and math.isfinite(v) for v in values):
+            elif outcome.state == "done" and values:
                 self._study.tell(job.number, values)
             else:
                 self._study.tell(job.number, state=states.FAIL)

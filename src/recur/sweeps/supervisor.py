@@ -1,12 +1,13 @@
-"""Keeps one job: it dies with whoever asked for it, and takes its whole family along.
+"""Supervises one job: it ends when the sweep that started it does, and all processes of the job with it.
 
     python supervisor.py LOCK GRACE COMMAND...
 
-Standard input is a lifeline: when it closes, because the sweep was killed however rudely, the job's process group is
-killed at once. SIGTERM ends the group gently and, after GRACE seconds, rudely. While the job lives, LOCK is locked, so
-a sweep that is resumed can wait until nothing of its former life is left.
+Standard input is a lifeline: when it closes, because the sweep was killed, the job's process group is killed at once.
+SIGTERM is passed on to the group, SIGKILL follows after GRACE seconds. While the job lives, LOCK is locked, so a sweep
+that is resumed can wait until no process of its jobs is left.
 
-Nothing but quick parts of the standard library: a slot is idle until this has started.
+Nothing but quick parts of the standard library (`flock` by hand and not `filelock`): a slot is idle until this has
+started, and the lock must pass to the job.
 """
 
 import fcntl
@@ -22,10 +23,10 @@ def main(lock: str, grace: float, command: list[str]) -> int:
     held = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     fcntl.flock(held, fcntl.LOCK_EX)
     os.set_inheritable(held, True)  # the job holds the lock too: it may outlive a killed supervisor
-    told, tell = os.pipe()
-    os.set_blocking(tell, False)
-    os.set_blocking(told, False)
-    signal.set_wakeup_fd(tell)
+    awake, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    os.set_blocking(awake, False)
+    signal.set_wakeup_fd(wakeup)
     for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     try:
@@ -47,7 +48,7 @@ def main(lock: str, grace: float, command: list[str]) -> int:
         except (ProcessLookupError, PermissionError):
             pass
 
-    watched, until = [0, told], None
+    watched, until = [0, awake], None
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
@@ -56,7 +57,7 @@ def main(lock: str, grace: float, command: list[str]) -> int:
         if 0 in ready and not os.read(0, 1):
             watched.remove(0)
             kill(signal.SIGKILL)
-        if told in ready and signal.SIGTERM in os.read(told, 64) and until is None:
+        if awake in ready and signal.SIGTERM in os.read(awake, 64) and until is None:
             kill(signal.SIGTERM)
             until = time.monotonic() + grace
         if until is not None and time.monotonic() >= until:

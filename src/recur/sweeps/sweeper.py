@@ -1,18 +1,18 @@
-"""The sweepers: a grid, settings at random, or Optuna's search; all read Hydra's syntax and know how to go on."""
+"""The sweepers: a grid, settings at random, or Optuna's search; all read Hydra's syntax and can resume."""
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any
 
 from hydra.core.plugins import Plugins
-from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from recur.errors import UserError
 from recur.runs.metrics import check_metric, family_of
 from recur.sweeps import space as spaces
 from recur.sweeps.launcher import FreshProcessLauncher, Plan, leave
-from recur.sweeps.runner import Listed
 
 
 class OwnSweeper(Sweeper):
@@ -22,24 +22,36 @@ class OwnSweeper(Sweeper):
         params: settings and their values in Hydra's syntax; what is typed goes before them.
     """
 
+    launcher: FreshProcessLauncher
+
     def __init__(self, params: Any) -> None:
         self.params = dict(params or {})
-        self.launcher: Launcher | None = None
         self.context: Any = None
         self.config: Any = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Make the launcher."""
+        """Make the launcher.
+
+        Raises:
+            UserError: it is a launcher of another package.
+        """
         self.context, self.config = hydra_context, config
-        self.launcher = Plugins.instance().instantiate_launcher(
+        launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        if not isinstance(launcher, FreshProcessLauncher):
+            raise UserError(
+                f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']}",
+                rule="starts no processes of its own, which a run of recur needs",
+                remedy="choose hydra/launcher=slots, ray or submitit_slurm",
+            )
+        self.launcher = launcher
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the sweep; leaves with exit code 1 where a job failed.
 
         Raises:
-            ValueError: what is to be searched makes no sense; nothing was started.
+            UserError: what is to be searched makes no sense; nothing was started.
         """
         space = spaces.parse(self.params, arguments, self.context.config_loader)
         return self.search(space)
@@ -50,15 +62,10 @@ class OwnSweeper(Sweeper):
 
     def run_list(self, search: str, space: spaces.Space, rows: list[tuple[str, ...]]) -> Any:
         """Run settings known beforehand."""
-        launcher = self.launcher
-        if not isinstance(launcher, FreshProcessLauncher):
-            assert launcher is not None
-            self.validate_batch_is_legal(rows)
-            return [[result.return_value for result in launcher.launch(rows, initial_job_idx=0)]]
-        jobs = launcher.jobs(rows)
-        plan = launcher.plan_of_list(search, jobs, space.as_record())
-        outcomes = launcher.run(Listed(jobs), plan, launcher.executor([job.needs for job in jobs], len(jobs)))
-        leave(outcomes, plan.total, launcher.folder)
+        jobs = self.launcher.jobs(rows)
+        plan = self.launcher.plan_of_list(search, jobs, space.as_record())
+        outcomes = self.launcher.run_list(jobs, plan)
+        leave(outcomes, plan.total, self.launcher.folder)
         return {number: outcome.value for number, outcome in outcomes.items()}
 
 
@@ -77,12 +84,17 @@ class Random(OwnSweeper):
         params: settings and their values.
         n_trials: how many different settings; each runs with every listed `seed`.
         seed: of the drawing.
+
+    Raises:
+        UserError: a number is none.
     """
 
     def __init__(self, params: Any, n_trials: int, seed: int) -> None:
         super().__init__(params)
-        if not isinstance(n_trials, int) or n_trials < 1:
-            raise ValueError(f"hydra.sweeper.n_trials must be a whole number from 1, got {n_trials!r}")
+        if type(n_trials) is not int or n_trials < 1:
+            raise UserError("hydra.sweeper.n_trials", n_trials, "must be a whole number of at least 1")
+        if type(seed) is not int:
+            raise UserError("hydra.sweeper.seed", seed, "must be a whole number")
         self.n_trials, self.seed = n_trials, seed
 
     def search(self, space: spaces.Space) -> Any:
@@ -101,6 +113,9 @@ class Optuna(OwnSweeper):
         startup_trials: trials at random before TPE models anything.
         seed: of the sampler.
         pruner: `kind` (`median`, `hyperband` or None), `startup`, `warmup`, `reduction`.
+
+    Raises:
+        UserError: Optuna is not installed, or it would refuse a value.
     """
 
     def __init__(
@@ -113,52 +128,53 @@ class Optuna(OwnSweeper):
         seed: int,
         pruner: Any,
     ) -> None:
+        from recur.sweeps import study
+
         super().__init__(params)
-        if not isinstance(n_trials, int) or n_trials < 1:
-            raise ValueError(f"hydra.sweeper.n_trials must be a whole number from 1, got {n_trials!r}")
-        self.n_trials, self.sampler, self.startup, self.seed = n_trials, sampler, startup_trials, seed
-        self.objectives, self.pruner = dict(objectives or {}), dict(pruner or {})
+        study.require()
+        objectives = {str(name): str(mode) for name, mode in dict(objectives or {}).items()}
+        rule = study.Pruner.of(dict(pruner or {}))
+        self.settings = study.SearchSettings(objectives, n_trials, sampler, startup_trials, seed, rule)
 
     def search(self, space: spaces.Space) -> Any:
         """Check the ends of the space, then let the study choose."""
         from recur.sweeps import study
 
-        study.require()
         launcher = self.launcher
-        if not isinstance(launcher, FreshProcessLauncher):
-            raise ValueError("hydra/sweeper=optuna needs hydra/launcher=slots, ray or submitit_slurm")
         if not space.dimensions:
-            raise ValueError(
-                "there is nothing to search: give settings with several values, as in optimizer.lr=1e-3,1e-2"
+            raise UserError(
+                "hydra/sweeper=optuna",
+                rule="has nothing to search",
+                remedy="give settings with several values, as in optimizer.lr=1e-3,1e-2",
             )
+        spaces.check_count(self.settings.n_trials)
         probes = [launcher.job(number, row) for number, row in enumerate(study.probes(space))]
         checked = launcher.plan_of_list("optuna", probes, space.as_record())
-        objectives = {str(k): str(v) for k, v in self.objectives.items()} or {checked.monitor: checked.mode}
-        config = launcher.compose(0, probes[0].overrides)
-        family = family_of(str(OmegaConf.select(config, "model._target_", default="")))
-        for name, mode in objectives.items():
-            check_metric(name, family, resources=True, key="hydra.sweeper.objectives")
-            if mode not in ("max", "min"):
-                raise ValueError(f"hydra.sweeper.objectives.{name} must be max or min, got {mode!r}")
-        pruned_by = self.pruner.get("kind")
-        if pruned_by is not None and (len(objectives) > 1 or checked.monitor not in objectives):
-            raise ValueError(
-                f"pruning needs {checked.monitor} as the one objective, got {', '.join(objectives)}: "
-                "set hydra.sweeper.pruner.kind=null"
-            )
+        settings = self._with_objectives(checked, launcher.compose(0, probes[0].overrides))
+        objectives = dict(settings.objectives)
         monitor, mode = next(iter(objectives.items()))
-        plan = Plan("optuna", checked.space, self.n_trials, monitor, mode, tuple(space.fixed.values()), objectives)
-        source = study.Trials(
-            launcher.folder,
-            space,
-            launcher.job,
-            objectives,
-            self.n_trials,
-            self.sampler,
-            self.startup,
-            self.seed,
-            self.pruner,
-        )
-        outcomes = launcher.run(source, plan, launcher.executor([job.needs for job in probes], self.n_trials))
+        total = settings.n_trials
+        plan = Plan("optuna", checked.space, total, monitor, mode, tuple(space.fixed.values()), objectives)
+        source = study.Trials(launcher.folder, space, launcher.job, settings, launcher.known_jobs())
+        executor = launcher.executor([job.needs for job in probes], total)
+        outcomes = launcher.run(source, plan, executor, lambda: launcher.check_new_folders(probes[0], total))
         leave(outcomes, plan.total, launcher.folder)
         return {number: outcome.value for number, outcome in outcomes.items()}
+
+    def _with_objectives(self, checked: Plan, config: DictConfig) -> Any:
+        """The settings of the study, with the runs' own metric where no objectives are given.
+
+        Raises:
+            UserError: an objective that no run writes, or pruning by another metric than the one objective.
+        """
+        objectives = dict(self.settings.objectives) or {checked.monitor: checked.mode}
+        family = family_of(str(OmegaConf.select(config, "model._target_", default="")))
+        for name in objectives:
+            check_metric(name, family, resources=True, key="hydra.sweeper.objectives")
+        if self.settings.pruner.kind is not None and (len(objectives) > 1 or checked.monitor not in objectives):
+            raise UserError(
+                "",
+                rule=f"pruning needs {checked.monitor} as the one objective, got {', '.join(objectives)}",
+                remedy="set hydra.sweeper.pruner.kind=null",
+            )
+        return replace(self.settings, objectives=objectives)

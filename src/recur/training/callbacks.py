@@ -2,10 +2,8 @@
 
 import hashlib
 import math
-import os
 import sys
 import time
-import warnings
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from recur.data.corpus import readable
 from recur.render import escape_controls
 from recur.runs import journal
-from recur.sweeps.job import TRIAL
 
 
 def early_stopping(monitor: str, mode: str, patience: int | None) -> EarlyStopping | None:
@@ -318,69 +315,34 @@ class Samples(Callback):
 
 
 class ValidationLog(pl.Callback):
-    """Adds every validation to `history.jsonl`; in an Optuna sweep it reports the metric and stops a hopeless run.
+    """Adds every validation to `history.jsonl`.
 
     Args:
         folder: the run's folder.
-        monitor: name of the metric to report.
-
-    Attributes:
-        pruned: whether the study called the run off.
     """
 
-    def __init__(self, folder: Path, monitor: str) -> None:
-        self._folder, self._monitor = folder, monitor
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._started = time.monotonic()
-        self._trial: Any = None
-        self.pruned = False
-
-    def state_dict(self) -> dict[str, Any]:
-        """Whether there is no point in going on."""
-        return {"pruned": self.pruned}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """A run called off stays so, should it be started once more before it could say so."""
-        self.pruned = state_dict["pruned"]
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find the trial of which this run is a part."""
-        told = os.environ.get(TRIAL)
-        if told and trainer.is_global_zero:
-            from recur.sweeps.study import trial_of
-
-            self._trial = trial_of(told)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write, report, and stop on all ranks where rank 0 is told to."""
-        if trainer.sanity_checking or trainer.state.fn != "fit":
+        """Write what was measured, on rank 0."""
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
         metrics = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()
             if name.startswith(("val/", "train/"))
         }
-        stop = False
-        if trainer.is_global_zero:
-            epoch, done = progress(trainer)
-            entry = {
-                "step": trainer.global_step,
-                "epoch": round(epoch, 3),
-                "done": round(done, 4),
-                "seconds": round(time.monotonic() - self._started, 2),
-                "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
-            }
-            journal.append_validation(self._folder, entry)
-            stop = self._report(metrics)
-        if os.environ.get(TRIAL) and trainer.strategy.broadcast(stop):
-            self.pruned = trainer.should_stop = True
-
-    def _report(self, metrics: dict[str, float]) -> bool:
-        if self._trial is None or self._monitor not in metrics:
-            return False
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a resumed run repeats steps that were reported
-            self._trial.report(metrics[self._monitor], step=len(journal.read_validations(self._folder)))
-            return bool(self._trial.should_prune())
+        epoch, done = progress(trainer)
+        entry = {
+            "step": trainer.global_step,
+            "epoch": round(epoch, 3),
+            "done": round(done, 4),
+            "seconds": round(time.monotonic() - self._started, 2),
+            "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+        }
+        journal.append_validation(self._folder, entry)
 
 
 def progress(trainer: pl.Trainer) -> tuple[float, float]:

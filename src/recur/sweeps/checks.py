@@ -1,0 +1,68 @@
+"""Checks of the configs of a sweep's jobs, all before the first job starts.
+
+Each config goes through what `recur.train` does with it before it reads any data, so that a value which a job would
+refuse is refused by the sweep.
+"""
+
+import json
+import logging
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from recur.errors import UserError
+
+
+class ConfigChecks:
+    """Collects configs until `run`; configs that differ in nothing but their seed are checked once.
+
+    Args:
+        remote: whether jobs run on other machines: this one need not have their devices then.
+    """
+
+    def __init__(self, remote: bool) -> None:
+        self._remote = remote
+        self._waiting: dict[str, dict[str, Any]] | None = {}
+
+    def add(self, cfg: DictConfig) -> None:
+        """Keep a composed config, while its interpolations can be resolved; nothing once the checks have run.
+
+        Raises:
+            UserError: its seed is none.
+        """
+        if self._waiting is None:  # a job of a search that is under way: its values lie within the checked ones
+            return
+        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        config: Any = OmegaConf.to_container(own, resolve=True)
+        seed = config.get("seed", 0)
+        if type(seed) is not int or not 0 <= seed < 2**32:
+            raise UserError("seed", seed, "must be a whole number from 0 to 2**32 - 1")
+        alike = {key: value for key, value in config.items() if key not in ("seed", "name")}
+        self._waiting.setdefault(json.dumps(alike, sort_keys=True, default=str), config)
+
+    def run(self) -> None:
+        """Check all configs: their keys and values against the classes they name, and every class built in miniature.
+
+        Raises:
+            UserError: a class takes no such key, or refuses a value.
+        """
+        waiting, self._waiting = self._waiting or {}, None
+        if not waiting:
+            return
+        from recur.config import schema
+
+        before = logging.root.manager.disable
+        logging.disable(logging.INFO)  # Lightning introduces every trainer that is built
+        try:
+            for config in waiting.values():
+                trainer = {key: value for key, value in config.get("trainer", {}).items() if key != "precision"}
+                schema.check({**config, "trainer": trainer}, "")  # precision=auto is ours
+                schema.dry_run({**config, "trainer": self._here(trainer)})
+        finally:
+            logging.disable(before)
+
+    def _here(self, trainer: dict[str, Any]) -> dict[str, Any]:
+        """A trainer that this machine and this one process can build: where jobs run, the executor has checked."""
+        if trainer.get("accelerator") == "cpu" and not self._remote:
+            return trainer
+        return {**trainer, "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"}
