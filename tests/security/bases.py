@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import yaml
 
+from recur.runs.marks import Mark, write_mark
 from security.arena import Arena
 from support.commands import run_command
 
@@ -191,6 +192,7 @@ def a_sweep(
         {
             "event": "sweep",
             "format": 1,
+            "id": "5" * 32,
             "search": "grid",
             "space": {"fixed": fixed, "varied": {"seed": ["0", "1"]}},
             "jobs": 2,
@@ -211,5 +213,6 @@ def a_sweep(
             {"event": "end", "job": seed, "state": "done", "value": 0.5, "seconds": 1.0, "reason": "", "time": 3.0}
         )
         arena.copy(bases(arena).run(seed), f"{name}/{seed}")
+        write_mark(folder / str(seed), Mark("5" * 32, seed, tuple(overrides)))
     (folder / "sweep.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     return folder
