@@ -23,6 +23,7 @@ _MARKDOWN = re.compile(r"[^\w\s,?]|_")
 _MARKUP = re.compile(r"[&<>|\\`*~\[\]]|(?<!\w)_|_(?!\w)")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 PAGE_MARK = b'<meta name="generator" content="recur.predict">'  # by which a page of ours is known
+_PALE = 0.1  # logits or nats: a text in which no token has more is shaded as if one had, and so looks pale
 FOR, AGAINST = (64, 132, 214), (226, 112, 40)  # blue and orange: colour-blind readers can tell them apart
 
 
@@ -68,7 +69,7 @@ class Shaded:
     Attributes:
         title: what was found, such as the label and its probability.
         tokens: the pieces, in order.
-        values: a number for each; 0 is unshaded, positive blue, negative orange, the largest magnitude darkest.
+        values: a number for each; 0 is unshaded, positive blue, negative orange, the largest magnitude strongest.
         notes: what to say about each token when the pointer rests on it.
         footer: lines below the text.
         separator: what stands between tokens: a space for words, nothing for characters and byte pairs.
@@ -85,8 +86,8 @@ class Shaded:
 
     def strengths(self) -> list[float]:
         """How strongly each token is shaded, from -1 to 1; 0 for next to nothing."""
-        top = max((abs(value) for value in self.values), default=0.0)
-        return [_strength(value / top) if top else 0.0 for value in self.values]
+        top = max(_PALE, *(abs(value) for value in self.values)) if self.values else _PALE
+        return [_strength(value / top) for value in self.values]
 
     def is_unknown(self, index: int) -> bool:
         """Whether the token is outside the vocabulary."""

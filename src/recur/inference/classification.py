@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from captum.attr import IntegratedGradients
 
 BATCH_TOKENS = 32768  # rows a forward pass, padding-free; a longer text is a batch of its own
-SORTED_TOGETHER = 2048  # texts of a stream that are sorted by length and batched together
+SORTED_TOGETHER = 8192  # texts that are sorted by length and batched together
 EXPLAIN_TOKENS = 5000  # integrated gradients read the text some hundred times
 PATH_POINTS = 16  # on each piece of the path
 PATH_PIECES = 200  # at most
@@ -110,23 +110,13 @@ def classify(run: "runs.Run", texts: Sequence[str]) -> list[Prediction]:
     if empty is not None:
         raise UserError(f"text {empty + 1}", texts[empty][:40], "must have at least one token")
     cut = _cut(arrays, run)
-    scores = _probabilities(run, cut)
+    scores, unknown = _read(run, cut)
     names = class_names(run)
-    predictions = []
-    for index, (text, array) in enumerate(zip(texts, arrays, strict=True)):
-        best = int(scores[index].argmax())
-        predictions.append(
-            Prediction(
-                text,
-                label=names[best],
-                index=best,
-                probabilities=dict(zip(names, scores[index].tolist(), strict=True)),
-                tokens=len(array),
-                read=int(cut.lengths[index]),
-                unknown=int((cut[index] == run.tokenizer.unk_id).sum()),
-            )
-        )
-    return predictions
+    rows = zip(texts, arrays, scores.argmax(1), scores.tolist(), cut.lengths.tolist(), unknown.tolist(), strict=True)
+    return [
+        Prediction(text, names[best], int(best), dict(zip(names, row, strict=True)), len(array), length, number)
+        for text, array, best, row, length, number in rows
+    ]
 
 
 def classify_stream(run: "runs.Run", texts: Iterable[str]) -> Iterator[Prediction]:
@@ -149,11 +139,16 @@ def _cut(arrays: Sequence[NDArray[np.int32]], run: "runs.Run") -> Texts:
 
 
 @torch.inference_mode()
-def _probabilities(run: "runs.Run", texts: Texts) -> NDArray[np.float64]:
-    """Probability of each class of each text, `(texts, classes)`, in batches of about `BATCH_TOKENS` tokens."""
+def _read(run: "runs.Run", texts: Texts) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Read texts in batches of about `BATCH_TOKENS` tokens.
+
+    Returns:
+        probability of each class of each text, `(texts, classes)`, and unknown tokens of each text, `(texts,)`.
+    """
     order = np.argsort(-texts.lengths, kind="stable")
     total = np.cumsum(texts.lengths[order])
     scores = np.empty((len(order), run.task.num_classes))
+    unknown = np.zeros(len(order), dtype=np.int64)
     first = 0
     while first < len(order):
         before = total[first - 1] if first else 0
@@ -161,8 +156,13 @@ def _probabilities(run: "runs.Run", texts: Texts) -> NDArray[np.float64]:
         packed, rows = texts.pack(order[first:end])
         logits = run.task.net(packed.to(run.task.device))  # (texts, classes), or (texts, 1) with two classes
         scores[rows] = run.task.probabilities(logits.double()).cpu().numpy()
+        # A packed row's text is its place in its step.
+        places = np.flatnonzero(packed.data.numpy() == run.tokenizer.unk_id)
+        ends = np.cumsum(packed.batch_sizes.numpy())
+        steps = np.searchsorted(ends, places, side="right")
+        unknown[rows] = np.bincount(places - (ends - packed.batch_sizes.numpy())[steps], minlength=len(rows))
         first = end
-    return scores
+    return scores, unknown
 
 
 def integrated_gradients(net: nn.Module, text: PackedSequence, target: int) -> tuple[Tensor, float, float]:

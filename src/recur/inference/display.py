@@ -181,7 +181,8 @@ class ClassifierDisplay:
         pairs = list(zip(explanation.tokens, explanation.contributions, strict=True))
         strongest = sorted(pairs, key=lambda pair: -abs(pair[1]))[:5]
         footer = [
-            "strongest: " + ", ".join(f"{shortened(token, _LONGEST_TOKEN)} {value:+.2f}" for token, value in strongest),
+            "strongest: "
+            + " · ".join(f"{shortened(token, _LONGEST_TOKEN)} {value:+.2g}" for token, value in strongest),
             f"logit {explanation.logit:+.3f} = {explanation.baseline:+.3f} (no words) "
             f"{explanation.logit - explanation.baseline:+.3f} (all tokens; their sum is {explanation.gap:+.4f} off)",
         ]
