@@ -1,4 +1,4 @@
-"""The bench door measures what it says it measures."""
+"""The command bench measures what it says it measures."""
 
 import json
 import time
@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from recur import bench
-from recur.benchmarks.harness import Report, imdb_lengths, pack_lengths, peak_bytes, race, ratio
-from recur.benchmarks.training import _Turns
+from recur.benchmarks.clock import Turns
+from recur.benchmarks.harness import Report, Settings, imdb_lengths, pack_lengths, peak_bytes, race, ratio
 
 
 def test_embedded_lengths_are_those_of_the_reviews():
-    lengths = imdb_lengths(bench.argparse.Namespace(imdb=None))
+    lengths = imdb_lengths(Settings(quick=True, repeats=1, device="cpu"))
     assert len(lengths) == 25_000
     assert lengths.min() >= 11 and lengths.max() <= 2752
     assert abs(lengths.mean() - 270.7) < 1
@@ -34,10 +34,10 @@ def test_ratio_is_the_median_of_pairs():
 
 def test_loops_that_take_turns_do_not_count_their_waiting(tmp_path):
     turn, order = tmp_path / "turn", []
-    turn.write_text("door")
+    turn.write_text("command")
 
     def run(name, other, steps):
-        turns = _Turns(turn, name, other, lambda: False)
+        turns = Turns(turn, name, other, lambda: False)
         began, wall = turns.now(), time.perf_counter()
         for _ in range(steps):
             turns.wait()
@@ -48,11 +48,11 @@ def test_loops_that_take_turns_do_not_count_their_waiting(tmp_path):
         return turns.now() - began, time.perf_counter() - wall
 
     with ThreadPoolExecutor(2) as pool:
-        found = [pool.submit(run, "door", "plain", 5), pool.submit(run, "plain", "door", 3)]
-        (own, _), (others, wall) = (one.result(timeout=30) for one in found)
-    assert order[:6] == ["door", "plain"] * 3 and order[6:] == ["door"] * 2  # who is done is not waited for
+        running = [pool.submit(run, "command", "plain", 5), pool.submit(run, "plain", "command", 3)]
+        (own, _), (others, wall) = (one.result(timeout=30) for one in running)
+    assert order[:6] == ["command", "plain"] * 3 and order[6:] == ["command"] * 2  # who is done is not waited for
     assert own >= 0.25 and others >= 0.15
-    assert wall - others >= 0.1  # at least the door's first steps but for the time a thread takes to start
+    assert wall - others >= 0.1  # at least the command's first steps but for the time a thread takes to start
 
 
 def test_peak_bytes_counts_what_is_held_at_once():
@@ -82,7 +82,7 @@ def test_bars_are_judged_only_at_full_size(capsys):
     assert "not judged" in capsys.readouterr().out
 
 
-def test_a_section_writes_tables_json_and_a_picture(tmp_path, capsys):
+def test_a_section_writes_tables_json_and_a_plot(tmp_path, capsys):
     bench.main(["loader", "--quick", "--device", "cpu", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert "| ranks |" in printed

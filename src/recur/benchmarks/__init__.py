@@ -1,1 +1,12 @@
-"""Benchmarks: rivals in the same process, in alternation."""
+"""Measurements of speed, and what is published of them.
+
+    harness.py   how things are timed: settings, rivals in alternation, bars, tables, the plot
+    kernels.py   the recurrent engine, equal lengths of many shapes, the output layer's loss
+    training.py  the bucket plan, whole training steps, start-up
+    language.py  an epoch of WikiText-2 beside torch's own example
+    clock.py     callbacks that time a training command from inside it
+    publish.py   the figures of runs and benches as Markdown (`make results`)
+
+To add a section, write a function `section(settings, report)` that fills `report` with tables and bars, and name it
+and its module in `SECTIONS` of `recur.bench`.
+"""

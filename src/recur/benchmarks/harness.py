@@ -1,8 +1,8 @@
 """How the benchmarks time: rivals in alternation, ratios of medians, tables, JSON and a plot."""
 
-import argparse
 import contextlib
 import io
+import json
 import math
 import os
 import platform
@@ -10,12 +10,15 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+
+from recur.errors import UserError
 
 Times = dict[str, list[float]]
 # Tokens of the 25,000 IMDB training reviews under `basic_english`: the shortest of each 1/64 of them, then the tail.
@@ -28,9 +31,45 @@ IMDB_LENGTHS = (
 IMDB_SHARES = (*(i / 64 for i in range(64)), 0.99, 0.994, 0.997, 0.999, 1.0)
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What a benchmark is to do.
+
+    Attributes:
+        quick: small shapes, to try it; no bar is judged.
+        repeats: rounds of each race.
+        device: cpu or cuda.
+        imdb: folder of the real reviews; None for the embedded lengths.
+        wikitext: folder or hub id of WikiText.
+        out: folder to write to.
+    """
+
+    quick: bool
+    repeats: int
+    device: str
+    imdb: str | None = None
+    wikitext: str | None = None
+    out: str = "outputs/bench"
+
+
+def usable_device(name: str) -> str:
+    """`cpu` or `cuda` by name; `auto` takes a GPU where there is one.
+
+    Raises:
+        UserError: another name, or there is no GPU.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
+        raise UserError("--device", name, "must be cpu, cuda (where there is one) or auto")
+    return name
+
+
 # -- how things are measured -------------------------------------------------------------------------------------------
 class Report:
-    """What a section found: tables as lists of rows, and bars met or missed."""
+    """What a section measured: tables as lists of rows, and bars met or missed."""
 
     def __init__(self, quick: bool) -> None:
         self.quick = quick  # too small to judge by
@@ -66,6 +105,44 @@ def _figure(value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+class Record:
+    """`bench.json` and `bench.png` of a folder; sections measured before stay.
+
+    Args:
+        settings: of the benchmarks.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings, self._folder = settings, Path(settings.out)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._path = self._folder / "bench.json"
+        self._content = json.loads(self._path.read_text()) if self._path.is_file() else {"sections": {}}
+        print(f"# recur.bench\n\n{describe(machine(settings.device))}")
+
+    def measure(self, name: str, section: Callable[[Settings, "Report"], None]) -> None:
+        """Measure a section, print it and write it down."""
+        print(f"\n## {name}", flush=True)
+        began = time.perf_counter()
+        report = Report(self._settings.quick)
+        section(self._settings, report)
+        self._content["sections"][name] = {
+            "machine": machine(self._settings.device),
+            "quick": self._settings.quick,
+            "repeats": self._settings.repeats,
+            "seconds": round(time.perf_counter() - began, 1),
+            "when": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "bars": report.bars,
+            "tables": report.tables,
+        }
+        report.print_bars()
+        self._path.write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8")
+
+    def close(self) -> None:
+        """Draw the plot."""
+        draw(self._content, self._folder / "bench.png")
+        print(f"\nwritten: {self._path} and {self._folder / 'bench.png'}")
+
+
 def machine(device: str) -> dict[str, Any]:
     """What the figures were taken on."""
     import torch
@@ -74,7 +151,7 @@ def machine(device: str) -> dict[str, Any]:
     with contextlib.suppress(OSError):
         names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
         model = names[0] if names else model
-    told = {
+    facts = {
         "device": device,
         "cpu": model,
         "cores": os.cpu_count(),
@@ -85,17 +162,17 @@ def machine(device: str) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
     if device == "cuda":
-        told["gpu"] = torch.cuda.get_device_name()
-        told["cuda"] = torch.version.cuda
-    return told
+        facts["gpu"] = torch.cuda.get_device_name()
+        facts["cuda"] = torch.version.cuda
+    return facts
 
 
-def describe(told: dict[str, Any]) -> str:
+def describe(facts: dict[str, Any]) -> str:
     """One line about the machine."""
-    gpu = f"{told['gpu']}, CUDA {told['cuda']}; " if "gpu" in told else ""
+    gpu = f"{facts['gpu']}, CUDA {facts['cuda']}; " if "gpu" in facts else ""
     return (
-        f"{gpu}{told['cpu']}, {told['cores']} cores, {told['threads']} threads, {told['vector']}; "
-        f"torch {told['torch']}, Python {told['python']}; load {told['load']} at the start"
+        f"{gpu}{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, {facts['vector']}; "
+        f"torch {facts['torch']}, Python {facts['python']}; load {facts['load']} at the start"
     )
 
 
@@ -147,12 +224,12 @@ def matrix_products(device: str) -> tuple[Callable[[], Any], float]:
     return run, 2.0 * size**3 * count
 
 
-def imdb_lengths(arguments: argparse.Namespace) -> "np.ndarray[Any, np.dtype[np.int64]]":
+def imdb_lengths(settings: Settings) -> "np.ndarray[Any, np.dtype[np.int64]]":
     """Lengths of the IMDB training reviews: read from the given data, else from the embedded distribution."""
     import numpy as np
 
-    if arguments.imdb:
-        data = _imdb(arguments.imdb)
+    if settings.imdb:
+        data = _imdb(settings.imdb)
         return np.asarray(data.texts("train").lengths, dtype=np.int64)
     ranks = (np.arange(25_000) + 0.5) / 25_000
     return np.interp(ranks, IMDB_SHARES, IMDB_LENGTHS).round().astype(np.int64)
@@ -180,8 +257,8 @@ def pack_lengths(lengths: Sequence[int], features: int, device: str = "cpu") -> 
     return PackedSequence(rows, torch.tensor(sizes))
 
 
-def _pass(output: "Tensor") -> None:
-    """Backward, from a gradient of ones."""
+def backward(output: "Tensor") -> None:
+    """A backward pass from a gradient of ones."""
     import torch
 
     output.backward(torch.ones_like(output))
@@ -209,14 +286,15 @@ def peak_bytes(run: Callable[[], Any], device: str) -> int:
     return peak
 
 
-def _finish(tensor: "Tensor") -> None:
+def synchronize(tensor: "Tensor") -> None:
+    """Wait until a GPU has done what led to this tensor."""
     import torch
 
     if tensor.is_cuda:
         torch.cuda.synchronize()
 
 
-# -- picture -----------------------------------------------------------------------------------------------------------
+# -- plot --------------------------------------------------------------------------------------------------------------
 def draw(record: dict[str, Any], path: Path) -> None:
     """Useful rates of the recurrence, and every bar with what was measured."""
     import matplotlib as mpl

@@ -1,6 +1,5 @@
 """Benchmarks of the recurrent engine and of the output layer's loss."""
 
-import argparse
 import math
 import statistics
 from collections.abc import Callable
@@ -12,8 +11,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from recur.benchmarks.harness import (
     Report,
+    Settings,
     Times,
-    _pass,
+    backward,
     imdb_lengths,
     matrix_products,
     pack_lengths,
@@ -27,36 +27,36 @@ BLOCKS = {"lstm": 4, "gru": 3, "rnn": 1}
 
 
 # -- engine ------------------------------------------------------------------------------------------------------------
-def engine(arguments: argparse.Namespace, report: Report) -> None:
+def engine(settings: Settings, report: Report) -> None:
     """The recurrence alone, forward and backward, against torch's."""
-    quick, device = arguments.quick, arguments.device
-    lengths = np.sort(imdb_lengths(arguments))
+    quick, device = settings.quick, settings.device
+    lengths = np.sort(imdb_lengths(settings))
     middle = int(np.searchsorted(np.cumsum(lengths), lengths.sum() / 2))  # half of all tokens lie in shorter texts
     bucketed = lengths[middle - 32 : middle + 32]
     random = np.random.default_rng(0).choice(lengths, 64, replace=False)
     if quick:
         bucketed, random = bucketed // 16, np.maximum(random // 16, 1)
-    slow = min(arguments.repeats, 2)  # torch's packed pass takes up to a minute and a half a time
+    slow = min(settings.repeats, 2)  # torch's packed pass takes up to a minute and a half a time
     rows: list[dict[str, Any]] = []
     for name, batch, bar, bar_dense in (("bucketed", bucketed, 12.0, None), ("random", random, 15.0, 1.7)):
-        found = _imdb_race(batch, "lstm", 2, arguments.repeats, slow, device)
-        rows += found.rows(name)
+        result = _imdb_race(batch, "lstm", 2, settings.repeats, slow, device)
+        rows += result.rows(name)
         if device == "cpu":
-            report.bar(f"lstm, {name}: times faster than torch packed", found.against("torch packed"), bar)
+            report.bar(f"lstm, {name}: times faster than torch packed", result.against("torch packed"), bar)
             if bar_dense:
-                dense = found.against("torch dense, with pads")
+                dense = result.against("torch dense, with pads")
                 report.bar(f"lstm, {name}: times faster than torch dense", dense, bar_dense)
             else:
-                report.bar(f"lstm, {name}: share of the matrix-multiply rate", found.share, 0.60)
+                report.bar(f"lstm, {name}: share of the matrix-multiply rate", result.share, 0.60)
     report.table("IMDB lengths, batch 64, embedding 100, hidden 256, 2 layers, bidirectional", rows)
 
     rows = []
     for cell in ("gru", "rnn"):
         for name, batch in (("bucketed", bucketed), ("random", random)):
             short = np.maximum(batch // 4, 1)
-            found = _imdb_race(short, cell, 1, arguments.repeats, slow, device)
-            rows += found.rows(f"{cell}, {name}")
-            best = min(found.against(rival) for rival in found.rivals if rival.startswith("torch"))
+            result = _imdb_race(short, cell, 1, settings.repeats, slow, device)
+            rows += result.rows(f"{cell}, {name}")
+            best = min(result.against(rival) for rival in result.rivals if rival.startswith("torch"))
             report.bar(f"{cell}, {name}: times faster than the best rival", best, 0.95)
     report.table("the same at a quarter of the lengths, 1 layer", rows)
 
@@ -116,12 +116,12 @@ def _imdb_race(lengths: Any, cell: str, layers: int, repeats: int, slow: int, de
     products, product_flops = matrix_products(device)
     quick_ones = {
         "matrix product": products,
-        "recur": lambda: _pass(ours(batch)[0].data),
-        "torch dense, with pads": lambda: _pass(theirs(dense)[0]),
+        "recur": lambda: backward(ours(batch)[0].data),
+        "torch dense, with pads": lambda: backward(theirs(dense)[0]),
     }
     slow_ones = {
-        "torch packed": lambda: _pass(theirs(batch)[0].data),
-        "torch packed, unsorted": lambda: _pass(theirs(unsorted)[0].data),
+        "torch packed": lambda: backward(theirs(batch)[0].data),
+        "torch packed, unsorted": lambda: backward(theirs(unsorted)[0].data),
     }
     times = race(quick_ones, repeats, device)
     # the slow rivals between two more rounds of ours: they take so long that a warm-up round is not worth its time
@@ -140,13 +140,13 @@ def _torch_module(cell: str, features: int, hidden: int, layers: int, bidirectio
 
 
 # -- shapes ------------------------------------------------------------------------------------------------------------
-def shapes(arguments: argparse.Namespace, report: Report) -> None:
+def shapes(settings: Settings, report: Report) -> None:
     """Equal lengths, from tiny to large: `auto` must never lose by more than 5 %."""
     import torch
 
     from recur.nn.recurrent import Recurrent
 
-    quick, device = arguments.quick, arguments.device
+    quick, device = settings.quick, settings.device
     sizes = [("20 x 35 x 200", 35, 20, 200, 200, 2, False), ("80 x 70 x 1150", 70, 80, 400, 1150, 1, False)]
     for hidden in (64, 256, 1024):
         for batch in (1, 16, 64, 256):
@@ -174,19 +174,19 @@ def shapes(arguments: argparse.Namespace, report: Report) -> None:
                 # small passes many times over, so that a clock's step and a busy neighbour weigh less
                 count = max(1, round(0.05 / max(min(race(rivals, 1, device)[name][0] for name in rivals), 1e-4)))
                 many = {name: _repeat(run, count) for name, run in rivals.items()}
-                times = race(many, arguments.repeats, device, warm=False)
+                times = race(many, settings.repeats, device, warm=False)
                 with torch.set_grad_enabled(grad):
                     choice = stacks["auto"].chosen_engine(packed)
-                found = ratio(times, "torch dense", "auto")
+                faster = ratio(times, "torch dense", "auto")
                 if choice == "fused":  # where auto chose torch, a ratio off one is noise
-                    if found < 0.95:  # or noise too: look longer, and judge by all rounds
-                        for name, more in race(many, 2 * arguments.repeats, device, warm=False).items():
+                    if faster < 0.95:  # or noise too: look longer, and judge by all rounds
+                        for name, more in race(many, 2 * settings.repeats, device, warm=False).items():
                             times[name] += more
-                        found = ratio(times, "torch dense", "auto")
-                    worst = min(worst, found)
+                        faster = ratio(times, "torch dense", "auto")
+                    worst = min(worst, faster)
                 row: dict[str, Any] = {"cell": cell, "shape": title, "pass": "training" if grad else "evaluation"}
                 row |= {f"{name}, ms": statistics.median(values) / count * 1e3 for name, values in times.items()}
-                rows.append({**row, "auto chose": choice, "auto is faster by": found})
+                rows.append({**row, "auto chose": choice, "auto is faster by": faster})
     report.table("equal lengths (batch x steps x hidden): torch dense against auto and the fused engine", rows)
     if worst < math.inf:
         report.bar(
@@ -201,7 +201,7 @@ def _runner(module: Any, inputs: Any, grad: bool) -> Callable[[], Any]:
         with torch.set_grad_enabled(grad):
             output = module(inputs)[0]
             if grad:
-                _pass(output if isinstance(output, torch.Tensor) else output.data)
+                backward(output if isinstance(output, torch.Tensor) else output.data)
 
     return run
 
@@ -215,15 +215,15 @@ def _repeat(run: Callable[[], Any], count: int) -> Callable[[], Any]:
 
 
 # -- loss --------------------------------------------------------------------------------------------------------------
-def loss(arguments: argparse.Namespace, report: Report) -> None:
+def loss(settings: Settings, report: Report) -> None:
     """The output layer with its cross-entropy, forward and backward."""
     import torch
     import torch.nn.functional as F
 
     from recur.nn.losses import linear_cross_entropy
 
-    device = arguments.device
-    shapes = [(700, 200, 33278), (5600, 400, 33278)] if not arguments.quick else [(256, 64, 8000)]
+    device = settings.device
+    shapes = [(700, 200, 33278), (5600, 400, 33278)] if not settings.quick else [(256, 64, 8000)]
     rows: list[dict[str, Any]] = []
     for count, width, vocabulary in shapes:
         x = torch.randn(count, width, device=device, requires_grad=True)
@@ -241,7 +241,7 @@ def loss(arguments: argparse.Namespace, report: Report) -> None:
             fresh(linear_cross_entropy(x, w, b, y).loss)
 
         products, product_flops = matrix_products(device)
-        times = race({"matrix product": products, "fused": fused, "plain": plain}, arguments.repeats, device)
+        times = race({"matrix product": products, "fused": fused, "plain": plain}, settings.repeats, device)
         limit = product_flops / statistics.median(times["matrix product"])
         # gradients of x, w and b are wanted in any case: what either needs beside them
         gradients = 4 * (x.numel() + w.numel() + b.numel())

@@ -1,8 +1,8 @@
-"""Writes the README figures from files that commands wrote: `make results`.
+"""Writes the published figures from files that commands wrote: `make results`.
 
 `metrics.json` of each RUN is first copied to `.github/results/<name>.json`, `bench.json` of a folder that `recur.bench`
-wrote to `.github/results/bench.json`. The results table then holds one line for each run there, and the speed tables
-what was measured.
+wrote to `.github/results/bench.json`. `.github/results/README.md` then holds all of it, and the README a short table of
+the runs.
 """
 
 import json
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from recur import cli
+from recur.errors import ABSENT, UserError
+from recur.runs.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[3]
 RESULTS = ROOT / ".github" / "results"
@@ -33,17 +35,45 @@ def _run(runs: Sequence[Path]) -> None:
             shutil.copy(run / "bench.json", BENCH)
             continue
         if not (run / "metrics.json").is_file():
-            raise ValueError(f"{run} has no metrics.json and no bench.json: give the folder of a finished run")
+            raise UserError(
+                str(run), ABSENT, "has no metrics.json and no bench.json", "give the folder of a finished run"
+            )
         record = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
         del record["command"]  # it holds paths of the machine; the experiment's header has one without
-        (RESULTS / f"{record['name']}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_atomic(RESULTS / f"{record['name']}.json", json.dumps(record, indent=2) + "\n")
     paths = [path for path in sorted(RESULTS.glob("*.json")) if path != BENCH]
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    bench = json.loads(BENCH.read_text(encoding="utf-8")) if BENCH.is_file() else None
+    write_atomic(RESULTS / "README.md", results_page(records, bench))
     readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    text = replaced(text, "results", results_table([json.loads(path.read_text(encoding="utf-8")) for path in paths]))
-    if BENCH.is_file():
-        text = replaced(text, "speed", speed_tables(json.loads(BENCH.read_text(encoding="utf-8"))))
-    readme.write_text(text, encoding="utf-8")
+    write_atomic(readme, replaced(readme.read_text(encoding="utf-8"), "results", short_table(records)))
+
+
+def results_page(records: Sequence[dict[str, Any]], bench: dict[str, Any] | None) -> str:
+    """Everything that is published, as Markdown."""
+    parts = [
+        "# Published figures",
+        "Written by `make results`; do not edit. Each line is an experiment under `conf/experiment`, whose head "
+        "gives the command.",
+        "## Runs",
+        results_table(records),
+    ]
+    if bench is not None:
+        parts += [
+            "## Speed",
+            "`python -m recur.bench --imdb FOLDER --wikitext FOLDER` measured this.",
+            speed_tables(bench),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def short_table(records: Sequence[dict[str, Any]]) -> str:
+    """The runs in a few columns."""
+    lines = ["| experiment | validation | test | parameters |", "|---|---|---|---|"]
+    for record in records:
+        figures = f"{_figure(record.get('val', {}))} | {_figure(record.get('test', {}))}"
+        lines.append(f"| `{record['name']}` | {figures} | {record['parameters']['trainable']:,} |")
+    return "\n".join(lines)
 
 
 def replaced(text: str, name: str, content: str) -> str:
@@ -54,7 +84,7 @@ def replaced(text: str, name: str, content: str) -> str:
     """
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if start not in text or end not in text:
-        raise ValueError(f"the README has no {start} ... {end}")
+        raise ValueError(f"the text has no {start} ... {end}")
     return text[: text.index(start) + len(start)] + "\n" + content + "\n" + text[text.index(end) :]
 
 
@@ -101,11 +131,11 @@ def speed_tables(record: dict[str, Any]) -> str:
             if bar is newest[bar["name"]]:
                 verdict = {True: "met", False: "missed", None: "not judged"}[bar["met"]]
                 lines.append(f"| {bar['name']} | {_rounded(bar['measured'])} | {bar['bar']} | {verdict} |")
-    told = next(iter(sections.values()))["machine"]
+    facts = next(iter(sections.values()))["machine"]
     machine = (
-        f"{told['cpu']}, {told['cores']} cores, {told['threads']} threads, {told['vector']}, torch {told['torch']}"
+        f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, {facts['vector']}, torch {facts['torch']}"
     )
-    return "\n".join([*lines, "", f"Machine: {told.get('gpu', '')}{', ' if 'gpu' in told else ''}{machine}."])
+    return "\n".join([*lines, "", f"Machine: {facts.get('gpu', '')}{', ' if 'gpu' in facts else ''}{machine}."])
 
 
 def _rounded(value: float | str) -> str:
