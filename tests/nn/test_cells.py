@@ -15,6 +15,7 @@ OPTIONS = {
     "qrnn": {"window": 1},
     "qrnn2": {"window": 2},
     "lnlstm": {},
+    "peephole": {},
     "mogrifier": {"rounds": 5},
     "mogrifier2": {"rounds": 2},
 }
@@ -58,6 +59,18 @@ def naive_lnlstm(w, x, state):
     return torch.stack(out), (h, c)
 
 
+def naive_peephole(w, x, state):
+    (h, c), out = state, []
+    peep_i, peep_f, peep_o = w["weight_ch"].chunk(3)
+    for row in x:
+        i, f, g, o = (w["weight_ih"] @ row + w["bias_ih"] + w["weight_hh"] @ h + w["bias_hh"]).chunk(4)
+        i, f = i + peep_i * c, f + peep_f * c
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = (o + peep_o * c).sigmoid() * c.tanh()
+        out.append(h)
+    return torch.stack(out), (h, c)
+
+
 def naive_mogrifier(w, x, state):
     (h, c), out = state, []
     for row in x:
@@ -77,6 +90,7 @@ def naive_mogrifier(w, x, state):
 
 
 NAIVE = {"mingru": naive_mingru, "qrnn": naive_qrnn, "lnlstm": naive_lnlstm, "mogrifier": naive_mogrifier}
+NAIVE |= {"peephole": naive_peephole}
 
 
 def build(name, *sizes, **arguments):

@@ -12,12 +12,13 @@ products are done for all steps at once; one scan serves them all:
 *Stepwise* cells are written for one step and walked by `walk`, with autograd for the backward pass:
 
 - `lnlstm` (Ba et al. 2016): an LSTM whose gates are LN(W x) + LN(U h) + b and whose output is sigma(o) tanh(LN(c)).
+- `peephole` (Gers and Schmidhuber 2000): an LSTM whose gates also see the cell state, each through a weight of its own.
 - `mogrifier` (Melis et al. 2020): an LSTM whose x and h gate each other in turn for some `rounds` beforehand.
 
 A new cell is a class here with the methods of `Cell`, and a line in `CELLS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from recur.nn import compiled
 from recur.nn.engine import FUSED_CELLS
 from recur.nn.packed import Layout
 
@@ -80,6 +82,24 @@ class Cell:
             `(rows, hidden_size)` and the final state.
         """
         raise NotImplementedError
+
+    def run_layer(
+        self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], weights: Sequence[Weights]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run all directions of a layer: one after the other, unless a cell knows better.
+
+        Args:
+            rows: `(rows, input_size)`.
+            layout: where the rows lie.
+            state: initial state, each part `(directions, batch, size)` in packed order.
+            weights: parameters by name, of each direction.
+
+        Returns:
+            `(rows, directions * hidden_size)` and the final state, shaped as the initial one.
+        """
+        runs = [self.run(rows, layout, tuple(part[d] for part in state), own, bool(d)) for d, own in enumerate(weights)]
+        outputs, finals = zip(*runs, strict=True)
+        return torch.cat(outputs, 1), tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
 
 
 # -- scanned cells -----------------------------------------------------------------------------------------------------
@@ -304,6 +324,53 @@ class LayerNormLSTM(Cell):
         return walk(step, projected, layout, state, reverse)
 
 
+class Peephole(Cell):
+    """LSTM with peephole connections: i and f see the old cell state, o the new one, feature by feature."""
+
+    fused = False
+
+    def shapes(self, input_size: int, hidden_size: int) -> dict[str, tuple[int, ...]]:
+        """The LSTM's, and the peepholes' weights of i, f and o."""
+        rows = 4 * hidden_size
+        weights = {"weight_ih": (rows, input_size), "weight_hh": (rows, hidden_size)}
+        return {**weights, "bias_ih": (rows,), "bias_hh": (rows,), "weight_ch": (3 * hidden_size,)}
+
+    def state_sizes(self, input_size: int, hidden_size: int) -> tuple[int, ...]:
+        """(h, c)."""
+        return (hidden_size, hidden_size)
+
+    def forget_gate(self, hidden_size: int) -> slice | None:
+        """The LSTM's."""
+        return slice(hidden_size, 2 * hidden_size)
+
+    def run_layer(
+        self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], weights: Sequence[Weights]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `Cell.run_layer`."""
+        dtype = weights[0]["weight_ih"].dtype
+        if rows.device.type != "cpu" or not compiled.available(dtype):
+            return super().run_layer(rows, layout, state, weights)
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_ch")
+        own = [[w.get(name) for name in names] for w in weights]
+        return compiled.layer(self.name, rows.to(dtype), layout, tuple(s.to(dtype) for s in state), own)
+
+    def run(
+        self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], weights: Weights, reverse: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `Cell.run`."""
+        projected = F.linear(rows, weights["weight_ih"], weights.get("bias_ih"))
+        peep_i, peep_f, peep_o = weights["weight_ch"].chunk(3)
+
+        def step(inputs: Tensor, now: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+            hidden, c = now
+            i, f, g, o = (inputs + F.linear(hidden, weights["weight_hh"], weights.get("bias_hh"))).chunk(4, 1)
+            c = (f + peep_f * c).sigmoid() * c + (i + peep_i * c).sigmoid() * g.tanh()
+            hidden = (o + peep_o * c).sigmoid() * c.tanh()
+            return hidden, (hidden, c)
+
+        return walk(step, projected, layout, state, reverse)
+
+
 class Mogrifier(Cell):
     """Mogrifier LSTM.
 
@@ -363,5 +430,6 @@ CELLS: dict[str, Callable[..., Cell]] = {
     "mingru": MinGRU,
     "qrnn": QRNN,
     "lnlstm": LayerNormLSTM,
+    "peephole": Peephole,
     "mogrifier": Mogrifier,
 }

@@ -52,6 +52,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from recur.nn import compiled
 from recur.nn.packed import Layout
 
 """Rows whose gates are projected, and whose factors are formed, at once: 256 of 4 x 256 floats fill a 1 MB cache."""
@@ -524,6 +525,8 @@ def layer(
     Returns:
         `(rows, directions * hidden)` and the final state, shaped as the initial one.
     """
+    if compiled.available(inputs.dtype):
+        return compiled.layer(cell, inputs, layout, state, [[*quad, None] for quad in weights])
     flat = [w for direction in weights for w in direction]
     hidden, memory = state if cell == "lstm" else (state[0], None)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (inputs, hidden, memory, *flat))

@@ -78,6 +78,11 @@ class Layout:
         return chunks
 
     @cached_property
+    def bounds(self) -> Tensor:
+        """First row of each step, then the number of rows, `(time + 1,)`."""
+        return torch.cat([self._offsets, torch.tensor([self.rows])])
+
+    @cached_property
     def _offsets(self) -> Tensor:
         """First row of each step, `(time,)`."""
         return self.batch_sizes.cumsum(0) - self.batch_sizes

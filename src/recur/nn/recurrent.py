@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from recur.nn import compiled, products
 from recur.nn.cells import CELLS, Cell, Weights
 from recur.nn.engine import layer
 from recur.nn.packed import Layout
@@ -33,23 +34,28 @@ def pick_engine(engine: str, cell: str, rows: Tensor, layout: Layout, hidden_siz
     """Name the engine, `fused` or `torch`, that `engine` means for these rows.
 
     On a CPU the fused engine is the faster one wherever lengths differ and there is some work. Where all are equal
-    torch has a dense pass to offer: for the LSTM in float32 oneDNN's whole-layer kernel, which the engine does not
-    beat, and for the others less overhead, which shows in evaluation while a step is small, or the rows so few that
-    preparing the weights for the engine costs as much as some of them. The limits were measured on two Zen 4 cores;
-    `python -m recur.bench shapes` measures both sides anywhere.
+    torch has a dense pass to offer: for the LSTM in float32 oneDNN's whole-layer kernel, which the engine beats in
+    bfloat16 alone, and for the others less overhead, which shows while steps are small or few. The limits were measured
+    on two Zen 4 and Zen 5 cores; `python -m recur.bench shapes` measures both sides anywhere.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine is one of {', '.join(ENGINES)}, got {engine!r}")
     if engine != "auto":
         return engine
-    if rows.device.type != "cpu" or rows.dtype not in (torch.float32, torch.float64):
+    low = products.wants_bf16()
+    dtype = torch.float32 if low and rows.dtype == torch.bfloat16 else rows.dtype  # the states' own
+    if rows.device.type != "cpu" or dtype not in (torch.float32, torch.float64):
         return "torch"
-    if layout.even and cell == "lstm" and rows.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        return "torch"
-    if not torch.is_grad_enabled():
-        small = layout.batch * hidden_size <= (16384 if layout.even else 2048)
-        return "torch" if small or (layout.even and layout.rows < 1000) else "fused"
-    return "torch" if not layout.even and layout.rows * hidden_size**2 < 200_000 else "fused"
+    kernels = compiled.available(dtype)
+    if layout.even and cell == "lstm" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        low = low and kernels and products.micro_kernel(True) is not None
+        return "fused" if low and layout.batch * hidden_size >= 4000 else "torch"
+    if torch.is_grad_enabled():
+        return "torch" if layout.rows * hidden_size**2 < 200_000 else "fused"
+    if kernels and layout.even:
+        return "fused" if layout.batch >= 8 and layout.rows * hidden_size >= 20_000 else "torch"
+    small = layout.batch * hidden_size <= (16384 if layout.even else 2048)
+    return "torch" if small or (layout.even and layout.rows < 1000) else "fused"
 
 
 def _dropout(data: Tensor, layout: Layout, p: float) -> Tensor:
@@ -282,7 +288,7 @@ class Recurrent(nn.Module):
             elif self._kind.fused:
                 output, final = self._run_torch(output, layout, state[index], weights, 1)
             else:
-                output, final = self._run_cell(output, layout, state[index], weights)
+                output, final = self._kind.run_layer(output, layout, state[index], weights)
             last.append(final)
         return self._packed(output, sequence), last
 
@@ -300,16 +306,6 @@ class Recurrent(nn.Module):
         got = [[tuple(part.shape) for part in one] for one in state]
         if got != shapes:
             raise ValueError(f"the state of {self.num_layers} layers must have shapes {shapes}, got {got}")
-
-    def _run_cell(
-        self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], weights: list[Weights]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        runs = [
-            self._kind.run(rows, layout, tuple(part[d] for part in state), own, bool(d))
-            for d, own in enumerate(weights)
-        ]
-        outputs, finals = zip(*runs, strict=True)
-        return torch.cat(outputs, 1), tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
 
     def _run_torch(
         self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], weights: list[Weights], num_layers: int

@@ -1,0 +1,223 @@
+"""What the compiled kernels share: the matrix micro-kernel, bfloat16, activations, panels."""
+
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, overload
+
+LLVM_VERSION = 22  # the one whose options below were tried: another might not know them, and would end the process
+if llvm.llvm_version_info[0] != LLVM_VERSION:
+    raise ImportError(f"the compiled kernels were made for LLVM {LLVM_VERSION}, got {llvm.llvm_version_info[0]}")
+# A row's loop touches up to twenty arrays. LLVM vectorizes it if it may first check that they do not overlap, and must
+# not check so for all rows at once: the gates of a row lie between those of the next.
+llvm.set_option("recur", "-runtime-memory-check-threshold=200")
+llvm.set_option("recur", "-hoist-runtime-checks=false")
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy"}
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile `function` when it is first called, and keep the machine code on disk where a place can be written."""
+    try:
+        return njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # numba finds no folder for its cache
+        return njit(**_OPTIONS)(function)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compile `function` into those that call it."""
+    return njit(inline="always", **_OPTIONS)(function)
+
+
+@intrinsic
+def call_kernel(context, address, m, n, k, lda, ldb, ldc, add, a, b, c, paired):  # type: ignore[no-untyped-def]
+    """Call the micro-kernel of `recur.nn.products` at `address`: C (m, n) = A (m, k) B (k, n), or C += A B."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        function = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * 11)
+        builder.call(builder.inttoptr(arguments[0], function.as_pointer()), arguments[1:])
+        return context.get_dummy_value()
+
+    return types.void(*([types.int64] * 12)), generate
+
+
+@intrinsic
+def _power_of_two(context, x):  # type: ignore[no-untyped-def]
+    """2^n, from a float32 whose lowest mantissa bits hold the whole number n."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        integer = ir.IntType(32)
+        bits = builder.shl(builder.bitcast(arguments[0], integer), ir.Constant(integer, 23))
+        return builder.bitcast(builder.add(bits, ir.Constant(integer, 0x3F800000)), ir.FloatType())
+
+    return types.float32(types.float32), generate
+
+
+@intrinsic
+def to_bf16(context, x):  # type: ignore[no-untyped-def]
+    """The bits of the nearest bfloat16, ties to even, as int16."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        integer = ir.IntType(32)
+
+        def constant(value: int) -> ir.Constant:
+            return ir.Constant(integer, value)
+
+        bits = builder.bitcast(arguments[0], integer)
+        odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
+        rounded = builder.lshr(builder.add(bits, builder.add(odd, constant(0x7FFF))), constant(16))
+        is_nan = builder.fcmp_unordered("uno", arguments[0], arguments[0])
+        return builder.trunc(builder.select(is_nan, constant(0x7FC0), rounded), ir.IntType(16))
+
+    return types.int16(types.float32), generate
+
+
+@intrinsic
+def get(context, address, index):  # type: ignore[no-untyped-def]
+    """The float32 number `index` at `address`. Rows come by address: a slice would count references, a row a time."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        pointer = builder.inttoptr(arguments[0], ir.FloatType().as_pointer())
+        return builder.load(builder.gep(pointer, [arguments[1]]), align=4)
+
+    return types.float32(types.int64, types.int64), generate
+
+
+def _writer(kind: Any, align: int) -> Any:
+    @intrinsic
+    def write(context, address, index, value):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            pointer = builder.inttoptr(arguments[0], arguments[2].type.as_pointer())
+            builder.store(arguments[2], builder.gep(pointer, [arguments[1]]), align=align)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, kind), generate
+
+    return write
+
+
+set_float = _writer(types.float32, 4)
+_set_short = _writer(types.int16, 2)
+
+
+def put(like, address, index, value):  # type: ignore[no-untyped-def]
+    """Write a float32 into an operand of a product, in the precision of the array `like`."""
+
+
+@overload(put, inline="always")
+def _put(like, address, index, value):  # type: ignore[no-untyped-def]
+    if like.dtype == types.float32:
+
+        def write(like, address, index, value):  # type: ignore[no-untyped-def]
+            set_float(address, index, value)
+    else:
+
+        def write(like, address, index, value):  # type: ignore[no-untyped-def]
+            _set_short(address, index, to_bf16(value))
+
+    return write
+
+
+def is_bf16(array):  # type: ignore[no-untyped-def]
+    """1 for an operand in bfloat16, else 0: a constant for the compiler."""
+
+
+@overload(is_bf16, inline="always")
+def _is_bf16(array):  # type: ignore[no-untyped-def]
+    if array.dtype == types.float32:
+        return lambda array: 0
+    return lambda array: 1
+
+
+_F = np.float32
+ONE, TWO, ZERO = _F(1), _F(2), _F(0)
+_HIGH, _LOW = _F(87), _F(-87)  # beyond, float32's exp is infinite or 0
+_LOG2_E, _LN2_HIGH, _LN2_LOW = _F(1.4426950408889634), _F(0.693359375), _F(-2.12194440e-4)
+_ROUND = _F(12582912)  # 1.5 * 2^23: adding it rounds to a whole number, which its lowest bits then hold
+# exp(r) = 1 + r + r^2 P(r) on |r| <= ln 2 / 2: the minimax polynomial of Moshier's Cephes library
+_P0, _P1, _P2 = _F(1.9875691500e-4), _F(1.3981999507e-3), _F(8.3334519073e-3)
+_P3, _P4, _P5 = _F(4.1665795894e-2), _F(1.6666665459e-1), _F(5.0000001201e-1)
+
+
+@inlined
+def exp(x):  # type: ignore[no-untyped-def]
+    """e^x to one unit in the last place. NaN stays NaN: the comparisons are false for it."""
+    x = _LOW if x < _LOW else x
+    x = _HIGH if x > _HIGH else x
+    shifted = x * _LOG2_E + _ROUND
+    n = shifted - _ROUND
+    r = x - n * _LN2_HIGH
+    r = r - n * _LN2_LOW
+    p = _P0 * r + _P1
+    p = p * r + _P2
+    p = p * r + _P3
+    p = p * r + _P4
+    p = p * r + _P5
+    return (p * (r * r) + r + ONE) * _power_of_two(shifted)
+
+
+@inlined
+def sigmoid(x):  # type: ignore[no-untyped-def]
+    """1 / (1 + e^-x)."""
+    return ONE / (ONE + exp(-x))
+
+
+@inlined
+def tanh(x):  # type: ignore[no-untyped-def]
+    """2 sigmoid(2 x) - 1: absolute error below 2e-7, which is all that a state needs."""
+    return TWO / (ONE + exp(-TWO * x)) - ONE
+
+
+@compiled
+def product(address, m, n, k, a, lda, b, panel, c, ldc, add, bf16):  # type: ignore[no-untyped-def]
+    """C (m, n) = A (m, k) B, or added to C. A and C are addresses; B that of panels (see `recur.nn.products`)."""
+    size = 2 if bf16 else 4
+    depth = k if bf16 or k <= 2048 else 1024  # so much of a panel stays in cache
+    for column in range(0, n, panel):
+        width = min(panel, n - column)
+        for row in range(0, m, 64):  # the library compiles one kernel for each number of rows: at most 64 of them
+            rows = min(64, m - row)
+            target = c + 4 * (column + row * ldc)
+            for first in range(0, k, depth):
+                part = min(depth, k - first)
+                left = a + (row * lda + first) * size
+                right = b + (column * k + first * panel) * size
+                more = 1 if first else add
+                call_kernel(address, rows, width, part, lda, panel, ldc, more, left, right, target, bf16)
+
+
+@compiled
+def to_panels(source, target, rows, first, columns, stride, panel):  # type: ignore[no-untyped-def]
+    """Columns `first` to `first + columns` of `source` (rows, stride) as panels of `panel` columns.
+
+    In bfloat16 two rows are interleaved, as the micro-kernel wants them: `rows` must be even.
+    """
+    for column in range(0, columns, panel):
+        width = min(panel, columns - column)
+        at = first + column
+        if is_bf16(source):
+            for row in range(0, rows, 2):
+                even = source[row * stride + at : row * stride + at + width]
+                odd = source[(row + 1) * stride + at : (row + 1) * stride + at + width]
+                pairs = target[column * rows + row * panel : column * rows + (row + 2) * panel]
+                for j in range(width):
+                    pairs[2 * j] = even[j]
+                    pairs[2 * j + 1] = odd[j]
+        else:
+            for row in range(rows):
+                start = column * rows + row * panel
+                target[start : start + width] = source[row * stride + at : row * stride + at + width]
+
+
+@compiled
+def transpose(source, stride, target, target_stride, rows, columns):  # type: ignore[no-untyped-def]
+    """Write `source` (rows, columns) as (columns, rows)."""
+    for first in range(0, rows, 16):
+        end = min(first + 16, rows)
+        for column in range(columns):
+            for row in range(first, end):
+                target[column * target_stride + row] = source[row * stride + column]

@@ -1,0 +1,310 @@
+"""All steps of one direction of a layer over packed rows, for the sequences `first` to `end` of the batch.
+
+Buffers of the state have a row a sequence: a step works on the rows of the sequences that still run, and the others
+keep what they have, which is the initial state before a sequence begins and its last one after it ended. Backward, the
+gradients of the state are kept so, and end as those of the initial state.
+
+The gradients of the gates live for one chunk of steps only, small enough to stay in cache: what they give to the input
+and to the weights is taken before the next chunk.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from recur.nn.jit.cells import GRU, Backward, Forward, Strides, backward_rows, forward_rows
+from recur.nn.jit.primitives import compiled, get, is_bf16, product, put, to_panels, transpose
+
+
+class Walk(NamedTuple):
+    """What a walk is over.
+
+    Of a row's `width` columns of gates, the products of the input and of the hidden state fill a range each. `inputs`
+    is the width of the input as operand of a product: even in bfloat16, as all others then are anyway.
+    """
+
+    kernel: int  # address of the micro-kernel
+    kind: int  # of cell
+    reverse: bool
+    first: int
+    end: int
+    size: int  # of the hidden state
+    width: int
+    input_first: int
+    input_width: int
+    hidden_width: int
+    features: int
+    inputs: int
+    panel_in: int
+    panel_rec: int
+    panel_d: int  # of the gate gradients as operand of the weights' gradients
+    column: int  # of this direction in the output
+    stride: int  # of the output
+
+
+class Tensors(NamedTuple):
+    """Flat arrays of a walk. Operands of products are int16 where they are in bfloat16."""
+
+    offsets: Any  # first row of each step, and the number of rows
+    chunks: Any  # first step of each chunk, and the number of steps
+    rows: Any  # operand (rows, inputs)
+    w_in: Any  # panels
+    w_rec: Any  # panels
+    bias: Any  # (width,)
+    peep: Any  # (3 * size,) or none
+    hidden: Any  # initial (batch, size)
+    cell: Any  # initial (batch, size) or none
+    output: Any  # (rows, stride)
+    gates: Any  # (rows, width), or a chunk's
+    cells: Any  # (rows, size): every cell state, or none
+    scratch: Any  # (size,)
+
+
+class Gradients(NamedTuple):
+    """Flat arrays of a walk back: `d*` of the chunk are scratch."""
+
+    output: Any  # (rows, stride)
+    hidden: Any  # (batch, size): of the last state, then of the initial one
+    cell: Any
+    rows: Any  # (rows, features) or none
+    w_in: Any  # (inputs, input_width), transposed, or none
+    w_rec: Any  # (size, hidden_width), transposed
+    bias: Any  # (width,)
+    peep: Any
+    d: Any  # operand (chunk, width)
+    d_panels: Any
+    turned: Any  # operand (inputs or size, chunk)
+    before: Any  # operand (chunk, size): previous hidden states
+    chunk: int
+
+
+@compiled
+def _running(w, offsets, step):  # type: ignore[no-untyped-def]
+    """How many of the walk's sequences are in a step."""
+    if step < 0 or step >= len(offsets) - 1:
+        return 0
+    return max(min(offsets[step + 1] - offsets[step], w.end) - w.first, 0)
+
+
+@compiled
+def _project(w, t, row, rows, gates):  # type: ignore[no-untyped-def]
+    """W x of some rows, at address `gates`."""
+    bf16 = is_bf16(t.rows)
+    size = 2 if bf16 else 4
+    x = t.rows.ctypes.data + row * w.inputs * size
+    target = gates + 4 * w.input_first
+    product(
+        w.kernel, rows, w.input_width, w.inputs, x, w.inputs, t.w_in.ctypes.data, w.panel_in, target, w.width, 0, bf16
+    )
+
+
+@compiled
+def _strides(w, t, before, kept):  # type: ignore[no-untyped-def]
+    """Bytes from a row to the next; `before` and `kept` of the previous hidden state and the cell states to keep."""
+    size = 2 if is_bf16(t.rows) else 4
+    return Strides(4 * w.width, 4 * w.size, kept, before, 4 * w.stride, size * w.size, size * w.width)
+
+
+@compiled
+def _step(w, t, operand, cell, row, n, before, gate_row):  # type: ignore[no-untyped-def]
+    """One step: U h, then the rows' cells. `before` is the step walked before, `gate_row` the first in the buffer."""
+    bf16 = is_bf16(t.rows)
+    size, width = w.size, w.width
+    a = operand.ctypes.data + w.first * size * (2 if bf16 else 4)
+    gates = t.gates.ctypes.data + 4 * gate_row * width
+    if w.kind == GRU:  # nothing was projected into its first block
+        for k in range(n):
+            start = (gate_row + k) * width
+            t.gates[start : start + size] = 0
+    product(w.kernel, n, w.hidden_width, size, a, size, t.w_rec.ctypes.data, w.panel_rec, gates, width, 1, bf16)
+    running = min(_running(w, t.offsets, before), n)
+    row_before = t.offsets[before] + w.first if running else 0
+    keeps = len(t.cells) > 0
+    kept = t.cells.ctypes.data + 4 * row * size if keeps else t.scratch.ctypes.data
+    kept_stride = 4 * size if keeps else 0
+    output = t.output.ctypes.data + 4 * w.column
+    for part in range(2):  # the rows that ran before, then those that begin here
+        begin, end = (0, running) if part == 0 else (running, n)
+        if begin == end:
+            continue
+        at = w.first + begin
+        hidden = t.hidden.ctypes.data + 4 * at * size if part else output + 4 * row_before * w.stride
+        addresses = Forward(
+            gates + 4 * begin * width,
+            cell.ctypes.data + 4 * at * size,
+            kept + kept_stride * begin,
+            hidden,
+            output + 4 * (row + begin) * w.stride,
+            a + begin * size * (2 if bf16 else 4),
+            t.bias.ctypes.data,
+            t.peep.ctypes.data,
+        )
+        strides = _strides(w, t, 4 * size if part else 4 * w.stride, kept_stride)
+        forward_rows(w.kind, end - begin, addresses, strides, t.rows, size)
+
+
+@compiled
+def forward(w, t, operand, cell, save):  # type: ignore[no-untyped-def]
+    """Walk forward. `operand` (batch, size) and `cell` come as the initial state; `cell` leaves as the last."""
+    n_chunks = len(t.chunks) - 1
+    whole = w.first == 0 and w.end >= t.offsets[1]
+    for count in range(n_chunks):
+        chunk = n_chunks - 1 - count if w.reverse else count
+        begin, end = t.chunks[chunk], t.chunks[chunk + 1]
+        base = 0 if save else t.offsets[begin]  # row of the batch that is the gate buffer's first
+        if whole:
+            start = t.offsets[begin]
+            _project(w, t, start, t.offsets[end] - start, t.gates.ctypes.data + 4 * (start - base) * w.width)
+        for index in range(end - begin):
+            step = end - 1 - index if w.reverse else begin + index
+            n = _running(w, t.offsets, step)
+            if n == 0:
+                continue
+            row = t.offsets[step] + w.first
+            if not whole:
+                _project(w, t, row, n, t.gates.ctypes.data + 4 * (row - base) * w.width)
+            _step(w, t, operand, cell, row, n, step + 1 if w.reverse else step - 1, row - base)
+
+
+@compiled
+def _keep_states(w, t, g, address, stride, at, n):  # type: ignore[no-untyped-def]
+    """Copy previous hidden states to the operand `g.before`, from its row `at` on."""
+    size = 2 if is_bf16(t.rows) else 4
+    for k in range(n):
+        source, target = address + k * stride, g.before.ctypes.data + (at + k) * w.size * size
+        for j in range(w.size):
+            put(t.rows, target, j, get(source, j))
+
+
+@compiled
+def _step_back(w, t, g, sums, row, n, before, at):  # type: ignore[no-untyped-def]
+    """One step back: the rows' cells, then U^T d. `at` is the chunk's row of the step's first."""
+    bf16 = is_bf16(t.rows)
+    size, width = w.size, w.width
+    running = min(_running(w, t.offsets, before), n)
+    row_before = t.offsets[before] + w.first if running else 0
+    output = t.output.ctypes.data + 4 * w.column
+    d = g.d.ctypes.data + at * width * (2 if bf16 else 4)
+    for part in range(2):  # the rows that ran before, then those that began here
+        begin, end = (0, running) if part == 0 else (running, n)
+        if begin == end:
+            continue
+        here, sequence = row + begin, w.first + begin
+        hidden = t.hidden.ctypes.data + 4 * sequence * size if part else output + 4 * row_before * w.stride
+        stride = 4 * size if part else 4 * w.stride
+        addresses = Backward(
+            t.gates.ctypes.data + 4 * here * width,
+            t.cells.ctypes.data + 4 * here * size,
+            t.cell.ctypes.data + 4 * sequence * size if part else t.cells.ctypes.data + 4 * row_before * size,
+            hidden,
+            output + 4 * here * w.stride,
+            g.output.ctypes.data + 4 * (here * w.stride + w.column),
+            g.hidden.ctypes.data + 4 * sequence * size,
+            g.cell.ctypes.data + 4 * sequence * size,
+            d + begin * width * (2 if bf16 else 4),
+            sums.ctypes.data,
+            t.peep.ctypes.data,
+            g.peep.ctypes.data,
+        )
+        backward_rows(w.kind, end - begin, addresses, _strides(w, t, stride, 0), t.rows, size)
+        if len(g.w_rec):
+            _keep_states(w, t, g, hidden, stride, at + begin, end - begin)
+    product(
+        w.kernel,
+        n,
+        size,
+        w.hidden_width,
+        d,
+        width,
+        t.w_rec.ctypes.data,
+        w.panel_rec,
+        g.hidden.ctypes.data + 4 * w.first * size,
+        size,
+        1 if w.kind == GRU else 0,  # a GRU's state also flows past the product
+        bf16,
+    )
+
+
+@compiled
+def _input_gradient(w, t, g, row, n, at):  # type: ignore[no-untyped-def]
+    """W^T d of some rows."""
+    bf16 = is_bf16(t.rows)
+    d = g.d.ctypes.data + (at * w.width + w.input_first) * (2 if bf16 else 4)
+    target = g.rows.ctypes.data + 4 * row * w.features
+    b = t.w_in.ctypes.data
+    product(w.kernel, n, w.features, w.input_width, d, w.width, b, w.panel_in, target, w.features, 0, bf16)
+
+
+@compiled
+def _weight_gradient(w, g, operands, count, first, columns, target):  # type: ignore[no-untyped-def]
+    """Add `operands`^T d of the chunk's `count` rows, for the gates' columns from `first` on."""
+    bf16 = is_bf16(g.d)
+    rows = (count + 31) // 32 * 32  # few different sizes, an even number of rows
+    to_panels(g.d, g.d_panels, rows, first, columns, w.width, w.panel_d)
+    a, b = g.turned.ctypes.data, g.d_panels.ctypes.data
+    product(w.kernel, operands, columns, rows, a, g.chunk, b, w.panel_d, target.ctypes.data, columns, 1, bf16)
+
+
+@compiled
+def _turn_inputs(w, t, g, begin, end, count, whole):  # type: ignore[no-untyped-def]
+    """The chunk's input rows, transposed, in `g.turned`."""
+    if whole:
+        transpose(t.rows[t.offsets[begin] * w.inputs :], w.inputs, g.turned, g.chunk, count, w.inputs)
+        return
+    done = 0
+    for step in range(begin, end):
+        n = _running(w, t.offsets, step)
+        if n:
+            row = t.offsets[step] + w.first
+            transpose(t.rows[row * w.inputs :], w.inputs, g.turned[done:], g.chunk, n, w.inputs)
+            done += n
+
+
+@compiled
+def _chunk_gradients(w, t, g, begin, end, count, whole):  # type: ignore[no-untyped-def]
+    """What a chunk's gate gradients give to the input and to the weights."""
+    if whole and len(g.rows):
+        _input_gradient(w, t, g, t.offsets[begin], count, 0)
+    rows = (count + 31) // 32 * 32
+    g.d[count * w.width : rows * w.width] = 0
+    if len(g.w_in):
+        _turn_inputs(w, t, g, begin, end, count, whole)
+        for column in range(w.inputs):
+            g.turned[column * g.chunk + count : column * g.chunk + rows] = 0
+        _weight_gradient(w, g, w.inputs, count, w.input_first, w.input_width, g.w_in)
+    if len(g.w_rec):
+        transpose(g.before, w.size, g.turned, g.chunk, count, w.size)
+        for column in range(w.size):
+            g.turned[column * g.chunk + count : column * g.chunk + rows] = 0
+        _weight_gradient(w, g, w.size, count, 0, w.hidden_width, g.w_rec)
+
+
+@compiled
+def backward(w, t, g):  # type: ignore[no-untyped-def]
+    """Walk back."""
+    n_chunks = len(t.chunks) - 1
+    whole = w.first == 0 and w.end >= t.offsets[1]
+    sums = np.zeros(w.width, np.float32)  # a chunk's first, then the total: fewer terms to one sum
+    for index in range(n_chunks):
+        chunk = index if w.reverse else n_chunks - 1 - index
+        begin, end = t.chunks[chunk], t.chunks[chunk + 1]
+        count = 0
+        for step in range(begin, end):
+            count += _running(w, t.offsets, step)
+        if count == 0:
+            continue
+        at = 0 if w.reverse else count
+        sums[:] = 0
+        for step_index in range(end - begin):
+            step = begin + step_index if w.reverse else end - 1 - step_index
+            n = _running(w, t.offsets, step)
+            if n == 0:
+                continue
+            row = t.offsets[step] + w.first
+            at = at if w.reverse else at - n
+            _step_back(w, t, g, sums, row, n, step + 1 if w.reverse else step - 1, at)
+            if len(g.rows) and not whole:
+                _input_gradient(w, t, g, row, n, at)
+            at = at + n if w.reverse else at
+        g.bias[:] = g.bias + sums
+        _chunk_gradients(w, t, g, begin, end, count, whole)
