@@ -19,7 +19,7 @@ from typing import Any, Self
 from recur.cli import explain, rank
 from recur.errors import UserError
 from recur.runs import checkpoint as checkpoints
-from recur.runs import files, limits
+from recur.runs import files, hub, limits
 from recur.runs.trust import check_targets
 
 FORMAT = 1
@@ -37,6 +37,8 @@ def checkpoint_of(path: str | Path) -> Path:
         return path
     if not path.exists():
         raise ValueError(f"there is no run at {path}: give a run folder or a .ckpt file")
+    if hub.is_hub_folder(path):
+        return path / hub.WEIGHTS
     for name in ("best.ckpt", "last.ckpt"):
         if (path / "checkpoints" / name).is_file():
             return path / "checkpoints" / name
@@ -52,9 +54,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     import torch
 
     try:
+        if path.name == hub.WEIGHTS:
+            return _of_known_format(path, hub.read(path.parent))
         checkpoints.check(path)  # torch.load would not notice a flipped bit
         limits.check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except checkpoints.DamagedError as error:
         raise ValueError(f"{error}{checkpoints.instead_of(path)}") from None
     except pickle.UnpicklingError:  # whose message advises to load it all the same
@@ -63,6 +69,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # damage makes the reader fail in any way whatever
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{path} cannot be read as a checkpoint (truncated or damaged): {first[:200]}") from None
+    return _of_known_format(path, content)
+
+
+def _of_known_format(path: Path, content: Any) -> dict[str, Any]:
+    """What was read, if it is a checkpoint of a format that this version knows.
+
+    Raises:
+        ValueError: it is not.
+    """
     if not isinstance(content, dict) or "recur" not in content or "state_dict" not in content:
         raise ValueError(f"{path} is no checkpoint of recur: its key 'recur' is missing")
     written = content["recur"].get("format") if isinstance(content["recur"], dict) else None

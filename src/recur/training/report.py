@@ -96,6 +96,7 @@ def closing(
         **results,
         **({"pruned": True} if pruned else {}),
         "ceiling": dict(data.ceiling),
+        **_confusion(task, trainer, results),
         "name": cfg.name,
         "seed": cfg.seed,
         "epochs": trainer.current_epoch,
@@ -126,6 +127,17 @@ def closing(
     _say("next:")
     for line in _next_commands(_shown(folder), task.family):
         _say(f"  {line}")
+
+
+def _confusion(task: Any, trainer: pl.Trainer, results: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Counts of the split that was scored last, `[true][predicted]`, for the model card.
+
+    Of a run on several processes there is none: their counts could only be added up while all of them wait here.
+    """
+    if task.family != "sentiment" or trainer.world_size > 1 or not results:
+        return {}
+    matrix = plain(task.confusion.compute().tolist())
+    return {"confusion": {"split": list(results)[-1], "matrix": matrix, "class_names": list(task.class_names)}}
 
 
 def _next_commands(run: str, family: str) -> list[str]:

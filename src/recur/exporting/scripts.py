@@ -1,0 +1,78 @@
+"""The scripts that use an exported ONNX model with nothing but onnxruntime and tokenizers."""
+
+from typing import Any
+
+_HEAD = '''"""{what}
+
+Needs onnxruntime and tokenizers, nothing else.
+"""
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import tokenizers
+
+here = Path(__file__).parent
+config = json.loads((here / "config.json").read_text(encoding="utf-8"))
+tokenizer = tokenizers.Tokenizer.from_file(str(here / "tokenizer.json"))
+model = onnxruntime.InferenceSession(here / "model.onnx", providers=["CPUExecutionProvider"])
+'''
+
+_CLASSIFIER = """
+texts = [{cut} for ids in (one.ids for one in tokenizer.encode_batch(sys.argv[1:]))]
+lengths = np.array([len(text) for text in texts])
+ids = np.zeros((len(texts), lengths.max()), np.int64)
+for row, text in zip(ids, texts):
+    row[: len(text)] = text
+probabilities = model.run(["probabilities"], {{"ids": ids, "lengths": lengths}})[0]
+for text, row in zip(sys.argv[1:], probabilities):
+    print(f"{{config['class_names'][row.argmax()]}}\\t{{row.max():.6f}}\\t{{text}}")
+"""
+
+_LANGUAGE = """
+state = {name: np.zeros((1, 1, size), np.float32) for name, size in config["state"].items()}
+written = tokenizer.encode(sys.argv[1]).ids
+ids = [config["start_id"], *written]
+for _ in range(int(sys.argv[2])):
+    logits, *following = model.run(None, {"ids": [ids], "lengths": [len(ids)], **state})
+    state = dict(zip(state, following))
+    ids = [int(logits[0, -1].argmax())]
+    written += ids
+print(tokenizer.decode(written, skip_special_tokens=False))
+"""
+
+_WINDOW = """
+state = {name: np.zeros((1, 1, size), np.float32) for name, size in config["state"].items()}
+written = tokenizer.encode(sys.argv[1]).ids
+for _ in range(int(sys.argv[2])):
+    ids = written[-config["window"] :] or [config["start_id"]]
+    logits = model.run(["logits"], {"ids": [ids], "lengths": [len(ids)], **state})[0]
+    written.append(int(logits[0, -1].argmax()))
+print(tokenizer.decode(written, skip_special_tokens=False))
+"""
+
+
+def script(config: dict[str, Any]) -> str:
+    """The script beside an ONNX model.
+
+    Args:
+        config: what is written into `config.json`.
+    """
+    if config["family"] == "sentiment":
+        what = 'Labels texts: python use.py "a text" "another text".'
+        return _HEAD.format(what=what) + _CLASSIFIER.format(cut=_cut(config["max_length"], config["keep"]))
+    what = 'Continues a text with the likeliest tokens: python use.py "the king" 50.'
+    return _HEAD.format(what=what) + (_LANGUAGE if config["window"] is None else _WINDOW)
+
+
+def _cut(most: int | None, keep: str) -> str:
+    """The expression that cuts ids as the run cuts them."""
+    if most is None:
+        return "ids"
+    if keep == "both":
+        head = (most + 1) // 2
+        tail = f" + ids[-{most - head}:]" if most > head else ""
+        return f"(ids if len(ids) <= {most} else ids[:{head}]{tail})"
+    return f"ids[-{most}:]" if keep == "tail" else f"ids[:{most}]"

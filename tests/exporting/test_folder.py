@@ -1,0 +1,171 @@
+"""What an export writes is complete, is what the run says, and is read back."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recur.errors import UserError
+from recur.exporting import agreement, folder
+from recur.exporting.scripts import _cut
+from recur.inference.classification import classify
+from recur.runs.run import Run
+from support.commands import run_command
+
+TEXTS = ["the plot was clever and fresh", "terrible acting, not good at all", "fresh"]
+
+
+@pytest.fixture(scope="module")
+def exports(trained_run: Path, language_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every format of both families, through the command once and through its function otherwise."""
+    base = tmp_path_factory.mktemp("exports")
+    done = run_command("export", trained_run, "--out", base / "sentiment-onnx", "--int8")
+    assert done.returncode == 0, done.stderr
+    assert "differs from recur by at most" in done.stdout
+    for family, path in (("sentiment", trained_run), ("language", language_run)):
+        for kind in folder.FORMATS:
+            if not (base / f"{family}-{kind}").exists():
+                folder.export(Run.open(path), kind, base / f"{family}-{kind}")
+    return {path.name: path for path in base.iterdir()}
+
+
+def alone(where: Path, *words: str) -> str:
+    """What the script says in a process that cannot see this package."""
+    block = "import sys; sys.modules['recur'] = sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
+    code = block + "import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code, where / "use.py", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_script_labels_texts_as_the_run_does(exports: dict[str, Path], trained_run: Path) -> None:
+    lines = [line.split("\t") for line in alone(exports["sentiment-onnx"], *TEXTS).splitlines()]
+    run = Run.open(trained_run)
+    for text, line, expected in zip(TEXTS, lines, classify(run, TEXTS), strict=True):
+        highest = max(expected.probabilities)
+        assert line[0] == run.task.class_names[expected.probabilities.index(highest)]
+        assert float(line[1]) == pytest.approx(highest, abs=2e-6)
+        assert line[2] == text
+
+
+def test_the_script_writes_on_as_the_run_does(exports: dict[str, Path], language_run: Path) -> None:
+    done = run_command("generate", language_run, "--prompt", "the", "--tokens", 12, "--greedy")
+    assert alone(exports["language-onnx"], "the", "12").rstrip("\n") == done.stdout.rstrip("\n")
+
+
+def test_the_smaller_model_is_smaller_and_close(trained_run: Path, exports: dict[str, Path]) -> None:
+    where = exports["sentiment-onnx"]
+    small, whole = where / "model.int8.onnx", where / "model.onnx"
+    assert small.stat().st_size < whole.stat().st_size
+    net = Run.open(trained_run).task.net
+    texts = agreement.drawn_texts(net.embedding.num_embeddings)
+    found = agreement.compare(agreement.onnx_answers(small.read_bytes(), net, "sentiment"), net, "sentiment", texts)
+    assert 0 < found.difference < 0.05
+
+
+@pytest.mark.parametrize("family", ["sentiment", "language"])
+def test_safetensors_are_read_back_as_the_run(
+    family: str, exports: dict[str, Path], trained_run: Path, language_run: Path
+) -> None:
+    original = Run.open(trained_run if family == "sentiment" else language_run)
+    again = Run.open(exports[f"{family}-safetensors"])
+    assert again.tokenizer.to_json() == original.tokenizer.to_json()
+    assert again.config == original.config
+    first, second = original.task.state_dict(), again.task.state_dict()
+    assert list(first) == list(second)
+    assert all(first[name].equal(second[name]) for name in first)
+
+
+def test_the_hub_folder_has_what_a_hub_shows(exports: dict[str, Path]) -> None:
+    where = exports["sentiment-safetensors"]
+    assert {path.name for path in where.iterdir()} == {
+        "README.md",
+        "config.json",
+        "metrics.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
+    import tokenizers
+    import yaml
+
+    assert tokenizers.Tokenizer.from_file(str(where / "tokenizer.json")).get_vocab_size() > 10
+    front, _, text = (where / "README.md").read_text().removeprefix("---\n").partition("---\n")
+    assert yaml.safe_load(front)["pipeline_tag"] == "text-classification"
+    metrics = json.loads((where / "metrics.json").read_text())
+    matrix = metrics["confusion"]["matrix"]
+    assert metrics["confusion"]["split"] == "test"
+    assert sum(map(sum, matrix)) == 150
+    assert np.trace(matrix) / 150 == pytest.approx(metrics["test"]["accuracy"])
+    assert f"| negative | {matrix[0][0]} | {matrix[0][1]} |" in text
+    for heading in ("Data", "Metrics", "Confusion matrix (test split)", "Validations", "Limits", "How to cite"):
+        assert f"## {heading}" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{", "is damaged"),
+        ("config.json", "[" * 100_000, "is damaged"),
+        ("config.json", "{}", "library_name is another"),
+        ("config.json", '{"library_name": "recur", "format": 99}', "must be at most 1, got 99"),
+        ("model.safetensors", "nothing", "cannot be read as safetensors"),
+        ("tokenizer.json", "{}", "not a tokenizer"),
+    ],
+)
+def test_a_damaged_folder_is_refused(
+    name: str, content: str, message: str, exports: dict[str, Path], tmp_path: Path
+) -> None:
+    for path in exports["language-safetensors"].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        Run.open(tmp_path)
+
+
+def test_a_folder_that_names_foreign_code_is_refused(exports: dict[str, Path], tmp_path: Path) -> None:
+    for path in exports["language-safetensors"].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["config"]["model"]["net"]["_target_"] = "os.system"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"os\.system"):
+        Run.open(tmp_path)
+
+
+def test_a_folder_is_replaced_only_when_asked(exports: dict[str, Path], trained_run: Path) -> None:
+    where = exports["sentiment-onnx"]
+    before = (where / "model.onnx").stat().st_mtime_ns
+    done = run_command("export", trained_run, "--out", where)
+    assert done.returncode == 2
+    assert "is there already: give --force" in done.stderr
+    assert (where / "model.onnx").stat().st_mtime_ns == before
+
+
+def test_what_answers_differently_is_not_written(trained_run: Path, tmp_path: Path) -> None:
+    net = Run.open(trained_run).task.net
+    texts = agreement.drawn_texts(net.embedding.num_embeddings)
+    wrong = agreement.compare(
+        lambda ids, lengths: agreement.own_answers(net, "sentiment", ids, lengths) + 1e-3, net, "sentiment", texts
+    )
+    with pytest.raises(UserError, match="would change the answers"):
+        folder._require(wrong, "onnx")
+    with pytest.raises(UserError, match="--format must be one of"):
+        folder.export(Run.open(trained_run), "onxx", tmp_path / "new")
+    with pytest.raises(UserError, match="--int8 goes with"):
+        folder.export(Run.open(trained_run), "torch", tmp_path / "new", int8=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("keep", ["head", "tail", "both"])
+@pytest.mark.parametrize("most", [None, 1, 2, 5, 20])
+def test_the_script_cuts_as_the_run_does(keep: str, most: int | None) -> None:
+    from recur.data.buckets import Texts
+    from recur.data.cache import Ragged
+
+    for length in (1, 2, 5, 6, 21):
+        ids = list(range(length))
+        texts = Texts(Ragged(np.array(ids), np.array([0, length])), max_length=most, keep=keep)
+        assert eval(_cut(most, keep), {"ids": ids, "len": len}) == texts[0].tolist()
