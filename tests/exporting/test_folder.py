@@ -43,11 +43,9 @@ def alone(where: Path, *words: str) -> str:
 
 def test_the_script_labels_texts_as_the_run_does(exports: dict[str, Path], trained_run: Path) -> None:
     lines = [line.split("\t") for line in alone(exports["sentiment-onnx"], *TEXTS).splitlines()]
-    run = Run.open(trained_run)
-    for text, line, expected in zip(TEXTS, lines, classify(run, TEXTS), strict=True):
-        highest = max(expected.probabilities)
-        assert line[0] == run.task.class_names[expected.probabilities.index(highest)]
-        assert float(line[1]) == pytest.approx(highest, abs=2e-6)
+    for text, line, expected in zip(TEXTS, lines, classify(Run.open(trained_run), TEXTS), strict=True):
+        assert line[0] == expected.label
+        assert float(line[1]) == pytest.approx(expected.probabilities[expected.label], abs=2e-6)
         assert line[2] == text
 
 

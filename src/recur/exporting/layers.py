@@ -1,6 +1,6 @@
 """One recurrent layer as ONNX nodes, on a padded batch that cannot leak.
 
-LSTM, GRU and RNN are operators of the opset, which take each sequence's length (`sequence_lens`). The other cells are
+LSTM (with peepholes or without), GRU and RNN are operators of the opset, which take each sequence's length (`sequence_lens`). The other cells are
 written for one step and walked by the operator `Scan`; a step behind a sequence's end leaves its state as it is. Walked
 from the end that is an initial state which waits until the sequence's last token has come. So in both kinds the final
 state is that of the last real step, and rows behind the end are read by nobody.
@@ -23,7 +23,7 @@ Weights = dict[str, Array]
 Step = Callable[[Graph, str, Sequence[str], dict[str, str]], tuple[str, list[str]]]
 
 # Where each gate of torch's order stands in ONNX's.
-_GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,), "rnn_relu": (0,)}
+_GATES = {"lstm": (0, 3, 1, 2), "peephole": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,), "rnn_relu": (0,)}
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,13 @@ def _operator(
         attributes["linear_before_reset"] = 1  # as torch and cuDNN have it
     elif cell in ("rnn", "rnn_relu"):
         attributes["activations"] = ["Relu" if cell == "rnn_relu" else "Tanh"] * len(weights)
-    parts = 2 if cell == "lstm" else 1
-    operator = {"lstm": "LSTM", "gru": "GRU"}.get(cell, "RNN")
-    y, *final = graph.add(operator, rows, w, r, b, batch.lengths, *(state or ()), outputs=1 + parts, **attributes)
+    operator = {"lstm": "LSTM", "peephole": "LSTM", "gru": "GRU"}.get(cell, "RNN")
+    inputs = [rows, w, r, b, batch.lengths, *(state or ())]
+    if cell == "peephole":  # their weights are the eighth input, of the gates i, o, f
+        peepholes = [np.concatenate([np.split(own["weight_ch"], 3)[gate] for gate in (0, 2, 1)]) for own in weights]
+        inputs += ["", ""][len(state or ()) :]
+        inputs.append(graph.tensor(np.stack(peepholes), f"recurrent.weight_ch_l{index}"))
+    y, *final = graph.add(operator, *inputs, outputs=3 if operator == "LSTM" else 2, **attributes)
     # (time, directions, batch, hidden) -> (time, batch, directions * hidden)
     joined = graph.add("Reshape", graph.add("Transpose", y, perm=[0, 2, 1, 3]), graph.integers(0, 0, -1))
     return joined, final
