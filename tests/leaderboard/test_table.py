@@ -6,14 +6,19 @@ import math
 import statistics
 import sys
 from html.parser import HTMLParser
+from importlib.resources import files
 
 import pytest
 
 from recur import results
+from recur.leaderboard.importance import importance
 from recur.leaderboard.page import write
+from recur.leaderboard.plots import settings
 from recur.leaderboard.table import Leaderboard
+from recur.leaderboard.text import as_text, rows, titles
 from recur.runs import journal
 from recur.runs.journal import Journal, read
+from recur.runs.marks import Mark, write_mark
 
 
 def make_sweep(folder, jobs, monitor="val/accuracy", mode="max", total=None):
@@ -58,19 +63,22 @@ def test_seeds_are_one_row_with_mean_and_sample_deviation(tmp_path):
     values = [value for overrides, value in JOBS if overrides[:2] == ["lr=0.02", "size=2"]]
     assert leaderboard.best.mean == statistics.fmean(values)
     assert leaderboard.best.deviation == statistics.stdev(values)
-    first = leaderboard.rows()[0]
-    assert first == ["1", "0.7120 ± 0.0100", "0.7020", "0.02", "2", "3", "1 min 00 s", "1,010"]
-    assert "12 done; 12 min 00 s" in leaderboard.as_text()
+    first = rows(leaderboard)[0]
+    assert first == ["1", "71.20 ± 1.00 %", "70.20 %", "0.02", "2", "3", "1 min 00 s", "1,010"]
+    assert "12 done; 12 min 00 s" in as_text(leaderboard)
 
 
-def test_importance_is_the_share_of_variance_between_values(tmp_path):
-    leaderboard = Leaderboard.of([make_sweep(tmp_path / "s", JOBS)])
-    shares = leaderboard.importance()
-    values = [value for _, value in JOBS]
-    between = 6 * 2 * 0.05**2  # two values of lr, 0.05 from the mean each
-    total = sum((v - statistics.fmean(values)) ** 2 for v in values)
-    assert math.isclose(shares["lr"], between / total)
-    assert list(shares) == ["lr", "size"]
+def test_importance_is_optunas_and_none_for_few_runs(tmp_path):
+    pytest.importorskip("optuna")
+    assert importance(Leaderboard.of([make_sweep(tmp_path / "few", JOBS)])) == {}
+    jobs = [([f"lr={lr}", f"size={size}", f"model={model}"], 0.5 + 10 * lr + 0.0001 * size + 0.001 * (model == "b"))
+            for lr in (0.01, 0.02, 0.03) for size in (1, 2, 3, 4) for model in ("a", "b")]  # fmt: skip
+    shares = importance(Leaderboard.of([make_sweep(tmp_path / "s", jobs)]))
+    assert next(iter(shares)) == "lr"
+    assert shares["lr"] > 0.5
+    assert math.isclose(sum(shares.values()), 1)
+    alike = [(overrides, 0.5) for overrides, _ in jobs]
+    assert importance(Leaderboard.of([make_sweep(tmp_path / "alike", alike)])) == {}
 
 
 def test_what_did_not_end_well_is_shown_and_never_ranked(tmp_path):
@@ -83,8 +91,8 @@ def test_what_did_not_end_well_is_shown_and_never_ranked(tmp_path):
     ]
     leaderboard = Leaderboard.of([make_sweep(tmp_path / "s", jobs, total=7)])
     assert leaderboard.states_text() == "1 done, 2 failed, 1 stopped, 1 unfinished, 2 not started"
-    assert [row[0] for row in leaderboard.rows()] == ["1", "", "", "", ""]
-    text = leaderboard.as_text()
+    assert [row[0] for row in rows(leaderboard)] == ["1", "", "", "", ""]
+    text = as_text(leaderboard)
     assert "job 1 failed, exit code 1" in text
     assert str(tmp_path / "s" / "1" / "output.log") in text
     page = write(leaderboard, tmp_path / "out").read_text()
@@ -124,7 +132,7 @@ def test_what_only_tells_sweeps_apart_is_no_column_where_it_is_much(tmp_path):
     assert leaderboard.differences() == [
         f"{name}: " + ", ".join(f"{k}={v}" for k in keys) for name, v in (("one", 0), ("two", 1))
     ]
-    assert "two: k0=1, k1=1" in leaderboard.as_text()
+    assert "two: k0=1, k1=1" in as_text(leaderboard)
     assert "two: k0=1, k1=1" in write(leaderboard, tmp_path / "out").read_text()
 
 
@@ -164,7 +172,7 @@ class Checker(HTMLParser):
 def test_the_page_stands_alone_and_escapes(tmp_path):
     evil = '<script>alert("x")</script>'
     jobs = [([f"name={evil}", f"lr={lr}", f"n={n}"], 0.1 * n + lr) for lr in (1, 2) for n in (1, 2, 3)]
-    jobs.append((["name=tame", "lr=1", "n=1"], 0.3))
+    jobs.append((["name=plain", "lr=1", "n=1"], 0.3))
     leaderboard = Leaderboard.of([make_sweep(tmp_path / "s", jobs)])
     page = write(leaderboard, tmp_path / "out").read_text()
     checker = Checker()
@@ -172,26 +180,23 @@ def test_the_page_stands_alone_and_escapes(tmp_path):
     assert not checker.fetched
     assert len(checker.ids) == len(set(checker.ids)), "drawings share ids"
     assert evil not in page
-    assert page.count("<svg") == 3 == page.count("</svg>")
+    assert page.count("<svg") == 5 == page.count("</svg>"), "one a setting, curves, coordinates"
     assert "currentColor" in page
-    for name in ("settings.png", "curves.png", "coordinates.png", "importance.png", "leaderboard.md", "runs.csv"):
+    for name in ("settings.png", "curves.png", "coordinates.png", "leaderboard.md", "runs.csv"):
         assert (tmp_path / "out" / name).stat().st_size > 100, name
     rows = list(csv.DictReader((tmp_path / "out" / "runs.csv").read_text().splitlines()))
     assert [float(row["val/accuracy"]) for row in rows] == [value for _, value in jobs]
     assert rows[0]["name"] == evil
 
 
-def test_the_door_prints_writes_and_refuses_in_one_line(tmp_path, capsys, monkeypatch):
+def test_the_command_prints_writes_and_refuses_in_one_line(tmp_path, capsys, monkeypatch):
     folder = make_sweep(tmp_path / "s", JOBS)
     monkeypatch.setattr(sys, "argv", ["results", str(folder)])
     results.main()
-    assert "0.7120 ± 0.0100" in capsys.readouterr().out
+    assert "71.20 ± 1.00 %" in capsys.readouterr().out
     assert (folder / "results" / "index.html").is_file()
-    for wrong, words in (
-        (tmp_path, "is not a sweep"),
-        (tmp_path / "none", "no sweep at"),
-        (folder / "0", "single run"),
-    ):
+    (tmp_path / "empty").mkdir()
+    for wrong, words in ((tmp_path / "empty", "is not a sweep and not a run"), (tmp_path / "none", "no sweep at")):
         monkeypatch.setattr(sys, "argv", ["results", str(wrong)])
         with pytest.raises(SystemExit) as caught:
             results.main()
@@ -211,3 +216,116 @@ def test_a_torn_line_costs_itself_alone(tmp_path):
     events = read(folder)
     assert events[-1]["job"] == 11
     assert len(events) == 1 + 2 * len(JOBS)
+
+
+def make_run(folder, value, *overrides, monitor="val/accuracy"):
+    """A run of its own, as `recur.train` leaves it."""
+    (folder / ".hydra").mkdir(parents=True)
+    config = {"monitor": monitor, "mode": "max" if monitor == "val/accuracy" else "min", "optimizer": {"lr": 0.5}}
+    (folder / "config.yaml").write_text(json.dumps(config))
+    (folder / ".hydra" / "overrides.yaml").write_text(json.dumps([*overrides, f"hydra.run.dir={folder}"]))
+    split, name = monitor.split("/")
+    (folder / "metrics.json").write_text(json.dumps({split: {name: value}, "seed": 0, "wall_seconds": 2.0}))
+    return folder
+
+
+def test_runs_of_their_own_are_compared_alone_together_and_with_sweeps(tmp_path):
+    outputs = tmp_path / "outputs"
+    one = make_run(outputs / "imdb" / "a", 0.7, "optimizer.lr=0.1")
+    make_run(outputs / "imdb" / "b", 0.8)
+    make_run(outputs / "lm" / "c", 120.0, monitor="val/perplexity")
+    alone = Leaderboard.of([one])
+    assert (alone.best.mean, alone.best.settings) == (0.7, {})
+    together = Leaderboard.of([outputs])
+    assert [(group.settings, group.mean) for group in together.groups] == [
+        ({"optimizer.lr": "0.5"}, 0.8),
+        ({"optimizer.lr": "0.1"}, 0.7),
+    ]
+    assert "left out: c, which is compared by val/perplexity" in as_text(together)
+    assert Leaderboard.of([outputs], "val/perplexity").best.mean == 120.0
+    make_sweep(outputs / "sweeps" / "s", [(["optimizer.lr=0.9"], 0.9), (["optimizer.lr=0.8"], 0.6)])
+    everything = Leaderboard.of([outputs])
+    assert [group.settings["sweep"] for group in everything.groups] == ["s", "", "", "s"]
+    page = write(everything, tmp_path / "out").read_text()
+    assert 'href="../outputs/imdb/a"' in page
+
+
+def test_settings_that_tie_are_said_to_tie(tmp_path):
+    jobs = [([f"lr={lr}"], value) for lr, value in ((1, 1.0), (2, 1.0), (3, 0.5), (4, 1.0))]
+    leaderboard = Leaderboard.of([make_sweep(tmp_path / "s", jobs)])
+    assert [row[0] for row in rows(leaderboard)] == ["1", "1", "1", "4"]
+    assert "3 settings tie for the best val/accuracy" in as_text(leaderboard)
+    page = write(leaderboard, tmp_path / "out").read_text()
+    assert "tie of 3 settings" in page
+    assert page.count('class="best"') == 3
+
+
+def test_a_complete_run_is_done_whatever_the_journal_says_or_has_lost(tmp_path):
+    folder = make_sweep(tmp_path / "s", [([f"lr={lr}"], lr / 10) for lr in (1, 2, 3)])
+    lines = (folder / "sweep.jsonl").read_text().splitlines()
+    header = json.loads(lines[0]) | {"id": "0" * 32}
+    failed = [line.replace('"done"', '"failed"') for line in lines[1:] if json.loads(line)["job"] == 0]
+    (folder / "sweep.jsonl").write_text("\n".join([json.dumps(header), *failed]) + "\n")
+    for number in (1, 2):
+        write_mark(folder / str(number), Mark("0" * 32, number, (f"lr={number + 1}",)))
+    leaderboard = Leaderboard.of([folder])
+    assert leaderboard.states_text() == "3 done"
+    assert [group.settings["lr"] for group in leaderboard.groups] == ["3", "2", "1"]
+
+
+def test_what_no_run_writes_is_no_stack(tmp_path):
+    folder = make_sweep(tmp_path / "s", JOBS)
+    (folder / "0" / "metrics.json").write_text('{"val": {"accuracy": 1' + 400 * "0" + "}}")
+    (folder / "1" / "metrics.json").write_text('{"ceiling": 3, "val": {"accuracy": 0.5}, "wall_seconds": 1e400}')
+    with (folder / "sweep.jsonl").open("a") as file:
+        file.write("[" * 100_000 + "\n")
+    with (folder / "2" / "history.jsonl").open("a") as file:
+        file.write('{"step": 9, "epoch": 9, "metrics": {"val/accuracy": 1' + 400 * "0" + "}}\n")
+    leaderboard = Leaderboard.of([folder])
+    assert leaderboard.count("failed") == 1
+    write(leaderboard, tmp_path / "out")
+
+
+def test_balanced_accuracy_has_a_column_where_runs_wrote_it(tmp_path):
+    folder = make_sweep(tmp_path / "s", [(["lr=1"], 0.5), (["lr=2"], 0.6)])
+    assert "val/balanced_accuracy" not in titles(Leaderboard.of([folder]))
+    for number, value in enumerate((0.4, 0.45)):
+        path = folder / str(number) / "metrics.json"
+        record = json.loads(path.read_text())
+        record["val"]["balanced_accuracy"] = value
+        path.write_text(json.dumps(record))
+    leaderboard = Leaderboard.of([folder])
+    at = titles(leaderboard).index("val/balanced_accuracy")
+    assert [float(row[at].split()[0]) for row in rows(leaderboard)] in ([45.0, 40.0], [0.45, 0.4])
+
+
+def drawn(leaderboard, key):
+    """The axes of the plot of one setting."""
+    return settings(leaderboard, [key], {}).axes[0]
+
+
+def test_categories_are_not_joined_and_numbers_are(tmp_path):
+    jobs = [([f"model={m}", f"lr={lr}"], 0.1 * lr) for m in ("a", "b", "c") for lr in (1, 2, 3)]
+    leaderboard = Leaderboard.of([make_sweep(tmp_path / "s", jobs)])
+    assert drawn(leaderboard, "model").lines[0].get_linestyle() == "None"
+    assert drawn(leaderboard, "lr").lines[0].get_linestyle() == "-"
+
+
+def test_exploded_runs_get_a_logarithmic_axis_and_a_known_ceiling_a_line(tmp_path):
+    folder = make_sweep(tmp_path / "s", [([f"lr={lr}"], value) for lr, value in ((1, 90.0), (2, 95.0), (3, 1e6))])
+    assert drawn(Leaderboard.of([folder]), "lr").get_yscale() == "log"
+    calm = make_sweep(tmp_path / "t", [([f"lr={lr}"], 0.1 * lr) for lr in (1, 2, 3)])
+    assert drawn(Leaderboard.of([calm]), "lr").get_yscale() == "linear"
+    lines = len(drawn(Leaderboard.of([calm]), "lr").lines)
+    for number in range(3):
+        path = calm / str(number) / "metrics.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"ceiling": {"accuracy": 0.97}}))
+    place = drawn(Leaderboard.of([calm]), "lr")
+    assert len(place.lines) == lines + 1
+    assert place.lines[-1].get_ydata()[0] == 0.97
+    assert any("97.00 %" in text.get_text() for text in place.texts)
+
+
+def test_the_wheel_has_the_templates():
+    names = [path.name for path in files("recur.leaderboard").joinpath("templates").iterdir()]
+    assert sorted(names) == ["page.css", "page.html.jinja", "page.js"]

@@ -1,27 +1,29 @@
-"""The pictures of a leaderboard, drawn so that they stand on light and on dark ground alike."""
+"""The plots of a leaderboard, drawn so that they stand on light and on dark ground alike."""
 
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from recur.leaderboard.table import Group, Leaderboard, brief, numbers, short
+from recur.leaderboard.importance import importance, spans_decades
+from recur.leaderboard.reading import numbers
+from recur.leaderboard.table import Group, Leaderboard, brief, short
 from recur.render import shortened
+from recur.runs.metrics import format_value, metric_info
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
 INK = "#010203"  # what the page replaces by the colour of its text
-GROUND = "#fdfefc"  # and this one by the colour under the picture
+GROUND = "#fdfefc"  # and this one by the colour under the plot
 FAINT = "#8a8f98"
 SERIES = ("#2f7ed8", "#d9662b", "#2a9d6f", "#a15fc9", "#c2912a")
-HALF, WIDE = (6.4, 3.8), (13.2, 3.6)  # inches
+PANEL, HALF, WIDE = (4.0, 3.0), (6.4, 3.8), (9.0, 3.6)  # inches
+EXPLODED = 100  # times the best value: then the others would be one line at the bottom
 STYLE = {
     "font.size": 10.5,
     "font.family": "DejaVu Sans",
@@ -49,59 +51,72 @@ STYLE = {
 }
 
 
-class Picture(NamedTuple):
+class Plot(NamedTuple):
     """A drawing for the page.
 
     Attributes:
         title: what it shows.
-        svg: to be put into HTML as it is.
-        wide: whether it wants the whole width.
+        svgs: drawings to be put into HTML as they are; several stand side by side as far as there is space.
+        wide: whether it takes the whole width.
     """
 
     title: str
-    svg: str
+    svgs: list[str]
     wide: bool
 
 
-def draw(leaderboard: Leaderboard, folder: Path) -> list[Picture]:
-    """Write every picture that the leaderboard has matter for as PNG; return them for the page."""
+def draw(leaderboard: Leaderboard, folder: Path) -> list[Plot]:
+    """Write every plot that the leaderboard has matter for as PNG; return them for the page."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    from matplotlib.figure import Figure
 
-    few, many = len(leaderboard.varied) < 3, len(leaderboard.varied) > 3
-    plan: list[tuple[str, str, Callable[[Leaderboard, tuple[float, float]], Figure | None], bool]] = [
-        ("settings", f"{leaderboard.metric} against each setting", settings, not few),
-        ("curves", f"{leaderboard.metric} during training, the best settings in colour", curves, False),
-        ("importance", f"Variance of {leaderboard.metric} that each setting explains alone", importance, False),
-        ("coordinates", "All settings together: one line a run, the best in orange", coordinates, few or many),
-    ]
-    drawn = []
+    name, share = leaderboard.metric, "Share of the settings in what makes the best runs differ from the others"
+    plots = []
     with plt.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # a setting in a script the font lacks
-        made = [(*entry, make(leaderboard, WIDE if wide else HALF)) for entry in plan for make, wide in [entry[2:]]]
-        made = [entry for entry in made if entry[-1] is not None]
-        shown = [entry for entry in made if entry[0] != "importance" or many]  # few settings bear it in their titles
-        halves = [entry[0] for entry in shown if not entry[3]]
-        for name, title, make, wide, figure in made:
-            assert figure is not None
-            figure.savefig(folder / f"{name}.png", dpi=150, facecolor="white")
-            if len(halves) % 2 and name == halves[-1]:  # it has no neighbour
-                plt.close(figure)
-                wide, figure = True, make(leaderboard, WIDE)
-                assert figure is not None
-            text = StringIO()
-            figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-            plt.close(figure)
-            if name in [entry[0] for entry in shown]:
-                drawn.append(Picture(title, _inline(text.getvalue(), name), wide))
-    return drawn
+        shares = importance(leaderboard)
+        whole = settings(leaderboard, leaderboard.varied, shares)
+        if whole is not None:
+            _save(whole, folder / "settings.png")
+            panels = [settings(leaderboard, [key], shares) for key in leaderboard.varied]
+            svgs = [_inline(one, f"settings{i}") for i, one in enumerate(panels) if one is not None]
+            plots.append(Plot(f"{name} against each setting", svgs, True))
+        alone = len(shares) < 2  # then the curves have no neighbour
+        for title, stem, figure, wide in (
+            (
+                f"{name} during training, the best settings in colour",
+                "curves",
+                curves(leaderboard, WIDE if alone else HALF),
+                alone,
+            ),
+            (share, "importance", shares_of_settings(shares, HALF), False),
+            (
+                "All settings together: one line a run, the best in orange",
+                "coordinates",
+                coordinates(leaderboard, WIDE),
+                True,
+            ),
+        ):
+            if figure is not None:
+                _save(figure, folder / f"{stem}.png")
+                plots.append(Plot(title, [_inline(figure, stem)], wide))
+    return plots
 
 
-def _inline(svg: str, name: str) -> str:
-    """An SVG to be put into a page: no prologue, its ink the page's, its ids its own."""
+def _save(figure: "Figure", path: Path) -> None:
+    figure.savefig(path, dpi=150, facecolor="white")
+
+
+def _inline(figure: "Figure", name: str) -> str:
+    """A figure as SVG to be put into a page: no prologue, its ink the page's, its ids its own."""
+    from matplotlib import pyplot as plt
+
+    text = StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    plt.close(figure)
+    svg = text.getvalue()
     body = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(GROUND, "var(--card)")
     body = re.sub(r'\bid="', f'id="{name}-', body)
     body = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", body)
@@ -117,50 +132,87 @@ def _positions(texts: Sequence[str]) -> tuple[list[float], list[str] | None, boo
     values = numbers(texts)
     distinct = sorted(set(values)) if values is not None else []
     if values is not None and len(distinct) > max(4, len(texts) / 2):
-        return values, None, distinct[0] > 0 and distinct[-1] / distinct[0] >= 30
+        return values, None, spans_decades(values)
     order = sorted(dict.fromkeys(texts), key=float if values is not None else None)
     return [float(order.index(text)) for text in texts], order, False
 
 
 def _clip(text: str, length: int = 22) -> str:
-    r"""A text somebody typed, for a picture: of bearable length, and `\$`, since `$` would begin a formula."""
+    r"""A text somebody typed, for a plot: of bearable length, and `\$`, since `$` would begin a formula."""
     return shortened(text, length).replace("$", r"\$")
 
 
-def settings(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure | None":
-    """The metric against each varied setting: every run a dot, the mean of each value a line."""
+def settings(leaderboard: Leaderboard, keys: Sequence[str], shares: Mapping[str, float]) -> "Figure | None":
+    """The metric against varied settings: every run a dot, the mean of each value a mark.
+
+    Means of numbers are joined, those of categories are not: there is nothing between two of them.
+
+    Args:
+        leaderboard: what to draw.
+        keys: of the settings.
+        shares: importance of each, where it is known.
+    """
     from matplotlib import pyplot as plt
 
     done = _done(leaderboard)
-    if not leaderboard.varied or len(done) < 2:
+    if not keys or len(done) < 2:
         return None
-    columns = min(4, len(leaderboard.varied))
-    rows = math.ceil(len(leaderboard.varied) / columns)
-    size = (size[0], size[1] if rows == 1 else 2.9 * rows)
+    columns = min(4, len(keys))
+    rows = math.ceil(len(keys) / columns)
+    size = (PANEL[0] * columns, PANEL[1] * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
-    values = [value for _, value in done]
-    shares = leaderboard.importance()
-    for place, key in zip(axes.flat, leaderboard.varied, strict=False):
-        texts = [group.settings[key] for group, _ in done]
-        xs, labels, log = _positions(texts)
-        if log:
-            place.set_xscale("log")
-        place.scatter(xs, values, s=22, color=SERIES[0], alpha=0.8 if labels is None else 0.45, linewidths=0)
-        if labels is not None:
-            means = [_mean([v for x, v in zip(xs, values, strict=True) if x == i]) for i in range(len(labels))]
-            place.plot(range(len(labels)), means, color=SERIES[0], marker="o", markersize=4, linewidth=1.5)
-            crowded = sum(len(_clip(label)) for label in labels) > 34
-            turn = {"rotation": 25, "ha": "right"} if crowded else {}
-            place.set_xticks(range(len(labels)), [_clip(brief(label)) for label in labels], **turn)
-            place.margins(x=0.2 if len(labels) < 4 else 0.08)
-        part = f", explains {100 * shares[key]:.0f} %" if key in shares else ""
-        place.set_title(_clip(short(key), 28) + part)
+    for place, key in zip(axes.flat, keys, strict=False):
+        _setting(place, leaderboard, key, done, shares.get(key))
     for index, place in enumerate(axes.flat):
-        if index >= len(leaderboard.varied):
+        if index >= len(keys):
             place.remove()
         elif index % columns == 0:
             place.set_ylabel(_clip(leaderboard.metric, 60))
     return figure
+
+
+def _setting(
+    place: "Axes", leaderboard: Leaderboard, key: str, done: Sequence[tuple[Group, float]], share: float | None
+) -> None:
+    values = [value for _, value in done]
+    texts = [group.settings[key] for group, _ in done]
+    xs, labels, log = _positions(texts)
+    if log:
+        place.set_xscale("log")
+    place.scatter(xs, values, s=22, color=SERIES[0], alpha=0.8 if labels is None else 0.45, linewidths=0)
+    if labels is not None:
+        means = [_mean([v for x, v in zip(xs, values, strict=True) if x == i]) for i in range(len(labels))]
+        ordered = numbers(labels) is not None
+        mark: dict[str, Any] = {"marker": "o", "markersize": 4} if ordered else {"marker": "_", "markersize": 22}
+        place.plot(
+            range(len(labels)), means, color=SERIES[0], linewidth=1.5, markeredgewidth=2,
+            linestyle="-" if ordered else "none", **mark,
+        )  # fmt: skip
+        crowded = sum(len(_clip(label)) for label in labels) > 26
+        turn = {"rotation": 25, "ha": "right"} if crowded else {}
+        place.set_xticks(range(len(labels)), [_clip(brief(label)) for label in labels], **turn)
+        place.margins(x=0.2 if len(labels) < 4 else 0.08)
+    place.set_title(_clip(short(key), 28) + (f", importance {100 * share:.0f} %" if share is not None else ""))
+    _value_axis(place, leaderboard, values)
+
+
+def _value_axis(place: "Axes", leaderboard: Leaderboard, values: Sequence[float]) -> None:
+    """The metric's axis: percent where it is shown so, logarithmic where runs exploded, with the known ceiling."""
+    from matplotlib.ticker import PercentFormatter
+
+    info = metric_info(leaderboard.metric)
+    if min(values) > 0 and max(values) / min(values) >= EXPLODED:
+        place.set_yscale("log")
+    elif info is not None and info.format.endswith("%"):
+        place.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if leaderboard.ceiling is not None:
+        place.axhline(leaderboard.ceiling, color=SERIES[1], linewidth=1, linestyle=":")
+        place.annotate(
+            f"ceiling {format_value(leaderboard.metric, leaderboard.ceiling)}",
+            (1, leaderboard.ceiling), (0, -3 if leaderboard.mode == "max" else 3),
+            xycoords=("axes fraction", "data"), textcoords="offset points",
+            ha="right", va="top" if leaderboard.mode == "max" else "bottom", fontsize=9, color=SERIES[1],
+        )  # fmt: skip
 
 
 def _mean(values: list[float]) -> float:
@@ -181,9 +233,11 @@ def curves(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure | Non
         return None
     figure, place = plt.subplots(figsize=size, layout="constrained")
     shown: set[int] = set()
+    every: list[float] = []
     bold = [rank for rank, group in enumerate(leaderboard.groups) if group.mean is not None][: len(SERIES)]
     for rank, group, points, result in sorted(known, key=lambda item: -item[0]):
         xs, ys = zip(*points, strict=True)
+        every += ys
         style: dict[str, Any] = {"linestyle": "--" if result.state != "done" else "-"}
         marker = "o" if len(xs) == 1 else None
         if rank in bold:
@@ -193,6 +247,7 @@ def curves(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure | Non
         else:
             place.plot(xs, ys, color=FAINT, alpha=0.5, linewidth=0.9, marker=marker, markersize=3, **style)
     place.set_xlabel("epoch")
+    _value_axis(place, leaderboard, every)
     place.set_ylabel(_clip(leaderboard.metric, 60))
     place.xaxis.get_major_locator().set_params(integer=True)
     handles, labels = place.get_legend_handles_labels()
@@ -205,14 +260,16 @@ def coordinates(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure 
     """Parallel coordinates: one line a run through all its settings to its metric."""
     from matplotlib import pyplot as plt
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LinearSegmentedColormap, Normalize
+    from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 
     done = _done(leaderboard)
     if len(leaderboard.varied) < 2 or len(done) < 3:
         return None
     values = [value for _, value in done]
     ground = LinearSegmentedColormap.from_list("good", ["#9aa0a8", "#7fa6d0", "#2f7ed8", "#e07b1f"])
-    norm = Normalize(min(values), max(values)) if min(values) < max(values) else Normalize(0, 1)
+    exploded = min(values) > 0 and max(values) / min(values) >= EXPLODED
+    scale = LogNorm if exploded else Normalize
+    norm = scale(min(values), max(values)) if min(values) < max(values) else Normalize(0, 1)
     colours = ScalarMappable(norm, ground if leaderboard.mode == "max" else ground.reversed())
     keys = [*leaderboard.varied, leaderboard.metric]
     figure, place = plt.subplots(figsize=size, layout="constrained")
@@ -220,7 +277,7 @@ def coordinates(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure 
     for index, key in enumerate(keys):
         last = key == leaderboard.metric
         texts = [repr(v) for v in values] if last else [group.settings[key] for group, _ in done]
-        places, labels, log = (values, None, False) if last else _positions(texts)
+        places, labels, log = (values, None, exploded) if last else _positions(texts)
         tracks.append(_axis(place, index, places, labels, log, left=index == 0))
     order = sorted(range(len(done)), key=lambda i: values[i], reverse=leaderboard.mode == "min")
     for i in order:
@@ -262,11 +319,10 @@ def _axis(
     return [height(v) for v in scaled]
 
 
-def importance(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure | None":
-    """How much of the variance each setting explains alone."""
+def shares_of_settings(shares: Mapping[str, float], size: tuple[float, float]) -> "Figure | None":
+    """How much each setting matters."""
     from matplotlib import pyplot as plt
 
-    shares = leaderboard.importance()
     if len(shares) < 2:
         return None
     figure, place = plt.subplots(figsize=size, layout="constrained")

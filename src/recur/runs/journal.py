@@ -4,7 +4,7 @@
     {"event": "start", "job": 3, "overrides": [...], "folder": "3", "place": "gpu 1", "time": ...}
     {"event": "end", "job": 3, "state": "done" | "pruned" | "failed" | "stopped", "seconds": ..., "reason": ...}
 
-Whether a run is complete is told by its own `metrics.json`; the journal tells what there should be.
+Whether a run is complete is seen from its own `metrics.json`; the journal says what there should be.
 """
 
 import json
@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from recur.errors import UserError
 from recur.runs.files import is_inside, open_inside, write_atomic
 from recur.runs.limits import parse_json
 
@@ -66,15 +67,13 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """The events of a sweep, oldest first; a torn line is passed over.
 
     Raises:
-        ValueError: the folder is no sweep, or one of a newer format.
+        UserError: the folder is no sweep, or one of a newer format.
     """
     path = folder / NAME
     if not folder.exists():
-        raise ValueError(f"there is no sweep at {folder}")
+        raise UserError("", rule=f"there is no sweep at {folder}")
     if not path.is_file():
-        one = (folder / "metrics.json").is_file() or (folder / ".hydra").is_dir()
-        hint = "it is a single run: give the folder above it" if one else "a sweep is what `-m` makes"
-        raise ValueError(f"{folder} is not a sweep: it has no {NAME}; {hint}")
+        raise UserError(str(folder), rule=f"is not a sweep: it has no {NAME}", remedy="a sweep is what `-m` makes")
     events = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -84,20 +83,22 @@ def read(folder: Path) -> list[dict[str, Any]]:
         if isinstance(event, dict) and "event" in event:
             events.append(event)
     if not events or events[0]["event"] != "sweep":
-        raise ValueError(f"{path} does not begin with a sweep: it is damaged")
+        raise UserError(str(path), rule="does not begin with a sweep", remedy="it is damaged")
     written = events[0].get("format", 0)
     if not isinstance(written, int) or written > FORMAT:
-        raise ValueError(f"{path} has format {written}, this version reads up to {FORMAT}")
+        raise UserError(str(path), rule=f"has format {written}, this version reads up to {FORMAT}")
     for number, event in enumerate(events, start=1):
         needed = _FIELDS.get(str(event["event"]), {})
         wrong = next((key for key, kind in needed.items() if not isinstance(event.get(key), kind)), None)
         if wrong is not None:
-            told = f"event {number} ({event['event']}) has {wrong} {event.get(wrong)!r}"
-            raise ValueError(f"{path} is damaged: {told}, which must be {needed[wrong].__name__}")
+            what = f"event {number} ({event['event']}) has {wrong} {event.get(wrong)!r}"
+            raise UserError(str(path), rule=f"is damaged: {what}, which must be {needed[wrong].__name__}")
         if "job" in needed and (isinstance(event["job"], bool) or not 0 <= event["job"] < 2**31):
-            raise ValueError(f"{path} is damaged: event {number} has job {event['job']}, which is no number of a job")
+            what = f"event {number} has job {event['job']}, which is no number of a job"
+            raise UserError(str(path), rule=f"is damaged: {what}")
         if "folder" in needed and ("\0" in event["folder"] or not is_inside(folder / event["folder"], folder)):
-            raise ValueError(f"{path}: event {number} has folder {event['folder']!r}, which leads out of {folder}")
+            what = f"event {number} has folder {event['folder']!r}, which leads out of {folder}"
+            raise UserError(str(path), rule=f"is damaged: {what}")
     return events
 
 

@@ -188,7 +188,12 @@ def metric(record: Mapping[str, Any], name: str) -> float | None:
         node = node.get(part) if isinstance(node, Mapping) else None
     if name == "parameters" and isinstance(node, Mapping):
         node = node.get("trainable")
-    return float(node) if isinstance(node, (int, float)) and not isinstance(node, bool) else None
+    if not isinstance(node, (int, float)) or isinstance(node, bool):
+        return None
+    try:
+        return float(node)
+    except OverflowError:  # JSON knows whole numbers of any length
+        return math.inf if node > 0 else -math.inf
 
 
 def metric_names(record: Mapping[str, Any]) -> list[str]:

@@ -293,13 +293,14 @@ class FreshProcessLauncher(Launcher):
     def _write_leaderboard(self, folder: Path, progress: SweepProgress) -> None:
         from recur.leaderboard import page
         from recur.leaderboard.table import Leaderboard
+        from recur.leaderboard.text import as_text
 
         try:
             leaderboard = Leaderboard.of([folder])
         except UserError as error:
             progress.say(str(error))
             return
-        progress.say(leaderboard.as_text(limit=10))
+        progress.say(as_text(leaderboard, 10))
         written = page.write(leaderboard, folder / "results")
         progress.say(f"results    {written}")
         progress.say(f"compare    tensorboard --logdir {folder}")

@@ -1,5 +1,6 @@
 """The loop of a sweep: hand jobs to an executor while it has room, and take in what ended."""
 
+import math
 import os
 import time
 from collections import deque
@@ -127,6 +128,7 @@ def judge(job: Job, code: int, seconds: float | None = None) -> Outcome:
     record = job.record()
     if record is not None:
         took = metric(record, "wall_seconds") or 0.0 if seconds is None else seconds
+        took = took if math.isfinite(took) else 0.0
         value = metric(record, job.monitor) if job.monitor else None
         if job.monitor and value is None and not record.get("pruned"):
             return Outcome("failed", None, record, took, f"it wrote no {job.monitor} into metrics.json")

@@ -1,0 +1,252 @@
+"""Folders of sweeps and of single runs, read back as results."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recur.errors import UserError
+from recur.runs import journal, marks
+from recur.runs.limits import read_yaml
+from recur.runs.metrics import direction, metric, read_record
+
+_DEEPEST = 6  # folders below a given one in which runs are looked for
+_STOPPED = ("failed", "stopped")
+
+
+@dataclass
+class Result:
+    """One run.
+
+    Attributes:
+        source: the sweep that it belongs to, in a word; empty for a run of its own.
+        label: the number of the job, or the folder of a run of its own.
+        folder: of the run.
+        state: `done`, `pruned`, `failed`, `stopped` or `unfinished`.
+        settings: its overrides, key to text.
+        record: its `metrics.json`, None where it has none.
+        value: the metric, None where it has none.
+        reason: of a failure.
+        curve: its validations.
+    """
+
+    source: str
+    label: str
+    folder: Path
+    state: str
+    settings: dict[str, str]
+    record: dict[str, Any] | None
+    value: float | None = None
+    reason: str = ""
+    curve: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def seed(self) -> str:
+        """The run's seed as text."""
+        known = self.settings.get("seed", "" if self.record is None else self.record.get("seed", ""))
+        return str(known)
+
+    def points(self, name: str) -> list[tuple[float, float]]:
+        """(epoch, value) of a metric at every validation."""
+        values = [(entry["epoch"], metric({"value": entry["metrics"].get(name)}, "value")) for entry in self.curve]
+        return [(epoch, value) for epoch, value in values if value is not None and math.isfinite(value)]
+
+
+@dataclass
+class Source:
+    """A sweep, or a run of its own, before its results are read.
+
+    Attributes:
+        folder: where it is.
+        name: what tells it from the others.
+        monitor: the metric by which its runs are compared.
+        mode: `max` or `min`.
+        header: the first line of a sweep's journal; empty for a run.
+        jobs: label, folder, overrides and last event of each run.
+    """
+
+    folder: Path
+    name: str
+    monitor: str
+    mode: str
+    header: dict[str, Any]
+    jobs: list[tuple[str, Path, list[str], dict[str, Any]]]
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether it is a sweep."""
+        return bool(self.header)
+
+    def results(self, wanted: str) -> list[Result]:
+        """Its runs with their values of a metric."""
+        return [self._result(*job, wanted) for job in self.jobs]
+
+    def _result(self, label: str, folder: Path, overrides: list[str], end: Mapping[str, Any], wanted: str) -> Result:
+        record = read_record(folder)
+        state, reason = str(end.get("state")), str(end.get("reason", ""))
+        value = None if record is None else metric(record, wanted)
+        if record is None:
+            state = state if state in _STOPPED else "unfinished"
+        elif value is not None and not math.isfinite(value):
+            state, value, reason = "failed", None, reason or "the metric is not finite"
+        elif value is None and wanted == self.monitor and not record.get("pruned"):
+            state, reason = "failed", f"it wrote no {wanted} into metrics.json"
+        else:  # a complete run is done, whatever the journal says of its process
+            state, reason = "pruned" if record.get("pruned") else "done", ""
+        # `sweep=` only says where other settings come from.
+        settings = {key: text for key, text in map(_split, overrides) if key != "sweep"}
+        curve = tuple(journal.read_validations(folder))
+        source = self.name if self.is_sweep else ""
+        return Result(source, label, folder, state, settings, record, value, reason, curve)
+
+
+def _split(override: str) -> tuple[str, str]:
+    key, _, text = str(override).partition("=")
+    return key, text
+
+
+def find_sources(folders: Sequence[str | Path]) -> list[Source]:
+    """The sweeps and runs at these folders, or anywhere below those that are neither.
+
+    Raises:
+        UserError: there is none.
+    """
+    paths = list({Path(folder).expanduser().absolute(): Path(folder).expanduser() for folder in folders}.values())
+    places: dict[Path, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise UserError("", rule=f"there is no sweep at {path}, and no run")
+        below = _below(path)
+        if not below:
+            raise UserError(str(path), rule="is not a sweep and not a run, and holds none")
+        places |= {place.absolute(): place for place in below}
+    names = _names(list(places))
+    sources = [_source(place, name) for place, name in zip(places.values(), names, strict=True)]
+    return [source for source in sources if source is not None]
+
+
+def _below(folder: Path) -> list[Path]:
+    if _is_sweep(folder) or _is_run(folder):
+        return [folder]
+    places = []
+    depth = len(folder.parts)
+    for name, inner, _ in os.walk(folder):
+        here = Path(name)
+        inner[:] = sorted(one for one in inner if not one.startswith(".") and not (here / one).is_symlink())
+        if here != folder and (_is_sweep(here) or _is_run(here)):
+            places.append(here)
+            inner.clear()
+        elif len(here.parts) - depth >= _DEEPEST:
+            inner.clear()
+    return places
+
+
+def _is_sweep(folder: Path) -> bool:
+    return (folder / journal.NAME).is_file()
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and (
+        (folder / "metrics.json").is_file() or (folder / "checkpoints").is_dir()
+    )
+
+
+def _source(folder: Path, name: str) -> Source | None:
+    if not _is_sweep(folder):
+        return _run(folder, name)
+    events = journal.read(folder)
+    header = events[0]
+    starts: dict[int, tuple[Path, list[str]]] = {}
+    ends: dict[int, dict[str, Any]] = {}
+    for event in events:  # the last event of a job counts
+        if event["event"] == "start":
+            starts[event["job"]] = (folder / event["folder"], list(map(str, event["overrides"])))
+            ends.pop(event["job"], None)
+        elif event["event"] == "end":
+            ends[event["job"]] = event
+    if marks.is_key(header.get("id")):  # jobs whose lines the journal has lost
+        for number, (place, mark) in marks.marked_folders(folder, header["id"]).items():
+            starts.setdefault(number, (place, list(mark.overrides)))
+    jobs = [(str(n), place, overrides, ends.get(n, {})) for n, (place, overrides) in sorted(starts.items())]
+    return Source(folder, name, str(header["monitor"]), str(header["mode"]), header, jobs)
+
+
+def _run(folder: Path, name: str) -> Source | None:
+    """A run of its own; None where its config cannot be read."""
+    config = plain_config(folder)
+    if not isinstance(config, dict):
+        return None
+    try:
+        typed = read_yaml(folder / ".hydra" / "overrides.yaml")
+    except (OSError, ValueError):
+        typed = []
+    overrides = [str(text) for text in typed or [] if isinstance(typed, list)]
+    own = [text for text in overrides if not text.lstrip("+~").startswith(("hydra.", "hydra/", "resume=", "name="))]
+    monitor = str(config.get("monitor", ""))
+    mode = str(config.get("mode", direction(monitor)))
+    return Source(folder, name, monitor, mode, {}, [(name, folder, own, {})])
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The last part of each path, and of as many parts before it as tell one from another."""
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return ["/".join(path.parts[-depth:]).lstrip("/") for path in paths]
+
+
+def fill_from_configs(results: Sequence[Result]) -> None:
+    """Add settings that others typed and this run left as configured, from the run's own config."""
+    typed: dict[str, list[str]] = {}
+    for result in results:
+        for key, text in result.settings.items():
+            typed.setdefault(key, []).append(text)
+    for result in results:
+        lacking = [key for key in typed if key not in result.settings]
+        if lacking:
+            config, choices = plain_config(result.folder), _choices(result.folder)
+            for key in lacking:
+                value = choices.get(key, _at(config, key.lstrip("+~")))
+                if isinstance(value, (str, int, float, bool)):
+                    result.settings[key] = _as_typed(str(value), typed[key])
+
+
+def plain_config(folder: Path) -> Any:
+    """A run's `config.yaml` as it stands there, nothing in it resolved; None where it cannot be read."""
+    try:
+        return read_yaml(folder / "config.yaml")
+    except (OSError, ValueError):
+        return None
+
+
+def _choices(folder: Path) -> dict[str, Any]:
+    """The options of groups that a run was composed of."""
+    try:
+        choices = _at(read_yaml(folder / ".hydra" / "hydra.yaml"), "hydra.runtime.choices")
+    except (OSError, ValueError):
+        return {}
+    return choices if isinstance(choices, dict) else {}
+
+
+def _at(node: Any, path: str) -> Any:
+    """A value in plain containers, None where there is none."""
+    for part in path.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def _as_typed(text: str, typed: Sequence[str]) -> str:
+    """`0` for `0.0` where somebody typed it so: one value is one text."""
+    same = (other for other in typed if numbers([text, other]) and float(other) == float(text))
+    return next(same, text)
+
+
+def numbers(texts: Sequence[str]) -> list[float] | None:
+    """Texts as numbers, None where one is none."""
+    try:
+        values = [float(text) for text in texts]
+    except ValueError:
+        return None
+    return values if all(map(math.isfinite, values)) else None
