@@ -1,0 +1,89 @@
+"""The baselines against their definitions written out."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from recur.training.baselines import KneserNey, LinearNgrams
+
+
+def naive(text: list[int], size: int, order: int):
+    """Modified Kneser-Ney by dictionaries, as in Chen & Goodman (1999); gives probability(history, word)."""
+    grams = {n: Counter(tuple(text[i : i + n]) for i in range(len(text) - n + 1)) for n in range(1, order + 1)}
+    counts = {order: dict(grams[order])}
+    for n in range(1, order):
+        counts[n] = dict(Counter(gram[1:] for gram in grams[n + 1]))
+
+    def discounts(values):
+        n1, n2, n3, n4 = (sum(v == k for v in values) for k in (1, 2, 3, 4))
+        if not (n1 and n2 and n3):
+            return [0, 0.5, 1.0, 1.5]
+        y = n1 / (n1 + 2 * n2)
+        raw = [1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
+        return [0, *(min(max(v, 0.1), k) for k, v in enumerate(raw, 1))]
+
+    off = {n: discounts(list(counts[n].values())) for n in counts}
+
+    def probability(history: tuple[int, ...], word: int, n: int = order) -> float:
+        if n == 0:
+            return 1 / size
+        context = history[len(history) - (n - 1) :] if n > 1 else ()
+        lower = probability(history, word, n - 1)
+        if len(context) < n - 1:
+            return lower
+        after = {gram[-1]: c for gram, c in counts[n].items() if gram[:-1] == context}
+        total = sum(after.values())
+        if not total:
+            return lower
+        left = sum(off[n][min(c, 3)] for c in after.values())
+        c = after.get(word, 0)
+        return (c - off[n][min(c, 3)] + left * lower) / total
+
+    return probability
+
+
+@pytest.mark.parametrize(("size", "length", "order"), [(3, 400, 5), (6, 200, 3), (12, 300, 5), (4, 9, 5), (5, 60, 2)])
+def test_kneser_ney_is_its_definition_and_sums_to_one(size: int, length: int, order: int) -> None:
+    numbers = np.random.default_rng(size * length)
+    text = (numbers.random(length) ** 2 * size).astype(np.int64)
+    other = np.concatenate([numbers.integers(0, size, 40), text[:20]])
+    model = KneserNey(text, size, 0, order)
+    probability = naive([0, *text.tolist()], size, order)
+    expected = [-math.log(probability((0, *other[:i].tolist()), int(other[i]))) for i in range(len(other))]
+    np.testing.assert_allclose(model.nll(other), expected, rtol=1e-9)
+    for i in (0, 3, 30, 50):
+        every = [model.nll(np.append(other[:i], word))[-1] for word in range(size)]
+        assert math.isclose(sum(math.exp(-v) for v in every), 1, rel_tol=1e-9)
+
+
+def test_kneser_ney_learns_what_a_unigram_cannot() -> None:
+    text = np.tile([1, 2, 3, 4], 200)
+    assert KneserNey(text, 5, 0).perplexity(text[:80]) < 1.1
+    assert KneserNey(text, 5, 0, order=2).perplexity(text[3:80:7]) > 3
+
+
+def test_linear_model_is_scikit_learns_own_pipeline() -> None:
+    pytest.importorskip("sklearn")
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    numbers = np.random.default_rng(0)
+    texts = [numbers.integers(0, 9, n).astype(np.int32) for n in numbers.integers(1, 12, 300)]
+    labels = np.array([int(3 in text and 4 not in text) for text in texts])
+    fit, held = slice(0, 200), slice(200, 300)
+    words = [" ".join(f"w{i}" for i in text) for text in texts]
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2, token_pattern=r"\S+")
+    reference = LogisticRegression(C=30.0, max_iter=200).fit(vectorizer.fit_transform(words[fit]), labels[fit])
+    expected = reference.predict(vectorizer.transform(words[held]))
+    model = LinearNgrams(texts[fit], labels[fit], 9)
+    assert (model.predict(texts[held]) == expected).mean() > 0.98  # the solver stops at a tolerance
+    assert model.accuracy(texts[held], labels[held]) > 0.85
+
+
+def test_linear_model_of_texts_without_a_known_word() -> None:
+    pytest.importorskip("sklearn")
+    texts = [np.array([1, 1]), np.array([2, 2]), np.array([1, 1]), np.array([2, 2])]
+    model = LinearNgrams(texts, np.array([0, 1, 0, 1]), 5)
+    assert model.predict([np.array([1]), np.array([2]), np.array([4]), np.array([], dtype=int)])[:2].tolist() == [0, 1]
