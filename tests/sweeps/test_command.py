@@ -1,14 +1,18 @@
 """`python -m recur.train -m`: what a user can get wrong is one line before any job starts; what is right runs."""
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from recur import train
 from recur.errors import UserError
 from recur.leaderboard.table import Leaderboard
 from recur.runs import journal
 from recur.sweeps.extras import require_extra
+from recur.sweeps.job import TRIAL
 from support.real_sweeps import TINY, sweep
 
 
@@ -41,6 +45,7 @@ from support.real_sweeps import TINY, sweep
         (["seed=0,1", "resume=nowhere"], ["no sweep at nowhere"]),
         (["seed=0,1", "resume=src"], ["is not a sweep"]),
         (["hydra/sweeper=optuna", "seed=0,1"], ["seed", "lucky"]),
+        (["seed=0,1", "+hydra.launcher.gpuss=1"], ["hydra.launcher.gpuss is no setting", "cpu_slots"]),
         (["hydra/sweeper=optuna", "optimizer.lr=1e-3"], ["nothing to search"]),
         (["seed=0,1", "trainer=cpu", "hydra/launcher=ray", "hydra.launcher.address=127.0.0.1:1"], ["no Ray cluster"]),
         (
@@ -72,6 +77,35 @@ def test_an_absent_extra_is_named_with_what_installs_it(module, extra, monkeypat
     with pytest.raises(UserError, match=rf"x=y needs {module}, .*: python -m pip install .*'{module}[<>=]") as caught:
         require_extra(extra, module, "x=y")
     assert "recur[" not in str(caught.value), "recur is in no index"
+
+
+def test_a_plain_run_imports_no_sweep():
+    """Hydra imports its plugins in every run; they import what they stand for when it is used."""
+    code = "import sys; from hydra.core.plugins import Plugins; Plugins.instance().discover(); import recur.train; "
+    code += (
+        "print([n for n in sys.modules if n.startswith('recur.sweeps')], 'hydra_plugins.recur_sweeps' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]", "True"]
+
+
+def test_the_variable_of_a_trial_is_the_one_that_a_run_looks_for():
+    assert f'"{TRIAL}" not in os.environ' in Path(train.__file__).read_text()
+
+
+@pytest.mark.slow
+def test_a_search_with_two_objectives_runs_and_is_restored(tmp_path):
+    folder = tmp_path / "s"
+    typed = (*TINY, "test=false", "logger=none", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3")
+    typed += ("optimizer.lr=tag(log,interval(1e-3,1e-1))", "model.net.hidden_size=4,8")
+    typed += ("hydra.sweeper.objectives={val/accuracy: max, parameters: min}", "hydra.sweeper.pruner.kind=null")
+    sweep(folder, *typed)
+    before = Leaderboard.of([folder])
+    assert before.count("done") == 3
+    (folder / "optuna.journal").write_bytes(b"")
+    done = sweep(folder, f"resume={folder}")
+    assert "3 of 3 jobs were complete before (3/3" in done.stdout
+    assert [r.settings for r in Leaderboard.of([folder]).results] == [r.settings for r in before.results]
 
 
 def test_folders_that_no_sweep_made_stay(tmp_path):

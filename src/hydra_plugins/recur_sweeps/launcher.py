@@ -1,79 +1,54 @@
-"""Where Hydra finds the launchers of recur; what they do is in `recur.sweeps`."""
+"""Where Hydra finds the launchers of recur.
+
+Hydra imports this file in every run, so the launchers themselves (`recur.sweeps`) are imported when one is used.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
-from recur.sweeps.job import Needs
-from recur.sweeps.launcher import FreshProcessLauncher
-from recur.sweeps.local import Machine, SlotSettings, plan
-from recur.sweeps.remote import Ray, Submitit, share
-from recur.sweeps.runner import Executor
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from hydra_plugins.recur_sweeps.deferred import make
 
 
-class SlotLauncher(FreshProcessLauncher):
-    """`hydra/launcher=slots`: GPUs, or shares of the CPU, of this machine."""
+class _DeferredLauncher(Launcher):
+    """Makes the launcher named by `target` when Hydra sets it up.
 
-    def __init__(
-        self,
-        gpus: Any,
-        gpus_per_job: Any,
-        jobs_per_gpu: int,
-        cpu_slots: Any,
-        threads: Any,
-        fail_fast: bool,
-        grace_seconds: float,
-    ) -> None:
-        super().__init__(fail_fast, grace_seconds)
-        self.settings = SlotSettings(gpus, gpus_per_job, jobs_per_gpu, cpu_slots, threads)
+    Attributes:
+        launcher: the launcher itself, None before.
+    """
 
-    def executor(self, needs: Sequence[Needs], jobs: int) -> Executor:
-        """The slots of this machine."""
-        return Machine(plan(self.settings, needs, jobs), self.grace)
+    target = ""
 
+    def __init__(self, **settings: Any) -> None:
+        self._settings = settings
+        self.launcher: Any = None
 
-class RayLauncher(FreshProcessLauncher):
-    """`hydra/launcher=ray`: a Ray cluster."""
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.launcher = make(self.target, "hydra.launcher", self._settings)
+        self.launcher.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
-    remote = True
-
-    def __init__(
-        self,
-        address: str | None,
-        gpus_per_job: Any,
-        cpus_per_job: int,
-        retries: int,
-        fail_fast: bool,
-        grace_seconds: float,
-    ) -> None:
-        super().__init__(fail_fast, grace_seconds)
-        self.address, self.retries = address, retries
-        self.gpus_per_job, self.cpus_per_job = gpus_per_job, cpus_per_job
-
-    def executor(self, needs: Sequence[Needs], jobs: int) -> Executor:
-        """The cluster."""
-        return Ray(self.address, share(needs, self.gpus_per_job, self.cpus_per_job), self.retries)
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        results: Sequence[JobReturn] = self.launcher.launch(job_overrides, initial_job_idx)
+        return results
 
 
-class SubmititLauncher(FreshProcessLauncher):
-    """`hydra/launcher=submitit_slurm`: SLURM's queue."""
+class SlotLauncher(_DeferredLauncher):
+    """`hydra/launcher=slots`."""
 
-    remote = True
+    target = "recur.sweeps.local.SlotLauncher"
 
-    def __init__(
-        self,
-        cluster: str,
-        jobs_at_once: int,
-        gpus_per_job: Any,
-        cpus_per_job: int,
-        parameters: Any,
-        fail_fast: bool,
-        grace_seconds: float,
-    ) -> None:
-        super().__init__(fail_fast, grace_seconds)
-        self.cluster, self.jobs_at_once, self.parameters = cluster, jobs_at_once, dict(parameters or {})
-        self.gpus_per_job, self.cpus_per_job = gpus_per_job, cpus_per_job
 
-    def executor(self, needs: Sequence[Needs], jobs: int) -> Executor:
-        """The queue."""
-        part = share(needs, self.gpus_per_job, self.cpus_per_job)
-        return Submitit(self.folder, self.cluster, part, self.jobs_at_once, self.parameters)
+class RayLauncher(_DeferredLauncher):
+    """`hydra/launcher=ray`."""
+
+    target = "recur.sweeps.remote.RayLauncher"
+
+
+class SubmititLauncher(_DeferredLauncher):
+    """`hydra/launcher=submitit_slurm`."""
+
+    target = "recur.sweeps.remote.SubmititLauncher"

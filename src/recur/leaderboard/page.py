@@ -129,7 +129,7 @@ def _tiles(leaderboard: Leaderboard) -> Iterator[tuple[str, str]]:
         known = f"; the ceiling is {format_value(leaderboard.metric, ceiling)}" if ceiling is not None else ""
         yield best.result_text(leaderboard.metric), f"best {leaderboard.metric}{seeds}{known}"
         if len(tied) > 1:
-            yield f"tie of {len(tied)} settings", "no setting is better than the others"
+            yield f"tie of {len(tied)} settings", "they share the best mean"
         else:
             values = ", ".join(map(brief, best.settings.values())) or "as configured"
             yield values, ", ".join(map(short, best.settings)) or "settings"

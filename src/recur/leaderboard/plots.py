@@ -82,8 +82,8 @@ def draw(leaderboard: Leaderboard, folder: Path) -> list[Plot]:
             _save(whole, folder / "settings.png")
             panels = [settings(leaderboard, [key], shares) for key in leaderboard.varied]
             svgs = [_inline(one, f"settings{i}") for i, one in enumerate(panels) if one is not None]
-            plots.append(Plot(f"{name} against each setting", svgs, True))
-        alone = len(shares) < 2  # then the curves have no neighbour
+            plots.append(Plot(f"{name} against each setting", svgs, len(svgs) > 1))
+        alone = len(shares) < 2 and len(leaderboard.varied) != 1  # then the curves have no neighbour
         for title, stem, figure, wide in (
             (
                 f"{name} during training, the best settings in colour",
@@ -209,9 +209,9 @@ def _value_axis(place: "Axes", leaderboard: Leaderboard, values: Sequence[float]
         place.axhline(leaderboard.ceiling, color=SERIES[1], linewidth=1, linestyle=":")
         place.annotate(
             f"ceiling {format_value(leaderboard.metric, leaderboard.ceiling)}",
-            (1, leaderboard.ceiling), (0, -3 if leaderboard.mode == "max" else 3),
+            (0, leaderboard.ceiling), (4, -3 if leaderboard.mode == "max" else 3),
             xycoords=("axes fraction", "data"), textcoords="offset points",
-            ha="right", va="top" if leaderboard.mode == "max" else "bottom", fontsize=9, color=SERIES[1],
+            ha="left", va="top" if leaderboard.mode == "max" else "bottom", fontsize=9, color=SERIES[1],
         )  # fmt: skip
 
 

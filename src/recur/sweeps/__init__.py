@@ -13,7 +13,7 @@
     progress    what a sweep shows while it runs
     extras      optional dependencies
 
-To add a launcher: implement `runner.Executor`, give it a subclass of `launcher.FreshProcessLauncher` in
-`hydra_plugins/recur_sweeps/launcher.py`, and a file in `conf/hydra/launcher/`. To add a sweeper: subclass
-`sweeper.OwnSweeper`, name it in `hydra_plugins/recur_sweeps/sweeper.py`, and add a file in `conf/hydra/sweeper/`.
+To add a launcher: implement `runner.Executor`, subclass `launcher.FreshProcessLauncher` to make it, name that class in
+`hydra_plugins/recur_sweeps/launcher.py`, and add a file to `conf/hydra/launcher/`. To add a sweeper: subclass
+`sweeper.OwnSweeper`, name it in `hydra_plugins/recur_sweeps/sweeper.py`, and add a file to `conf/hydra/sweeper/`.
 """

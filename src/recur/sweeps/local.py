@@ -16,6 +16,8 @@ from typing import Any
 
 from recur.errors import UserError
 from recur.sweeps.job import Job, Needs, start_supervised
+from recur.sweeps.launcher import FreshProcessLauncher
+from recur.sweeps.runner import Executor
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
@@ -244,3 +246,24 @@ class Machine:
 
     def close(self) -> None:
         """There is nothing to free."""
+
+
+class SlotLauncher(FreshProcessLauncher):
+    """`hydra/launcher=slots`: GPUs, or shares of the CPU, of this machine."""
+
+    def __init__(
+        self,
+        gpus: Any,
+        gpus_per_job: Any,
+        jobs_per_gpu: int,
+        cpu_slots: Any,
+        threads: Any,
+        fail_fast: bool,
+        grace_seconds: float,
+    ) -> None:
+        super().__init__(fail_fast, grace_seconds)
+        self.settings = SlotSettings(gpus, gpus_per_job, jobs_per_gpu, cpu_slots, threads)
+
+    def executor(self, needs: Sequence[Needs], jobs: int) -> Executor:
+        """The slots of this machine."""
+        return Machine(plan(self.settings, needs, jobs), self.grace)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recur.render import figure, seconds_in_words
+from recur.render import seconds_in_words
 from recur.runs import journal
+from recur.runs.metrics import format_value
 from recur.sweeps.job import Job
 from recur.sweeps.runner import Outcome
 
@@ -91,7 +92,9 @@ class SweepProgress:
         if outcome.state == "failed":
             self.say(f"{_clock()} job {job.number} FAILED, {outcome.reason}; log {job.log}")
         elif self._live is None and row.place:
-            value = f", {self._monitor} {figure(outcome.value)}" if outcome.value is not None else ""
+            value = (
+                f", {self._monitor} {format_value(self._monitor, outcome.value)}" if outcome.value is not None else ""
+            )
             took = seconds_in_words(outcome.seconds)
             self.say(f"{_clock()} job {job.number} {outcome.state} in {took}{value} {self._count()}")
 
@@ -106,7 +109,7 @@ class SweepProgress:
         return row
 
     def _count(self) -> str:
-        best = f", best {figure(self._best[0])} by job {self._best[1]}" if self._best else ""
+        best = f", best {format_value(self._monitor, self._best[0])} by job {self._best[1]}" if self._best else ""
         left = self._left()
         return f"({self._ended}/{self._total}{best}{f', {seconds_in_words(left)} left' if left and left >= 1 else ''})"
 
@@ -166,7 +169,13 @@ class SweepProgress:
                 left = f"took {left}"
             state = Text(row.state, style=COLOURS.get(row.state, ""))
             table.add_row(
-                str(row.job.number), state, row.place, epoch, figure(value), left, Text(_briefly(self.name(row.job)))
+                str(row.job.number),
+                state,
+                row.place,
+                epoch,
+                format_value(self._monitor, value),
+                left,
+                Text(_briefly(self.name(row.job))),
             )
         hidden = len(self._rows) - len(table.rows)
         waiting = self._total - len(self._rows)

@@ -17,7 +17,9 @@ from typing import Any
 from recur.errors import UserError
 from recur.sweeps.extras import require_extra
 from recur.sweeps.job import Job, Needs, perform
+from recur.sweeps.launcher import FreshProcessLauncher
 from recur.sweeps.local import thread_environment
+from recur.sweeps.runner import Executor
 
 _START = "start one with `ray start --head`"
 
@@ -254,3 +256,51 @@ class Submitit:
 
     def close(self) -> None:
         """There is nothing to free."""
+
+
+class RayLauncher(FreshProcessLauncher):
+    """`hydra/launcher=ray`: a Ray cluster."""
+
+    remote = True
+
+    def __init__(
+        self,
+        address: str | None,
+        gpus_per_job: Any,
+        cpus_per_job: int,
+        retries: int,
+        fail_fast: bool,
+        grace_seconds: float,
+    ) -> None:
+        super().__init__(fail_fast, grace_seconds)
+        self.address, self.retries = address, retries
+        self.gpus_per_job, self.cpus_per_job = gpus_per_job, cpus_per_job
+
+    def executor(self, needs: Sequence[Needs], jobs: int) -> Executor:
+        """The cluster."""
+        return Ray(self.address, share(needs, self.gpus_per_job, self.cpus_per_job), self.retries)
+
+
+class SubmititLauncher(FreshProcessLauncher):
+    """`hydra/launcher=submitit_slurm`: SLURM's queue."""
+
+    remote = True
+
+    def __init__(
+        self,
+        cluster: str,
+        jobs_at_once: int,
+        gpus_per_job: Any,
+        cpus_per_job: int,
+        parameters: Any,
+        fail_fast: bool,
+        grace_seconds: float,
+    ) -> None:
+        super().__init__(fail_fast, grace_seconds)
+        self.cluster, self.jobs_at_once, self.parameters = cluster, jobs_at_once, dict(parameters or {})
+        self.gpus_per_job, self.cpus_per_job = gpus_per_job, cpus_per_job
+
+    def executor(self, needs: Sequence[Needs], jobs: int) -> Executor:
+        """The queue."""
+        part = share(needs, self.gpus_per_job, self.cpus_per_job)
+        return Submitit(self.folder, self.cluster, part, self.jobs_at_once, self.parameters)

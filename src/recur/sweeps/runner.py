@@ -1,4 +1,4 @@
-"""The loop of a sweep: hand jobs to an executor while it has room, and take in what ended."""
+"""The loop of a sweep: hand jobs to an executor while it has capacity, and record what ended."""
 
 import math
 import os

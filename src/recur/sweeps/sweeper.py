@@ -36,9 +36,10 @@ class OwnSweeper(Sweeper):
             UserError: it is a launcher of another package.
         """
         self.context, self.config = hydra_context, config
-        launcher = Plugins.instance().instantiate_launcher(
+        plugin = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        launcher = getattr(plugin, "launcher", plugin)  # the plugin is a shim, since Hydra imports it in every run
         if not isinstance(launcher, FreshProcessLauncher):
             raise UserError(
                 f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']}",

@@ -1,0 +1,41 @@
+"""What a sweep shows while it runs."""
+
+import json
+
+from recur.runs import marks
+from recur.sweeps.job import Job, SweepId
+from recur.sweeps.progress import SweepProgress
+from recur.sweeps.runner import Outcome
+
+
+def job(folder, number):
+    return Job(number, (f"lr={number}", "same=1"), folder / str(number), SweepId(folder, "0" * 32))
+
+
+def test_a_resumed_sweep_counts_what_was_complete(tmp_path, capsys):
+    progress = SweepProgress(6, 2, "val/accuracy", "max", ("same=1",))
+    with progress:
+        progress.resumed([(job(tmp_path, n), Outcome("done", value, {}, 10.0)) for n, value in ((0, 0.43), (4, 0.58))])
+        progress.started(job(tmp_path, 1), "cpu 0")
+        progress.ended(job(tmp_path, 1), Outcome("done", 0.5, {}, 20.0))
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert "2 of 6 jobs were complete before (2/6, best 58.00 % by job 4" in first
+    assert second.endswith("job 1 on cpu 0: lr=1")
+    assert "job 1 done in 20 s, val/accuracy 50.00 % (3/6, best 58.00 % by job 4" in third
+
+
+def test_a_live_table_shows_running_jobs_with_their_last_validation(tmp_path):
+    progress = SweepProgress(3, 2, "val/loss", "min")
+    running = job(tmp_path, 0)
+    running.folder.mkdir()
+    marks.write_mark(running.folder, running.mark)
+    entry = {"step": 1, "epoch": 1, "done": 0.5, "seconds": 1, "metrics": {"val/loss": 0.25}}
+    (running.folder / "history.jsonl").write_text(json.dumps(entry) + "\n")
+    from rich.console import Console
+
+    progress._console = Console(width=120, height=20)
+    progress.started(running, "cpu 0")
+    with progress._console.capture() as shown:
+        progress._console.print(progress._table())
+    assert "0.2500" in shown.get()
+    assert "2 waiting" in shown.get()
