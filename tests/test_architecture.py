@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src"
-COMMANDS = ("train", "evaluate", "predict", "generate", "results", "bench", "export")
+COMMANDS = ("train", "evaluate", "predict", "generate", "results", "bench", "export", "new")
 FILES = sorted(path for path in SOURCE.rglob("*.py"))
 
 # What each package may import of the others; `nn` imports torch alone, and nobody imports a command.

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from recur.errors import UserError, nearest, reason
 from recur.render import printable
 
+TRUST = "RECUR_TRUST"  # variable that names the packages of which a run may build classes
 _LONGEST = 1000  # characters of a message
 
 
@@ -27,8 +28,22 @@ def fail(message: object) -> NoReturn:
     raise SystemExit(2)
 
 
+class _Trust(argparse.Action):
+    """`--trust PACKAGE`: what a run names of this package may be built, here and in processes that are started."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        known = [*filter(None, os.environ.get(TRUST, "").split(",")), str(values)]
+        os.environ[TRUST] = ",".join(dict.fromkeys(known))
+
+
 class Parser(argparse.ArgumentParser):
     """A door's command line; a mistake in it is one line like every other."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.add_argument(
+            "--trust", metavar="PACKAGE", action=_Trust, help="let runs build classes of your own package, too"
+        )
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and an option that is meant perhaps."""

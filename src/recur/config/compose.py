@@ -48,7 +48,9 @@ def group_options() -> dict[str, set[str]]:
 
 
 def _check_flags(argv: list[str]) -> None:
-    """Say in one line what Hydra would say in many."""
+    """Take `--trust PACKAGE` out, and say in one line what Hydra would say in many."""
+    trusting = cli.Parser(prog="recur.train", add_help=False, allow_abbrev=False)
+    argv[1:] = trusting.parse_known_args(argv[1:])[1]
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()

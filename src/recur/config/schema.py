@@ -173,8 +173,19 @@ def _miniature(config: Mapping[str, Any]) -> Any:
     }
     if data.get("vectors") and model["net"].get("freeze_vectors"):
         model["net"]["freeze_vectors"] = False  # there are no vectors yet
-    known = inspect.signature(task).parameters
+    known = _parameters_of(task)
     return _instance({**model, "_partial_": True})(**{key: value for key, value in told.items() if key in known})
+
+
+def _parameters_of(called: Any) -> set[str]:
+    """What a class takes; where it passes `**settings` on to its base, also what that takes."""
+    names: set[str] = set()
+    for one in called.__mro__ if inspect.isclass(called) else (called,):
+        parameters = inspect.signature(one).parameters.values()
+        names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return names
 
 
 @contextlib.contextmanager

@@ -15,10 +15,12 @@ products are done for all steps at once; one scan serves them all:
 - `peephole` (Gers and Schmidhuber 2000): an LSTM whose gates also see the cell state, each through a weight of its own.
 - `mogrifier` (Melis et al. 2020): an LSTM whose x and h gate each other in turn for some `rounds` beforehand.
 
-A new cell is a class here with the methods of `Cell`, and a line in `CELLS`.
+A new cell is a class here with the methods of `Cell`, and a line in `CELLS`. One of your own package is named in its
+entry points: `[project.entry-points."recur.cells"]`, `NAME = "PACKAGE.MODULE:CLASS"`.
 """
 
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from typing import Any, ClassVar
 
 import torch
@@ -425,7 +427,17 @@ class Mogrifier(Cell):
         return walk(step, rows, layout, state, reverse)
 
 
-CELLS: dict[str, Callable[..., Cell]] = {
+class _Cells(dict[str, Any]):
+    """Cells by name; one of another package (entry points `recur.cells`) is imported when it is first asked for."""
+
+    def __getitem__(self, name: str) -> Any:
+        cell = super().__getitem__(name)
+        if isinstance(cell, metadata.EntryPoint):
+            cell = self[name] = cell.load()
+        return cell
+
+
+_OWN: dict[str, Callable[..., Cell]] = {
     **dict.fromkeys(FUSED_CELLS, Cell),
     "mingru": MinGRU,
     "qrnn": QRNN,
@@ -433,3 +445,6 @@ CELLS: dict[str, Callable[..., Cell]] = {
     "peephole": Peephole,
     "mogrifier": Mogrifier,
 }
+CELLS: dict[str, Callable[..., Cell]] = _Cells(
+    {point.name: point for point in metadata.entry_points(group="recur.cells")} | _OWN
+)

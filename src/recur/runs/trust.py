@@ -7,11 +7,15 @@ optimizers and schedules, and nothing else.
 
 import importlib
 import inspect
+import os
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from recur.cli import TRUST
 from recur.errors import UserError
 from recur.runs.files import is_inside
 from recur.runs.limits import read_yaml
@@ -43,6 +47,8 @@ RUN = (
     "lightning.pytorch.loggers.CSVLogger",
     "lightning.pytorch.loggers.TensorBoardLogger",
 )
+_PACKAGE = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*")
+_NEVER_ADVISED = ("recur", "hydra", "omegaconf", "lightning", "torch", "numpy", "builtins")  # who needs them types them
 _NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
 _HYDRA_WRITES = ("config.yaml", "hydra.yaml", "overrides.yaml")
 _PARTS = ("data", "model", "optimizer", "scheduler", "trainer", "callbacks", "logger", "seed", "monitor", "mode")
@@ -62,11 +68,31 @@ _WRITTEN = ("dirpath", "save_dir", "default_root_dir", "cache_dir", "root_dir", 
 _WRITTEN_BELOW = ("sub_dir", "filename", "filename_suffix")
 
 
+def trusted_packages() -> tuple[str, ...]:
+    """Packages of the user whose classes a run may build as well.
+
+    Those that `RECUR_TRUST` names (`--trust` adds to it), separated by commas, and those that an installed package
+    declares in its entry points of the group `recur.trusted`: to install it was to trust it.
+    """
+    typed = [name.strip() for name in os.environ.get(TRUST, "").split(",")]
+    declared = [point.value for point in metadata.entry_points(group="recur.trusted")]
+    return tuple(name for name in (*typed, *declared) if _PACKAGE.fullmatch(name))
+
+
+def how_to_trust(target: str) -> str:
+    """What to do where a run names a class of a package that is not trusted; nothing for Python's own modules."""
+    package = target.partition(".")[0]
+    if not _NAME.fullmatch(target) or package in sys.stdlib_module_names or package in _NEVER_ADVISED:
+        return ""
+    return f"if you trust the package, give --trust {package} or set {TRUST}={package}"
+
+
 def may_build(target: str, allowed: Sequence[str]) -> bool:
     """Whether `target` names a class or function that is defined where one of `allowed` says.
 
     A prefix alone proves nothing: `recur.tasks.sentiment.torch.load` begins well.
     """
+    allowed = (*allowed, *(f"{name}." for name in trusted_packages()))
     package = next((one for one in allowed if target == one or (one.endswith(".") and target.startswith(one))), None)
     if package is None or not _NAME.fullmatch(target):
         return False
@@ -107,6 +133,7 @@ def check_targets(
                 f"{path}._target_".lstrip("."),
                 rule=f"is {target!r}: a run may build nothing but this package's classes and torch's optimizers and "
                 "schedules",
+                remedy=how_to_trust(str(target)),
             )
         for key, value in node.items():
             check_targets(value, f"{path}.{key}" if path else str(key), allowed, typed=typed, resolved=resolved)
@@ -186,7 +213,7 @@ def check_config(
     try:
         check_targets(config, "", RUN, typed=typed, resolved=False)
     except UserError as error:
-        remedy = f"if you trust it, type {error.key}=... as well"
+        remedy = error.remedy or f"if you trust it, type {error.key}=... as well"
         raise UserError(f"{where}: {error.key}", rule=error.rule, remedy=remedy) from None
     for place in _true_pickles(config, ""):
         if not is_typed(place, typed):

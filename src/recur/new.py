@@ -1,0 +1,77 @@
+"""The command for a project of one's own: `python -m recur.new NAME` writes one that installs, trains and is tested.
+
+It has a network, a cell, a metric and a callback outside this package, the configs that name them, and a Makefile.
+"""
+
+import argparse
+import keyword
+import re
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from recur import cli
+from recur.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m recur.new` and `recur-new`."""
+    arguments = _parser().parse_args(argv)
+    cli.guard(lambda: _run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(
+        prog="recur.new",
+        description="Write a project of your own that trains with recur.",
+        epilog="example: python -m recur.new my_models && cd my_models && make install train",
+    )
+    parser.add_argument("name", help="name of the package, and of the folder to write")
+    parser.add_argument("--into", metavar="FOLDER", default=".", help="where to write it (default: here)")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    folder = write(arguments.name, Path(arguments.into))
+    print(f"wrote {folder}; next:\n  cd {folder}\n  make install train")
+
+
+def write(name: str, into: Path) -> Path:
+    """Write the project.
+
+    Args:
+        name: of the package and the folder.
+        into: folder in which it is made.
+
+    Returns:
+        the project's folder.
+
+    Raises:
+        UserError: a name that no package can have, or a folder that is there.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name) or name in sys.stdlib_module_names:
+        raise UserError("NAME", name, "must be a new package's name: small letters, digits and _", "my_models is one")
+    if name in ("recur", "torch", "lightning", "hydra", "conf", "src", "tests"):
+        raise UserError("NAME", name, "must be another than that of a package it uses", "my_models is one")
+    folder = into / name
+    if folder.exists():
+        raise UserError(str(folder), rule="is there already", remedy="choose another name, or --into another folder")
+    _copy(resources.files("recur") / "templates" / "project", folder, name)
+    (folder / "src" / "package").rename(folder / "src" / name)
+    return folder
+
+
+def _copy(source: Traversable, target: Path, name: str) -> None:
+    target.mkdir(parents=True)
+    for entry in source.iterdir():
+        place = target / entry.name.replace("@NAME@", name).removesuffix(".in")
+        if entry.is_dir():
+            _copy(entry, place, name)
+        else:
+            place.write_text(entry.read_text(encoding="utf-8").replace("@NAME@", name), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

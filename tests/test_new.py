@@ -1,0 +1,137 @@
+"""A project of one's own: its names, its trust, and its whole life outside this package."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+from recur import cli, new
+from recur.errors import UserError
+from recur.runs import trust
+from support.commands import run_command
+from support.environment import Environment
+
+SMALL = [f"data.synthetic.{split}={count}" for split, count in (("train", 300), ("val", 80), ("test", 80))]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return new.write("outsiders", tmp_path_factory.mktemp("new"))
+
+
+def test_every_file_is_named_and_filled(project: Path) -> None:
+    texts = [path.read_text() for path in project.rglob("*") if path.is_file()]
+    assert len(texts) == 11
+    assert not any("@NAME@" in text for text in texts)
+    assert not list(project.rglob("*.in"))
+    assert (project / "src" / "outsiders" / "cells.py").is_file()
+    for path in project.rglob("*.py"):
+        compile(path.read_text(), str(path), "exec")
+
+
+@pytest.mark.parametrize("name", ["", "My", "a-b", "class", "torch", "json", "../x", "x/y"])
+def test_a_name_that_no_package_can_have_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="NAME must be"):
+        new.write(name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_there_is_left_alone(project: Path) -> None:
+    done = run_command("new", "outsiders", "--into", project.parent)
+    assert done.returncode == 2
+    assert "is there already: choose another name" in done.stderr
+
+
+def test_its_own_test_passes(project: Path) -> None:
+    code = "import sys; sys.path.insert(0, 'src'); from recur.nn import CELLS; from outsiders.cells import UpdateGate; "
+    code += "CELLS['outsiders'] = UpdateGate; import runpy; "
+    code += "runpy.run_path('tests/test_outsiders.py')['test_a_text_alone_has_the_logits_it_has_in_a_batch']()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_package_that_is_not_trusted_is_refused_by_name(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(project / "src")
+    monkeypatch.setenv("RECUR_TRUST", "")
+    config = {"_target_": "outsiders.task.BalancedTask", "net": {"_target_": "outsiders.model.AttentionClassifier"}}
+    with pytest.raises(UserError) as raised:
+        trust.check_targets(config, "model")
+    message = str(raised.value)
+    assert "model._target_ is 'outsiders.task.BalancedTask'" in message
+    assert message.endswith("give --trust outsiders or set RECUR_TRUST=outsiders")
+    for trusted in ("outsiders", "others, outsiders", "outsiders.task,outsiders.model"):
+        monkeypatch.setenv("RECUR_TRUST", trusted)
+        trust.check_targets(config, "model")
+    for trusted in ("outside", "outsiders.cells", "outsiders..task", "*", "."):
+        monkeypatch.setenv("RECUR_TRUST", trusted)
+        with pytest.raises(UserError):
+            trust.check_targets(config, "model")
+
+
+def test_a_trusted_package_lends_no_trust_to_what_it_imports(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(project / "src")
+    monkeypatch.setenv("RECUR_TRUST", "outsiders")
+    assert trust.may_build("outsiders.model.AttentionClassifier", trust.MODEL)
+    assert not trust.may_build("outsiders.model.torch.load", trust.MODEL)
+    assert not trust.may_build("outsiders.model.PackedSequence", trust.MODEL)
+
+
+@pytest.mark.parametrize("target", ["os.system", "builtins.eval", "torch.hub.load", "no name"])
+def test_nobody_is_advised_to_trust_what_can_do_anything(target: str) -> None:
+    with pytest.raises(UserError) as raised:
+        trust.check_targets({"_target_": target}, "model")
+    assert "--trust" not in str(raised.value)
+
+
+def test_the_option_reaches_processes_that_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECUR_TRUST", "one")
+    arguments = cli.Parser(prog="x").parse_args(["--trust", "two", "--trust", "three", "--trust", "two"])
+    assert os.environ["RECUR_TRUST"] == "one,two,three"
+    assert arguments.trust is None
+
+
+@pytest.mark.slow
+def test_the_whole_life_of_an_installed_project(project: Path, tmp_path: Path) -> None:
+    environment = Environment(tmp_path / "venv", ROOT / "src")
+    environment.install(str(project))
+    words = ["--config-dir", "conf", "experiment=outsiders", "trainer.max_epochs=1", *SMALL]
+    sweep = ["-m", "recur.train", *words, "optimizer.lr=3e-3,1e-2", f"hydra.sweep.dir={tmp_path / 'sweep'}", "-m"]
+    done = environment.run(*sweep, cwd=project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "sweep" / "0"
+    record = json.loads((run / "metrics.json").read_text())
+    assert {"balanced_accuracy", "accuracy"} <= set(record["val"])
+
+    # Installed it is trusted: nothing has to be said.
+    predicted = environment.run("-m", "recur.predict", run, "a good film", "--explain", "--json", cwd=tmp_path)
+    assert predicted.returncode == 0, predicted.stderr
+    assert len(json.loads(predicted.stdout)["explanation"]["tokens"]) == 3
+    scored = environment.run("-m", "recur.evaluate", run, "--split", "test", cwd=tmp_path)
+    assert scored.returncode == 0, scored.stderr
+    assert json.loads(scored.stdout)["test"]["balanced_accuracy"] == pytest.approx(record["test"]["balanced_accuracy"])
+    resumed = environment.run("-m", "recur.train", f"resume={run}", "trainer.max_epochs=2", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads((run / "metrics.json").read_text())["epochs"] == 2
+    # A second config folder by Hydra's search path, and the whole sweep again by its own record.
+    searched = [f"hydra.searchpath=[file://{project / 'conf'}]", *words[2:], f"hydra.run.dir={tmp_path / 'searched'}"]
+    done = environment.run("-m", "recur.train", *searched, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    # Elsewhere, where it is not installed and only can be imported, the same run is refused by name.
+    bare, path = Environment(tmp_path / "bare", ROOT / "src"), str(project / "src")
+    refused = bare.run("-m", "recur.predict", run, "a good film", cwd=tmp_path, PYTHONPATH=path)
+    assert refused.returncode == 2
+    assert "outsiders.task.BalancedTask" in refused.stderr
+    assert "--trust outsiders" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    rnn = ["--config-dir", project / "conf", *words[2:], "model.net.cell=rnn", f"hydra.run.dir={tmp_path / 'rnn'}"]
+    done = bare.run("-m", "recur.train", *rnn, cwd=tmp_path, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    resume = ["-m", "recur.train", f"resume={tmp_path / 'rnn'}", "trainer.max_epochs=2"]
+    assert "--trust outsiders" in bare.run(*resume, cwd=tmp_path, PYTHONPATH=path).stderr
+    done = bare.run(*resume, "--trust", "outsiders", cwd=tmp_path, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
