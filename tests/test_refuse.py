@@ -381,8 +381,8 @@ ROWS["config"] = settings(
     ("trainer.limit_train_batches=0", ("trainer.limit_train_batches", "0")),
     ("trainer.val_check_interval=0", ("val_check_interval", "0")),
     ("trainer.check_val_every_n_epoch=0", ("check_val_every_n_epoch", "0")),
-    ("seed=-1", ("seed", "-1", "2**32")),
-    ("seed=4294967296", ("seed", "4294967296", "2**32")),
+    ("seed=-1", ("seed", "-1", "at least 0", "4294967295")),
+    ("seed=4294967296", ("seed", "4294967296", "at most 4294967295")),
     ("seed=1.5", ("seed", "1.5", "whole number")),
     ("seed=lucky", ("seed", "lucky", "whole number")),
     ("monitor=val/acuracy", ("val/acuracy", "val/accuracy")),
@@ -395,7 +395,7 @@ ROWS["config"] = settings(
     ("data.batch_size=99999999999999999999", ("data.batch_size", "99999999999999999999", "too large")),
     ("trainer.max_epochs={a:1}", ("trainer.max_epochs", "{'a': 1}", "whole number")),
     ("data=files data.train={a:1}", ("data.train", "{'a': 1}")),
-    ("callbacks.ema.decay=2", ("callbacks.ema.decay", "2", ".999")),
+    ("callbacks.ema.decay=2", ("callbacks.ema.decay", "2", "below 1")),
     ("callbacks.ema.decay=0.9 callbacks.ema.start_step=-1", ("callbacks.ema.start_step", "-1", "at least 0")),
     ("callbacks.early_stopping.patience=-1", ("callbacks.early_stopping.patience", "-1", "at least 0")),
     ("callbacks.last.every_minutes=-1", ("callbacks.last.every_minutes", "-1")),
@@ -405,7 +405,7 @@ ROWS["config"] = settings(
     ("model.net.hiden_size=3", ("model.net.hiden_size", "did you mean model.net.hidden_size?")),
     ("experiment=imdb_fsat", ("'imdb_fsat'", "did you mean imdb_fast?")),
     ("dta=imdb", ("dta", "did you mean data?")),
-    ("data=[1,2]", ("data=[1,2]", "cannot be composed")),
+    ("data=[1,2]", ("data=[1,2]",)),
     ("model=\x1b[2J", ("\\x1b[2J",)),
     (f"data=files data.train={'long/' * 2000}a.csv", ("no such file", "long/long", " ... ")),
     ("modell=bilstm", ("modell", "did you mean model?")),
@@ -689,11 +689,8 @@ def test_is_refused_in_one_line_and_nothing_is_touched(group, row, runs, tmp_pat
     assert not view._UNSAFE.search(line) and len(line) < LIMIT
     assert not [word for word in row.said if word not in line], line
     assert {path: snapshot(path) for path in runs} == earlier
-    after = snapshot(tmp_path)
-    assert {name: after.get(name) for name in before} == before
-    new = {name for name in after if name not in before}
-    assert all(name.startswith("new/") for name in new), new
-    assert not [name for name in new if name.endswith((".ckpt", "metrics.json", ".pt"))]
+    assert snapshot(tmp_path) == before
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_stack_is_there_for_who_asks():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from conftest import EASY
+from support.commands import run_command
 from support.torture import Moment, compare, scalars, torture
 
 FEW = [
@@ -102,6 +103,45 @@ def test_two_ranks_killed_together_end_as_two_never_killed(tmp_path):
     torture(tmp_path / "whole", words, 2, [])
     kills = torture(tmp_path / "parts", words, 2, [Moment("training", 5, rank=1), Moment("validation", 2)])
     assert len(kills) == 2
+    assert compare(tmp_path / "whole", tmp_path / "parts") == []
+
+
+def extended(folder: Path, *changes: str) -> None:
+    """Go on with a run that has ended, with other bounds."""
+    done = run_command("train", f"resume={folder}", *changes)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("family", COURSES)
+def test_weights_of_64_bits_are_not_rounded_by_a_kill(tmp_path, family):
+    """Lightning converts the weights only after it has loaded a checkpoint's into 32 bits."""
+    words = [*(SENTIMENT if family == "sentiment" else language(tmp_path)), "trainer.max_epochs=2"]
+    words.append("trainer.precision=64-true")
+    torture(tmp_path / "whole", words, 1, [])
+    kills = torture(tmp_path / "parts", words, 1, [Moment("training", 9), Moment("validation", 2)])
+    assert len(kills) == 2
+    assert compare(tmp_path / "whole", tmp_path / "parts") == []
+
+
+@pytest.mark.parametrize("family", COURSES)
+def test_an_epoch_that_max_steps_cut_short_goes_on_where_it_was(tmp_path, family):
+    """Thirteen batches an epoch, or seven steps; each run ends in the middle of one."""
+    words = [*(SENTIMENT if family == "sentiment" else language(tmp_path)), "trainer.max_epochs=4", "scheduler=none"]
+    words += ["trainer.num_sanity_val_steps=0"]
+    torture(tmp_path / "whole", words, 1, [])
+    torture(tmp_path / "parts", [*words, "trainer.max_steps=4"], 1, [])
+    extended(tmp_path / "parts", "trainer.max_steps=17")
+    extended(tmp_path / "parts", "trainer.max_steps=-1")
+    found = compare(tmp_path / "whole", tmp_path / "parts")
+    assert [difference for difference in found if "/done:" not in difference] == []  # the part of the whole run
+
+
+def test_a_run_killed_before_it_can_go_on_begins_without_the_curves_of_before(tmp_path):
+    """Between the first best.ckpt and the first last.ckpt, then the same command again."""
+    words = [*SENTIMENT, "trainer.val_check_interval=1.0", "callbacks.last.every_steps=null"]
+    torture(tmp_path / "whole", words, 1, [])
+    (kill,) = torture(tmp_path / "parts", words, 1, [Moment("renaming", 1)])
+    assert kill["step"] == 7  # the end of the first epoch
     assert compare(tmp_path / "whole", tmp_path / "parts") == []
 
 

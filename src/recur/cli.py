@@ -1,8 +1,9 @@
-"""What every door shares: a user's mistake is one line and exit code 2, ours is a stack and exit code 1."""
+"""What every command shares: a user's mistake is one line and exit code 2, ours is a stack and exit code 1."""
 
 import argparse
 import contextlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -37,7 +38,25 @@ class _Trust(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """A door's command line; a mistake in it is one line like every other."""
+    """A command line; a mistake in it is one line like every other."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Read a command line whose positional words stand together."""
+        return self._all_of(*self.parse_known_args(args, namespace))
+
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Read a command line whose flags may stand between the positional words."""
+        return self._all_of(*self.parse_known_intermixed_args(args, namespace))
+
+    def _all_of(self, given: Any, unknown: list[str]) -> Any:
+        if unknown:
+            flags = re.findall(r"--[a-z][a-z-]*", self.format_help())
+            hint = next((close for word in unknown if (close := nearest(word, flags))), self._see_help())
+            fail(f"there is no option {' '.join(unknown)}{hint}")
+        return given
+
+    def _see_help(self) -> str:
+        return f"; see python -m {self.prog} --help"
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -46,15 +65,8 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and an option that is meant perhaps."""
-        mistyped(self, message, self.prog)
-
-
-def mistyped(parser: argparse.ArgumentParser, message: str, door: str) -> NoReturn:
-    """Leave with one line for what `argparse` could not read."""
-    unknown = message.partition("unrecognized arguments: ")[2].split(" ")
-    hint = next((found for word in unknown if (found := nearest(word, parser._option_string_actions))), "")
-    fail(f"{message}{hint or f'; see python -m {door} --help'}")
+        """Print what is wrong and leave."""
+        fail(message + self._see_help())
 
 
 @contextlib.contextmanager
@@ -78,15 +90,16 @@ def _warning_line(message: Warning | str, *_: Any) -> str:
     return f"recur: warning: {one_line(message)}\n"
 
 
-def guard(door: Callable[[], Any]) -> None:
-    """Run a door; turn what a user can mend into one line.
+def guard(command: Callable[[], Any]) -> None:
+    """Run a command; turn what a user can fix into one line and exit code 2.
 
-    `RECUR_DEBUG=1` shows the stack instead. A closed pipe ends the door quietly, Ctrl-C ends it with 130. Warnings
-    are one line too, without the place in the code that they came from.
+    That is a `UserError`, and an error of the operating system. Any other exception is a bug of ours: it keeps its
+    stack, and the exit code is 1. `RECUR_DEBUG=1` shows the stack of a `UserError`, too. A closed pipe ends the command
+    quietly, Ctrl-C ends it with 130. Warnings are one line, without the place in the code that they came from.
     """
     warnings.formatwarning = _warning_line  # type: ignore[assignment]
     try:
-        door()
+        command()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
@@ -101,76 +114,14 @@ def guard(door: Callable[[], Any]) -> None:
 
 
 def explain(error: BaseException) -> str | None:
-    """One line for an error that its user can mend; None for one that is ours."""
-    module, name = type(error).__module__.partition(".")[0], type(error).__name__
-    if module in ("hydra", "omegaconf"):
-        return _explain_config(error, name)
-    if name == "MisconfigurationException":
+    """One line for an error that its user can fix; None for one that is ours."""
+    if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {reason(error)}" if error.filename is not None else reason(error)
-    if isinstance(error, (ValueError, OSError)) or name == "UserError":
+    if isinstance(error, ValueError):  # until all that a user can fix is a UserError
         return str(error)
-    if module == "yaml":
-        return f"not YAML: {error}"
-    if isinstance(error, (TypeError, AttributeError)) and _raised_by(error) in ("hydra", "omegaconf"):
-        return f"{' '.join(sys.argv[1:])} cannot be composed: {error}"
     return None
-
-
-def _raised_by(error: BaseException) -> str:
-    """The package in whose code an error was raised."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
-
-
-def _explain_config(error: BaseException, name: str) -> str:
-    cause = error.__cause__
-    if name == "InstantiationException" and cause is not None:
-        known = explain(cause)
-        where = str(error).rpartition("full_key: ")[2].strip() if "full_key" in str(error) else ""
-        message = str(known or cause)
-        return f"{where}: {message}" if where and not message.startswith(f"{where}.") else message
-    if name == "MissingConfigException":
-        wanted = str(getattr(error, "missing_cfg_file", "") or "")
-        options: list[str] = list(getattr(error, "options", None) or [])
-        group, _, option = wanted.rpartition("/")
-        listed = f"; {group} can be {', '.join(options)}" if options else ""
-        return f"there is no {group or 'config'} called {option!r}{nearest(option, options)}{listed}"
-    if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError"):
-        return _explain_key(cause)
-    override = str(getattr(error, "override", None) or "")
-    if override and override not in str(error):
-        return f"{override} cannot be read: {str(error).splitlines()[0]}"
-    return str(error).split("\nSee ")[0] + (f" ({str(cause).splitlines()[0]})" if cause else "")
-
-
-def _explain_key(cause: Any) -> str:
-    from omegaconf import DictConfig, OmegaConf
-
-    full = str(getattr(cause, "full_key", None) or getattr(cause, "key", ""))
-    parent = getattr(cause, "parent_node", None)
-    if not isinstance(parent, DictConfig):
-        return str(cause).splitlines()[0]
-    prefix, _, key = full.rpartition(".")
-    siblings = [f"{prefix}.{k!s}" if prefix else str(k) for k in parent]
-    hint = nearest(full, siblings) if nearest(key, [str(k) for k in parent]) else ""
-    if not hint:  # perhaps the right key at the wrong place
-        everywhere = _paths(OmegaConf.to_container(parent._get_root()))
-        same = [path for path in everywhere if path.rpartition(".")[2] == key]
-        hint = f": did you mean {same[0]}?" if same else nearest(full, everywhere)
-    return f"unknown key {full}" + (hint or f"; {prefix or 'the config'} has {', '.join(siblings)}")
-
-
-def _paths(node: Any, prefix: str = "") -> list[str]:
-    if not isinstance(node, dict):
-        return [prefix] if prefix else []
-    found = [prefix] if prefix else []
-    for key, value in node.items():
-        found += _paths(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
 
 
 def rank() -> int:

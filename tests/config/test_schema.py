@@ -64,7 +64,7 @@ def test_what_fits_passes(settings):
         ({"name": ["a"]}, r"thing.name must be a word or null, got \['a'\]"),
         ({"where": {}}, "thing.where must be Path or null, got {}"),
         ({"size": 2**63}, "thing.size is too large a number: 9223372036854775808"),
-        ({"sise": 1}, "thing.sise: .* takes no such key: did you mean size"),
+        ({"sise": 1}, "thing.sise is no setting of .*Thing: did you mean size"),
     ],
 )
 def test_what_does_not_is_named_with_its_value(settings, message):

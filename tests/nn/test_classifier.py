@@ -124,7 +124,7 @@ def test_dropout_drops_in_training_only(locked):
         ({"embedding_dim": 0}, "embedding_dim must be at least 1, got 0"),
         ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
         ({"vectors": torch.zeros(3, 4)}, "word vectors have shape"),
-        ({"freeze_vectors": True}, "freeze_vectors=true without word vectors"),
+        ({"freeze_vectors": True}, "freeze_vectors would freeze random vectors"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_its_value(setting, message):

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from conftest import EASY
 from recur.runs import checkpoint as checkpoints
-from recur.runs.run import load_checkpoint
+from recur.runs.run import FORMAT, load_checkpoint
 from support.commands import run_command
 from support.torture import written_until
 
-CONTENT = {"recur": {"format": 1}, "state_dict": {"w": torch.arange(300.0)}, "note": "x" * 40}
+CONTENT = {"recur": {"format": FORMAT}, "state_dict": {"w": torch.arange(300.0)}, "note": "x" * 40}
 SHORT = [*EASY, "data.synthetic.train=60", "data.synthetic.val=20", "data.synthetic.test=20", "trainer.max_epochs=2"]
 
 

@@ -24,7 +24,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recur.runs import journal
-from recur.runs.run import load_checkpoint
+from recur.runs.run import FORMAT, load_checkpoint
 from support import commands
 
 PHASES = ("training", "accumulating", "stepping", "validation", "writing", "renaming", "between", "scoring")
@@ -214,7 +214,7 @@ def _write(folder: str, count: int, tally: str) -> None:
         setattr(Path, name, counted(getattr(Path, name)))
     os.fsync = counted(os.fsync)
     for number in (1, 2):
-        content = {"recur": {"format": 1}, "state_dict": {}, "number": number}
+        content = {"recur": {"format": FORMAT}, "state_dict": {}, "number": number}
         checkpoints.write(content, Path(folder) / checkpoints.LAST, keep=checkpoints.PREVIOUS)
     Path(tally).write_text(str(seen))
 
@@ -230,7 +230,8 @@ def written_until(folder: Path, count: int, tally: Path) -> int:
 # ------------------------------------------------------------------------------------------------------ the other side
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
@@ -245,7 +246,7 @@ def start(folder: Path, words: list[str], ranks: int = 1, moment: Moment | None 
     command = [f"resume={folder}"] if again else [*words, f"hydra.run.dir={folder}"]
     commands._server.set_forkserver_preload(commands._PRELOAD)
     with tempfile.TemporaryDirectory() as scratch:
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(ranks)}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
         crew = []
         record = Path(scratch) / "record"
         for rank in range(ranks):

@@ -19,14 +19,14 @@ from support.real_sweeps import TINY, sweep
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["optimizer.lrr=1,2"], ["unknown key optimizer.lrr", "did you mean optimizer.lr?"]),
+        (["optimizer.lrr=1,2"], ["optimizer.lrr is no setting", "did you mean optimizer.lr?"]),
         (["model=bilstm,bilsm"], ["bilsm", "did you mean bilstm?"]),
         (["model.net.hidden_size=range(8,8)"], ["model.net.hidden_size=range(8,8)", "no values"]),
         (["optimizer.lr=interval(1e-3,1e-1)"], ["hydra/sweeper=random"]),
         (["seed=0,1", "trainer=gpu"], ["no GPU"]),
         (["seed=0,1", "trainer=cpu", "hydra.launcher.gpus=2"], ["gpus"]),
         (["optimizer.lr=1e-3,1e-2", "model.net.hidden_size=8,1.5"], ["model.net.hidden_size", "whole number", "1.5"]),
-        (["+optimizer.bettas=[0.9,0.99],[0.8,0.9]"], ["takes no such key", "did you mean betas?"]),
+        (["+optimizer.bettas=[0.9,0.99],[0.8,0.9]"], ["optimizer.bettas is no setting", "did you mean betas?"]),
         (["seed=0,1", "trainer=gpu", "trainer.devices=[2,3]"], ["trainer.devices=[2, 3]", "hydra.launcher.gpus"]),
         (["seed=0,1", "trainer=cpu", "hydra.launcher.gpus=-1"], ["gpus"]),
         (["seed=0,-1"], ["seed", "got -1"]),

@@ -1,15 +1,30 @@
-"""Composing a run's config: the config folder, `resume=RUN`, instantiation."""
+"""Composing a run's config: the config folder, the command line, `resume=RUN`, and building what a config names."""
 
+import argparse
+import contextlib
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import setup_globals
+from omegaconf import DictConfig, OmegaConf, open_dict
+
 from recur import cli
+from recur.config.settings import check_changes
+from recur.config.translate import composition_error
 from recur.errors import UserError
 from recur.runs import journal, trust
+from recur.runs.build import build as build_plain
+from recur.runs.checkpoint import LAST, PREVIOUS
 
 _repeated: list[str] = []  # the sweep whose recorded command line this process runs
+_ONCE = {"resume": None, "overwrite": False, "accept_data_change": False}  # settings of one command, not of the run
 
 
 def conf_dir() -> Path:
@@ -19,11 +34,107 @@ def conf_dir() -> Path:
     return checkout if (checkout / "train.yaml").is_file() else package / "conf"
 
 
-def recorded_arguments(folder: str, environment: Mapping[str, str] = os.environ) -> list[str]:
+def build(node: Any, path: str = "", **arguments: Any) -> Any:
+    """Build a node of a config, and call what came out with further arguments where there are any.
+
+    Args:
+        node: a config group or plain containers.
+        path: where it stands, for messages.
+        arguments: for a node with `_partial_: true`.
+
+    Raises:
+        UserError: a name that is none, or arguments that what it names refuses.
+    """
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    built = build_plain(plain, path)
+    return built(**arguments) if arguments else built
+
+
+# ----------------------------------------------------------------------------------------------------- the command line
+@dataclass(frozen=True)
+class CommandLine:
+    """What was typed after `python -m recur.train`.
+
+    Attributes:
+        words: all of it, with `resume=SWEEP` written out.
+        overrides: the settings among them.
+        config_name: of the root config.
+        config_dir: a further folder of configs.
+        hydra: whether it asks Hydra for something else than one run: a sweep, help, the composed config.
+    """
+
+    words: tuple[str, ...]
+    overrides: tuple[str, ...]
+    config_name: str
+    config_dir: str | None
+    hydra: bool
+
+    def value(self, key: str) -> str | None:
+        """The last value typed for a setting, as text; None where it was not typed or is null."""
+        typed = [word.partition("=")[2].strip("'\"") for word in self.overrides if word.partition("=")[0] == key]
+        return typed[-1] if typed and typed[-1] not in ("", "null") else None
+
+
+def parser() -> cli.Parser:
+    """Reads the flags that Hydra documents; everything else is an override."""
+    flags = cli.Parser(prog="recur.train", add_help=False, allow_abbrev=False)
+    for names in (("-h", "--help"), ("--hydra-help",), ("--version",), ("--resolve",), ("-r", "--run")):
+        flags.add_argument(*names, action="store_true")
+    flags.add_argument("-m", "--multirun", action="store_true")
+    flags.add_argument("-c", "--cfg", choices=("job", "hydra", "all"))
+    flags.add_argument("-i", "--info", nargs="?", const="all")
+    flags.add_argument("-sc", "--shell-completion", action="store_true")
+    flags.add_argument("--experimental-rerun")
+    for short, long in (("-p", "--package"), ("-cp", "--config-path")):
+        flags.add_argument(short, long)
+    flags.add_argument("-cn", "--config-name", default="train")
+    flags.add_argument("-cd", "--config-dir")
+    flags.add_argument("overrides", nargs="*")
+    return flags
+
+
+def command_line(words: Sequence[str], environment: Mapping[str, str] = os.environ) -> CommandLine:
+    """Read the command line of `recur.train`.
+
+    `-m resume=SWEEP` alone repeats the command that the sweep was started with. A job that SLURM started once more
+    goes on with the run that the same command began.
+
+    Raises:
+        UserError: `resume=SWEEP` names no sweep, or one whose command does more than set values.
+    """
+    # `--trust PACKAGE` has done its work once it is read, and Hydra does not know it.
+    words = cli.Parser(prog="recur.train", add_help=False, allow_abbrev=False).parse_known_args(list(words))[1]
+    given = parser().parse_intermixed_args(words)
+    line = _line(words, given)
+    if given.multirun:
+        sweep = line.value("resume")
+        more = [word for word in given.overrides if not word.startswith("resume=")]
+        if sweep is not None and all(word.startswith(("hydra.launcher.", "hydra/launcher=")) for word in more):
+            recorded = trust.check_arguments(recorded_arguments(sweep), sweep, group_options())
+            plain = [word for word in recorded if word not in ("-m", "--multirun")]
+            words = ["-m", *plain, *more, f"resume={sweep}"]
+            _repeated.append(sweep)
+            return _line(words, parser().parse_intermixed_args(words))
+        return line
+    folder = line.value("hydra.run.dir")
+    again = int(environment.get("SLURM_RESTART_COUNT") or 0) > 0 and line.value("resume") is None
+    if again and not line.hydra and folder is not None and (Path(folder) / "checkpoints" / LAST).is_file():
+        words = [f"resume={folder}"]
+        return _line(words, parser().parse_intermixed_args(words))
+    return line
+
+
+def _line(words: Sequence[str], given: argparse.Namespace) -> CommandLine:
+    other = ("help", "hydra_help", "version", "multirun", "cfg", "info", "shell_completion", "experimental_rerun")
+    hydra = any(getattr(given, name) for name in other) or given.config_path is not None
+    return CommandLine(tuple(words), tuple(given.overrides), given.config_name, given.config_dir, hydra)
+
+
+def recorded_arguments(folder: str) -> list[str]:
     """The arguments a sweep was started with, for `-m resume=SWEEP` without any of its own.
 
     Raises:
-        ValueError: the folder is no sweep, or it recorded no arguments.
+        UserError: the folder is no sweep, or it recorded no arguments.
     """
     given = journal.read(Path(folder).expanduser())[0].get("argv")
     if not isinstance(given, list):
@@ -47,95 +158,119 @@ def group_options() -> dict[str, set[str]]:
     return options
 
 
-def _check_flags(argv: list[str]) -> None:
-    """Take `--trust PACKAGE` out, and say in one line what Hydra would say in many."""
-    trusting = cli.Parser(prog="recur.train", add_help=False, allow_abbrev=False)
-    argv[1:] = trusting.parse_known_args(argv[1:])[1]
-    from hydra._internal.utils import get_args_parser
+# ------------------------------------------------------------------------------------------------------------ composing
+@dataclass(frozen=True)
+class Composed:
+    """The config of one run.
 
-    parser = get_args_parser()
-    parser.error = lambda message: cli.mistyped(parser, message, "recur.train")  # type: ignore[method-assign]
-    parser.parse_args(argv[1:])
-
-
-def _started_again_by_slurm(argv: list[str]) -> None:
-    """Go on with the run that this same command began, in the folder it names, before SLURM requeued the job."""
-    import os
-
-    folder = _named_folder(argv)
-    again = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0 and not any(w.startswith("resume=") for w in argv)
-    if folder is not None and again and (folder / "checkpoints" / "last.ckpt").is_file():
-        argv[1:] = [f"resume={folder}"]
-
-
-def _named_folder(argv: list[str]) -> Path | None:
-    """The folder a single run is told to use."""
-    if {"-m", "--multirun", "-c", "--cfg", "-h", "--help", "-i", "--info"} & set(argv):
-        return None
-    named = [word.partition("=")[2].strip("'\"") for word in argv[1:] if word.startswith("hydra.run.dir=")]
-    return Path(named[-1]).expanduser() if named and "$" not in named[-1] else None
-
-
-def _claim(argv: list[str]) -> None:
-    """Hold the folder before Hydra writes into it, where another process may be at work there."""
-    folder = _named_folder(argv)
-    if folder is not None and folder.is_dir():
-        from recur.runs.run import claim
-
-        claim(folder)
-
-
-def _resume_with_own_config(argv: list[str]) -> None:
-    """Put `resume=RUN` into effect: compose from the run's own config and work in its folder.
-
-    Lightning's DDP starts its other ranks with this same command line, so it is left as it is once it names the run.
+    Attributes:
+        config: resolved, plain containers.
+        cfg: with its interpolations, without Hydra's own settings.
+        hydra: Hydra's own settings.
+        folder: of the run.
+        overrides: as typed.
+        resumed: whether the run goes on.
+        used: top-level keys to which interpolations refer.
     """
-    given = [word.partition("=")[2].strip("'\"") for word in argv[1:] if word.startswith("resume=")]
-    if not given or given[-1] in ("", "null") or "--config-path" in argv:
-        return
-    if "-m" in argv or "--multirun" in argv:  # a sweep, which its sweeper resumes; alone it repeats its own command
-        more = [word for word in argv[1:] if word not in ("-m", "--multirun") and not word.startswith("resume=")]
-        if all(word.startswith(("hydra.launcher.", "hydra/launcher=")) for word in more):
-            recorded = trust.check_arguments(recorded_arguments(given[-1]), given[-1], group_options())
-            argv[1:] = [*recorded, *more, f"resume={given[-1]}"]
-            _repeated.append(given[-1])
-        return
-    folder = Path(given[-1]).expanduser().resolve()
-    if not (folder / ".hydra" / "config.yaml").is_file():
-        cli.fail(f"cannot resume {given[-1]}: it is not a run folder (it has no .hydra/config.yaml)")
-    if not any((folder / "checkpoints" / name).is_file() for name in ("last.ckpt", "last.previous.ckpt")):
-        cli.fail(f"cannot resume {given[-1]}: it has no checkpoints/last.ckpt yet; start it again")
-    trust.check_run_folder(folder, argv[1:])
-    argv[1:1] = ["--config-path", str(folder / ".hydra"), "--config-name", "config", f"hydra.run.dir={folder}"]
-    argv.append("hydra.output_subdir=null")  # Hydra would empty the file before it writes it, and other ranks read it
-    argv.append("hydra.job_logging.formatters.simple.format='%(message)s'")  # conf/train.yaml is not read
-    if not any(word.startswith("name=") for word in argv):
-        argv += _recorded_name(folder)
+
+    config: dict[str, Any]
+    cfg: DictConfig
+    hydra: DictConfig
+    folder: Path
+    overrides: tuple[str, ...]
+    resumed: bool
+    used: frozenset[str]
+
+    def hydra_files(self) -> dict[str, str]:
+        """What Hydra keeps of a run, by file name: the config to resume from, its own settings, the overrides."""
+        kept = OmegaConf.merge(self.cfg, {**_ONCE, "name": self.config["name"]})
+        files = {"config.yaml": kept, "hydra.yaml": {"hydra": self.hydra}, "overrides.yaml": list(self.overrides)}
+        return {name: OmegaConf.to_yaml(OmegaConf.create(content)) for name, content in files.items()}
+
+    def record(self) -> dict[str, Any]:
+        """The resolved config as the run keeps it, without the settings that belong to one command."""
+        return {**self.config, **_ONCE}
 
 
-def _recorded_name(folder: Path) -> list[str]:
-    """A run's name: it was made of the groups chosen then, and there is nothing to choose from now."""
-    import re
-
-    import yaml
-
-    try:
-        name = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["name"]
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
-        return []
-    return [f"name={name}"] if isinstance(name, str) and re.fullmatch(r"[\w./-]+", name) else []
-
-
-def build(node: Any, **arguments: Any) -> Any:
-    """Instantiate a config group; a key its class does not know is the user's mistake.
+def compose_run(line: CommandLine) -> Composed:
+    """Compose the config of a single run, new or resumed. Nothing is written.
 
     Raises:
-        ValueError: the class refused an argument.
+        UserError: it cannot be composed, or a resumed run's config is not to be trusted or cannot change so.
     """
-    from hydra.utils import instantiate
+    setup_globals()
+    resume = line.value("resume")
+    if resume is None:
+        return _composed(line, conf_dir(), line.config_name, line.overrides, resumed=False)
+    folder = Path(resume).expanduser().resolve()
+    if not (folder / ".hydra" / "config.yaml").is_file():
+        raise UserError("resume", resume, "is not a run folder", "it has no .hydra/config.yaml")
+    if not any((folder / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS)):
+        raise UserError("resume", resume, f"has no checkpoints/{LAST} yet", "start it again")
+    trust.check_run_folder(folder, list(line.overrides))
+    own = [f"hydra.run.dir={quoted(str(folder))}", "hydra.job_logging.formatters.simple.format='%(message)s'"]
+    typed = [word for word in line.overrides if not word.startswith("hydra.run.dir=")]
+    composed = _composed(line, folder / ".hydra", "config", [*typed, *own], resumed=True)
+    trust.check_config(composed.config, typed, folder=folder)  # before anything that it names is so much as imported
+    if len(typed) > 1:
+        before = _composed(line, folder / ".hydra", "config", own, resumed=True)
+        check_changes(before.config, composed.config)
+    return composed
 
+
+def quoted(path: str) -> str:
+    """A path as Hydra's override grammar reads it."""
+    if re.fullmatch(r"[\w./\-:+@%]+", path):
+        return path
+    return "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _composed(line: CommandLine, folder: Path, name: str, overrides: Sequence[str], *, resumed: bool) -> Composed:
+    further = [] if line.config_dir is None else [f"hydra.searchpath=[{Path(line.config_dir).absolute().as_uri()}]"]
+    with translated(folder, name, overrides):
+        whole = _compose(folder, name, [*overrides, *further])
+        HydraConfig.instance().set_config(whole)
+        out = Path(str(whole.hydra.run.dir)).expanduser().absolute()
+        OmegaConf.set_readonly(whole.hydra, False)  # which set_config ended
+        whole.hydra.runtime.output_dir = str(out)
+        HydraConfig.instance().set_config(whole)
+        cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    raw = OmegaConf.to_yaml(cfg)
+    used = frozenset(re.findall(r"\$\{([A-Za-z_]\w*)", raw))
+    return Composed(config, cfg, whole.hydra, out, tuple(line.overrides), resumed, used)
+
+
+@contextlib.contextmanager
+def translated(folder: Path, name: str, overrides: Sequence[str]) -> Iterator[None]:
+    """Raise what a user can fix of a composition as `UserError`; the arguments give hints something to look in."""
     try:
-        built = instantiate(node, _convert_="all")
-        return built(**arguments) if arguments else built
-    except TypeError as error:
-        raise ValueError(f"{node.get('_target_')}: {error}") from error
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        mistake = composition_error(error, overrides, lambda: _groups_alone(folder, name, overrides))
+        if mistake is None:
+            raise
+        raise mistake from error
+
+
+def _compose(folder: Path, name: str, overrides: Sequence[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(folder), version_base="1.3", job_name="train"):
+        whole = compose(name, list(overrides), return_hydra_config=True)
+    OmegaConf.set_readonly(whole.hydra, False)
+    with open_dict(whole):
+        whole.hydra.runtime.cwd = os.getcwd()
+    return whole
+
+
+def _groups_alone(folder: Path, name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The config of the chosen groups without any value set, in which to look for a mistyped key."""
+    chosen = [word for word in overrides if (folder / word.partition("=")[0]).is_dir()]
+    try:
+        whole = _compose(folder, name, chosen)
+        config: Any = OmegaConf.to_container(OmegaConf.masked_copy(whole, [str(k) for k in whole if k != "hydra"]))
+    except Exception:  # it serves a hint
+        return {}
+    return config  # type: ignore[no-any-return]

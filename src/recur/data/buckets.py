@@ -15,7 +15,7 @@ All this is a function of the lengths and of (seed, epoch, world size); a rank a
 place in it, which is all that has to be saved to go on from there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -298,6 +298,7 @@ class TextLoader:
         self._epoch = 0
         self._given = 0  # batches handed out in this epoch
         self._resume_at = 0
+        self.before_batch: Callable[[], None] | None = None  # called whenever the next batch is asked for
 
     batch_sampler = None  # Lightning asks whatever has a sampler for it
 
@@ -324,6 +325,8 @@ class TextLoader:
         plan = self.plan()
         first, self._resume_at = self._resume_at, 0
         for step in range(first, plan.steps):
+            if self.before_batch is not None:
+                self.before_batch()
             # Counted before it is handed out. Lightning asks for one batch at a time from a loader with a length, so
             # at a checkpoint the batches handed out are those trained on.
             self._given = step + 1

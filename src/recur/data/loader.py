@@ -1,6 +1,6 @@
 """The resumable loader."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from recur.nn.packed import TokenWindow
@@ -17,6 +17,7 @@ class _Loader:
         self._epoch = 0
         self._given = 0  # windows handed out in this epoch
         self._resume_at = 0
+        self.before_batch: Callable[[], None] | None = None  # called whenever the next window is asked for
 
     batch_sampler = None  # Lightning asks whatever has a sampler for it
 
@@ -42,6 +43,8 @@ class _Loader:
         first, self._resume_at = self._resume_at, 0
         self._given = first
         for window in self._windows(first):
+            if self.before_batch is not None:
+                self.before_batch()
             # Counted before it is handed out. Lightning asks for one batch at a time from a loader with a length, so
             # at a checkpoint the windows handed out are those trained on.
             self._given += 1

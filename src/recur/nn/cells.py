@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from recur.nn import compiled
+from recur.nn.arguments import ArgumentError
 from recur.nn.engine import FUSED_CELLS
 from recur.nn.packed import Layout
 
@@ -212,7 +213,7 @@ class QRNN(Cell):
     def __init__(self, name: str, window: int = 1) -> None:
         super().__init__(name)
         if window not in (1, 2):
-            raise ValueError(f"window of a qrnn is 1 or 2, got {window}")
+            raise ArgumentError("window", f"of a qrnn is 1 or 2, got {window}")
         self.window = window
 
     def shapes(self, input_size: int, hidden_size: int) -> dict[str, tuple[int, ...]]:
@@ -386,7 +387,7 @@ class Mogrifier(Cell):
     def __init__(self, name: str, rounds: int = 5) -> None:
         super().__init__(name)
         if rounds < 0:
-            raise ValueError(f"rounds of a mogrifier must not be negative, got {rounds}")
+            raise ArgumentError("rounds", f"of a mogrifier must not be negative, got {rounds}")
         self.rounds = rounds
 
     def shapes(self, input_size: int, hidden_size: int) -> dict[str, tuple[int, ...]]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from recur.nn.arguments import ArgumentError
 from recur.nn.packed import Layout, max_over_time, mean_over_time
 from recur.nn.recurrent import Recurrent
 from recur.nn.regularization import locked_dropout
@@ -75,9 +76,10 @@ class Classifier(nn.Module):
         super().__init__()
         for name, size in (("vocab_size", vocab_size), ("embedding_dim", embedding_dim)):
             if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+                raise ArgumentError(name, f"must be at least 1, got {size}")
         if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {num_classes}: give texts of two labels or more")
+            rule = f"must be at least 2, got {num_classes}: give texts of two labels or more"
+            raise ArgumentError("num_classes", rule)
         rates = (
             ("word_dropout", word_dropout),
             ("embedding_dropout", embedding_dropout),
@@ -85,11 +87,11 @@ class Classifier(nn.Module):
         )
         for name, rate in rates:
             if not 0 <= rate < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {rate}")
+                raise ArgumentError(name, f"must lie in [0, 1), got {rate}")
         if pooling not in POOLINGS:
-            raise ValueError(f"pooling is one of {', '.join(POOLINGS)}, got {pooling!r}")
+            raise ArgumentError("pooling", f"is one of {', '.join(POOLINGS)}, got {pooling!r}")
         if not 0 < embedding_std < math.inf:
-            raise ValueError(f"embedding_std must be above 0, got {embedding_std}")
+            raise ArgumentError("embedding_std", f"must be above 0, got {embedding_std}")
         self.pooling = pooling
         self.locked_dropout = locked_dropout
         self.word_dropout, self.embedding_dropout, self.head_dropout = word_dropout, embedding_dropout, head_dropout
@@ -107,7 +109,8 @@ class Classifier(nn.Module):
             with torch.no_grad():
                 self.embedding.weight.copy_(vectors)
         elif freeze_vectors:
-            raise ValueError("freeze_vectors=true without word vectors would freeze random ones: set data.vectors too")
+            rule = "would freeze random vectors, since there are no word vectors: set data.vectors too"
+            raise ArgumentError("freeze_vectors", rule)
         self.embedding.weight.requires_grad_(not freeze_vectors)
 
         self.recurrent = Recurrent(

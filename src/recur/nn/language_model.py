@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
+from recur.nn.arguments import ArgumentError
 from recur.nn.cells import CELLS
 from recur.nn.recurrent import Recurrent, State
 from recur.nn.regularization import drop, row_dropout
@@ -87,27 +88,28 @@ class LanguageModel(nn.Module):
         super().__init__()
         for name, size in (("vocab_size", vocab_size), ("embedding_dim", embedding_dim)):
             if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+                raise ArgumentError(name, f"must be at least 1, got {size}")
         for name, rate in (
             ("row_dropout", row_dropout),
             ("embedding_dropout", embedding_dropout),
             ("output_dropout", output_dropout),
         ):
             if not 0 <= rate < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {rate}")
+                raise ArgumentError(name, f"must lie in [0, 1), got {rate}")
         last = hidden_size if output_size is None else output_size
         for name, size in (("hidden_size", hidden_size), ("output_size", last)):
             if size < 1:  # here already: tying would speak of other things
-                raise ValueError(f"{name} must be at least 1, got {size}")
+                raise ArgumentError(name, f"must be at least 1, got {size}")
         if tie_weights and not project and embedding_dim != last:
             other = "hidden_size" if output_size is None else "output_size"
-            raise ValueError(
-                f"tie_weights needs embedding_dim == {other} or a projection, got {embedding_dim} and {last}: "
-                "set model.net.project=true or untie with model.net.tie_weights=false"
+            raise ArgumentError(
+                "tie_weights",
+                f"needs embedding_dim == {other} or a projection, got {embedding_dim} and {last}: "
+                "set model.net.project=true or untie with model.net.tie_weights=false",
             )
         known = [name for name in inspect.signature(CELLS[cell]).parameters if name != "name"] if cell in CELLS else []
         if cell in CELLS and (unknown := sorted(set(cell_options or {}) - set(known))):
-            raise ValueError(f"cell_options of {cell} can be {', '.join(known) or 'nothing'}, got {unknown[0]!r}")
+            raise ArgumentError("cell_options", f"of {cell} can be {', '.join(known) or 'nothing'}, got {unknown[0]!r}")
         self.vocab_size = vocab_size
         self.tie_weights, self.locked_dropout = tie_weights, locked_dropout
         self.row_dropout, self.embedding_dropout, self.output_dropout = row_dropout, embedding_dropout, output_dropout

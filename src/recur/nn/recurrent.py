@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from recur.nn import compiled, products
+from recur.nn.arguments import ArgumentError
 from recur.nn.cells import CELLS, Cell, Weights
 from recur.nn.engine import layer
 from recur.nn.packed import Layout
@@ -140,18 +141,18 @@ class Recurrent(nn.Module):
     ) -> None:
         super().__init__()
         if cell not in CELLS:
-            raise ValueError(f"cell is one of {', '.join(CELLS)}, got {cell!r}")
+            raise ArgumentError("cell", f"is one of {', '.join(CELLS)}, got {cell!r}")
         if engine not in ENGINES:
-            raise ValueError(f"engine is one of {', '.join(ENGINES)}, got {engine!r}")
+            raise ArgumentError("engine", f"is one of {', '.join(ENGINES)}, got {engine!r}")
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
         for name, value in (sizes | ({} if output_size is None else {"output_size": output_size})).items():
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise ArgumentError(name, f"must be at least 1, got {value}")
         for name, p in {"dropout": dropout, "weight_drop": weight_drop}.items():
             if not 0 <= p < 1:
-                raise ValueError(f"{name} is a probability in [0, 1), got {p}")
+                raise ArgumentError(name, f"is a probability in [0, 1), got {p}")
         if forget_bias is not None and not math.isfinite(forget_bias):
-            raise ValueError(f"forget_bias must be a finite number or None, got {forget_bias}")
+            raise ArgumentError("forget_bias", f"must be a finite number or None, got {forget_bias}")
         if dropout and num_layers == 1:
             warnings.warn(
                 f"dropout={dropout} lies between recurrent layers and there is one: it does nothing; "

@@ -14,16 +14,17 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from recur.errors import reason
+from recur.errors import UserError, reason
 from recur.runs.files import create
 
 LAST, PREVIOUS = "last.ckpt", "last.previous.ckpt"
 _MARK = b"recur sha256 "
 _SEAL = len(_MARK) + 64
+UNREADABLE = "cannot be read as a checkpoint, it is truncated, damaged or unsafe"
 _END = 22  # bytes of a zip archive's last record, the last two of them the length of the comment that follows
 
 
-class DamagedError(ValueError):
+class DamagedError(UserError):
     """A checkpoint whose bytes are not those that were written."""
 
 
@@ -78,7 +79,7 @@ def write(content: dict[str, Any], path: Path, keep: str | None = None) -> None:
         keep: name for the former file, in the same folder; None to let it go.
 
     Raises:
-        ValueError: the disk is full, the folder cannot be written, ...; the former file is as it was.
+        UserError: the disk is full, the folder cannot be written, ...; the former file is as it was.
     """
     import torch
 
@@ -100,7 +101,7 @@ def write(content: dict[str, Any], path: Path, keep: str | None = None) -> None:
             part.unlink(missing_ok=True)
         if isinstance(error, OSError):
             left = f"; {path.name} of before is whole" if path.is_file() else ""
-            raise ValueError(f"cannot write {path}: {reason(error)}{left}") from None
+            raise UserError("", rule=f"cannot write {path}: {reason(error)}{left}") from None
         raise
 
 
@@ -144,10 +145,10 @@ def check(path: Path) -> bool:
         if seal is None:
             file.seek(0)
             if file.read(4) != b"PK\x03\x04":
-                raise DamagedError(f"{path} cannot be read as a checkpoint (truncated, damaged or unsafe): no archive")
+                raise DamagedError(str(path), rule=UNREADABLE, remedy="it is no archive")
             if _ends_archive(tail[-_END:]):
                 return False
-            raise DamagedError(f"{path} cannot be read as a checkpoint: it is truncated or damaged, its seal is gone")
+            raise DamagedError(str(path), rule=UNREADABLE, remedy="its seal is gone")
         file.seek(0)
         digest, left = hashlib.sha256(), size - _SEAL
         while left:
@@ -157,7 +158,7 @@ def check(path: Path) -> bool:
             digest.update(data)
             left -= len(data)
     if digest.hexdigest().encode() != seal[1]:
-        raise DamagedError(f"{path} cannot be read as a checkpoint: it is damaged, its bytes do not match their sha256")
+        raise DamagedError(str(path), rule=UNREADABLE, remedy="its bytes do not match their sha256")
     return True
 
 
@@ -184,11 +185,11 @@ def to_resume(folder: Path) -> tuple[Path, str | None]:
         the file, and what is to be said where it is not the last one.
 
     Raises:
-        ValueError: there is none, or none is whole.
+        UserError: there is none, or none is whole.
     """
     last, former = (folder / "checkpoints" / name for name in (LAST, PREVIOUS))
     if not last.is_file() and not former.is_file():
-        raise ValueError(f"cannot resume {folder}: it has no checkpoints/{LAST} yet; start it again")
+        raise UserError("", rule=f"cannot resume {folder}: it has no checkpoints/{LAST} yet; start it again")
     trouble = None
     try:
         if last.is_file():
@@ -200,7 +201,7 @@ def to_resume(folder: Path) -> tuple[Path, str | None]:
     if whole(former):
         return former, f"{trouble}; going on from the one before, {former.name}"
     more = f"{former.name} is damaged too" if former.is_file() else f"there is no {former.name}"
-    raise ValueError(f"cannot resume {folder}: {trouble}, and {more}: start it again in another folder")
+    raise UserError("", rule=f"cannot resume {folder}: {trouble}, and {more}: start it again in another folder")
 
 
 def instead_of(path: Path) -> str:

@@ -37,6 +37,7 @@ class MetricInfo:
         format: how a table shows it, as `format` takes it.
         splits: parts of the data for which it is logged; empty for what a run records about itself.
         in_hparams: whether TensorBoard's HParams tab has a column for it.
+        in_line: whether a run's line of an epoch shows it.
     """
 
     name: str
@@ -46,16 +47,17 @@ class MetricInfo:
     format: str = ".4f"
     splits: tuple[str, ...] = ("val", "test")
     in_hparams: bool = True
+    in_line: bool = False
 
 
 _BOTH = (SENTIMENT, LANGUAGE)
 METRICS = (
-    MetricInfo("accuracy", (SENTIMENT,), "max", "", ".2%"),
+    MetricInfo("loss", _BOTH, "min", "nats", in_line=True),
+    MetricInfo("accuracy", (SENTIMENT,), "max", "", ".2%", in_line=True),
     MetricInfo("f1", (SENTIMENT,), "max"),
     MetricInfo("auroc", (SENTIMENT,), "max"),
-    MetricInfo("loss", _BOTH, "min", "nats"),
-    MetricInfo("perplexity", (LANGUAGE,), "min", "", ".2f"),
-    MetricInfo("bpc", (LANGUAGE,), "min", "bits", in_hparams=False),  # where a token is a character
+    MetricInfo("perplexity", (LANGUAGE,), "min", "", ".2f", in_line=True),
+    MetricInfo("bpc", (LANGUAGE,), "min", "bits", in_hparams=False, in_line=True),  # where a token is a character
     MetricInfo("accuracy", (LANGUAGE,), "max", "", ".2%", in_hparams=False),
     MetricInfo("epoch_loss", _BOTH, "min", "nats", splits=("train",)),
     MetricInfo("epoch_accuracy", (SENTIMENT,), "max", "", ".2%", splits=("train",)),

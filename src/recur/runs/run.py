@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from recur.cli import explain, rank
+from recur.cli import rank
 from recur.errors import UserError
 from recur.runs import checkpoint as checkpoints
 from recur.runs import files, hub, limits
+from recur.runs.build import build
 from recur.runs.trust import check_targets
 
-FORMAT = 1
+FORMAT = 2
 _claimed: dict[Path, Any] = {}  # folders held by this process, with the open files that hold them
 
 
@@ -30,26 +31,26 @@ def checkpoint_of(path: str | Path) -> Path:
     """The checkpoint of a run: itself, or the best (else the last) one of a run folder.
 
     Raises:
-        ValueError: there is no such path, or the folder holds no checkpoint.
+        UserError: there is no such path, or the folder holds no checkpoint.
     """
     path = Path(path)
     if path.is_file():
         return path
     if not path.exists():
-        raise ValueError(f"there is no run at {path}: give a run folder or a .ckpt file")
+        raise UserError("", rule=f"there is no run at {path}", remedy="give a run folder or a .ckpt file")
     if hub.is_hub_folder(path):
         return path / hub.WEIGHTS
     for name in ("best.ckpt", "last.ckpt"):
         if (path / "checkpoints" / name).is_file():
             return path / "checkpoints" / name
-    raise ValueError(f"{path} is not a run folder: it has no checkpoints/best.ckpt or last.ckpt")
+    raise UserError(str(path), rule="is not a run folder", remedy="it has no checkpoints/best.ckpt or last.ckpt")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint without running any code from it.
 
     Raises:
-        ValueError: not a checkpoint of ours, damaged, or of a newer format.
+        UserError: not a checkpoint of ours, damaged, or of a newer format.
     """
     import torch
 
@@ -59,16 +60,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         checkpoints.check(path)  # torch.load would not notice a flipped bit
         limits.check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
     except checkpoints.DamagedError as error:
-        raise ValueError(f"{error}{checkpoints.instead_of(path)}") from None
+        raise UserError("", rule=f"{error}{checkpoints.instead_of(path)}") from None
     except pickle.UnpicklingError:  # whose message advises to load it all the same
         rule = "cannot be read as a checkpoint: it is unsafe or damaged, it holds more than tensors and plain values"
         raise UserError(str(path), rule=rule, remedy="loading such a file could run any code") from None
+    except UserError:
+        raise
     except Exception as error:  # damage makes the reader fail in any way whatever
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{path} cannot be read as a checkpoint (truncated or damaged): {first[:200]}") from None
+        raise UserError(str(path), rule=checkpoints.UNREADABLE, remedy=first[:200]) from None
     return _of_known_format(path, content)
 
 
@@ -76,15 +77,16 @@ def _of_known_format(path: Path, content: Any) -> dict[str, Any]:
     """What was read, if it is a checkpoint of a format that this version knows.
 
     Raises:
-        ValueError: it is not.
+        UserError: it is not.
     """
     if not isinstance(content, dict) or "recur" not in content or "state_dict" not in content:
-        raise ValueError(f"{path} is no checkpoint of recur: its key 'recur' is missing")
+        raise UserError("", rule=f"{path} is no checkpoint of recur: its key 'recur' is missing")
     written = content["recur"].get("format") if isinstance(content["recur"], dict) else None
     if not isinstance(written, int):
-        raise ValueError(f"{path} is damaged: its format is {written!r}, not a number")
-    if written > FORMAT:
-        raise ValueError(f"{path} has checkpoint format {written}, this version reads up to {FORMAT}: update recur")
+        raise UserError("", rule=f"{path} is damaged: its format is {written!r}, not a number")
+    if written != FORMAT:
+        remedy = "update recur" if written > FORMAT else "train it again"
+        raise UserError(str(path), rule=f"has checkpoint format {written}, this version reads {FORMAT}", remedy=remedy)
     return content
 
 
@@ -118,7 +120,7 @@ class Run:
         """Open a run folder or a checkpoint.
 
         Raises:
-            ValueError: no run there, a damaged or newer checkpoint, or one that names foreign code.
+            UserError: no run there, a damaged or newer checkpoint, or one that names foreign code.
         """
         import torch
 
@@ -129,16 +131,16 @@ class Run:
         own = content["recur"]
         for key, kind in (("config", dict), ("data", dict), ("tokenizer", str)):
             if not isinstance(own.get(key), kind):
-                raise ValueError(f"{checkpoint} is damaged: its {key} is not what a run writes")
+                raise UserError("", rule=f"{checkpoint} is damaged: its {key} is not what a run writes")
         config, data = own["config"], own["data"]
         for key in ("model", "data"):
             if not isinstance(config.get(key), dict):
-                raise ValueError(f"{checkpoint} is damaged: its config has no {key}")
+                raise UserError("", rule=f"{checkpoint} is damaged: its config has no {key}")
         try:
             check_targets(config["model"], "model")
             tokenizer = Tokenizer.from_json(own["tokenizer"])
         except ValueError as error:
-            raise ValueError(f"{checkpoint}: {error}") from None
+            raise UserError("", rule=f"{checkpoint}: {error}") from None
         weights = content["state_dict"]
         try:
             limits.check_tensors(weights)
@@ -152,11 +154,10 @@ class Run:
             raise
         except (ValueError, RuntimeError, TypeError) as error:
             told = " ".join(str(error).split()[:40])
-            raise ValueError(f"{checkpoint}: its weights are not those of its model: {told}") from None
+            raise UserError("", rule=f"{checkpoint}: its weights are not those of its model: {told}") from None
         if tokenizer.vocab_size != data.get("vocab_size"):
-            raise ValueError(
-                f"{checkpoint}: its tokenizer has {tokenizer.vocab_size} tokens, its model {data.get('vocab_size')}"
-            )
+            sizes = f"{tokenizer.vocab_size} tokens, its model {data.get('vocab_size')}"
+            raise UserError("", rule=f"{checkpoint}: its tokenizer has {sizes}")
         task.eval()
         folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
         return cls(checkpoint, folder, config, data, tokenizer, task)
@@ -165,36 +166,34 @@ class Run:
         """Refuse a run of the other family.
 
         Raises:
-            ValueError: the run is not of this family.
+            UserError: the run is not of this family.
         """
         if self.family != family:
-            raise ValueError(f"recur.{door} wants a {family} run, {self.checkpoint} is a {self.family} run")
+            raise UserError("", rule=f"recur.{door} wants a {family} run, {self.checkpoint} is a {self.family} run")
 
 
 def _built(checkpoint: Path, model: dict[str, Any], data: dict[str, Any]) -> Any:
     """The task that a checkpoint describes, without its weights.
 
     Raises:
-        ValueError: its classes refuse the description.
+        UserError: its classes refuse the description.
     """
-    from hydra.utils import instantiate
-
     try:
         net = {**model["net"]}
         if net.get("freeze_vectors"):  # the vectors are in the weights
             net["freeze_vectors"] = False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what was odd about the settings was said when it was trained
-            return instantiate({**model, "net": net}, _convert_="all")(**data)
+            return build({**model, "net": net, "_partial_": True}, "model")(**data)
     except Exception as error:  # a description by anybody makes constructors fail in any way whatever
-        raise UserError(str(checkpoint), rule=f"describes no model: {explain(error) or error!r}") from error
+        raise UserError(str(checkpoint), rule=f"describes no model: {error}") from error
 
 
 def device(name: str) -> Any:
     """The `torch.device` of this name, once it has been tried.
 
     Raises:
-        ValueError: it cannot be used.
+        UserError: it cannot be used.
     """
     import torch
 
@@ -203,7 +202,7 @@ def device(name: str) -> Any:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
         first = next(iter(str(error).splitlines()), "it is not there")
-        raise ValueError(f"--device {name} cannot be used: {first}") from None
+        raise UserError("", rule=f"--device {name} cannot be used: {first}") from None
     return found
 
 
@@ -213,7 +212,7 @@ def claim(folder: Path) -> None:
     Ranks other than 0 write nothing and hold nothing.
 
     Raises:
-        ValueError: another process holds it.
+        UserError: another process holds it.
     """
     import fcntl
 
@@ -229,10 +228,8 @@ def claim(folder: Path) -> None:
         file.seek(0)
         holder = file.read().strip() or "another process"
         file.close()
-        raise ValueError(
-            f"{folder} is in use by {holder}: wait until that run has ended, or name another folder with "
-            "hydra.run.dir=..."
-        ) from None
+        remedy = "wait until that run has ended, or name another folder with hydra.run.dir=..."
+        raise UserError(str(folder), rule=f"is in use by {holder}", remedy=remedy) from None
     except OSError:  # a file system without locks
         file.close()
         return

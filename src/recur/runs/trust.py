@@ -40,7 +40,7 @@ RUN = (
     "recur.training.callbacks.weight_ema",
     "recur.training.checkpointing.LastCheckpoint",
     "recur.training.checkpointing.best_checkpoint",
-    "recur.training.failures.finite_numbers",
+    "recur.training.failures.Finite",
     "recur.training.tensorboard.Pages",
     "lightning.pytorch.Trainer",
     "lightning.pytorch.callbacks.LearningRateMonitor",

@@ -6,27 +6,28 @@ import sys
 import time
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning.pytorch as pl
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from recur.data.corpus import readable
 from recur.render import escape_controls
 from recur.runs import journal
+from recur.runs.metrics import METRICS, format_value
+from recur.training import lightning_internals as internals
 
 
-def early_stopping(monitor: str, mode: str, patience: int | None) -> EarlyStopping | None:
+def early_stopping(monitor: str, mode: str, patience: Annotated[int, Ge(0)] | None) -> EarlyStopping | None:
     """Stop after more than `patience` validations without improvement; None for None."""
-    if patience is not None and patience < 0:
-        raise ValueError(f"callbacks.early_stopping.patience must be at least 0, got {patience}: null never stops")
     return None if patience is None else EarlyStopping(monitor, mode=mode, patience=patience)
 
 
 class _Ema(EMAWeightAveraging):
-    state_key = "EMAWeightAveraging"  # as in runs of before
+    """The average, which leaves skipped steps out and, once training is over, the weights alone."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -35,15 +36,23 @@ class _Ema(EMAWeightAveraging):
         if not getattr(pl_module, "skipped", False):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show validation the averaged weights, while training."""
+        if trainer.state.fn == "fit":
+            super().on_validation_epoch_start(trainer, pl_module)
 
-def weight_ema(decay: float | None, start_step: int) -> EMAWeightAveraging | None:
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on with the weights in training."""
+        if trainer.state.fn == "fit":
+            super().on_validation_epoch_end(trainer, pl_module)
+
+
+def weight_ema(
+    decay: Annotated[float, Gt(0), Lt(1)] | None, start_step: Annotated[int, Ge(0)]
+) -> EMAWeightAveraging | None:
     """Exponential moving average of the weights, which validation, checkpoints and test see; None for None."""
     if decay is None:
         return None
-    if not 0 < decay < 1:
-        raise ValueError(f"callbacks.ema.decay must lie between 0 and 1, got {decay}: .999 is usual")
-    if start_step < 0:
-        raise ValueError(f"callbacks.ema.start_step must be at least 0, got {start_step}")
     return _Ema(decay=decay, update_starting_at_step=start_step)
 
 
@@ -74,6 +83,8 @@ class PlannedNoise(Callback):
 class Throughput(Callback):
     """Logs `train/tokens_per_second`: tokens trained on over time spent training, loading included, validation not.
 
+    A run that is resumed counts on: tokens and seconds are those of all its lives.
+
     Attributes:
         tokens: trained on so far by this rank.
         seconds: spent on them.
@@ -81,17 +92,24 @@ class Throughput(Callback):
 
     def __init__(self) -> None:
         self.tokens, self.seconds = 0, 0.0
+        self._former_wall, self._started = 0.0, time.monotonic()
         self._mark = 0.0
         self._window = (0, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """What was counted so far, so that a resumed run counts on."""
-        return {"tokens": self.tokens, "seconds": self.seconds}
+        return {"tokens": self.tokens, "seconds": self.seconds, "wall_seconds": self.wall_seconds}
+
+    @property
+    def wall_seconds(self) -> float:
+        """Since the run began, without what was lost after the checkpoint from which it goes on."""
+        return self._former_wall + time.monotonic() - self._started
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Count on."""
         self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
         self._window = (self.tokens, self.seconds)
+        self._former_wall = state_dict["wall_seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock: a run resumed in the middle of an epoch does not start one."""
@@ -120,20 +138,22 @@ class Throughput(Callback):
         self._mark = now
         self.tokens += batch.text.data.numel()
         every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
-        if trainer.global_step % every == 0 and not trainer.fit_loop._should_accumulate():  # the step that is written
+        if trainer.global_step % every == 0 and not internals.accumulates(trainer):  # the step that is written
             tokens, seconds = self.tokens - self._window[0], self.seconds - self._window[1]
             self._window = (self.tokens, self.seconds)
             pl_module.log("train/tokens_per_second", tokens / max(seconds, 1e-9), prog_bar=True, batch_size=1)
 
 
 class Progress(TQDMProgressBar):
-    """A bar on a terminal; without one, a plain line an epoch."""
+    """A bar on a terminal, and a plain line an epoch there and everywhere else; epochs count from 1 in both."""
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=1)
         self._interactive = sys.stderr.isatty()
         self._epoch: tuple[int, float] | None = None
         self._started = 0.0
+        self._validated = False  # in the present epoch
+        self._bar_open = False
         if not self._interactive:
             self.disable()
 
@@ -151,12 +171,20 @@ class Progress(TQDMProgressBar):
         """Start the clock: a run resumed in the middle of an epoch does not start one."""
         super().on_train_start(*arguments)
         self._started = time.monotonic()
+        self._bar_open = self._interactive
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *arguments: Any) -> None:
-        """Say how the last epoch went; only now are its metrics complete."""
-        self._tell(trainer)
+        """Print how the last epoch went; only now are its metrics complete."""
+        self._print_epoch(trainer)
         self._started = time.monotonic()
         super().on_train_epoch_start(trainer, *arguments)
+        if self._bar_open:
+            self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch + 1}")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Know that the epoch has a validation of its own: Lightning keeps the figures of the last one."""
+        super().on_validation_end(trainer, pl_module)
+        self._validated = self._validated or (trainer.state.fn == "fit" and not trainer.sanity_checking)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the epoch's clock."""
@@ -164,33 +192,47 @@ class Progress(TQDMProgressBar):
         self._epoch = (trainer.current_epoch, time.monotonic() - self._started)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say how the last epoch went."""
+        """Print how the last epoch went, below the bar."""
         super().on_train_end(trainer, pl_module)
-        self._tell(trainer)
+        self._bar_open = False
+        self._print_epoch(trainer)
 
-    def _tell(self, trainer: pl.Trainer) -> None:
+    def _print_epoch(self, trainer: pl.Trainer) -> None:
         if self._epoch is None or not trainer.is_global_zero:
             return
         epoch, seconds = self._epoch
         self._epoch = None
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        parts = [f"epoch {epoch + 1:>3}", f"{int(seconds // 60)}m {seconds % 60:02.0f}s"]
-        for title, loss, names in (
-            ("train", "train/epoch_loss", ("train/epoch_accuracy", "train/epoch_perplexity")),
-            ("val", "val/loss", ("val/accuracy", "val/perplexity", "val/bpc")),
-        ):
-            if loss in metrics:
-                figures = [f"loss {metrics[loss]:.4f}"]
-                figures += [_figure(name, metrics[name]) for name in names if name in metrics]
-                parts.append(f"{title} {' '.join(figures)}")
-        if "train/tokens_per_second" in metrics:
-            parts.append(f"{metrics['train/tokens_per_second']:,.0f} tokens/s")
-        self.print(" | ".join(parts)) if self._interactive else print(" | ".join(parts), flush=True)
+        line = epoch_line(epoch, seconds, metrics, validated=self._validated)
+        self._validated = False
+        if self._bar_open:
+            self.print(line)
+        else:
+            print(line, flush=True)
 
 
-def _figure(name: str, value: float) -> str:
-    short = name.rpartition("/")[2].removeprefix("epoch_")
-    return f"{short} {100 * value:.2f} %" if short == "accuracy" else f"{short} {value:.3f}"
+def epoch_line(epoch: int, seconds: float, metrics: dict[str, float], *, validated: bool) -> str:
+    """How an epoch went, in one line.
+
+    Args:
+        epoch: from 0.
+        seconds: it took.
+        metrics: by full name.
+        validated: whether the figures of the validation split are this epoch's.
+    """
+    parts = [f"epoch {epoch + 1:>3}", f"{int(seconds // 60)}m {seconds % 60:02.0f}s"]
+    shown = list(dict.fromkeys(metric.name for metric in METRICS if metric.in_line))
+    for title, prefix in (("train", "train/epoch_"), ("val", "val/")):
+        if f"{prefix}loss" in metrics and (validated or title == "train"):
+            figures = [
+                f"{name} {format_value(f'{prefix}{name}', metrics[f'{prefix}{name}'])}"
+                for name in shown
+                if f"{prefix}{name}" in metrics
+            ]
+            parts.append(f"{title} {' '.join(figures)}")
+    if "train/tokens_per_second" in metrics:
+        parts.append(f"{metrics['train/tokens_per_second']:,.0f} tokens/s")
+    return " | ".join(parts)
 
 
 class NonMonotonicAveraging(WeightAveraging):
@@ -204,17 +246,15 @@ class NonMonotonicAveraging(WeightAveraging):
         interval: validations without a new best before averaging begins (the paper's n).
     """
 
-    def __init__(self, monitor: str = "val/loss", interval: int = 5) -> None:
+    def __init__(self, monitor: str = "val/loss", interval: Annotated[int, Ge(1)] = 5) -> None:
         super().__init__()  # the default average is the equally weighted one
-        if interval < 1:
-            raise ValueError(f"callbacks.averaging.interval must be at least 1, got {interval}: 5 is usual")
         self.monitor, self.interval = monitor, interval
         self.losses: list[float] = []
         self.began_at: int | None = None  # optimizer steps taken before averaging began
 
     @property
     def _averaging(self) -> bool:
-        return self._average_model is not None and int(self._average_model.n_averaged) > 0
+        return internals.averaged_steps(self) > 0
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """After every step, once averaging has begun."""
@@ -242,12 +282,12 @@ class NonMonotonicAveraging(WeightAveraging):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show validation the averaged weights."""
-        if self._averaging:
+        if self._averaging and trainer.state.fn == "fit":
             super().on_validation_epoch_start(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on with the weights in training."""
-        if self._averaging:
+        if self._averaging and trainer.state.fn == "fit":
             super().on_validation_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -291,10 +331,12 @@ class Samples(Callback):
         last: the last sample, prompt included.
     """
 
-    def __init__(self, prompt: str | None, tokens: int, temperature: float) -> None:
-        for name, value in (("tokens", tokens), ("temperature", temperature)):
-            if not value >= 0:
-                raise ValueError(f"callbacks.samples.{name} must be at least 0, got {value}")
+    def __init__(
+        self,
+        prompt: str | None,
+        tokens: Annotated[int, Ge(0), Le(100_000)],
+        temperature: Annotated[float, Ge(0), Lt(math.inf)],
+    ) -> None:
         self.prompt, self.tokens, self.temperature = prompt, tokens, temperature
         self.last: str | None = None
 

@@ -10,29 +10,31 @@ from plans, and everything else that a step depends on is in the checkpoint. Thr
 Lightning counts batches so that it can restart in any of its hooks, none of which is between two batches (the last hook
 of a batch comes before its curves are written, before a validation that is due, and before schedules that watch it).
 `adjust` writes its counters as they have to be for a restart at these places. Its tests are `tests/test_resume.py`.
+
+An epoch that ends before its last batch, at `max_steps` or because training was stopped, is saved as it was between two
+batches: a run that is resumed with more steps goes on in it, and one that is not has nothing left but scoring.
 """
 
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning.pytorch as pl
 import torch
+from annotated_types import Ge, Gt
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from recur.cli import rank
 from recur.errors import UserError
 from recur.runs import checkpoint as checkpoints
-from recur.runs import journal
 from recur.runs.files import is_inside
 from recur.runs.run import FORMAT, load_checkpoint
+from recur.training import lightning_internals as internals
 from recur.training.failures import Stop, Stopped
-
-FETCH = "[_TrainingEpochLoop].train_dataloader_next"  # what Lightning tells its profiler before it asks for a batch
 
 
 class Files(CheckpointIO):
@@ -41,18 +43,18 @@ class Files(CheckpointIO):
     Rank 0 writes, and the others wait for it: an error is kept here until all ranks hear of it (`settle`).
 
     Attributes:
-        failure: the first error of this process, in one line.
+        failure: the first error of this process.
     """
 
     def __init__(self) -> None:
-        self.failure: str | None = None
+        self.failure: UserError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write; `storage_options={"keep": NAME}` keeps the former file under that name."""
         try:
             checkpoints.write(checkpoint, Path(path), **(storage_options or {}))
-        except ValueError as error:
-            self.failure = self.failure or str(error)
+        except UserError as error:
+            self.failure = self.failure or error
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
@@ -69,25 +71,51 @@ class Files(CheckpointIO):
         """Raise on all ranks what failed on rank 0.
 
         Raises:
-            ValueError: the checkpoint could not be written.
+            UserError: the checkpoint could not be written.
         """
         files = trainer.strategy.checkpoint_io
         failure = trainer.strategy.broadcast(files.failure if isinstance(files, Files) else None)
-        if failure:
-            raise ValueError(failure)
+        if failure is not None:
+            raise failure
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's, for runs that are moved: what it remembers of the best follows the folder."""
+    """Lightning's, which breaks ties and survives a move.
 
-    @property
-    def state_key(self) -> str:
-        """Lightning's own, so that runs of before resume."""
-        return super().state_key.replace(type(self).__qualname__, "ModelCheckpoint")
+    Of two checkpoints with the same score it keeps the one with the lower validation loss: once every text is right,
+    the model still learns to be sure. What it keeps of the best follows the run's folder.
+    """
 
-    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        super()._save_checkpoint(trainer, filepath)
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._best_loss: float | None = None
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: torch.Tensor | None = None) -> bool:
+        """Whether the present weights are the best so far."""
+        loss = trainer.callback_metrics.get("val/loss")
+        better = super().check_monitor_top_k(trainer, current)
+        if not better and current is not None and loss is not None and self._best_loss is not None:
+            tied = self.best_model_score is not None and bool(torch.equal(current, self.best_model_score.to(current)))
+            better = tied and trainer.strategy.reduce_boolean_decision(float(loss) < self._best_loss)
+        if better:
+            self._best_loss = None if loss is None else float(loss)
+        return better
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save, and raise on all ranks what failed on rank 0."""
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == "fit":
+            Files.settle(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save where something was measured: not after an epoch that `max_steps` ended before its validation."""
+        if self.monitor is None or self.monitor in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)
         Files.settle(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's, and the loss of the best."""
+        return {**super().state_dict(), "best_loss": self._best_loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state, with this run's folder in place of the former."""
@@ -107,6 +135,7 @@ class BestCheckpoint(ModelCheckpoint):
                 raise UserError(str(path), rule=f"is named by the run's checkpoint, and lies out of {present}")
         super().load_state_dict(state)
         self.current_score = state_dict["current_score"]
+        self._best_loss = state_dict["best_loss"]
 
 
 class RankAgreement:
@@ -120,9 +149,9 @@ class RankAgreement:
         """The largest of each value over all ranks."""
         if self._group is None:
             return list(values)
-        told = torch.tensor(values)
-        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX, self._group)
-        return [int(value) for value in told]
+        largest = torch.tensor(values)
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, self._group)
+        return [int(value) for value in largest]
 
 
 def bounds(trainer: pl.Trainer) -> dict[str, Any]:
@@ -138,18 +167,12 @@ def bounds(trainer: pl.Trainer) -> dict[str, Any]:
 
 def adjust(loops: dict[str, Any], place: str, trainer: pl.Trainer) -> None:
     """Write Lightning's counters as a restart at this place needs them."""
-    loop = trainer.fit_loop.epoch_loop
     if place == "validation":
-        # "In the middle of a validation", which a restart begins again: one batch begun, none done.
-        loops["epoch_loop.val_loop.batch_progress"] = {
-            "total": {"ready": 1, "started": 1, "processed": 0, "completed": 0},
-            "current": {"ready": 0, "started": 0, "processed": 0, "completed": 0},
-            "is_last_batch": False,
-        }
-    elif place == "between" and loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
-        # A restart takes such a checkpoint for one of the validation's end, and counts this step once more.
-        state = loops["epoch_loop.state_dict"]
-        state["_batches_that_stepped"] -= 1
+        internals.write_restart_at_validation(loops)
+    elif place in ("between", "cut"):
+        internals.write_restart_between_batches(loops, trainer)
+    if place == "cut":
+        internals.write_epoch_open(loops)
 
 
 # ------------------------------------------------------------------------------------------------------------- curves
@@ -168,20 +191,13 @@ def synced_size(path: Path) -> int:
         os.close(handle)
 
 
-def rewind(folder: Path, checkpoint: Path | None) -> None:
+def rewind(folder: Path, checkpoint: Path) -> None:
     """Take back what a run's curves say beyond a checkpoint: the resumed run says it again. Half files go, too.
 
     Args:
         folder: of the run.
-        checkpoint: from which it goes on; None for a run that begins, perhaps for the second time, where a former life
-            left curves and no checkpoint.
+        checkpoint: from which it goes on.
     """
-    if checkpoint is None:
-        if not (folder / "checkpoints").is_dir() or not any((folder / "checkpoints").glob("*.ckpt")):
-            for path in curves(folder):
-                path.unlink()
-            (folder / journal.VALIDATIONS).unlink(missing_ok=True)
-        return
     for part in checkpoint.parent.glob(".*.part"):
         part.unlink()
     sizes = load_checkpoint(checkpoint).get("reached", {}).get("curves")
@@ -230,67 +246,64 @@ def best_checkpoint(monitor: str, mode: str, dirpath: str) -> BestCheckpoint:
     )
 
 
-class LastCheckpoint(Checkpoint):
+class LastCheckpoint(Callback):
     """Keeps `last.ckpt`, from which a run goes on, and the one before it.
 
-    It is saved at the start of every epoch but the first, at the end, when a signal asks the run to stop, and:
+    It is saved at the start of every epoch but the first, at the end, when a signal asks the run to stop, and as often
+    as the arguments say. It has to come before a callback that averages weights, whose average replaces them at the end
+    of training. (So it is no `Checkpoint`: Lightning puts those last.)
 
     Args:
         dirpath: folder of the checkpoints.
         every_minutes: so often besides; None for not.
         every_steps: after so many optimizer steps besides; None for not.
-
-    Attributes:
         stop: hears signals.
     """
 
-    def __init__(self, dirpath: str, every_minutes: float | None = None, every_steps: int | None = None) -> None:
-        for name, value in (("every_minutes", every_minutes), ("every_steps", every_steps)):
-            if value is not None and not value > 0:
-                raise ValueError(f"callbacks.last.{name} must be above 0, got {value}: null saves at epochs only")
+    def __init__(
+        self,
+        dirpath: str,
+        every_minutes: Annotated[float, Gt(0)] | None = None,
+        every_steps: Annotated[int, Ge(1)] | None = None,
+        stop: Stop | None = None,
+    ) -> None:
         self.path = Path(dirpath) / checkpoints.LAST
         self._seconds = None if every_minutes is None else 60 * every_minutes
         self._steps = every_steps
+        self._stop = Stop() if stop is None else stop
         self._saved_at = time.monotonic()
         self._saved_step = 0
-        self._place: str | None = None  # while a checkpoint is taken: between, validation or end
+        self._place: str | None = None  # while a checkpoint is taken: between, cut, validation or end
+        self._cut = False  # whether the last epoch ended before its last batch, and was saved so
         self._scored: dict[str, Any] = {}
         self._over: dict[str, Any] | None = None
         self._tables: list[str] = []
         self._agreement: RankAgreement
-        self.stop = Stop()
 
     # -------------------------------------------------------------------------------------------------------- when
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Get between the batches; take up what Lightning forgot."""
-        self.stop.patient = True
+        self._stop.patient = True
         self._agreement = RankAgreement(trainer)
         restore_tables(trainer, self._tables)
         self._saved_at = time.monotonic()
-        profiler: Any = trainer.profiler  # type: ignore[attr-defined]
-        profile = profiler.start
-
-        def start(action: str) -> None:
-            if action == FETCH:
-                self._between(trainer)
-            profile(action)
-
-        # A profiler is the one thing that hears of the moment between two batches, and any profiler will do.
-        profiler.start = start
-        trainer._logger_connector._callback_metrics.update(self._scored)
+        internals.restore_metrics(trainer, self._scored)
         if self._over is not None and self._over == bounds(trainer):
             trainer.should_stop = True
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hear signals again: Lightning has just taken them over."""
-        self.stop.listen()
+        self._stop.listen()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hear signals again."""
-        self.stop.listen()
-        trainer._logger_connector._callback_metrics.update(self._scored)
+        self._stop.listen()
+        internals.restore_metrics(trainer, self._scored)
         self._saved_step = trainer.global_step
+        self._cut = False
+        # The one who knows the moment between two batches is the loader, when it is asked for the next.
+        trainer.train_dataloader.before_batch = lambda: self._between(trainer)
 
     def _between(self, trainer: pl.Trainer) -> None:
         loop = trainer.fit_loop.epoch_loop
@@ -303,7 +316,7 @@ class LastCheckpoint(Checkpoint):
             or (self._seconds is not None and time.monotonic() - self._saved_at >= self._seconds)
         )
         signalled, due_somewhere, failed = self._agreement.most(
-            self.stop.number, due, getattr(files, "failure", None) is not None
+            self._stop.number, due, getattr(files, "failure", None) is not None
         )
         if failed:
             Files.settle(trainer)
@@ -318,11 +331,11 @@ class LastCheckpoint(Checkpoint):
         """Do not make a signal wait for the end of a validation."""
         if trainer.state.fn != "fit":
             return
-        (signalled,) = self._agreement.most(self.stop.number)
+        (signalled,) = self._agreement.most(self._stop.number)
         if not signalled:
             return
         if not trainer.sanity_checking:
-            if trainer.fit_loop.epoch_loop._should_accumulate():
+            if internals.accumulates(trainer):
                 return  # gradients half accumulated are in no checkpoint: a few batches more
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, WeightAveraging):  # the model has the average's weights now
@@ -331,23 +344,26 @@ class LastCheckpoint(Checkpoint):
         raise Stopped(signalled)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let schedules that watch a metric go on in the first epoch after a restart, whose metrics are there now."""
-        trainer.fit_loop._restarting = False
+        """Save the place where an epoch was cut short, before its sums are closed."""
+        internals.end_restart(trainer)
+        if trainer.global_step > 0 and not internals.epoch_is_whole(trainer) and not internals.accumulates(trainer):
+            self._save(trainer, "cut")
+            self._cut = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the end. `recur.train` sees to it that this comes before an average replaces the weights."""
-        if trainer.global_step > 0:
+        """Save the end, before an average replaces the weights."""
+        if trainer.global_step > 0 and not self._cut:
             self._save(trainer, "end")
-        (signalled,) = self._agreement.most(self.stop.number)
+        (signalled,) = self._agreement.most(self._stop.number)
         if signalled:
             raise Stopped(signalled)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on a signal has nothing to wait for."""
-        self.stop.listen()
-        self.stop.patient = False
-        if self.stop.number and rank() == 0:
-            raise Stopped(self.stop.number)
+        self._stop.listen()
+        self._stop.patient = False
+        if self._stop.number and rank() == 0:
+            raise Stopped(self._stop.number)
 
     # -------------------------------------------------------------------------------------------------------- what
 
@@ -375,8 +391,8 @@ class LastCheckpoint(Checkpoint):
             "place": self._place,
             "curves": {path.name: synced_size(path) for path in curves(self.path.parent.parent)},
             "tables": tables(trainer),
-            "metrics": {name: torch.as_tensor(value).cpu() for name, value in trainer.callback_metrics.items()},
-            "over": bounds(trainer) if self._place == "end" and trainer.should_stop else None,
+            "metrics": internals.as_tensors(trainer.callback_metrics),
+            "over": bounds(trainer) if self._place in ("end", "cut") and trainer.should_stop else None,
         }
 
     def on_load_checkpoint(
@@ -394,11 +410,20 @@ class SelfContained(Callback):
     Args:
         config: the resolved config, plain values.
         tokenizer: the tokenizer's JSON.
-        data: what the data told the model, plain values.
+        data: what the model has to know of the data, plain values.
+        fingerprint: of the data; see `recur.runs.fingerprint`.
     """
 
-    def __init__(self, config: dict[str, Any], tokenizer: str, data: dict[str, Any]) -> None:
-        self._content = {"format": FORMAT, "config": config, "tokenizer": tokenizer, "data": data}
+    def __init__(
+        self, config: dict[str, Any], tokenizer: str, data: dict[str, Any], fingerprint: dict[str, Any]
+    ) -> None:
+        self._content = {
+            "format": FORMAT,
+            "config": config,
+            "tokenizer": tokenizer,
+            "data": data,
+            "fingerprint": fingerprint,
+        }
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

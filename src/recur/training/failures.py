@@ -10,21 +10,24 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from annotated_types import Ge
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from recur.cli import rank, tell
+from recur.errors import UserError
 from recur.runs import checkpoint as checkpoints
 
 HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is SLURM's, before a job's time is up
@@ -32,7 +35,7 @@ _ECHO = 0.5  # seconds in which the same signal again is the same wish: `timeout
 _SHOWN = 20  # rows named in a message
 
 
-class NotFiniteError(ValueError):
+class NotFiniteError(UserError):
     """A loss or gradient that is no number."""
 
 
@@ -50,11 +53,7 @@ class Finite(Callback):
         skipped: steps skipped so far.
     """
 
-    def __init__(self, on_nonfinite: str = "stop", remember: int = 10) -> None:
-        if on_nonfinite not in ("stop", "skip"):
-            raise ValueError(f"callbacks.finite.on_nonfinite is stop or skip, got {on_nonfinite!r}")
-        if remember < 1:
-            raise ValueError(f"callbacks.finite.remember must be at least 1, got {remember}")
+    def __init__(self, on_nonfinite: Literal["stop", "skip"] = "stop", remember: Annotated[int, Ge(1)] = 10) -> None:
         self.skip = on_nonfinite == "skip"
         self.skipped = 0
         self.stage, self.batch, self.number = "training", None, 0
@@ -133,10 +132,12 @@ class Finite(Callback):
             raise SystemExit(2)  # the rank whose batch it was says so, and rank 0
         before = ", ".join(f"{float(value):.3g}" for value in self._norms) or "none, it was the first step"
         raise NotFiniteError(
-            f"{self._what(norm)} at step {trainer.global_step + 1} (epoch {trainer.current_epoch + 1}) on "
+            "",
+            rule=f"{self._what(norm)} at step {trainer.global_step + 1} (epoch {trainer.current_epoch + 1}) on "
             f"{self._where(trainer)}; gradient norms of the steps before: {before}. Weights are as they were. Try a "
             "lower optimizer.lr, a smaller trainer.gradient_clip_val, a warm-up (scheduler=cosine), or go on without "
-            "such steps: callbacks.finite.on_nonfinite=skip"
+            "such steps",
+            remedy="callbacks.finite.on_nonfinite=skip",
         )
 
     def _what(self, norm: Tensor) -> str:
@@ -167,17 +168,30 @@ def size(batch: Any) -> str:
     return f"{int(text.batch_sizes[0]):,} {what}, longest {len(text.batch_sizes):,} tokens, {len(text.data):,} in all"
 
 
-def out_of_memory(error: BaseException, watch: Finite | None) -> str | None:
-    """One line for an error that is a lack of memory; None for any other.
+# What torch and Gloo say, with a test that holds them to it: they have no classes of their own for these.
+_LACKS_MEMORY = re.compile(r"can't allocate|not enough memory|out of memory")
+_LOST_RANK = re.compile(r"[Cc]onnection (closed|reset)|Broken pipe")
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an error is a lack of memory, on a CPU or a GPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and _LACKS_MEMORY.search(str(error)) is not None
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether an error is another rank's end, seen from this one."""
+    return isinstance(error, RuntimeError) and _LOST_RANK.search(str(error)) is not None
+
+
+def out_of_memory(error: BaseException, watch: Finite | None) -> UserError:
+    """What a lack of memory means for the user.
 
     Args:
-        error: anything.
+        error: the lack.
         watch: has seen the batch.
     """
-    said = str(error)
-    lack = isinstance(error, RuntimeError) and re.search(r"can't allocate|not enough memory|out of memory", said)
-    if not lack and not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return None
     where = ""
     lower = "data.batch_size, model.net.hidden_size"
     if watch is not None and watch.batch is not None:
@@ -189,12 +203,8 @@ def out_of_memory(error: BaseException, watch: Finite | None) -> str | None:
             lower += ", or set data.max_tokens" if texts else ""
         else:
             lower = f"data.eval_batch_size{'' if texts else ' or data.eval_bptt'}"
-    return f"out of memory{where}: lower {lower} ({next(iter(said.splitlines()), type(error).__name__)[:160]})"
-
-
-def finite_numbers(on_nonfinite: str, remember: int) -> Finite:
-    """Look at every step's loss and gradient, and `stop` the run or `skip` the step where they are not finite."""
-    return Finite(on_nonfinite, remember)
+    first = next(iter(str(error).splitlines()), type(error).__name__)[:160]
+    return UserError("", rule=f"out of memory{where}", remedy=f"lower {lower} ({first})")
 
 
 class Stopped(SystemExit):
@@ -208,7 +218,7 @@ class Stopped(SystemExit):
 class Stop:
     """Hears SIGTERM, SIGINT and SIGUSR1.
 
-    While a model is trained (`patient`) a signal is only noted, and `LastCheckpoint` saves after the
+    While a model is trained (`patient`) a signal is only recorded, and `LastCheckpoint` saves after the
     step; at other times it ends the process, since nothing would be lost. A second signal ends it at once.
 
     Attributes:
@@ -238,7 +248,8 @@ class Stop:
         if not self.patient and rank() == 0:
             raise Stopped(number)
         if rank() == 0:  # by hand: a handler may interrupt a print
-            os.write(2, f"recur: {name(number)}: saving after this step; again to end at once\n".encode())
+            line = "\n" if sys.stderr.isatty() else ""  # a bar may stand in this line
+            os.write(2, f"{line}recur: {name(number)}: saving after this step; again to end at once\n".encode())
 
 
 def name(number: int) -> str:
@@ -283,25 +294,50 @@ def requeue() -> str | None:
 
 
 @contextlib.contextmanager
-def explained(trainer: Any, watch: Any) -> Iterator[None]:
+def explained(trainer: pl.Trainer) -> Iterator[None]:
     """Say what a lack of memory or a lost rank means; leave no rank behind.
 
     Raises:
-        ValueError: memory ran out, or another rank has gone.
+        UserError: memory ran out, or another rank has gone.
     """
-    import re
-    import signal
-
-    pass
-
     try:
         yield
     except BaseException as error:
         launcher: Any = getattr(trainer.strategy, "launcher", None)
         if trainer.is_global_zero and hasattr(launcher, "kill") and not isinstance(error, NotFiniteError):
             launcher.kill(signal.SIGKILL)  # where all ranks leave together they have said what they had to
-        if told := out_of_memory(error, watch):
-            raise ValueError(told) from error
-        if isinstance(error, RuntimeError) and re.search(r"[Cc]onnection (closed|reset)|Broken pipe", str(error)):
-            raise ValueError("another rank of this run has ended, see above: go on with resume=RUN") from error
+        if is_lack_of_memory(error):
+            watching = (callback for callback in trainer.callbacks if isinstance(callback, Finite))  # type: ignore[attr-defined]
+            raise out_of_memory(error, next(watching, None)) from error
+        if is_lost_rank(error):
+            raise UserError(
+                "", rule="another rank of this run has ended, see above", remedy="go on with resume=RUN"
+            ) from error
         raise
+
+
+_LAUNCHER = "RECUR_LAUNCHER"  # process id of rank 0, for the ranks that it starts
+
+
+def leave_with_launcher(seconds: float = 1.0) -> None:
+    """End this process when the one that started it as a rank has ended; as rank 0, name it for the ranks to come.
+
+    A rank that waits for others in a collective would otherwise outlive a killed rank 0 by minutes.
+
+    Args:
+        seconds: between two looks.
+    """
+    if rank() == 0:
+        os.environ[_LAUNCHER] = str(os.getpid())
+        return
+    expected = os.environ.get(_LAUNCHER)
+    parent = os.getppid()
+    if expected is None:  # started by torchrun or SLURM, which look after their ranks
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent and str(parent) == expected:
+            time.sleep(seconds)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="leave-with-launcher").start()

@@ -1,8 +1,12 @@
 """What a run says: at its start, at its end, in `metrics.json` and in TensorBoard's HParams tab."""
 
 import logging
+import os
+import shlex
+import shutil
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +15,17 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
+from recur.errors import UserError
 from recur.render import escape_controls
-from recur.runs.metrics import hparam_metrics, peak_memory_mib, plain, provenance, write_metrics
+from recur.runs.metrics import format_value, hparam_metrics, peak_memory_mib, plain, provenance, write_metrics
+from recur.runs.trust import check_targets
 from recur.training.callbacks import Throughput
 
 
 def quiet() -> None:
     """Silence what Lightning says on every run and nobody can act on; let no name in a message act on a terminal."""
     for handler in logging.getLogger().handlers:
-        handler.addFilter(_tame)
+        handler.addFilter(_without_controls)
     connector = "lightning.pytorch.trainer.connectors.checkpoint_connector"
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", connector, "gensim"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -34,7 +40,7 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _tame(record: logging.LogRecord) -> bool:
+def _without_controls(record: logging.LogRecord) -> bool:
     """Names of files, columns and classes come from anybody: none of them may act on a terminal."""
     record.msg, record.args = escape_controls(record.getMessage()), ()
     return True
@@ -81,35 +87,46 @@ def opening(folder: Path, data: Any, task: pl.LightningModule, trainer: pl.Train
 
 def closing(
     folder: Path,
-    cfg: Any,
+    config: Mapping[str, Any],
     data: Any,
     task: Any,
     trainer: pl.Trainer,
     results: dict[str, dict[str, float]],
-    speed: Throughput | None,
-    wall: float,
+    *,
     pruned: bool = False,
 ) -> None:
-    """Write the HParams values and `metrics.json`, then the table of results and what to type next."""
+    """Write the HParams values and `metrics.json`, then the table of results and what to type next.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        data: its data module.
+        task: its task.
+        trainer: that trained it. Its `Throughput` has counted tokens and seconds, those of former lives as well.
+        results: metrics by split and name.
+        pruned: whether a study ended the run before its time.
+    """
+    speed = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
     rate = speed.tokens / speed.seconds if speed and speed.seconds else None
+    wall = speed.wall_seconds if speed else None
     record = {
         **results,
         **({"pruned": True} if pruned else {}),
         "ceiling": dict(data.ceiling),
         **_confusion(task, trainer, results),
-        "name": cfg.name,
-        "seed": cfg.seed,
+        "name": config["name"],
+        "seed": config["seed"],
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "parameters": parameter_count(task),
-        "wall_seconds": round(wall, 1),
+        "wall_seconds": wall and round(wall, 1),
         "train_seconds": round(speed.seconds, 1) if speed else None,
         "tokens_per_second": rate and round(rate * trainer.world_size),
         "peak_memory_mib": round(peak_memory_mib()),
         "precision": str(trainer.precision),
         "world_size": trainer.world_size,
         "data": plain(data.describe()),
-        "command": " ".join(["python -m recur.train", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "recur.train", *sys.argv[1:]]),
         **provenance(),
     }
     for logger in trainer.loggers:
@@ -117,15 +134,16 @@ def closing(
             known = {f"{split}/{name}": value for split, values in results.items() for name, value in values.items()}
             final = {f"result/{name}": known[name] for name in hparam_metrics(task.family) if name in known}
             logger.log_metrics(final, trainer.global_step)
-            logger.experiment._get_file_writer().add_summary(hparams({}, {})[2])  # the session has ended well
+            logger.experiment.file_writer.add_summary(hparams({}, {})[2])  # the session has ended well
             logger.save()
             logger.experiment.flush()
     write_metrics(folder, record)  # last: it says that the run is complete
-    _table(results, data.ceiling)
+    _print_table(results, data.ceiling)
     epochs = f"{trainer.current_epoch} epoch{'' if trainer.current_epoch == 1 else 's'}"
-    _say(f"trained {epochs}, {trainer.global_step} steps in {wall:.0f} s" + (f", {rate:,.0f} tokens/s" if rate else ""))
+    seconds = "" if wall is None else f" in {wall:.0f} s"
+    _say(f"trained {epochs}, {trainer.global_step} steps{seconds}" + (f", {rate:,.0f} tokens/s" if rate else ""))
     _say("next:")
-    for line in _next_commands(_shown(folder), task.family):
+    for line in next_commands(folder, config, task):
         _say(f"  {line}")
 
 
@@ -140,22 +158,67 @@ def _confusion(task: Any, trainer: pl.Trainer, results: dict[str, dict[str, floa
     return {"confusion": {"split": list(results)[-1], "matrix": matrix, "class_names": list(task.class_names)}}
 
 
-def _next_commands(run: str, family: str) -> list[str]:
-    if family == "language":
-        use = [f"python -m recur.generate {run} --prompt 'the' --tokens 200"]
+def next_commands(folder: Path, config: Mapping[str, Any], task: Any) -> list[str]:
+    """What to type next, as it works in the shell that typed `recur.train`. A command that would refuse is left out.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        task: its task.
+    """
+    run = shlex.quote(_shown(folder))
+    commands = []
+    try:
+        check_targets(dict(config["model"]), "model")  # as the commands do
+    except UserError:
+        pass
     else:
-        use = [f"python -m recur.predict {run} 'This film is terrible' 'This film is great'"]
-    return [*use, f"python -m recur.evaluate {run}", f"tensorboard --logdir {run}"]
+        if task.family == "language":
+            commands.append(f"{_python()} -m recur.generate {run} --tokens 200")
+        else:
+            commands.append(f"{_python()} -m recur.predict {run} 'This film is terrible' 'This film is great'")
+        commands.append(f"{_python()} -m recur.evaluate {run}")
+    tensorboard = f"tensorboard --logdir {run}"
+    return [*commands, tensorboard if _on_path("tensorboard") else f"{_python()} -m tensorboard.main --logdir {run}"]
 
 
-def _table(results: dict[str, dict[str, float]], ceiling: dict[str, float]) -> None:
-    names = list(dict.fromkeys(name for values in results.values() for name in values))
-    columns = [*results, *(["best possible"] if ceiling else [])]
-    _say("")
-    _say(" " * 12 + "".join(f"{title:>15}" for title in columns))
+def _python() -> str:
+    """This interpreter, as a shell finds it: by its name where that is the same one."""
+    here = shutil.which("python")
+    if here is not None and os.path.samefile(here, sys.executable) and _own_folder(here):
+        return "python"
+    return shlex.quote(
+        os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else sys.executable
+    )
+
+
+def _own_folder(program: str) -> bool:
+    return Path(program).parent == Path(sys.executable).parent
+
+
+def _on_path(name: str) -> bool:
+    program = shutil.which(name)
+    return program is not None and _own_folder(program)
+
+
+def _print_table(results: dict[str, dict[str, float]], ceiling: dict[str, float]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    names = dict.fromkeys(name for values in results.values() for name in values)
+    table = Table("", box=None, pad_edge=False)
+    for title in [*results, *(["best possible"] if ceiling else [])]:
+        table.add_column(title, justify="right", min_width=13)
     for name in names:
-        cells = [values.get(name) for values in results.values()] + ([ceiling.get(name)] if ceiling else [])
-        _say(f"{name:<12}" + "".join(f"{'' if v is None else format(v, '.4f'):>15}" for v in cells))
+        cells = [format_value(f"{split}/{name}", values.get(name)) for split, values in results.items()]
+        cells += [format_value(f"test/{name}", ceiling.get(name))] if ceiling else []
+        table.add_row(name, *cells)
+    console = Console(width=100, no_color=True)
+    with console.capture() as text:
+        console.print(table)
+    _say("")
+    for line in text.get().splitlines():
+        _say(line.rstrip())
     _say("")
 
 

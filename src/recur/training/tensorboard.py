@@ -12,11 +12,12 @@ import math
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from annotated_types import Ge
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import PackedSequence
@@ -43,14 +44,9 @@ class Pages(pl.Callback):
         mistakes: how many mistakes a page lists.
         projector_tokens: how many word vectors the projector gets.
 
-    Raises:
-        ValueError: a negative number.
     """
 
-    def __init__(self, mistakes: int = 25, projector_tokens: int = 2000) -> None:
-        for name, number in (("mistakes", mistakes), ("projector_tokens", projector_tokens)):
-            if number < 0:
-                raise ValueError(f"callbacks.pages.{name} must be at least 0, got {number}: 0 leaves the page out")
+    def __init__(self, mistakes: Annotated[int, Ge(0)] = 25, projector_tokens: Annotated[int, Ge(0)] = 2000) -> None:
         self.mistakes, self.projector_tokens = mistakes, projector_tokens
         self._seen: list[tuple[NDArray[Any], ...]] = []
 
@@ -282,4 +278,4 @@ def announce_hparams(loggers: list[Any], config: dict[str, Any], family: str) ->
     _, start, _ = hparams(settings, dict.fromkeys(hparam_metrics(family), math.nan))
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment._get_file_writer().add_summary(start)
+            logger.experiment.file_writer.add_summary(start)

@@ -1,0 +1,74 @@
+"""What a run was trained on, in a few numbers, so that a resumed run notices other data."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from recur.errors import UserError
+
+Fingerprint = dict[str, dict[str, Any]]
+
+
+def fingerprint(data: Any) -> Fingerprint:
+    """The size and a hash of each split's contents, and of the vocabulary.
+
+    Args:
+        data: a data module, set up.
+
+    Returns:
+        by split: the number of `rows` or `tokens`, a hash of the `tokens` and, with labels, one of the `labels`; and
+        the hash of the tokenizer as `vocabulary`.
+    """
+    parts: Fingerprint = {"vocabulary": {"hash": _hash(data.tokenizer.to_json().encode())}}
+    for split in data.splits:
+        if hasattr(data, "labels"):
+            texts = data.texts(split)
+            digest = hashlib.blake2b(digest_size=16)
+            for row in range(len(texts)):
+                digest.update(memoryview(texts[row]).cast("B"))
+                digest.update(b"\n")
+            parts[split] = {
+                "rows": len(texts),
+                "texts": digest.hexdigest(),
+                "labels": _hash(memoryview(data.labels(split)).cast("B")),
+            }
+        else:
+            tokens = data.tokens(split)
+            parts[split] = {"tokens": len(tokens), "text": _hash(memoryview(tokens).cast("B"))}
+    return parts
+
+
+def _hash(content: Any) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def compare(before: Mapping[str, Any], now: Fingerprint, where: str) -> None:
+    """Refuse other data than a run was begun with.
+
+    Args:
+        before: the fingerprint that the run kept.
+        now: of the data as it is.
+        where: the run, for the message.
+
+    Raises:
+        UserError: says what is different.
+    """
+    for split in dict.fromkeys([*before, *now]):
+        then, present = before.get(split), now.get(split)
+        if then == present or not isinstance(then, Mapping):
+            continue
+        if present is None:
+            raise _changed(where, f"there is no {split} split any more")
+        for key, value in then.items():
+            if present.get(key) != value:
+                sizes = f": {value:,} then, {present.get(key):,} now" if isinstance(value, int) else ""
+                what = f"the {key} of the {split} split" if key != "hash" else f"the {split}"
+                raise _changed(where, f"{what} changed{sizes}")
+
+
+def _changed(where: str, what: str) -> UserError:
+    return UserError(
+        "data",
+        rule=f"is not what {where} was trained on so far ({what})",
+        remedy="accept_data_change=true goes on all the same",
+    )

@@ -1,0 +1,88 @@
+"""Training: what `recur.train` and a notebook call with a data module, a task and a trainer that they have built."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from recur.errors import UserError
+from recur.runs.run import load_checkpoint
+from recur.training.failures import explained
+from recur.training.report import metrics_of
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came out.
+
+    Attributes:
+        results: metrics by split (`val`, `test`) and name, of the best checkpoint where there is one.
+        best: the best value of the monitored metric; None where nothing was monitored.
+    """
+
+    results: dict[str, dict[str, float]]
+    best: float | None
+
+
+def train(
+    data: pl.LightningDataModule,
+    task: pl.LightningModule,
+    trainer: pl.Trainer,
+    *,
+    checkpoint: Path | None = None,
+    test: bool = True,
+    called_off: Callable[[], bool] = lambda: False,
+) -> Trained:
+    """Train a task on data, then score its best checkpoint.
+
+    Args:
+        data: set up; a `SentimentData`, a `LanguageData` or another with their methods.
+        task: of the data's family.
+        trainer: with the callbacks that the run shall have, among them a `ModelCheckpoint` for the best weights.
+        checkpoint: from which to go on.
+        test: whether to score the test split, where there is one.
+        called_off: says after training that the run is not worth scoring.
+
+    Returns:
+        the metrics. The task has the weights that were scored.
+
+    Raises:
+        UserError: a loss that is not finite, memory that ran out, settings that do not fit the data.
+    """
+    check_lengths(data, trainer)
+    # Lightning converts the weights after it has loaded a checkpoint's, which would be rounded to 32 bits first.
+    task = trainer.precision_plugin.convert_module(task)  # type: ignore[assignment]
+    with explained(trainer):
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        best: Any = trainer.checkpoint_callback
+        score = None if best is None or best.best_model_score is None else float(best.best_model_score)
+        results = {"val": metrics_of(trainer, "val/")}
+        if called_off():
+            return Trained(results, score)
+        if best is not None and best.best_model_path:
+            # By hand: restoring through the trainer would bring back the raw weights beside an average's.
+            task.load_state_dict(load_checkpoint(Path(best.best_model_path))["state_dict"])
+        if trainer.limit_val_batches:
+            trainer.validate(task, datamodule=data, verbose=False, weights_only=True)
+            results["val"] = metrics_of(trainer, "val/")
+        if test and getattr(data, "has_test", True) and trainer.limit_test_batches:
+            trainer.test(task, datamodule=data, verbose=False, weights_only=True)
+            results["test"] = metrics_of(trainer, "test/")
+    return Trained(results, score)
+
+
+def check_lengths(data: Any, trainer: pl.Trainer) -> None:
+    """Refuse a step of more batches than an epoch has: nobody means it, and every epoch would be one short step.
+
+    Raises:
+        UserError: names both numbers.
+    """
+    batches = len(data.train_dataloader())
+    if trainer.accumulate_grad_batches > batches:
+        raise UserError(
+            "trainer.accumulate_grad_batches",
+            trainer.accumulate_grad_batches,
+            f"must be at most the {batches} batches of an epoch",
+        )

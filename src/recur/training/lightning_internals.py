@@ -1,0 +1,72 @@
+"""Every private name of Lightning that this package uses.
+
+`tests/training/test_lightning_internals.py` holds Lightning to each: that it exists, and that it does what is relied
+on. An upgrade fails there first.
+"""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+
+
+def accumulates(trainer: pl.Trainer) -> bool:
+    """Whether the present batch's gradients wait for those of others before the optimizer takes a step."""
+    return trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def validation_is_due(trainer: pl.Trainer) -> bool:
+    """Whether the batch that has just ended is one after which to validate."""
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
+
+
+def epoch_is_whole(trainer: pl.Trainer) -> bool:
+    """Whether the epoch's last batch has been trained on."""
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def end_restart(trainer: pl.Trainer) -> None:
+    """Let schedules that watch a metric go on in the first epoch after a restart, whose metrics are there now."""
+    trainer.fit_loop._restarting = False
+
+
+def restore_metrics(trainer: pl.Trainer, metrics: dict[str, Any]) -> None:
+    """Put what was last measured where `trainer.callback_metrics` looks for it."""
+    trainer._logger_connector._callback_metrics.update(metrics)
+
+
+def averaged_steps(callback: WeightAveraging) -> int:
+    """How many steps' weights an average holds."""
+    average = callback._average_model
+    return 0 if average is None else int(average.n_averaged)
+
+
+def write_restart_at_validation(loops: dict[str, Any]) -> None:
+    """Write the counters of a checkpoint so that a restart validates: one batch of it begun, none done."""
+    loops["epoch_loop.val_loop.batch_progress"] = {
+        "total": {"ready": 1, "started": 1, "processed": 0, "completed": 0},
+        "current": {"ready": 0, "started": 0, "processed": 0, "completed": 0},
+        "is_last_batch": False,
+    }
+
+
+def write_restart_between_batches(loops: dict[str, Any], trainer: pl.Trainer) -> None:
+    """Write the counters of a checkpoint so that a restart asks for the next batch.
+
+    After a batch with a validation a restart takes the checkpoint for one of the validation's end, and counts the step
+    once more.
+    """
+    if validation_is_due(trainer):
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+
+
+def write_epoch_open(loops: dict[str, Any]) -> None:
+    """Write the counters of a checkpoint taken at the end of an epoch that was cut short: the epoch goes on."""
+    for scope in ("total", "current"):
+        loops["epoch_progress"][scope]["processed"] -= 1
+
+
+def as_tensors(metrics: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Metrics as tensors on the CPU, for a checkpoint."""
+    return {name: torch.as_tensor(value).cpu() for name, value in metrics.items()}

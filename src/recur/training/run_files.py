@@ -1,0 +1,107 @@
+"""What a run reads in its folder before it begins, and what it writes there when it does.
+
+Everything is checked first (`take_up`) and written in one place (`begin`), so that a refused command changes nothing.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from hydra.core.utils import configure_log
+from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
+
+from recur.cli import rank, tell
+from recur.config.compose import Composed
+from recur.runs import checkpoint as checkpoints
+from recur.runs import folder as folders
+from recur.runs.files import write_atomic
+from recur.runs.run import claim, load_checkpoint
+from recur.training import checkpointing, report
+from recur.training.tensorboard import announce_hparams
+
+
+def take_up(composed: Composed) -> Path | None:
+    """Look at the folder of a run that is to begin or to go on.
+
+    Returns:
+        the checkpoint from which it goes on; None for a new run.
+
+    Raises:
+        UserError: the folder is in use, holds another run, or has no whole checkpoint to go on from.
+    """
+    if composed.resumed:
+        claim(composed.folder)
+        checkpoint, trouble = checkpoints.to_resume(composed.folder)
+        load_checkpoint(checkpoint)
+        if trouble and rank() == 0:
+            tell(f"warning: {trouble}")
+        return checkpoint
+    if rank() == 0:
+        folders.check_free(composed.folder, _config_text(composed), overwrite=composed.config["overwrite"])
+    return None
+
+
+def begin(composed: Composed, data: Any, task: Any, trainer: pl.Trainer, checkpoint: Path | None) -> None:
+    """Write what a run's folder holds from its beginning, and print what is about to be trained.
+
+    A resumed run's `.hydra/config.yaml` follows when the other ranks have read it (`RewrittenConfig`).
+    """
+    folder = composed.folder
+    if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        claim(folder)
+        if checkpoint is None:
+            take_up(composed)  # once more: now nobody else begins it
+            folders.clear(folder)
+            _write_hydra(composed)
+        else:
+            checkpointing.rewind(folder, checkpoint)
+            trainer.callbacks.append(RewrittenConfig(composed))  # type: ignore[attr-defined]
+    if folder.is_dir():
+        configure_log(composed.hydra.job_logging, composed.hydra.verbose)
+        report.quiet()
+    if trainer.is_global_zero:
+        if checkpoint is None:
+            write_atomic(folder / "config.yaml", _config_text(composed))
+            write_atomic(folder / "tokenizer.json", data.tokenizer.to_json())
+        report.opening(folder, data, task, trainer)
+        announce_hparams(trainer.loggers, composed.config, task.family)
+
+
+class RewrittenConfig(Callback):
+    """Writes the config of a resumed run once training has begun with it.
+
+    Args:
+        composed: the config.
+    """
+
+    def __init__(self, composed: Composed) -> None:
+        self._composed = composed
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write."""
+        self._write(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write, where nothing was left to train."""
+        self._write(trainer)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero:
+            write_atomic(self._composed.folder / "config.yaml", _config_text(self._composed))
+            _write_hydra(self._composed)
+
+
+def _config_text(composed: Composed) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(composed.record()))
+
+
+def _write_hydra(composed: Composed) -> None:
+    """Each file whole or not at all, and written beside the folder, in which nothing else may lie."""
+    inner = composed.folder / ".hydra"
+    inner.mkdir(exist_ok=True)
+    for name, text in reversed(composed.hydra_files().items()):  # the config last: it is the mark of a run
+        draft = composed.folder / f".hydra.{name}"
+        write_atomic(draft, text)
+        draft.replace(inner / name)
