@@ -40,6 +40,12 @@ class _Trust(argparse.Action):
 class Parser(argparse.ArgumentParser):
     """A command line; a mistake in it is one line like every other."""
 
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.add_argument(
+            "--trust", metavar="PACKAGE", action=_Trust, help="let runs build classes of your own package, too"
+        )
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Read a command line whose positional words stand together."""
         return self._all_of(*self.parse_known_args(args, namespace))
@@ -57,12 +63,6 @@ class Parser(argparse.ArgumentParser):
 
     def _see_help(self) -> str:
         return f"; see python -m {self.prog} --help"
-
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        self.add_argument(
-            "--trust", metavar="PACKAGE", action=_Trust, help="let runs build classes of your own package, too"
-        )
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and leave."""

@@ -63,7 +63,11 @@ def changed(
 
 
 def build(settings: Mapping[str, Any]) -> Any:
-    """The data module that checked settings describe."""
-    from hydra.utils import instantiate
+    """The data module that checked settings describe.
 
-    return instantiate(dict(settings), _convert_="all")
+    Raises:
+        UserError: its class refuses a value.
+    """
+    from recur.runs.build import build as build_node
+
+    return build_node(dict(settings), "data")
