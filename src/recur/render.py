@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import jinja2
@@ -133,20 +133,16 @@ def _on_white(strength: float) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def render_template(name: str, **values: Any) -> str:
-    """A template of `recur/templates` filled in; every value is escaped for HTML.
-
-    A missing value is an error. Texts of unknown origin should pass the filter `printable` as well.
-    """
-    return str(_templates().get_template(name).render(**values))
-
-
 @cache
-def _templates() -> "jinja2.Environment":
+def templates(folder: Path) -> "jinja2.Environment":
+    """The Jinja2 templates of a folder of this package. Every value is escaped for HTML, and a missing one is an error.
+
+    Texts of unknown origin should pass the filter `printable` as well.
+    """
     import jinja2  # takes a tenth of a second, and only pages want it
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("recur", "templates"),
+        loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -164,7 +160,8 @@ def page(title: str, texts: Sequence[Shaded], legend: Sequence[tuple[float, str]
         texts: the texts, in order.
         legend: pairs of a shade between -1 and 1 and what it means.
     """
-    return render_template("explanation.html", title=title, texts=texts, legend=legend)
+    template = templates(Path(__file__).parent / "templates").get_template("explanation.html")
+    return template.render(title=title, texts=texts, legend=legend)
 
 
 def is_page(path: Path) -> bool:

@@ -15,7 +15,7 @@ from recur.leaderboard.plots import Plot, draw
 from recur.leaderboard.reading import Result
 from recur.leaderboard.table import Group, Leaderboard, brief, short
 from recur.leaderboard.text import as_csv, as_markdown
-from recur.render import seconds_in_words
+from recur.render import seconds_in_words, templates
 from recur.runs.files import check_links, write_atomic
 from recur.runs.metrics import format_value, metric
 
@@ -65,13 +65,8 @@ def render(leaderboard: Leaderboard, plots: Sequence[Plot], folder: Path) -> str
         plots: its drawings.
         folder: into which the page will be written; links to runs are relative to it.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    templates = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
     style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     # Should a text of the data get through all the same: nothing is fetched, and no script runs but this one.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -79,7 +74,7 @@ def render(leaderboard: Leaderboard, plots: Sequence[Plot], folder: Path) -> str
     name = " and ".join("/".join(source.folder.absolute().parts[-2:]) for source in leaderboard.sources[:3])
     more = len(leaderboard.sources) - 3
     several = len({result.source for result in leaderboard.results}) > 1
-    return templates.get_template("page.html.jinja").render(
+    return templates(_TEMPLATES).get_template("page.html.jinja").render(
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
         style=Markup(style),  # noqa: S704 (files of this package)
         script=Markup(script),  # noqa: S704
