@@ -241,7 +241,10 @@ class JsonLines:
 
 
 class Delimited:
-    """Answers as CSV or TSV; the first record names the columns, `probabilities.positive` one of a mapping's."""
+    """Answers as CSV or TSV; the first record names the columns, `probabilities.positive` one of a mapping's.
+
+    A cell that a spreadsheet would take for a formula begins with `'`: JSON lines keep every text as it is.
+    """
 
     def __init__(self, stream: TextIO, delimiter: str) -> None:
         self._stream, self._delimiter = stream, delimiter
@@ -253,14 +256,14 @@ class Delimited:
         for key, value in _merged(columns, answer).items():
             if isinstance(value, Mapping) and key in answer:
                 record |= {f"{key}.{name}": inner for name, inner in value.items()}
-            elif key == "label" and key in answer:  # a class name comes from the checkpoint, which may be anybody's
-                record[key] = csv_cell(str(value))
+            elif isinstance(value, str):
+                record[key] = csv_cell(value)
             else:
                 record[key] = json.dumps(value, default=str) if isinstance(value, (Mapping, list)) else value
         if self._writer is None:
             style: dict[str, Any] = {"delimiter": self._delimiter, "extrasaction": "ignore", "lineterminator": "\n"}
             self._writer = csv.DictWriter(self._stream, list(record), **style)
-            self._writer.writeheader()
+            self._writer.writerow({name: csv_cell(name) for name in record})
         self._writer.writerow(record)
         self._stream.flush()
 
