@@ -11,10 +11,12 @@ import pytest
 
 from conftest import ROOT, train
 from support.commands import run_command
+from support.real_sweeps import TINY, sweep
 
 FEW = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=2", "test=false"]
 FEW += ["trainer.accelerator=cpu"]
-ELSEWHERE = ("pip ", "source ", "torchrun ", "tensorboard ", "optuna-dashboard ", "curl ")  # other people's programs
+ELSEWHERE = ("source ", "torchrun ")  # other people's programs
+CLUSTER = ("hydra/launcher=ray", "hydra/launcher=submitit_slurm")  # held in tests/sweeps/test_remote.py
 
 
 def commands() -> list[str]:
@@ -91,24 +93,84 @@ def test_training_commands_run(command, own_files, trained_run, shared_data):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [c for c in of("python -m recur.train") if " -m " in c.removeprefix("python -m")])
+SWEEPS = [c for c in of("python -m recur.train") if " -m " in c.removeprefix("python -m")]
+
+
+@pytest.mark.parametrize("command", [c for c in SWEEPS if "resume=" not in c])
 def test_sweep_commands_sweep_over_keys_that_exist(command, own_files):
-    """Each value on its own composes; that sweeps run is held in tests/sweeps."""
-    words = [w for w in shlex.split(command)[3:] if w != "-m" and not w.startswith(("hydra", "resume="))]
+    """Each value on its own composes."""
+    words = [w for w in shlex.split(command)[3:] if w != "-m" and not w.startswith("hydra")]
     first = [word if "(" in word else re.sub(r"(=[^,\[\]{}]*),.*", r"\1", word) for word in words]
-    keys = [re.sub(r"=.*", "=0", word) if "(" in word else word for word in first]
+    keys = [re.sub(r"=.*", "=8", word) if "(" in word else word for word in first]
     done = run_command("train", *keys, "--cfg", "job", cwd=own_files)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    "command", [c for c in of("python -m recur.predict", "python -m recur.evaluate") if "RUN" in c]
-)
-def test_using_a_run_works(command, trained_run, shared_data):
-    words = placed(shlex.split(command)[2:], trained_run, shared_data)
-    done = run_command(words[0].removeprefix("recur."), *words[1:])
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in SWEEPS if "resume=" not in c and not any(one in c for one in CLUSTER)])
+def test_sweep_commands_run_to_their_end(command, tmp_path):
+    """On a small corpus, with two values of each list and two trials of a search."""
+    words = [word for word in shlex.split(command)[3:] if word != "-m"]
+    words = [re.sub(r"n_trials=\d+", "n_trials=2", word) for word in words]
+    words = [word if "(" in word or "{" in word else re.sub(r"(=[^,]*,[^,]*),.*", r"\1", word) for word in words]
+    chosen = {word.partition("=")[0] for word in words}
+    small = [word for word in TINY if word.partition("=")[0] not in chosen]
+    done = sweep(tmp_path / "sweep", *words, *small)
+    assert "leaderboard" in done.stdout.lower() or "page" in done.stdout.lower()
+    assert (tmp_path / "sweep" / "results" / "index.html").is_file()
+
+
+@pytest.fixture(scope="module")
+def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of two finished sweeps, `SWEEP` and `OTHER_SWEEP`."""
+    folder = tmp_path_factory.mktemp("sweeps")
+    for name in ("SWEEP", "OTHER_SWEEP"):
+        sweep(folder / name, *TINY, "seed=0,1")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [*of("python -m recur.results"), *[c for c in SWEEPS if "resume=" in c]])
+def test_commands_about_a_finished_sweep_run(command, sweeps):
+    words = shlex.split(command)[2:]
+    done = run_command(words[0].removeprefix("recur."), *words[1:], cwd=sweeps)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_python_runs_as_it_stands_there(trained_run, own_files, monkeypatch, capsys):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert '"RUN"' in block
+    block = block.replace('"RUN"', repr(str(trained_run)))
+    monkeypatch.chdir(own_files)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    exec(block, {})
+    assert [line.split()[0] in ("negative", "positive") for line in capsys.readouterr().out.splitlines()[-2:]]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [c for c in of("python -m recur.predict", "python -m recur.evaluate", "python -m recur.export") if "RUN" in c],
+)
+def test_using_a_run_works(command, trained_run, shared_data, own_files):
+    own = own_files / "run"
+    shutil.copytree(trained_run, own)  # an export is written into it
+    words = placed(shlex.split(command)[2:], own, shared_data)
+    done = run_command(words[0].removeprefix("recur."), *words[1:], cwd=own_files)
+    assert done.returncode == 0, done.stderr
+    written = [own_files / word for word in words if word in ("answers.csv", "page.html")]
+    assert done.stdout or written
+    assert all(path.stat().st_size > 100 for path in written)
+
+
+def test_it_is_short_and_names_every_package():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200
+    packages = [path.parent.name for path in (ROOT / "src" / "recur").glob("*/__init__.py")]
+    assert not [name for name in packages if f"`recur.{name}`" not in text]
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    assert links and not [link for link in links if not (ROOT / link).exists()]
 
 
 def test_figures_stand_between_their_marks():
