@@ -27,6 +27,7 @@ DATA = (
     "recur.data.language.LanguageData",
     "recur.data.synthetic.SyntheticReviews",
     "recur.data.synthetic.SyntheticText",
+    *(f"recur.data.memory.{name}" for name in ("DelayedRecall", "Adding", "Parity", "BracketDepth", "Copy")),
 )
 RUN = (
     *MODEL,
@@ -54,7 +55,8 @@ _HYDRA_WRITES = ("config.yaml", "hydra.yaml", "overrides.yaml")
 _PARTS = ("data", "model", "optimizer", "scheduler", "trainer", "callbacks", "logger", "seed", "monitor", "mode")
 # Settings of Hydra's own that a recorded command may hold. Others can name programs, machines or folders of configs.
 _OWN_SETTINGS = re.compile(
-    r"hydra\.sweep\.subdir|hydra\.sweeper\.(params\..+|n_trials|seed|sampler|startup_trials|objectives|pruner(\.\w+)?)"
+    r"hydra\.sweep\.subdir"
+    r"|hydra\.sweeper\.(params\..+|cases|n_trials|seed|sampler|startup_trials|objectives|pruner(\.\w+)?)"
     r"|hydra\.launcher\.(gpus|gpus_per_job|jobs_per_gpu|cpu_slots|threads|fail_fast|grace_seconds|retries|cpus_per_job"
     r"|jobs_at_once|cluster)"
 )
@@ -288,6 +290,17 @@ def check_arguments(words: Any, folder: str, options: Mapping[str, Collection[st
     return words
 
 
+def _cases(value: str) -> list[str]:
+    """Every override that a list of cases holds; the text itself, which is no setting, where it is no such list."""
+    import yaml
+
+    try:
+        cases = yaml.safe_load(value)
+        return [word if isinstance(word, str) and "=" in word else "" for case in cases for word in case]
+    except (yaml.YAMLError, TypeError):
+        return [""]
+
+
 def _objection(word: str, options: Mapping[str, Collection[str]]) -> str | None:
     """Why a recorded word may not be repeated, None where it may."""
     if word in ("-m", "--multirun"):
@@ -306,6 +319,8 @@ def _objection(word: str, options: Mapping[str, Collection[str]]) -> str | None:
         return "sets what is Hydra's own"
     if key.startswith("hydra.sweeper.params."):
         return _objection(f"{key.removeprefix('hydra.sweeper.params.')}={value}", options)
+    if key == "hydra.sweeper.cases":
+        return next((found for one in _cases(value) if (found := _objection(one, options))), None)
     if key == "hydra.sweep.subdir" and (".." in value or value.strip("'\"").startswith(("/", "~"))):
         return "leads out of the sweep's folder"
     if key == "resume":

@@ -57,10 +57,11 @@ class Dimension:
 
 @dataclass
 class Space:
-    """What a sweep sets once (`fixed`, override texts by key) and what it varies."""
+    """What a sweep sets once (`fixed`, override texts by key) and what it varies: dimensions, and cases of overrides."""
 
     fixed: dict[str, str] = field(default_factory=dict)
     dimensions: list[Dimension] = field(default_factory=list)
+    cases: list[tuple[str, ...]] = field(default_factory=list)
 
     def grid(self) -> list[tuple[str, ...]]:
         """Every combination, the last dimension fastest.
@@ -77,7 +78,7 @@ class Space:
                 )
         check_count(math.prod(len(dimension.texts) for dimension in self.dimensions))
         rows = itertools.product(*[[f"{d.key}={text}" for text in d.texts] for d in self.dimensions])
-        return [(*self.fixed.values(), *row) for row in rows]
+        return [(*self.fixed.values(), *case, *row) for case, row in itertools.product(self.cases or [()], rows)]
 
     def sample(self, count: int, seed: int) -> list[tuple[str, ...]]:
         """`count` different settings at random; a list of seeds is crossed with each of them.
@@ -104,7 +105,8 @@ class Space:
     def as_record(self) -> dict[str, Any]:
         """Plain values by which two spaces are compared."""
         varied = {d.key: sorted(d.texts) if d.low is None else "".join(d.spec.split()) for d in self.dimensions}
-        return {"fixed": dict(self.fixed), "varied": varied}
+        cases = {"cases": sorted(" ".join(case) for case in self.cases)} if self.cases else {}
+        return {"fixed": dict(self.fixed), "varied": {**varied, **cases}}
 
 
 def check_count(count: float) -> None:

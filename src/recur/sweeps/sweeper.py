@@ -71,10 +71,29 @@ class OwnSweeper(Sweeper):
 
 
 class Grid(OwnSweeper):
-    """Every combination of the listed values."""
+    """Every combination of the listed values, within each case where there are cases.
+
+    Args:
+        params: settings and their values.
+        cases: lists of overrides that belong together, such as `[cell=rnn, num_layers=1]` and `[cell=lstm,
+            num_layers=2]`: each list is one point of the grid, where separate settings would make a product.
+
+    Raises:
+        UserError: a case is no list of overrides.
+    """
+
+    def __init__(self, params: Any, cases: Any = ()) -> None:
+        super().__init__(params)
+        self.cases: list[tuple[str, ...]] = []
+        for case in cases or ():
+            words = [case] if isinstance(case, str) else list(case)
+            if wrong := [word for word in words if not isinstance(word, str) or "=" not in word]:
+                raise UserError("hydra.sweeper.cases", wrong[0], "must be lists of overrides KEY=VALUE")
+            self.cases.append(tuple(words))
 
     def search(self, space: spaces.Space) -> Any:
         """Run the grid."""
+        space = replace(space, cases=self.cases)
         return self.run_list("grid", space, space.grid())
 
 

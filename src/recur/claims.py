@@ -1,0 +1,111 @@
+"""The command of the course's claims: `python -m recur.claims [NAME ...]`.
+
+Runs what is missing, prints a line a claim (verdict, effects with a 95 % interval over seeds, cost), and writes one
+page with all of them. `--quick` shrinks data, seeds and training: to try it, never to quote.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recur import cli
+
+if TYPE_CHECKING:
+    from recur.course.claim import Claim
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m recur.claims`."""
+    arguments = _parser().parse_args(argv)
+    cli.guard(lambda: _run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(
+        prog="recur.claims",
+        description="Measure the claims of the course: a verdict and an effect for each, and one page.",
+        epilog="example: python -m recur.claims rnn_forgets",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="claims, KEY=VALUE for their runs; default: all short")
+    parser.add_argument("--list", action="store_true", help="list the claims and stop")
+    parser.add_argument("--quick", action="store_true", help="small data and few seeds: to try it, not to quote it")
+    parser.add_argument("--out", default="outputs/claims", help="folder of runs, claims.json and the page")
+    parser.add_argument("--publish", metavar="FOLDER", help="also write claims.json and the README's table there")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from recur.config.compose import conf_dir
+    from recur.course import claim as claims
+    from recur.course import page, record
+    from recur.errors import UserError
+
+    folder = conf_dir() / "claims"
+    chosen = [word for word in arguments.names if "=" not in word]
+    extra = [word for word in arguments.names if "=" in word]
+    if extra and not chosen:
+        raise UserError(extra[0], rule="is for runs of a claim", remedy="name the claim too")
+    loaded = [claims.load(folder, name, quick=arguments.quick) for name in chosen or claims.names(folder)]
+    if arguments.list:
+        for one in sorted(loaded, key=lambda c: c.name):
+            print(f"{one.name:<28} {one.title}{' (long)' if one.long else ''}")
+        return
+    if not chosen:
+        loaded = [one for one in loaded if not one.long]
+    out = Path(arguments.out)
+    where = out / ("quick" if arguments.quick else "full")
+    where.mkdir(parents=True, exist_ok=True)
+    entries, troubles = [], []
+    for one in loaded:
+        try:
+            measured = _measure(one, where, extra)
+        except UserError as error:
+            if len(loaded) == 1:
+                raise
+            troubles.append(f"{one.name}: {error}")
+            print(f"{one.name:<28} not measured: {error}", flush=True)
+            continue
+        entries.append(measured)
+        record.update(where / "claims.json", [measured])
+    if not entries:
+        raise UserError("", rule="nothing was measured", remedy="; ".join(troubles))
+    content = json.loads((where / "claims.json").read_text(encoding="utf-8"))
+    page.write(content, where / "index.html")
+    print(f"page       {where / 'index.html'}")
+    if arguments.publish:
+        _publish(content, Path(arguments.publish))
+    if troubles:
+        raise SystemExit(1)
+
+
+def _measure(one: "Claim", where: Path, extra: list[str]) -> dict[str, Any]:
+    from recur.course import experiment, record, verdict
+    from recur.render import seconds_in_words
+
+    observations, seconds = experiment.observe(one, where, extra)
+    outcome, effects = verdict.judge(one.rule, observations)
+    measured = record.entry(one, outcome, effects, observations, seconds)
+    figures = "; ".join(f"{e['text']} {record.effect_text(e)}" for e in measured["effects"])
+    quick = "quick, " if one.quick else ""
+    print(f"{one.name:<28} {outcome:<8} {figures} ({quick}{seconds_in_words(seconds)})", flush=True)
+    return measured
+
+
+def _publish(content: dict[str, Any], folder: Path) -> None:
+    from recur.course import record
+    from recur.errors import UserError
+
+    claims: dict[str, Any] = content["claims"]
+    if quick := sorted(name for name, one in claims.items() if one["quick"]):
+        raise UserError("--publish", rule=f"refuses quick figures ({quick[0]})", remedy="run without --quick")
+    slim = {name: {**one, "observations": []} for name, one in claims.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "claims.json").write_text(json.dumps({**content, "claims": slim}, indent=1) + "\n", encoding="utf-8")
+    (folder / "claims.md").write_text(record.table(content), encoding="utf-8")
+    print(f"published  {folder / 'claims.json'} and {folder / 'claims.md'}")
+
+
+if __name__ == "__main__":
+    main()

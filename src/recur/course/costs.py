@@ -1,0 +1,150 @@
+"""What things cost: time in alternation, so that a busy machine slows all rivals alike, and parameters.
+
+Times are CPU seconds of this process on one thread, the least of several rounds: what else runs on the machine hardly
+counts.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_sequence
+
+from recur.nn.recurrent import Recurrent
+
+
+def _race(rivals: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, float]:
+    """Least CPU milliseconds of each rival, forward and backward, after one round that does not count."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    times: dict[str, list[float]] = {name: [] for name in rivals}
+    try:
+        for turn in range(rounds + 1):
+            for name, run in rivals.items():
+                began = time.process_time()
+                run().square().sum().backward()
+                if turn:
+                    times[name].append(1000 * (time.process_time() - began))
+    finally:
+        torch.set_num_threads(threads)
+    return {name: min(values) for name, values in times.items()}
+
+
+def packing(
+    seed: int, spreads: Sequence[float], mean: int = 60, batch: int = 32, hidden: int = 64, rounds: int = 3
+) -> list[dict[str, Any]]:
+    """Time of a padded, a packed and recur's LSTM on the same texts, by the spread of their lengths.
+
+    Args:
+        seed: of lengths and inputs.
+        spreads: lengths lie evenly between `mean` times 1 - spread and 1 + spread.
+        mean: mean length.
+        batch: texts.
+        hidden: features, in and out.
+        rounds: of the race.
+
+    Returns:
+        rows with `ms` for the arms `padded`, `packed, sorted`, `packed, unsorted` and `recur`, and `useful`, the share
+        of the padded batch that is text.
+    """
+    rows: list[dict[str, Any]] = []
+    for spread in spreads:
+        torch.manual_seed(seed)
+        lengths = torch.linspace(mean * (1 - spread), mean * (1 + spread), batch).round().clamp_min(1).long()
+        lengths = lengths[torch.randperm(batch)]
+        texts = [torch.randn(int(n), hidden) for n in lengths]
+        padded, (ordered, order) = pad_sequence(texts), lengths.sort(descending=True)
+        padded_sorted = padded[:, order]
+        theirs, ours = nn.LSTM(hidden, hidden), Recurrent(hidden, hidden)
+        ours.load_state_dict(theirs.state_dict())
+        packed = pack_sequence(texts, enforce_sorted=False)
+        rivals: dict[str, Callable[[], Tensor]] = {
+            "padded": lambda: theirs(padded)[0],
+            "packed, sorted": lambda: theirs(pack_padded_sequence(padded_sorted, ordered))[0].data,
+            "packed, unsorted": lambda: theirs(pack_padded_sequence(padded, lengths, enforce_sorted=False))[0].data,
+            "recur": lambda: ours(packed)[0].data,
+        }
+        useful = float(lengths.sum()) / padded[..., 0].numel()
+        rows += [
+            {"arm": arm, "x": spread, "ms": ms, "useful": useful} for arm, ms in _race(rivals, rounds).items()
+        ]
+    return rows
+
+
+def cells(seed: int, sizes: Sequence[int], length: int = 50, batch: int = 32, rounds: int = 3) -> list[dict[str, Any]]:
+    """Time and parameters of one layer of each cell, by its width, on texts of unequal lengths.
+
+    Args:
+        seed: of weights and inputs.
+        sizes: features, in and out.
+        length: of the longest text.
+        batch: texts.
+        rounds: of the race.
+    """
+    rows: list[dict[str, Any]] = []
+    for size in sizes:
+        torch.manual_seed(seed)
+        lengths = torch.linspace(length / 2, length, batch).long()
+        packed: PackedSequence = pack_sequence([torch.randn(int(n), size) for n in lengths], enforce_sorted=False)
+        nets = {cell: Recurrent(size, size, cell=cell) for cell in ("rnn", "gru", "lstm")}
+        times = _race({cell: lambda net=net: net(packed)[0].data for cell, net in nets.items()}, rounds)  # type: ignore[misc]
+        rows += [
+            {"arm": cell, "x": size, "ms": times[cell], "parameters": sum(p.numel() for p in net.parameters())}
+            for cell, net in nets.items()
+        ]
+    return rows
+
+
+def peek(seed: int, tokens: int = 60_000, steps: int = 300, hidden: int = 64) -> list[dict[str, Any]]:
+    """Perplexity of a language model that reads one way, and of one that reads both, on the embedded stories.
+
+    The backward direction of the second has read the very token that is to be predicted.
+
+    Args:
+        seed: of weights and windows.
+        tokens: of the text to learn from.
+        steps: of Adam, each on 20 windows of 35 tokens.
+        hidden: width.
+
+    Returns:
+        rows with `perplexity` on other text, for `one way`, `both ways`, and `best possible`.
+    """
+    from recur.data.synthetic import SyntheticText
+
+    corpus = SyntheticText(tokens, 20_000, 1, seed=seed)
+    texts = {name: corpus.split(name).write() for name in ("train", "val")}
+    words = {name: [w for line in lines for w in (*line.split(), "<eos>")] for name, (lines, _) in texts.items()}
+    known = {word: index for index, word in enumerate(sorted(set(words["train"]) | set(words["val"])))}
+    ids = {name: torch.tensor([known[word] for word in own]) for name, own in words.items()}
+    rows: list[dict[str, Any]] = []
+    for arm, both in (("one way", False), ("both ways", True)):
+        torch.manual_seed(seed)
+        net = nn.ModuleDict(
+            {
+                "embed": nn.Embedding(len(known), hidden),
+                "read": nn.LSTM(hidden, hidden, bidirectional=both),
+                "say": nn.Linear(hidden * (2 if both else 1), len(known)),
+            }
+        )
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        for _ in range(steps):
+            starts = torch.randint(len(ids["train"]) - 36, (20,))
+            loss = _window_loss(net, torch.stack([ids["train"][s : s + 36] for s in starts], 1))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        net.eval()
+        with torch.no_grad():
+            windows = ids["val"][: len(ids["val"]) // 36 * 36].view(-1, 36).T
+            perplexity = float(_window_loss(net, windows).exp())
+        rows.append({"arm": arm, "perplexity": perplexity})
+    floor = torch.tensor(texts["val"][1] / len(words["val"])).exp()
+    return [*rows, {"arm": "best possible", "perplexity": float(floor)}]
+
+
+def _window_loss(net: nn.ModuleDict, windows: Tensor) -> Tensor:
+    """Mean loss of each token but the first from those before it, `(time, batch)` to a scalar."""
+    output, _ = net["read"](net["embed"](windows[:-1]))
+    return nn.functional.cross_entropy(net["say"](output).flatten(0, 1), windows[1:].flatten())

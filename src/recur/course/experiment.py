@@ -1,0 +1,188 @@
+"""From a claim to its observations: an ordinary sweep in processes of its own, or a function called once a seed.
+
+Both resume. A sweep's folder is named after what is run, so a changed claim begins another one.
+"""
+
+import importlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recur.course.claim import Claim, Sweep
+from recur.course.verdict import Observation
+from recur.errors import UserError
+from recur.runs import journal
+from recur.runs.metrics import metric, metric_names, read_record
+from recur.runs.files import write_atomic
+
+
+def command(claim: Claim, folder: Path) -> list[str]:
+    """What anyone could type to run the claim's sweep into `folder`."""
+    sweep = claim.sweep
+    assert sweep is not None
+    words = [*sweep.base]
+    cases = [list(words) for words in sweep.arms.values()]
+    if cases != [[]]:
+        quoted = ",".join("[" + ",".join(json.dumps(word) for word in case) + "]" for case in cases)
+        words.append(f"hydra.sweeper.cases=[{quoted}]")
+    if sweep.vary:
+        words.append(f"{sweep.vary}={','.join(sweep.values)}")
+    words.append(f"seed={','.join(str(seed) for seed in sweep.seeds)}")
+    words.append(f"hydra.sweep.dir={folder}")
+    return ["python", "-m", "recur.train", "-m", *words]
+
+
+def shown_command(claim: Claim) -> str:
+    """What a reader types to run the claim again."""
+    parts = ["python -m recur.claims", claim.name, *(["--quick"] if claim.quick else []), claim.needs]
+    return " ".join(part for part in parts if part)
+
+
+def observe(claim: Claim, out: Path, extra: Sequence[str] = ()) -> tuple[list[Observation], float]:
+    """Run what is missing of a claim and read it all.
+
+    Args:
+        claim: the claim.
+        out: folder of all claims.
+        extra: overrides of every run, such as `data.path=FOLDER`.
+
+    Returns:
+        the observations, and the seconds of computing that they took, now or earlier.
+
+    Raises:
+        UserError: a run failed where failures are no observations.
+    """
+    folder = out / claim.name / f"{claim.key}{'-quick' if claim.quick else ''}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if claim.function is not None:
+        return _call(claim, folder)
+    _run_sweep(claim, folder / "sweep", extra)
+    return _read_sweep(claim, folder / "sweep")
+
+
+# ---------------------------------------------------------------------------------------------------------- functions
+
+
+def _function(name: str, package: str = "recur.course") -> Any:
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(f"{package}.{module}"), attribute)
+
+
+def _call(claim: Claim, folder: Path) -> tuple[list[Observation], float]:
+    assert claim.function is not None
+    observations: list[Observation] = []
+    total = 0.0
+    for seed in claim.function.seeds:
+        path = folder / f"seed-{seed}.json"
+        if not path.is_file():
+            began = time.perf_counter()
+            rows = _function(claim.function.name)(seed=seed, **claim.function.arguments)
+            record = {"seconds": time.perf_counter() - began, "rows": rows}
+            write_atomic(path, json.dumps(record, indent=1) + "\n")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        total += content["seconds"]
+        for row in content["rows"]:
+            measures = {key: float(value) for key, value in row.items() if key not in ("arm", "x", "curve")}
+            observations.append(Observation(row["arm"], seed, str(row.get("x", "")), measures, row.get("curve", ())))
+    return observations, total
+
+
+# ------------------------------------------------------------------------------------------------------------- sweeps
+
+
+def _run_sweep(claim: Claim, folder: Path, extra: Sequence[str]) -> None:
+    """Start the sweep, or go on with it, until every run has ended."""
+    assert claim.sweep is not None
+    if (folder / journal.NAME).is_file():
+        if not _missing(claim.sweep, folder):
+            return
+        again = [f"resume={folder}"]
+    else:
+        again = []
+    words = [*command(claim, folder)[1:], *extra, *again]
+    with (folder.parent / "sweep.log").open("a", encoding="utf-8") as log:
+        print("$", shlex.join(["python", *words]), file=log, flush=True)
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, *words], stdout=log, stderr=subprocess.STDOUT, check=False, env={**os.environ}
+        )
+    if not (folder / journal.NAME).is_file():
+        last = (folder.parent / "sweep.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
+        raise UserError(claim.name, rule=f"could not be run (exit code {done.returncode})", remedy=last[:300])
+    if done.returncode in (130, 143, -2, -15):
+        raise KeyboardInterrupt
+
+
+def _starts(folder: Path) -> dict[int, dict[str, Any]]:
+    return {event["job"]: event for event in journal.read(folder) if event["event"] == "start"}
+
+
+def _ends(folder: Path) -> dict[int, dict[str, Any]]:
+    return {event["job"]: event for event in journal.read(folder) if event["event"] == "end"}
+
+
+def _missing(sweep: Sweep, folder: Path) -> bool:
+    """Whether runs are missing; one that failed counts as done where failures are observations."""
+    ends = _ends(folder)
+    done = {job for job, end in ends.items() if end["state"] == "done" or (sweep.failures and end["state"] == "failed")}
+    done |= {job for job, start in _starts(folder).items() if read_record(folder / start["folder"]) is not None}
+    return len(done) < len(sweep.arms) * max(1, len(sweep.values)) * len(sweep.seeds)
+
+
+def _read_sweep(claim: Claim, folder: Path) -> tuple[list[Observation], float]:
+    sweep = claim.sweep
+    assert sweep is not None
+    ends = _ends(folder)
+    probe = _function(f"probes.{sweep.probe}") if sweep.probe else None
+    observations: list[Observation] = []
+    total = 0.0
+    for job, start in sorted(_starts(folder).items()):
+        words = [str(word) for word in start["overrides"]]
+        arm, x, seed = _place(sweep, words)
+        run = folder / start["folder"]
+        record = read_record(run)
+        if record is None:
+            reason = str(ends.get(job, {}).get("reason", "it has not ended"))
+            if not sweep.failures:
+                raise UserError(f"{claim.name}: run {job} ({arm})", rule=f"failed: {reason}", remedy=f"see {run}")
+            total += float(ends.get(job, {}).get("seconds", 0.0))
+            observations.append(Observation(arm, seed, x, {"failed": 1.0}, _curve(run), reason))
+            continue
+        measures = {name: value for name in metric_names(record) if (value := metric(record, name)) is not None}
+        total += float(measures.get("wall_seconds", 0.0))
+        curve: Sequence[Mapping[str, float]] = _curve(run)
+        if probe is not None:
+            more, points = _probed(probe, run, sweep.probe)
+            measures, curve = {**measures, **more}, points or curve
+        observations.append(Observation(arm, seed, x, {**measures, "failed": 0.0}, curve))
+    return observations, total
+
+
+def _probed(probe: Any, run: Path, name: str) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """What a probe measured on a run; read again where it was measured before."""
+    path = run / f"probe-{name}.json"
+    if not path.is_file():
+        measures, curve = probe(run)
+        write_atomic(path, json.dumps({"measures": measures, "curve": curve}) + "\n")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content["measures"], content["curve"]
+
+
+def _place(sweep: Sweep, words: Sequence[str]) -> tuple[str, str, int]:
+    """The arm, the x value and the seed of a run, by its overrides."""
+    seed = next(int(word.removeprefix("seed=")) for word in words if word.startswith("seed="))
+    x = next((word.partition("=")[2] for word in words if sweep.vary and word.startswith(f"{sweep.vary}=")), "")
+    fits = [arm for arm, own in sweep.arms.items() if all(word in words for word in own)]
+    return max(fits, key=lambda arm: len(sweep.arms[arm])), x, seed
+
+
+def _curve(run: Path) -> list[dict[str, float]]:
+    return [
+        {"epoch": entry["epoch"], "step": entry["step"], **{k: v for k, v in entry["metrics"].items() if v is not None}}
+        for entry in journal.read_validations(run)
+    ]

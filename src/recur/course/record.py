@@ -1,0 +1,78 @@
+"""What was measured, as JSON: `claims.json`, from which the page and the README's table are written."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recur.course.claim import Claim
+from recur.course.experiment import shown_command
+from recur.course.verdict import Effect, Observation
+from recur.runs.metrics import provenance
+from recur.runs.files import write_atomic
+
+
+def entry(
+    claim: Claim, verdict: str, effects: Sequence[Effect], observations: Sequence[Observation], seconds: float
+) -> dict[str, Any]:
+    """A claim's part of the record."""
+    texts = ("number", "title", "guide", "says", "question", "because", "change", "measure", "minutes", "quick", "key")
+    return {
+        "name": claim.name,
+        **{key: getattr(claim, key) for key in texts},
+        "verdict": verdict,
+        "effects": [dataclasses.asdict(one) for one in effects],
+        "observations": [dataclasses.asdict(one) for one in observations],
+        "seeds": list(claim.seeds),
+        "seconds": round(seconds, 1),
+        "command": shown_command(claim),
+        "chart": dict(claim.chart),
+        "when": time.strftime("%Y-%m-%d", time.gmtime()),
+        **provenance(),
+    }
+
+
+def update(path: Path, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Put entries into the record at `path`; those of other claims stay."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"format": 1, "claims": {}}
+    known["claims"].update({one["name"]: one for one in entries})
+    write_atomic(path, json.dumps(known, indent=1, allow_nan=True) + "\n")
+    content: dict[str, Any] = known
+    return content
+
+
+def effect_text(effect: dict[str, Any]) -> str:
+    """`-0.121 [-0.144, -0.098]`, or one number where the seeds agree; a ratio is marked with a cross."""
+    sign = "× " if effect["kind"] == "ratio" else ""
+    low, high = effect["low"], effect["high"]
+    middle = f"{sign}{number_text(effect['estimate'])}"
+    if effect["kind"] != "ratio" and low == high:
+        return middle
+    return f"{middle} [{number_text(low)}, {number_text(high)}]"
+
+
+def number_text(value: float) -> str:
+    """A number with three digits that count."""
+    if value in (float("inf"), float("-inf")):
+        return "∞" if value > 0 else "-∞"
+    if value and (abs(value) < 1e-3 or abs(value) >= 1e5):
+        return f"{value:.1e}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def table(record: dict[str, Any]) -> str:
+    """The README's table, Markdown: claim, command, verdict, figure."""
+    lines = ["| claim | command | verdict | effect, 95 % interval over seeds |", "|---|---|---|---|"]
+    for one in sorted(record["claims"].values(), key=lambda c: claim_order(c["number"])):
+        figures = "; ".join(f"{e['text']}: {effect_text(e)}" for e in one["effects"])
+        mark = " (quick)" if one["quick"] else ""
+        lines.append(f"| {one['title']} | `{one['command']}` | {one['verdict']}{mark} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
+def claim_order(number: str) -> tuple[int, str]:
+    """By the number in the course: `10, 12` after `9`."""
+    digits = "".join(c for c in number.split(",")[0] if c.isdigit())
+    return int(digits or 0), number

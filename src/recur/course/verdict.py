@@ -1,0 +1,154 @@
+r"""Effects over seeds with a 95 % interval, and the verdict that follows.
+
+A condition compares one number a seed: a value, a difference of two arms or a ratio of them (in the logarithm, so that
+the interval is one of factors). Runs of one seed share their data and order of batches, so differences are taken seed
+by seed. With n seeds the interval is mean +- t_{.975, n-1} s / sqrt(n).
+
+A condition holds where the whole interval lies on the right side of its bound, fails where the whole interval lies on
+the wrong side, and is open in between. A claim holds where all conditions hold, fails where none holds and at least one
+fails, and depends otherwise.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from recur.course.claim import Condition
+from recur.errors import UserError
+
+HOLDS, FAILS, DEPENDS = "holds", "fails", "depends"
+# Quantiles of Student's t at .975 for 1 to 30 degrees of freedom; beyond, the normal's is closer than a percent off.
+_T = (
+    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
+    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
+    *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
+)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one run, or one row of a measurement, showed.
+
+    Attributes:
+        arm: of the comparison.
+        seed: by which observations are paired.
+        x: place on the x axis, empty for none.
+        measures: by name.
+        curve: measures along the run, such as one mapping an epoch.
+        reason: of a failure, in one line.
+    """
+
+    arm: str
+    seed: int
+    x: str = ""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    curve: Sequence[Mapping[str, float]] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A condition's estimate.
+
+    Attributes:
+        text: the condition in words.
+        estimate: mean over seeds.
+        low: lower end of the 95 % interval; minus infinity for one seed.
+        high: its upper end.
+        bound: what it is held against.
+        direction: `at least` or `at most`.
+        kind: `value`, `difference` or `ratio`.
+        verdict: of this condition.
+    """
+
+    text: str
+    estimate: float
+    low: float
+    high: float
+    bound: float
+    direction: str
+    kind: str
+    verdict: str
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and the ends of its 95 % interval; infinitely wide for a single value.
+
+    Equal values give an interval of no width: the seed changes nothing that is measured.
+    """
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, -math.inf, math.inf
+    degrees = len(values) - 1
+    quantile = _T[degrees - 1] if degrees <= len(_T) else 1.96
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def effect(condition: Condition, observations: Iterable[Observation]) -> Effect:
+    """Estimate one condition.
+
+    Raises:
+        UserError: the observations lack an arm, a place or a measure that it compares.
+    """
+    table = {(o.arm, o.x, o.seed): o.measures.get(condition.measure) for o in observations}
+    kind = "ratio" if condition.over else "difference" if condition.minus or condition.than_at else "value"
+    other = condition.over or condition.minus or (condition.of if condition.than_at is not None else None)
+    if kind == "difference" and condition.over is None and other is None:
+        raise UserError(condition.text, rule="compares nothing")
+    first = _series(table, condition, condition.of, condition.at)
+    numbers = list(first.values())
+    if other is not None:
+        place = condition.than_at if condition.than_at is not None else condition.at
+        second = _series(table, condition, other, place)
+        seeds = [seed for seed in first if seed in second]
+        if not seeds:
+            raise UserError(condition.text, rule=f"compares {condition.of} and {other}, which share no seed")
+        pairs = [(first[seed], second[seed]) for seed in seeds]
+        if kind == "ratio":
+            if any(not (a > 0 and b > 0) for a, b in pairs):
+                raise UserError(condition.text, rule="is a ratio of numbers that are not positive")
+            numbers = [math.log(a / b) for a, b in pairs]
+        else:
+            numbers = [a - b for a, b in pairs]
+    mean, low, high = interval(numbers)
+    if kind == "ratio":
+        mean, low, high = (_exp(value) for value in (mean, low, high))
+    bound = condition.at_least if condition.at_least is not None else condition.at_most
+    assert bound is not None
+    direction = "at least" if condition.at_least is not None else "at most"
+    right = low >= bound if direction == "at least" else high <= bound
+    wrong = high < bound if direction == "at least" else low > bound
+    verdict = HOLDS if right else FAILS if wrong else DEPENDS
+    return Effect(condition.text, mean, low, high, bound, direction, kind, verdict)
+
+
+def judge(rule: Sequence[Condition], observations: Iterable[Observation]) -> tuple[str, list[Effect]]:
+    """The verdict of a rule and the effects it rests on."""
+    known = list(observations)
+    effects = [effect(condition, known) for condition in rule]
+    verdicts = [one.verdict for one in effects]
+    if all(verdict == HOLDS for verdict in verdicts):
+        return HOLDS, effects
+    return (FAILS if HOLDS not in verdicts and FAILS in verdicts else DEPENDS), effects
+
+
+def _series(table: Mapping[tuple[str, str, int], Any], condition: Condition, arm: str, at: str | None) -> dict[int, float]:
+    found = {
+        seed: value
+        for (own, x, seed), value in table.items()
+        if own == arm and value is not None and (at is None or x == at)
+    }
+    if not found:
+        where = "" if at is None else f" at {at}"
+        raise UserError(condition.text, rule=f"needs {condition.measure} of {arm}{where}, which nothing measured")
+    return found
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,137 @@
+"""What goes on inside a recurrent net: gradients by lag, and the gates of an LSTM over a text."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from recur.errors import UserError
+from recur.nn.recurrent import Recurrent, State
+
+
+def gradient_by_lag(recurrent: Recurrent, rows: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    r"""Norm of $\partial L_T / \partial h_t$ by the lag T - t, for a loss at the last step alone.
+
+    The stack is run a step at a time with carried state, which is the same function as one long pass, so that every
+    h_t is a tensor whose gradient can be asked for. For the LSTM h_t is the hidden state; what flows through the cell
+    state counts where it comes back to h.
+
+    Args:
+        recurrent: a stack that reads one way.
+        rows: embedded texts of one length, `(time, batch, input_size)`.
+        loss: from the top layer's last hidden state, `(batch, hidden)`, to one loss a text, `(batch,)`.
+
+    Returns:
+        `(time, batch)`: row k holds the norm, over the top layer's features, for lag k.
+
+    Raises:
+        UserError: the stack reads both ways: then a step knows what comes after it.
+    """
+    if recurrent.bidirectional:
+        raise UserError("gradient_by_lag", rule="needs a stack that reads one way, this one reads both ways")
+    length, batch, _ = rows.shape
+    state: State = recurrent.initial_state(batch, rows)
+    hidden: list[Tensor] = []
+    sizes = torch.tensor([batch])
+    with torch.enable_grad():
+        rows = rows.detach().requires_grad_(True)  # whether or not the weights are frozen
+        for step in range(length):
+            _, state = recurrent(PackedSequence(rows[step], sizes), state)
+            hidden.append(state[-1][0])  # (1, batch, hidden)
+        total = loss(hidden[-1][0]).sum()
+        gradients = torch.autograd.grad(total, hidden, allow_unused=True)
+    norms = [torch.zeros(batch) if g is None else g[0].norm(dim=1).cpu() for g in gradients]
+    return torch.stack(norms[::-1]).detach()
+
+
+class Gates(NamedTuple):
+    """The gates of one layer and direction of an LSTM over one text.
+
+    Attributes:
+        input: i, `(tokens, hidden)`.
+        forget: f.
+        candidate: g.
+        output: o.
+        cell: the cell state after each token.
+        hidden: the hidden state after each token.
+    """
+
+    input: Tensor
+    forget: Tensor
+    candidate: Tensor
+    output: Tensor
+    cell: Tensor
+    hidden: Tensor
+
+
+@torch.no_grad()
+def lstm_gates(recurrent: Recurrent, rows: Tensor) -> list[Gates]:
+    """The gates of every layer and direction over one text, in the order of `h_n`.
+
+    Args:
+        recurrent: a stack of LSTM layers.
+        rows: the embedded text, `(tokens, input_size)`.
+
+    Raises:
+        UserError: the cells are no LSTMs.
+    """
+    if recurrent.cell != "lstm":
+        raise UserError("--gates", rule=f"are those of an LSTM, this run has {recurrent.cell} cells")
+    weights = dict(recurrent.named_parameters())
+    found: list[Gates] = []
+    for layer in range(recurrent.num_layers):
+        sides = []
+        for suffix in recurrent.suffixes:
+            parts = [weights.get(f"{name}_l{layer}{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            sides.append(_walk(rows, parts, reverse=bool(suffix)))
+        found += sides
+        rows = torch.cat([side.hidden for side in sides], 1)
+    return found
+
+
+def _walk(rows: Tensor, weights: list[Any], *, reverse: bool) -> Gates:
+    w_ih, w_hh, b_ih, b_hh = weights
+    h = rows.new_zeros(w_hh.shape[1])
+    c = torch.zeros_like(h)
+    steps = []
+    for row in rows.flip(0) if reverse else rows:
+        i, f, g, o = (F.linear(row, w_ih, b_ih) + F.linear(h, w_hh, b_hh)).chunk(4)
+        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+        c = f * c + i * g
+        h = o * c.tanh()
+        steps.append((i, f, g, o, c, h))
+    columns = [torch.stack(column) for column in zip(*steps, strict=True)]
+    return Gates(*(column.flip(0) if reverse else column for column in columns))
+
+
+def gates_chart(tokens: list[str], gates: list[Gates], path: Any, *, bidirectional: bool) -> None:
+    """Write a chart of the mean input, forget and output gate, and of the size of the cell state, token by token.
+
+    Args:
+        tokens: of the text.
+        gates: of `lstm_gates`.
+        path: file to write; its suffix says whether PNG, SVG or PDF.
+        bidirectional: whether every second entry reads backwards.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    names = ("forget", "input", "output", "|cell|")
+    figure = Figure(figsize=(max(4.5, 1.6 + 0.42 * len(tokens)), 0.7 + 1.35 * len(gates)), layout="constrained")
+    axes = figure.subplots(len(gates), 1, squeeze=False)[:, 0]
+    for index, (one, axis) in enumerate(zip(gates, axes, strict=True)):
+        means = [one.forget.mean(1), one.input.mean(1), one.output.mean(1), one.cell.abs().tanh().mean(1)]
+        image = axis.imshow(torch.stack(means).cpu().numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        axis.set_yticks(range(len(names)), names)
+        layer = index // 2 if bidirectional else index
+        axis.set_title(f"layer {layer + 1}" + (", backward" if bidirectional and index % 2 else ""), loc="left", size=9)
+        last = index == len(gates) - 1
+        shown = [token.replace("$", r"\$") for token in tokens]
+        axis.set_xticks(range(len(tokens)), shown if last else [], rotation=60, ha="right", rotation_mode="anchor")
+    figure.colorbar(image, ax=list(axes), label="mean over units, 0 closed to 1 open", fraction=0.05)
+    figure.savefig(path, dpi=150, facecolor="white")
