@@ -13,7 +13,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 OPTIONS = [
     (group.name, option.stem)
     for group in sorted(CONF.iterdir())
-    if group.is_dir()
+    if group.is_dir() and group.name != "claims"  # read by recur.claims
     for option in sorted(group.glob("*.yaml"))
 ]
 

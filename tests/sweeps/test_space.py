@@ -88,3 +88,19 @@ def test_optuna_reads_the_same_space():
     assert ranges[1] == optuna.distributions.FloatDistribution(0, 0.75, step=0.25)
     with pytest.raises(ValueError, match="lucky"):
         distribution(parse({}, ["seed=0,1"]).dimensions[0])
+
+
+def test_cases_are_points_of_the_grid_and_not_a_product():
+    space = parse({}, ["seed=0,1", "c=7"])
+    space.cases = [("cell=rnn", "layers=1"), ("cell=lstm", "layers=2")]
+    rows = space.grid()
+    assert rows == [
+        ("c=7", "cell=rnn", "layers=1", "seed=0"),
+        ("c=7", "cell=rnn", "layers=1", "seed=1"),
+        ("c=7", "cell=lstm", "layers=2", "seed=0"),
+        ("c=7", "cell=lstm", "layers=2", "seed=1"),
+    ]
+    other = parse({}, ["seed=0,1", "c=7"])
+    other.cases = [("cell=rnn", "layers=1")]
+    assert "cases" in difference(space.as_record(), other.as_record())
+    assert not difference(space.as_record(), space.as_record())

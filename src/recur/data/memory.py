@@ -167,14 +167,17 @@ class Parity(MemoryTask):
 
 
 class BracketDepth(MemoryTask):
-    """Brackets that open and close; the label is how many are still open after `gap` + 1 of them, at most four."""
+    """Brackets that open and close; the label is how many are still open at the end, at most four.
+
+    A text has `gap` + 1 or `gap` + 2 brackets: the parity of its length would give the parity of the answer away.
+    """
 
     class_names = tuple(str(depth) for depth in range(5))
 
     def example(self, rng: random.Random) -> tuple[str, int]:
         """One text and its label."""
         depth, words = 0, []
-        for _ in range(self.gap + 1):
+        for _ in range(self.gap + 1 + rng.randrange(2)):
             opens = depth == 0 or (depth < len(self.class_names) - 1 and rng.random() < 0.5)
             depth += 1 if opens else -1
             words.append("(" if opens else ")")

@@ -56,6 +56,7 @@ class LanguageModel(nn.Module):
         output_dropout: dropout on the last layer's output.
         locked_dropout: one mask for all steps of a stream at the last three sites, instead of one a step.
         weight_drop: DropConnect on every hidden-to-hidden weight.
+        state_dropout: dropout on the hidden state between steps, see `recur.nn.state_dropout`.
         forget_bias: initial forget-gate bias of an LSTM; None keeps torch's own.
         engine: `auto`, `fused` or `torch`; see `recur.nn.engine`.
         cell_options: what the cell takes besides, such as `{rounds: 5}` of a mogrifier; None for nothing.
@@ -81,6 +82,7 @@ class LanguageModel(nn.Module):
         output_dropout: float = 0.0,
         locked_dropout: bool = False,
         weight_drop: float = 0.0,
+        state_dropout: float = 0.0,
         forget_bias: float | None = 1.0,
         engine: str = "auto",
         cell_options: Mapping[str, Any] | None = None,
@@ -123,6 +125,7 @@ class LanguageModel(nn.Module):
             dropout=dropout,
             locked_dropout=locked_dropout,
             weight_drop=weight_drop,
+            state_dropout=state_dropout,
             output_size=output_size,
             forget_bias=forget_bias,
             engine=engine,

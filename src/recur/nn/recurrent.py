@@ -19,6 +19,7 @@ from recur.nn.cells import CELLS, Cell, Weights
 from recur.nn.engine import layer
 from recur.nn.packed import Layout
 from recur.nn.regularization import locked_dropout
+from recur.nn.state_dropout import run_with_state_dropout
 
 State = list[tuple[Tensor, ...]]
 ENGINES = ("auto", "fused", "torch")
@@ -115,6 +116,9 @@ class Recurrent(nn.Module):
         locked_dropout: draw one mask a sequence for all of its steps instead of one a step.
         weight_drop: probability of zeroing an entry of each `weight_hh` (each `weight_ih` where a cell has no other)
             for a whole batch (Merity et al. 2018).
+        state_dropout: probability of zeroing a feature of the hidden state on its way to the next step, a new mask a
+            step. It disturbs what is carried, which is why nobody should use it: it is here to be measured. Only the
+            cells of torch have it, and training walks step by step.
         output_size: hidden size of the last layer, where it differs.
         forget_bias: initial bias of the forget gates (Jozefowicz et al. 2015): `bias_ih` gets it, `bias_hh` zero.
             None leaves torch's initialisation.
@@ -134,6 +138,7 @@ class Recurrent(nn.Module):
         dropout: float = 0.0,
         locked_dropout: bool = False,
         weight_drop: float = 0.0,
+        state_dropout: float = 0.0,
         output_size: int | None = None,
         forget_bias: float | None = 1.0,
         engine: str = "auto",
@@ -148,9 +153,11 @@ class Recurrent(nn.Module):
         for name, value in (sizes | ({} if output_size is None else {"output_size": output_size})).items():
             if value < 1:
                 raise ArgumentError(name, f"must be at least 1, got {value}")
-        for name, p in {"dropout": dropout, "weight_drop": weight_drop}.items():
+        for name, p in {"dropout": dropout, "weight_drop": weight_drop, "state_dropout": state_dropout}.items():
             if not 0 <= p < 1:
                 raise ArgumentError(name, f"is a probability in [0, 1), got {p}")
+        if state_dropout and cell not in FUSED_CELLS:
+            raise ArgumentError("state_dropout", f"is for {', '.join(FUSED_CELLS)}, got the cell {cell!r}")
         if forget_bias is not None and not math.isfinite(forget_bias):
             raise ArgumentError("forget_bias", f"must be a finite number or None, got {forget_bias}")
         if dropout and num_layers == 1:
@@ -162,7 +169,7 @@ class Recurrent(nn.Module):
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.cell, self.bidirectional, self.bias, self.engine = cell, bidirectional, bias, engine
         self.dropout, self.locked_dropout, self.weight_drop = dropout, locked_dropout, weight_drop
-        self.forget_bias = forget_bias
+        self.state_dropout, self.forget_bias = state_dropout, forget_bias
         self.directions = 2 if bidirectional else 1
         self.output_size = hidden_size if output_size is None else output_size
         self.output_dim = self.output_size * self.directions
@@ -274,8 +281,9 @@ class Recurrent(nn.Module):
         if state is None:
             state = self.initial_state(layout.batch, rows)
         self._check_state(state, layout.batch)
-        fused = self._kind.fused and self.chosen_engine(sequence, layout) == "fused"
-        if self._as_one and not fused:
+        stepwise = self.training and self.state_dropout > 0
+        fused = self._kind.fused and not stepwise and self.chosen_engine(sequence, layout) == "fused"
+        if self._as_one and not fused and not stepwise:
             output, last = self._run_as_one(rows, layout, state)
             return self._packed(output, sequence), last
         output, last = rows, []
@@ -286,6 +294,10 @@ class Recurrent(nn.Module):
             weights = self._dropped_weights(index)
             if fused:
                 output, final = run_fused(self.cell, output, layout, state[index], [_quad(own) for own in weights])
+            elif stepwise:
+                output, final = run_with_state_dropout(
+                    self.cell, output, layout, state[index], weights, self.state_dropout
+                )
             elif self._kind.fused:
                 output, final = self._run_torch(output, layout, state[index], weights, 1)
             else:

@@ -70,6 +70,8 @@ class LanguageModelingTask(Stepping):
         vocab_size: number of token ids.
         character_level: whether a token is a character, so that bits a token are bits a character.
         window: tokens read before each prediction, where the data is single windows; None for streams.
+        carry_state: begin each training window with the state of the one before; otherwise each begins from zeros.
+            Evaluation carries the state either way.
 
     Raises:
         ValueError: a negative penalty.
@@ -89,13 +91,14 @@ class LanguageModelingTask(Stepping):
         scheduler: Callable[..., dict[str, Any] | None] | None = None,
         activation_penalty: float = 0.0,
         temporal_penalty: float = 0.0,
+        carry_state: bool = True,
     ) -> None:
         super().__init__()
         for name, weight in (("activation_penalty", activation_penalty), ("temporal_penalty", temporal_penalty)):
             if not weight >= 0:
                 raise ValueError(f"model.{name} must be at least 0, got {weight}")
         self.net = net(vocab_size=vocab_size)
-        self.character_level, self.window = character_level, window
+        self.character_level, self.window, self.carry_state = character_level, window, carry_state
         self.activation_weight, self.temporal_weight = activation_penalty, temporal_penalty
         self._optimizer, self._scheduler = optimizer, scheduler
         self._carried: dict[str, State | None] = {"train": None, "val": None, "test": None}
@@ -117,7 +120,8 @@ class LanguageModelingTask(Stepping):
     def read(self, batch: TokenWindow, split: str) -> Hidden:
         """Read a window from the state carried in `split`, and carry the state after it."""
         carried = self._carried[split]
-        if batch.first or self.window is not None:
+        fresh = batch.first or self.window is not None or (split == "train" and not self.carry_state)
+        if fresh:
             carried = None
         elif carried is not None and carried[0][0].device != batch.text.data.device:  # from a checkpoint
             carried = [tuple(part.to(batch.text.data.device) for part in layer) for layer in carried]

@@ -1,0 +1,196 @@
+"""Every claim file composes, its runs take a step, and what a sweep left behind is read as it was."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from conftest import ROOT
+from recur.course import claim as claims
+from recur.course import experiment
+from recur.course.blocks import blocks
+from recur.course.page import write
+from recur.course.record import entry, table, update
+from recur.course.verdict import judge
+from recur.sweeps.space import parse
+
+FOLDER = ROOT / "conf" / "claims"
+LOADED = [claims.load(FOLDER, name, quick=quick) for name in claims.names(FOLDER) for quick in (False, True)]
+SWEEPS = [one for one in LOADED if one.sweep is not None]
+GUIDES = ROOT.parent / "shared" / "guides"
+
+
+def known(one: claims.Claim) -> str:
+    return f"{one.name}{'-quick' if one.quick else ''}"
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    return cfg
+
+
+def overrides_of(one: claims.Claim) -> list[list[str]]:
+    assert one.sweep is not None
+    last = {word.partition("=")[0]: word for word in one.sweep.base}
+    extra = [one.needs] if one.needs else []
+    x = [f"{one.sweep.vary}={one.sweep.values[-1]}"] if one.sweep.vary else []
+    return [[*last.values(), *arm, *extra, *x] for arm in one.sweep.arms.values()]
+
+
+@pytest.mark.parametrize("one", SWEEPS, ids=known)
+def test_every_arm_composes_against_the_classes_it_names(one):
+    from recur.config import schema
+
+    for words in overrides_of(one):
+        cfg = composed(*words, "hydra.runtime.output_dir=nowhere")
+        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        config = OmegaConf.to_container(own, resolve=True)
+        assert isinstance(config, dict)
+        config["trainer"].pop("precision")
+        schema.check(config, "")
+
+
+@pytest.mark.parametrize("one", [s for s in SWEEPS if s.quick and not s.needs], ids=known)
+def test_the_runs_of_a_claim_take_a_step(one, tmp_path):
+    import lightning.pytorch as pl
+
+    from recur.config.compose import build
+
+    for words in overrides_of(one):
+        keys = {word.partition("=")[0] for word in words}
+        few = ["data.synthetic.train=600", "data.synthetic.val=600"]
+        cfg = composed(*words, *(few if any(key.startswith("data.synthetic") for key in keys) else []))
+        data = build(cfg.data)
+        data.setup("fit")
+        task = build(cfg.model, optimizer=build(cfg.optimizer), scheduler=build(cfg.scheduler), **data.model_arguments())
+        before = [p.clone() for p in task.parameters()]
+        trainer = pl.Trainer(
+            max_steps=1,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(task, datamodule=data)
+        assert any(not torch.equal(a, b) for a, b in zip(before, task.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("one", SWEEPS, ids=known)
+def test_the_command_of_a_claim_is_a_grid_of_its_arms(one):
+    """What is typed is read back by the sweeper's own parser: as many jobs as arms, places and seeds."""
+    words = experiment.command(one, Path("out"))
+    assert words[:4] == ["python", "-m", "recur.train", "-m"]
+    own = [word for word in words[4:] if not word.startswith("hydra.")]
+    space = parse({}, own)
+    cases = [word for word in words if word.startswith("hydra.sweeper.cases=")]
+    if cases:
+        read = OmegaConf.to_container(composed(cases[0]).hydra.sweeper.cases)
+        space.cases = [tuple(case) for case in read]
+        assert space.cases == list(one.sweep.arms.values())
+    rows = space.grid()
+    assert len(set(rows)) == len(rows) == len(one.sweep.arms) * max(1, len(one.sweep.values)) * len(one.sweep.seeds)
+    places = {experiment._place(one.sweep, row) for row in rows}
+    assert places == {
+        (arm, x, seed) for arm in one.sweep.arms for x in one.sweep.values or [""] for seed in one.sweep.seeds
+    }
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A claim of two arms whose sweep has ended, and where it lies."""
+    sweep = claims.Sweep((), {"a": ("x=1",), "b": ("x=2",)}, seeds=(0, 1))
+    rule = (claims.Condition("b minus a", "b", "val/accuracy", minus="a", at_least=0.1),)
+    one = claims.Claim("demo", "1", "T", "G", "S", "Q", "C", "val/accuracy", rule, sweep, None, {"kind": "arms"}, 1)
+    folder = tmp_path / "demo" / one.key / "sweep"
+    folder.mkdir(parents=True)
+    events = [{"event": "sweep", "format": 1, "monitor": "val/accuracy", "mode": "max"}]
+    for job, (arm, seed) in enumerate((a, s) for a in (1, 2) for s in (0, 1)):
+        events += [
+            {"event": "start", "job": job, "overrides": [f"x={arm}", f"seed={seed}"], "folder": str(job)},
+            {"event": "end", "job": job, "state": "done", "seconds": 1.0, "reason": ""},
+        ]
+        (folder / str(job)).mkdir()
+        record = {"val": {"accuracy": 0.4 * arm + 0.01 * seed}, "wall_seconds": 3.0}
+        (folder / str(job) / "metrics.json").write_text(json.dumps(record))
+    (folder / "sweep.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    return one, tmp_path
+
+
+def test_a_finished_sweep_is_read_and_not_run_again(finished):
+    one, out = finished
+    observations, seconds = experiment.observe(one, out)
+    assert seconds == 12
+    assert {(o.arm, o.seed): o.measures["val/accuracy"] for o in observations} == {
+        ("a", 0): 0.4,
+        ("a", 1): pytest.approx(0.41),
+        ("b", 0): 0.8,
+        ("b", 1): pytest.approx(0.81),
+    }
+    verdict, effects = judge(one.rule, observations)
+    assert (verdict, effects[0].estimate) == ("holds", pytest.approx(0.4))
+    assert not (out / "demo" / one.key / "sweep.log").exists()
+
+
+def test_the_record_keeps_other_claims_and_the_page_escapes(finished):
+    one, out = finished
+    observations, seconds = experiment.observe(one, out)
+    verdict, effects = judge(one.rule, observations)
+    path = out / "claims.json"
+    first = {**entry(one, verdict, effects, observations, seconds), "chart": {"kind": "arms", "y": "val/accuracy"}}
+    update(path, [{**first, "name": "other", "title": "<script>alert(1)</script>"}])
+    content = update(path, [first])
+    assert set(content["claims"]) == {"demo", "other"}
+    write(content, out / "index.html")
+    page = (out / "index.html").read_text()
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert page.count("<svg viewBox") == 2 and "holds" in page
+    assert all(block.what in page.replace("&#39;", "'") for block in blocks())
+    assert "| T | `python -m recur.claims demo` | holds |" in table(content)
+
+
+def code_blocks(path: Path) -> list[str]:
+    """The fenced blocks of a guide, or the cells of one that is a notebook as text."""
+    text = path.read_text(encoding="utf-8")
+    if "```" in text:
+        return text.split("```")[1::2]
+    return [cell for cell in text.split("In [")[1:]]
+
+
+def test_every_code_block_of_the_guides_has_a_command():
+    if not GUIDES.is_dir():
+        pytest.skip("the guides are not beside this checkout")
+    found = [block for path in sorted(GUIDES.glob("*.txt")) for block in code_blocks(path)]
+    assert len(found) > 15
+    for block in found:
+        assert any(own.line in block for own in blocks()), block[:200]
+    for own in blocks():
+        assert any(own.line in block for block in found), own.line
+
+
+@pytest.mark.parametrize("command", sorted({command for block in blocks() for command in block.commands}))
+def test_the_commands_of_the_blocks_are_right(command):
+    import shlex
+
+    python, dash, module, *words = shlex.split(command)
+    assert (python, dash) == ("python", "-m")
+    if module == "recur.claims":
+        for name in words:
+            claims.load(FOLDER, name)
+    elif module == "recur.generate":
+        from recur.generate import _parser
+
+        _parser().parse_intermixed_args(words)
+    else:
+        assert module == "recur.train"
+        assert composed(*words).model._target_

@@ -1,0 +1,62 @@
+"""The quiz is right, and would notice a wrong formula."""
+
+import pytest
+import torch
+
+from recur.course import costs, formulas
+
+
+def test_the_quiz_agrees_with_autograd():
+    rows = formulas.quiz(seed=3)
+    assert {row["arm"] for row in rows} == {"formula", "finite differences", "engine"}
+    assert all(row["error"] < (1e-6 if row["arm"] == "finite differences" else 1e-12) for row in rows)
+
+
+def test_the_quiz_notices_a_forgotten_factor(monkeypatch):
+    right = formulas.lstm_step_gradient
+
+    def wrong(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {**right(**inputs), "c": torch.ones(3, 4, dtype=torch.float64)}
+
+    monkeypatch.setattr(formulas, "lstm_step_gradient", wrong)
+    worst = next(r["error"] for r in formulas.quiz(0) if (r["arm"], r["x"]) == ("formula", "all"))
+    assert worst > 1e-2
+
+
+def test_the_step_is_torchs():
+    torch.manual_seed(0)
+    cell = torch.nn.LSTMCell(5, 4).double()
+    x, h, c = (torch.randn(3, n, dtype=torch.float64) for n in (5, 4, 4))
+    ours = formulas.lstm_step(x, h, c, cell.weight_ih, cell.weight_hh, cell.bias_ih + cell.bias_hh)
+    for a, b in zip(ours, cell(x, (h, c)), strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
+
+
+def test_the_shapes_are_the_guides():
+    found = {row["arm"]: row["distance"] for row in formulas.shapes(1)}
+    assert found["shapes that differ from the guides'"] == 0
+    assert found["backward half of the last output and h_n[-1]"] > 0.05
+
+
+def test_packing_compares_the_same_texts():
+    rows = costs.packing(0, [0.0, 0.5], mean=6, batch=4, hidden=8, rounds=1)
+    assert {row["arm"] for row in rows} == {"padded", "packed, sorted", "packed, unsorted", "recur"}
+    assert {row["useful"] for row in rows if row["x"] == 0.0} == {1.0}
+    assert all(0.5 < row["useful"] < 0.8 for row in rows if row["x"] == 0.5)
+
+
+def test_the_parameters_of_the_cells_are_one_three_four():
+    rows = {row["arm"]: row["parameters"] for row in costs.cells(0, [8], length=6, batch=4, rounds=1)}
+    assert (rows["gru"], rows["lstm"]) == (3 * rows["rnn"], 4 * rows["rnn"])
+
+
+def test_reading_both_ways_cheats():
+    rows = {row["arm"]: row["perplexity"] for row in costs.peek(0, tokens=8000, steps=60, hidden=32)}
+    assert rows["both ways"] < rows["best possible"] < rows["one way"]
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "tanh"])
+def test_the_slopes_are_autograds(name):
+    x = torch.linspace(-4, 4, 33, dtype=torch.float64).requires_grad_(True)
+    slope = torch.autograd.grad(getattr(torch, name)(x).sum(), x)[0]
+    assert torch.allclose(getattr(formulas, f"{name}_slope")(x), slope, atol=1e-14)

@@ -1,0 +1,129 @@
+"""Intervals, conditions and verdicts; every rule of every claim can fail."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from conftest import ROOT
+from recur.course import claim as claims
+from recur.course.claim import Claim, Condition
+from recur.course.verdict import Observation, effect, interval, judge
+from recur.errors import UserError
+
+FOLDER = ROOT / "conf" / "claims"
+NAMES = claims.names(FOLDER)
+
+
+def seen(arm: str, *values: float, x: str = "", measure: str = "m") -> list[Observation]:
+    return [Observation(arm, seed, x, {measure: value}) for seed, value in enumerate(values)]
+
+
+def test_the_interval_is_students():
+    mean, low, high = interval([1.0, 2.0, 3.0])
+    assert mean == 2
+    assert high - mean == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4) == mean - low
+    assert interval([1.0])[1:] == (-math.inf, math.inf)
+    assert interval([0.5] * 4) == (0.5, 0.5, 0.5)
+
+
+def test_differences_are_taken_seed_by_seed():
+    """Seeds that differ much between each other and little between arms give a narrow interval."""
+    found = effect(Condition("t", "b", "m", minus="a", at_least=0.05), [*seen("a", 0, 5, 9), *seen("b", 0.1, 5.1, 9.1)])
+    assert (found.kind, found.verdict) == ("difference", "holds")
+    assert found.low == pytest.approx(0.1) == found.high
+    ratio = effect(Condition("t", "b", "m", over="a", at_most=0.6), [*seen("a", 1, 2, 4), *seen("b", 0.5, 1, 2)])
+    assert (ratio.estimate, ratio.verdict) == (pytest.approx(0.5), "holds")
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"), [((1.0, 1.1, 1.2), "holds"), ((0.1, 0.2, 0.3), "fails"), ((0.1, 0.5, 1.2), "depends")]
+)
+def test_a_condition_looks_at_the_whole_interval(values, verdict):
+    assert effect(Condition("t", "a", "m", at_least=0.6), seen("a", *values)).verdict == verdict
+
+
+def test_a_claim_holds_only_where_all_conditions_do():
+    rule = [Condition("t", "a", "m", at_least=0.6), Condition("t", "b", "m", at_most=0.6)]
+    high, low = (1.0, 1.01, 1.02), (0.1, 0.11, 0.12)
+    assert judge(rule, [*seen("a", *high), *seen("b", *low)])[0] == "holds"
+    assert judge(rule, [*seen("a", *low), *seen("b", *low)])[0] == "depends"
+    assert judge(rule, [*seen("a", *low), *seen("b", *high)])[0] == "fails"
+
+
+def test_places_on_the_axis_are_kept_apart():
+    observations = [*seen("a", 1, 1, x="0"), *seen("a", 0.2, 0.2, x="60")]
+    assert effect(Condition("t", "a", "m", at="0", than_at="60", at_least=0.5), observations).estimate == pytest.approx(0.8)
+
+
+def test_what_was_not_measured_is_said():
+    with pytest.raises(UserError, match=r"needs other of a"):
+        effect(Condition("t", "a", "other", at_least=0), seen("a", 1))
+
+
+def satisfied(rule: tuple[Condition, ...], broken: int | None = None) -> list[Observation]:
+    """Observations by which every condition holds with a margin, or all of them but one that is clearly violated."""
+    values: dict[tuple[str, str, str], float] = {}
+    for _ in range(60):
+        for index, c in enumerate(rule):
+            own = (c.of, c.at or "", c.measure)
+            name = c.over or c.minus or c.of
+            other = (name, c.than_at or c.at or "", c.measure)
+            bound = c.at_least if c.at_least is not None else c.at_most
+            assert bound is not None
+            sign = (1 if c.at_least is not None else -1) * (-1 if index == broken else 1)
+            margin = 0.1 * abs(bound) + (0.01 if sign > 0 or index == broken else 0)
+            base = values.setdefault(other, 1.0) if other != own or c.than_at else 1.0
+            wanted = bound + sign * margin
+            if c.over:
+                now, goal = values.setdefault(own, 1.0) / base, base * wanted
+            elif c.minus or c.than_at is not None:
+                now, goal = values.setdefault(own, 1.0) - base, base + wanted
+            else:
+                now, goal = values.setdefault(own, 1.0), wanted
+            if sign * (now - bound) < abs(margin) * 0.5:
+                values[own] = goal
+    places: dict[tuple[str, str], dict[str, float]] = {}
+    for (arm, x, measure), value in values.items():
+        places.setdefault((arm, x), {})[measure] = value
+    return [Observation(arm, seed, x, measures) for (arm, x), measures in places.items() for seed in (0, 1, 2)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_rule_can_hold_and_can_fail(name):
+    """Results that satisfy the claim are found to hold; with any one comparison turned round they no longer are."""
+    claim = claims.load(FOLDER, name)
+    assert judge(claim.rule, satisfied(claim.rule))[0] == "holds"
+    for index in range(len(claim.rule)):
+        verdict, effects = judge(claim.rule, satisfied(claim.rule, broken=index))
+        assert effects[index].verdict == "fails"
+        assert verdict != "holds"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rule_speaks_of_arms_and_places_that_are_run(name):
+    claim: Claim = claims.load(FOLDER, name)
+    quick = claims.load(FOLDER, name, quick=True)
+    assert len(claim.seeds) >= 3
+    assert quick.quick and quick.key != claim.key
+    for one in (claim, quick):
+        if one.sweep is None:
+            continue
+        for c in one.rule:
+            assert {c.of, c.minus or c.of, c.over or c.of} <= set(one.sweep.arms), c.text
+            assert {c.at, c.than_at} - {None} <= set(one.sweep.values), c.text
+    assert replace(claim, quick=True).key != claim.key
+
+
+def test_a_mistake_in_a_claim_is_refused(tmp_path):
+    good = (FOLDER / "quiz.yaml").read_text()
+    for wrong, message in (
+        (good.replace("title:", "tilte:"), "tilte"),
+        (good.replace("at_most: 1.0e-6", "bound: 1"), "bound"),
+        (good.replace("function:", "sweep:", 1).replace("sweep:", "swoop:", 1), "swoop"),
+    ):
+        (tmp_path / "quiz.yaml").write_text(wrong)
+        with pytest.raises(UserError, match=message):
+            claims.load(tmp_path, "quiz")
+    with pytest.raises(UserError, match="did you mean quiz"):
+        claims.load(tmp_path, "quizz")
