@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install train lm sweep test test-all torture soak lint format tensorboard results bench clean
+.PHONY: help install train lm sweep test test-all torture soak lint format tensorboard results bench guides clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ results: $(READY) ## write the README's figures (ARGS="RUN ..." publishes runs)
 
 bench: $(READY) ## measure speed; tables, JSON and a picture in outputs/bench
 	$(BIN)/python -m recur.bench $(ARGS)
+
+guides: $(READY) ## measure the course's claims, 45 minutes on two idle cores, resumable (ARGS="NAME ...", "--quick")
+	$(BIN)/python -m recur.claims $(ARGS)
 
 clean: ## remove the environment and caches; runs in outputs stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src"
-COMMANDS = ("train", "evaluate", "predict", "generate", "results", "bench", "export", "new")
+COMMANDS = ("train", "evaluate", "predict", "generate", "results", "bench", "export", "new", "claims")
 FILES = sorted(path for path in SOURCE.rglob("*.py"))
 
 # What each package may import of the others; `nn` imports torch alone, and nobody imports a command.
@@ -22,7 +22,8 @@ BELOW["runs"] = {"data", "cli", "render", "errors", "nn"}
 BELOW["config"] = {"tasks", "runs", *BELOW["tasks"], *BELOW["runs"]}
 BELOW["training"] = BELOW["inference"] = BELOW["leaderboard"] = BELOW["exporting"] = {"config", *BELOW["config"]}
 BELOW["sweeps"] = BELOW["benchmarks"] = {"training", "inference", "leaderboard", *BELOW["training"]}
-EVERYTHING = {"sweeps", "benchmarks", "exporting", *BELOW["sweeps"]}
+BELOW["course"] = {"sweeps", *BELOW["sweeps"]}
+EVERYTHING = {"course", "sweeps", "benchmarks", "exporting", *BELOW["sweeps"]}
 HYDRA = {"config", "sweeps", *COMMANDS}  # who may import Hydra and OmegaConf
 INTERNALS = re.compile(r"_internals\.py$")  # where private names of other libraries may stand
 PUBLIC_UNDERSCORES = {"_fields", "_replace", "_asdict", "_make", "_exit"}  # of named tuples and of `os`

@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="let --out replace a file")
     parser.add_argument("--explain", action="store_true", help="show each token's contribution")
     parser.add_argument("--html", metavar="PATH", help="write the explanation as a page that stands alone")
+    parser.add_argument("--gates", metavar="PATH", help="draw the gates of an LSTM over one text as png, svg or pdf")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     return parser
 
@@ -64,6 +65,10 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.html:
         check_page(arguments.html)
     run = load(arguments.run, arguments.device)
+    if arguments.gates:
+        from recur.inference.probes import write_gates
+
+        write_gates(run, arguments.texts[0], Path(arguments.gates))
     with io.open_out(arguments.out) as stream:
         records = io.records(stream, arguments.out) if arguments.json or arguments.out else None
         display = display_for(run, records, explain=arguments.explain, page=arguments.html)
@@ -90,6 +95,12 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--column", arguments.column, "names a column of --file or of JSON lines on standard input")
     if arguments.format not in ("auto", "text", "jsonl"):
         raise UserError("--format", arguments.format, "must be auto, text or jsonl")
+    if arguments.gates and len(arguments.texts) != 1:
+        raise UserError("--gates", rule="draws one text", remedy="give one, as an argument")
+    if arguments.gates and Path(arguments.gates).suffix not in (".png", ".svg", ".pdf"):
+        raise UserError("--gates", arguments.gates, "must end in .png, .svg or .pdf")
+    if arguments.gates and not Path(arguments.gates).parent.is_dir():
+        raise UserError("--gates", arguments.gates, "lies in no folder that exists")
     if arguments.overwrite and not arguments.out:
         raise UserError("--overwrite", rule="does nothing without --out", remedy="give both")
 

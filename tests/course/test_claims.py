@@ -56,6 +56,8 @@ def test_every_arm_composes_against_the_classes_it_names(one):
         schema.check(config, "")
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Lightning's own, of torch
 @pytest.mark.parametrize("one", [s for s in SWEEPS if s.quick and not s.needs], ids=known)
 def test_the_runs_of_a_claim_take_a_step(one, tmp_path):
     import lightning.pytorch as pl
@@ -68,7 +70,9 @@ def test_the_runs_of_a_claim_take_a_step(one, tmp_path):
         cfg = composed(*words, *(few if any(key.startswith("data.synthetic") for key in keys) else []))
         data = build(cfg.data)
         data.setup("fit")
-        task = build(cfg.model, optimizer=build(cfg.optimizer), scheduler=build(cfg.scheduler), **data.model_arguments())
+        task = build(
+            cfg.model, optimizer=build(cfg.optimizer), scheduler=build(cfg.scheduler), **data.model_arguments()
+        )
         before = [p.clone() for p in task.parameters()]
         trainer = pl.Trainer(
             max_steps=1,
@@ -164,7 +168,7 @@ def code_blocks(path: Path) -> list[str]:
     text = path.read_text(encoding="utf-8")
     if "```" in text:
         return text.split("```")[1::2]
-    return [cell for cell in text.split("In [")[1:]]
+    return text.split("In [")[1:]
 
 
 def test_every_code_block_of_the_guides_has_a_command():

@@ -53,7 +53,9 @@ def test_a_claim_holds_only_where_all_conditions_do():
 
 def test_places_on_the_axis_are_kept_apart():
     observations = [*seen("a", 1, 1, x="0"), *seen("a", 0.2, 0.2, x="60")]
-    assert effect(Condition("t", "a", "m", at="0", than_at="60", at_least=0.5), observations).estimate == pytest.approx(0.8)
+    assert effect(Condition("t", "a", "m", at="0", than_at="60", at_least=0.5), observations).estimate == pytest.approx(
+        0.8
+    )
 
 
 def test_what_was_not_measured_is_said():

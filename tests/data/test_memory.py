@@ -34,7 +34,8 @@ def test_the_label_follows_from_the_text(kind, gap):
         texts, labels = rows.columns["text"], rows.columns["label"]
         assert len(texts) == task.sizes[split]
         assert [task.class_names[label] for label in labels] == [solved(kind.__name__, text) for text in texts]
-    assert task.split("train").read().columns["text"] != kind(60, 20, 20, gap=gap, seed=1).split("train").read().columns["text"]
+    other = kind(60, 20, 20, gap=gap, seed=1)
+    assert task.split("train").read().columns["text"] != other.split("train").read().columns["text"]
 
 
 @pytest.mark.parametrize("gap", [0, 7, 40])
@@ -53,7 +54,9 @@ def test_no_class_is_much_more_frequent_than_chance():
 
 
 def test_both_families_read_them(tmp_path):
-    data = SentimentData(synthetic=DelayedRecall(200, 50, 50), tokenizer={"kind": "whitespace"}, cache_dir=str(tmp_path))
+    data = SentimentData(
+        synthetic=DelayedRecall(200, 50, 50), tokenizer={"kind": "whitespace"}, cache_dir=str(tmp_path)
+    )
     data.setup("fit")
     assert data.num_classes == 4 and data.ceiling == {"accuracy": 1.0}
     text = LanguageData(

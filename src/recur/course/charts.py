@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 WIDTH, HEIGHT = 640, 320
@@ -60,7 +60,9 @@ def lines(
         log_y: logarithmic y axis; values of 0 and below are left out.
     """
     scaled = [
-        Series(s.name, {x: [math.log10(v) if log_y else v for v in vs if v > 0 or not log_y] for x, vs in s.points.items()})
+        Series(
+            s.name, {x: [math.log10(v) if log_y else v for v in vs if v > 0 or not log_y] for x, vs in s.points.items()}
+        )
         for s in series
     ]
     scaled = [Series(s.name, {x: vs for x, vs in sorted(s.points.items()) if vs}) for s in scaled]
@@ -81,26 +83,31 @@ def lines(
     def at_y(y: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * (y - y_low) / (y_high - y_low)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(y_label)} by {html.escape(x_label)}">']
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(y_label)} by {html.escape(x_label)}">'
+    ]
     for tick in _ticks(y_low, y_high):
         text = _label(10**tick) if log_y else _label(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{at_y(tick):.1f}" y2="{at_y(tick):.1f}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{at_y(tick) + 4:.1f}" text-anchor="end">{text}</text>')
     for x, text in enumerate(names) if names else ((tick, _label(tick)) for tick in _ticks(x_low, x_high)):
-        parts.append(f'<text x="{at_x(x):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{html.escape(str(text))}</text>')
+        parts.append(
+            f'<text x="{at_x(x):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{html.escape(str(text))}</text>'
+        )
     for y, text in level.items():
         parts.append(f'<line class="mark" x1="{LEFT}" x2="{right}" y1="{at_y(y):.1f}" y2="{at_y(y):.1f}"/>')
         parts.append(f'<text class="soft" x="{LEFT + 6}" y="{at_y(y) - 5:.1f}">{html.escape(text)}</text>')
     middle, center = (LEFT + right) / 2, (TOP + HEIGHT - BOTTOM) / 2
     parts.append(f'<text class="soft" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{html.escape(x_label)}</text>')
-    parts.append(
-        f'<text class="soft" transform="translate(13 {center}) rotate(-90)" text-anchor="middle">{html.escape(y_label)}</text>'
-    )
+    turned = f'transform="translate(13 {center}) rotate(-90)" text-anchor="middle"'
+    parts.append(f'<text class="soft" {turned}>{html.escape(y_label)}</text>')
     parts += _drawn(scaled, at_x, at_y, bool(names))
     return "".join([*parts, "</svg>"])
 
 
-def _drawn(series: Sequence[Series], at_x, at_y, apart: bool) -> list[str]:  # type: ignore[no-untyped-def]
+def _drawn(
+    series: Sequence[Series], at_x: Callable[[float], float], at_y: Callable[[float], float], apart: bool
+) -> list[str]:
     """Lines, dots and, at their right ends, the names, pushed apart where they would overlap."""
     parts: list[str] = []
     ends: list[tuple[float, int, str]] = []
@@ -114,17 +121,17 @@ def _drawn(series: Sequence[Series], at_x, at_y, apart: bool) -> list[str]:  # t
             parts.append(f'<polyline class="line s{color}" points="{path}"/>')
         few = len(means) <= 12
         for x, values in one.points.items():
-            for value in values if few else []:
-                parts.append(f'<circle class="dot s{color}" cx="{at_x(x):.1f}" cy="{at_y(value):.1f}" r="3.5"/>')
+            at = f'cx="{at_x(x):.1f}"'
+            parts += [f'<circle class="dot s{color}" {at} cy="{at_y(v):.1f}" r="3.5"/>' for v in values if few]
             if apart:
-                y = at_y(means[x])
-                parts.append(
-                    f'<line class="line s{color}" x1="{at_x(x) - 14:.1f}" x2="{at_x(x) + 14:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                )
+                left, right, y = at_x(x) - 14, at_x(x) + 14, at_y(means[x])
+                parts.append(f'<path class="line s{color}" d="M{left:.1f} {y:.1f}H{right:.1f}"/>')
         ends.append((at_y(list(means.values())[-1]), color, one.name))
     before = -math.inf
     if len(ends) > 1 or not apart:
         for y, color, name in sorted(ends):
             before = max(y, before + 15)
-            parts.append(f'<text class="name s{color}" x="{WIDTH - RIGHT + 10}" y="{before + 4:.1f}">{html.escape(name)}</text>')
+            parts.append(
+                f'<text class="name s{color}" x="{WIDTH - RIGHT + 10}" y="{before + 4:.1f}">{html.escape(name)}</text>'
+            )
     return parts

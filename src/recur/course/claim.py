@@ -154,7 +154,9 @@ def load(folder: Path, name: str, *, quick: bool = False) -> Claim:
         raise UserError("", rule=f"there is no claim {name!r}", remedy=f"{hint} known: {', '.join(known)}".strip())
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if unknown := sorted(set(content) - _KEYS):
-        raise UserError(f"{name}.{unknown[0]}", rule="is no part of a claim", remedy=f"known: {', '.join(sorted(_KEYS))}")
+        raise UserError(
+            f"{name}.{unknown[0]}", rule="is no part of a claim", remedy=f"known: {', '.join(sorted(_KEYS))}"
+        )
     for key in (*_TEXTS, "number", "minutes", "rule"):
         if not content.get(key):
             raise UserError(f"{name}.{key}", content.get(key), "must be given")

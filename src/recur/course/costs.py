@@ -6,6 +6,7 @@ counts.
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,22 +56,26 @@ def packing(
         lengths = torch.linspace(mean * (1 - spread), mean * (1 + spread), batch).round().clamp_min(1).long()
         lengths = lengths[torch.randperm(batch)]
         texts = [torch.randn(int(n), hidden) for n in lengths]
-        padded, (ordered, order) = pad_sequence(texts), lengths.sort(descending=True)
-        padded_sorted = padded[:, order]
-        theirs, ours = nn.LSTM(hidden, hidden), Recurrent(hidden, hidden)
-        ours.load_state_dict(theirs.state_dict())
-        packed = pack_sequence(texts, enforce_sorted=False)
-        rivals: dict[str, Callable[[], Tensor]] = {
-            "padded": lambda: theirs(padded)[0],
-            "packed, sorted": lambda: theirs(pack_padded_sequence(padded_sorted, ordered))[0].data,
-            "packed, unsorted": lambda: theirs(pack_padded_sequence(padded, lengths, enforce_sorted=False))[0].data,
-            "recur": lambda: ours(packed)[0].data,
-        }
-        useful = float(lengths.sum()) / padded[..., 0].numel()
-        rows += [
-            {"arm": arm, "x": spread, "ms": ms, "useful": useful} for arm, ms in _race(rivals, rounds).items()
-        ]
+        useful = float(lengths.sum()) / (batch * int(lengths.max()))
+        times = _race(_packing_rivals(texts, lengths), rounds)
+        rows += [{"arm": arm, "x": spread, "ms": ms, "useful": useful} for arm, ms in times.items()]
     return rows
+
+
+def _packing_rivals(texts: list[Tensor], lengths: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Forward passes over the same texts with the same weights."""
+    hidden = texts[0].shape[1]
+    padded, (ordered, order) = pad_sequence(texts), lengths.sort(descending=True)
+    padded_sorted = padded[:, order]
+    theirs, ours = nn.LSTM(hidden, hidden), Recurrent(hidden, hidden)
+    ours.load_state_dict(theirs.state_dict())
+    packed = pack_sequence(texts, enforce_sorted=False)
+    return {
+        "padded": lambda: theirs(padded)[0],
+        "packed, sorted": lambda: theirs(pack_padded_sequence(padded_sorted, ordered))[0].data,
+        "packed, unsorted": lambda: theirs(pack_padded_sequence(padded, lengths, enforce_sorted=False))[0].data,
+        "recur": lambda: ours(packed)[0].data,
+    }
 
 
 def cells(seed: int, sizes: Sequence[int], length: int = 50, batch: int = 32, rounds: int = 3) -> list[dict[str, Any]]:
@@ -89,12 +94,17 @@ def cells(seed: int, sizes: Sequence[int], length: int = 50, batch: int = 32, ro
         lengths = torch.linspace(length / 2, length, batch).long()
         packed: PackedSequence = pack_sequence([torch.randn(int(n), size) for n in lengths], enforce_sorted=False)
         nets = {cell: Recurrent(size, size, cell=cell) for cell in ("rnn", "gru", "lstm")}
-        times = _race({cell: lambda net=net: net(packed)[0].data for cell, net in nets.items()}, rounds)  # type: ignore[misc]
+        times = _race({cell: partial(_outputs, net, packed) for cell, net in nets.items()}, rounds)
         rows += [
             {"arm": cell, "x": size, "ms": times[cell], "parameters": sum(p.numel() for p in net.parameters())}
             for cell, net in nets.items()
         ]
     return rows
+
+
+def _outputs(net: Recurrent, packed: PackedSequence) -> Tensor:
+    output: Tensor = net(packed)[0].data
+    return output
 
 
 def peek(seed: int, tokens: int = 60_000, steps: int = 300, hidden: int = 64) -> list[dict[str, Any]]:

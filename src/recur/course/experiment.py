@@ -18,8 +18,8 @@ from recur.course.claim import Claim, Sweep
 from recur.course.verdict import Observation
 from recur.errors import UserError
 from recur.runs import journal
-from recur.runs.metrics import metric, metric_names, read_record
 from recur.runs.files import write_atomic
+from recur.runs.metrics import metric, metric_names, read_record
 
 
 def command(claim: Claim, folder: Path) -> list[str]:

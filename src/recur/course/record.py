@@ -10,8 +10,8 @@ from typing import Any
 from recur.course.claim import Claim
 from recur.course.experiment import shown_command
 from recur.course.verdict import Effect, Observation
-from recur.runs.metrics import provenance
 from recur.runs.files import write_atomic
+from recur.runs.metrics import provenance
 
 
 def entry(

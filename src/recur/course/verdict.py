@@ -135,7 +135,9 @@ def judge(rule: Sequence[Condition], observations: Iterable[Observation]) -> tup
     return (FAILS if HOLDS not in verdicts and FAILS in verdicts else DEPENDS), effects
 
 
-def _series(table: Mapping[tuple[str, str, int], Any], condition: Condition, arm: str, at: str | None) -> dict[int, float]:
+def _series(
+    table: Mapping[tuple[str, str, int], Any], condition: Condition, arm: str, at: str | None
+) -> dict[int, float]:
     found = {
         seed: value
         for (own, x, seed), value in table.items()

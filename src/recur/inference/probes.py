@@ -85,7 +85,9 @@ def lstm_gates(recurrent: Recurrent, rows: Tensor) -> list[Gates]:
     for layer in range(recurrent.num_layers):
         sides = []
         for suffix in recurrent.suffixes:
-            parts = [weights.get(f"{name}_l{layer}{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            parts = [
+                weights.get(f"{name}_l{layer}{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            ]
             sides.append(_walk(rows, parts, reverse=bool(suffix)))
         found += sides
         rows = torch.cat([side.hidden for side in sides], 1)
@@ -135,3 +137,24 @@ def gates_chart(tokens: list[str], gates: list[Gates], path: Any, *, bidirection
         axis.set_xticks(range(len(tokens)), shown if last else [], rotation=60, ha="right", rotation_mode="anchor")
     figure.colorbar(image, ax=list(axes), label="mean over units, 0 closed to 1 open", fraction=0.05)
     figure.savefig(path, dpi=150, facecolor="white")
+
+
+def write_gates(run: Any, text: str, path: Any) -> None:
+    """Write the chart of a run's gates over one text.
+
+    Args:
+        run: a trained run, of either family.
+        text: to be read.
+        path: file to write; its suffix says the format.
+
+    Raises:
+        UserError: the run is no LSTM, or the text has no token.
+    """
+    net = run.task.net
+    ids = torch.tensor(run.tokenizer.encode(text))
+    if not len(ids):
+        raise UserError("--gates", text, "needs a text with at least one token")
+    with torch.no_grad():
+        rows = net.embedding(ids.to(net.embedding.weight.device))
+    gates = lstm_gates(net.recurrent, rows)
+    gates_chart(run.tokenizer.tokens(text), gates, path, bidirectional=net.recurrent.bidirectional)

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from recur.nn import compiled, products
 from recur.nn.arguments import ArgumentError
 from recur.nn.cells import CELLS, Cell, Weights
-from recur.nn.engine import layer
+from recur.nn.engine import FUSED_CELLS, layer
 from recur.nn.packed import Layout
 from recur.nn.regularization import locked_dropout
 from recur.nn.state_dropout import run_with_state_dropout

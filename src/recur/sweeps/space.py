@@ -57,7 +57,7 @@ class Dimension:
 
 @dataclass
 class Space:
-    """What a sweep sets once (`fixed`, override texts by key) and what it varies: dimensions, and cases of overrides."""
+    """What a sweep sets once (`fixed`, override texts by key) and varies: dimensions, and cases of many overrides."""
 
     fixed: dict[str, str] = field(default_factory=dict)
     dimensions: list[Dimension] = field(default_factory=list)
