@@ -67,13 +67,13 @@ def lstm_step_gradient(
 
 def _finite(function: Callable[[Tensor], Tensor], at: Tensor, step: float = 1e-6) -> Tensor:
     """Central differences of a scalar function, entry by entry."""
-    found = torch.zeros_like(at)
+    slopes = torch.zeros_like(at)
     for index in range(at.numel()):
         moved = torch.zeros_like(at).flatten()
         moved[index] = step
         moved = moved.view_as(at)
-        found.view(-1)[index] = (function(at + moved) - function(at - moved)) / (2 * step)
-    return found
+        slopes.view(-1)[index] = (function(at + moved) - function(at - moved)) / (2 * step)
+    return slopes
 
 
 def _error(ours: Tensor, theirs: Tensor) -> float:

@@ -138,15 +138,15 @@ def judge(rule: Sequence[Condition], observations: Iterable[Observation]) -> tup
 def _series(
     table: Mapping[tuple[str, str, int], Any], condition: Condition, arm: str, at: str | None
 ) -> dict[int, float]:
-    found = {
+    series = {
         seed: value
         for (own, x, seed), value in table.items()
         if own == arm and value is not None and (at is None or x == at)
     }
-    if not found:
+    if not series:
         where = "" if at is None else f" at {at}"
         raise UserError(condition.text, rule=f"needs {condition.measure} of {arm}{where}, which nothing measured")
-    return found
+    return series
 
 
 def _exp(value: float) -> float:

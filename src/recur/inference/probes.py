@@ -81,7 +81,7 @@ def lstm_gates(recurrent: Recurrent, rows: Tensor) -> list[Gates]:
     if recurrent.cell != "lstm":
         raise UserError("--gates", rule=f"are those of an LSTM, this run has {recurrent.cell} cells")
     weights = dict(recurrent.named_parameters())
-    found: list[Gates] = []
+    gates: list[Gates] = []
     for layer in range(recurrent.num_layers):
         sides = []
         for suffix in recurrent.suffixes:
@@ -89,9 +89,9 @@ def lstm_gates(recurrent: Recurrent, rows: Tensor) -> list[Gates]:
                 weights.get(f"{name}_l{layer}{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             ]
             sides.append(_walk(rows, parts, reverse=bool(suffix)))
-        found += sides
+        gates += sides
         rows = torch.cat([side.hidden for side in sides], 1)
-    return found
+    return gates
 
 
 def _walk(rows: Tensor, weights: list[Any], *, reverse: bool) -> Gates:
