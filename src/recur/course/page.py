@@ -7,7 +7,7 @@ from typing import Any
 from recur.course import charts
 from recur.course.blocks import blocks
 from recur.course.record import claim_order, effect_text, number_text
-from recur.render import render_template, seconds_in_words
+from recur.render import seconds_in_words, templates
 from recur.runs.files import write_atomic
 
 _MEANING = {
@@ -22,14 +22,17 @@ def write(record: Mapping[str, Any], path: Path) -> None:
     claims = sorted(record["claims"].values(), key=lambda one: claim_order(one["number"]))
     shown = [_shown(one) for one in claims]
     counts = {verdict: sum(one["verdict"] == verdict for one in claims) for verdict in _MEANING}
-    page = render_template(
-        "claims.html",
-        claims=shown,
-        counts=counts,
-        meaning=_MEANING,
-        quick=any(one["quick"] for one in claims),
-        total=seconds_in_words(sum(one["seconds"] for one in claims)),
-        blocks=blocks(),
+    page = (
+        templates(Path(__file__).parent / "templates")
+        .get_template("claims.html")
+        .render(
+            claims=shown,
+            counts=counts,
+            meaning=_MEANING,
+            quick=any(one["quick"] for one in claims),
+            total=seconds_in_words(sum(one["seconds"] for one in claims)),
+            blocks=blocks(),
+        )
     )
     write_atomic(path, page)
 
