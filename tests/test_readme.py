@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, train
+from conftest import EASY, ROOT, train
 from support.commands import run_command
 from support.real_sweeps import TINY, sweep
 
@@ -138,11 +138,13 @@ def test_commands_about_a_finished_sweep_run(command, sweeps):
     assert done.stdout
 
 
-def test_python_runs_as_it_stands_there(trained_run, own_files, monkeypatch, capsys):
+def test_python_runs_as_it_stands_there(own_files, monkeypatch, capsys):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert '"RUN"' in block
-    block = block.replace('"RUN"', repr(str(trained_run)))
+    typed = '["trainer.max_epochs=1", "trainer=cpu"]'
+    assert typed in block
+    small = [word for word in EASY if not word.startswith(("trainer.accelerator", "trainer.max_epochs"))]
+    block = block.replace(typed, repr(["trainer.max_epochs=1", "trainer=cpu", *small]))
     monkeypatch.chdir(own_files)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     exec(block, {})

@@ -4,8 +4,9 @@ From Python:
 
     import recur
 
-    run = recur.load("outputs/...")          # a run folder or a checkpoint
-    run.predict(["This film is great"])      # see recur.inference.run.Run
+    run = recur.fit(["model=advanced_lstm"])    # what `python -m recur.train` does
+    run = recur.load("outputs/...")             # a run folder or a checkpoint
+    run.predict(["This film is great"])         # see recur.inference.run.Run
 
 Everything is imported when it is first used, so that `import recur` takes no time.
 """
@@ -14,12 +15,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from recur.api import compose, fit
     from recur.errors import UserError
     from recur.inference.run import Run, load
 
 __version__ = "0.1.0"
-__all__ = ["Run", "UserError", "load"]
-_HOME = {"Run": "recur.inference.run", "UserError": "recur.errors", "load": "recur.inference.run"}
+__all__ = ["Run", "UserError", "compose", "fit", "load"]
+_HOME = {
+    "Run": "recur.inference.run",
+    "UserError": "recur.errors",
+    "compose": "recur.api",
+    "fit": "recur.api",
+    "load": "recur.inference.run",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -237,3 +237,10 @@ def claim(folder: Path) -> None:
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}\n")
     file.flush()
+
+
+def release(folder: Path) -> None:
+    """Let go of a run's folder that this process holds."""
+    file = _claimed.pop(folder.resolve(), None)
+    if file is not None:
+        file.close()

@@ -1,0 +1,90 @@
+"""Composing and training from Python: `recur.compose` and `recur.fit`."""
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from recur.config.compose import command_line, compose_run, quoted
+from recur.errors import UserError
+from recur.inference.run import Run, load
+from recur.runs import run as runs
+from recur.training import start
+from recur.training.failures import HEARD, Stop
+
+Overrides = Sequence[str] | Mapping[str, Any]
+
+
+def compose(overrides: Overrides = ()) -> dict[str, Any]:
+    """The config of a run, resolved, as `python -m recur.train OVERRIDES --cfg job` shows it.
+
+    Args:
+        overrides: `["model=awd_lstm", "optimizer.lr=1e-3"]`, or `{"model": "awd_lstm", "optimizer.lr": 1e-3}`.
+
+    Raises:
+        UserError: it cannot be composed.
+    """
+    return compose_run(command_line(words(overrides))).config
+
+
+def fit(overrides: Overrides = ()) -> Run:
+    """Train one run in this process, as `python -m recur.train OVERRIDES` does, and open it.
+
+    Ctrl-C ends it after the step, saved, with the exception `recur.training.failures.Stopped`. The name is `fit`, as in
+    Lightning: `recur.train` is the module of the command.
+
+    Args:
+        overrides: as in `compose`; `resume=RUN` goes on with a run.
+
+    Returns:
+        the run with its best weights.
+
+    Raises:
+        UserError: a mistake in the overrides or the data; nothing has been changed then.
+    """
+    line = command_line(words(overrides))
+    if line.hydra:
+        raise UserError("overrides", list(line.words), "must describe one run", "sweeps are started by the command")
+    composed = compose_run(line)
+    with _signals_as_before():
+        stop = Stop()
+        stop.listen()
+        try:
+            start.run(composed, stop)
+        finally:
+            runs.release(composed.folder)
+    return load(composed.folder)
+
+
+def words(overrides: Overrides) -> list[str]:
+    """Overrides as they are typed; a value of a mapping as Hydra's grammar writes it."""
+    if isinstance(overrides, str):
+        raise TypeError("overrides are several words: give a list")
+    if isinstance(overrides, Mapping):
+        return [f"{key}={_written(value)}" for key, value in overrides.items()]
+    return list(overrides)
+
+
+def _written(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{quoted(str(key))}: {_written(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_written, value)) + "]"
+    return quoted(str(value)) if value != "" else "''"
+
+
+@contextmanager
+def _signals_as_before() -> Iterator[None]:
+    """Give the signals back, which a run takes over."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in HEARD}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,123 @@
+"""A run from its composed config to its results: data, task, callbacks and trainer are built, checked and trained."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+
+from recur.config import schema
+from recur.config.compose import Composed, build
+from recur.data.text import Tokenizer
+from recur.runs import fingerprint
+from recur.runs.build import Part
+from recur.runs.run import load_checkpoint
+from recur.training import report
+from recur.training.callbacks import PlannedNoise, ValidationLog
+from recur.training.checkpointing import Files, SelfContained
+from recur.training.failures import Stop
+from recur.training.fit import Trained, train
+from recur.training.run_files import begin, take_up
+
+
+class Pruning(Protocol):
+    """A callback that may find, during training, that there is no point in going on."""
+
+    pruned: bool
+
+
+def run(composed: Composed, stop: Stop, pruning: Pruning | None = None) -> Trained:
+    """Train what a config describes, in the run's folder.
+
+    Args:
+        composed: the config.
+        stop: hears the signals that end a run after a step.
+        pruning: one more callback, in a study.
+
+    Returns:
+        the metrics, which `metrics.json` has too.
+
+    Raises:
+        UserError: a setting, the data or the folder is not as it must be; nothing has been changed then.
+        Stopped: a signal came.
+    """
+    report.quiet()
+    schema.check_run(composed.config, composed.used)
+    checkpoint = take_up(composed)
+    data = _data(composed, checkpoint)
+    task = _task(composed.config, data)
+    callbacks = _callbacks(composed, data, stop)
+    trainer = _trainer(composed.config, [*callbacks, *([] if pruning is None else [pruning])])
+    begin(composed, data, task, trainer, checkpoint)
+    trained = train(
+        data,
+        task,
+        trainer,
+        checkpoint=checkpoint,
+        test=composed.config["test"],
+        called_off=lambda: pruning is not None and pruning.pruned,
+    )
+    if trainer.is_global_zero:
+        pruned = pruning is not None and pruning.pruned
+        report.closing(composed.folder, composed.config, data, task, trainer, trained.results, pruned=pruned)
+    return trained
+
+
+def _data(composed: Composed, checkpoint: Path | None) -> Any:
+    """The data, set up; that of a resumed run with its own vocabulary, and compared with what it was.
+
+    Raises:
+        UserError: the data cannot be read, or has changed.
+    """
+    pl.seed_everything(composed.config["seed"], workers=True, verbose=False)
+    data = build(composed.config["data"], "data")
+    data.prepare_data()
+    data.setup("fit")
+    if checkpoint is not None:
+        before = load_checkpoint(checkpoint)["recur"]["fingerprint"]
+        now = fingerprint.fingerprint(data)
+        if before != now and composed.config["accept_data_change"]:
+            return _data_of_before(composed, checkpoint)
+        fingerprint.compare(before, now, str(composed.folder))
+    return data
+
+
+def _data_of_before(composed: Composed, checkpoint: Path) -> Any:
+    """Other data than the run began with, read with the run's vocabulary and classes."""
+    own = load_checkpoint(checkpoint)["recur"]
+    data = build(composed.config["data"], "data")
+    names = [own["data"]["class_names"]] if "class_names" in own["data"] else []
+    data.use(Tokenizer.from_json(own["tokenizer"]), *names)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def _task(config: dict[str, Any], data: Any) -> Any:
+    parts = {group: build(config[group], group) for group in ("optimizer", "scheduler")}
+    return build(config["model"], "model", **parts, **data.model_arguments())
+
+
+def _callbacks(composed: Composed, data: Any, stop: Stop) -> list[Any]:
+    """The callbacks of the config and those that every run has."""
+    config = composed.config
+    built = [build(node, f"callbacks.{name}") for name, node in config["callbacks"].items()]
+    built = [part(stop=stop) if isinstance(part, Part) else part for part in built if part is not None]
+    described = {key: v for key, v in data.model_arguments().items() if not isinstance(v, torch.Tensor)}
+    content = SelfContained(composed.record(), data.tokenizer.to_json(), described, fingerprint.fingerprint(data))
+    return [*built, content, PlannedNoise(config["seed"]), ValidationLog(composed.folder)]
+
+
+def _trainer(config: dict[str, Any], callbacks: list[Any]) -> Any:
+    settings = dict(config["trainer"])
+    loggers = [build(node, f"logger.{name}") for name, node in config["logger"].items()]
+    if not loggers:  # which it would complain about
+        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+    settings["precision"] = report.precision(settings["precision"], settings["accelerator"])
+    best = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    settings["enable_checkpointing"] = best  # else Lightning would add one
+    plugins = [Files(), *build(settings.pop("plugins", None) or [], "trainer.plugins")]
+    return build(
+        {**settings, "_partial_": True}, "trainer", callbacks=callbacks, logger=loggers or False, plugins=plugins
+    )
