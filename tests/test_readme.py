@@ -1,5 +1,6 @@
 """The README's commands run, as they stand there, on small files and few steps."""
 
+import ast
 import json
 import re
 import shlex
@@ -173,6 +174,15 @@ def test_it_is_short_and_names_every_package():
     assert not [name for name in packages if f"`recur.{name}`" not in text]
     links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
     assert links and not [link for link in links if not (ROOT / link).exists()]
+
+
+@pytest.mark.parametrize("package", sorted((ROOT / "src" / "recur").glob("*/__init__.py")), ids=lambda p: p.parent.name)
+def test_a_package_lists_its_modules_and_how_to_add_to_it(package):
+    description = ast.get_docstring(ast.parse(package.read_text(encoding="utf-8"))) or ""
+    modules = [path.stem for path in package.parent.glob("*.py") if path != package]
+    own = [name for name in modules if not name.endswith("_internals")]
+    assert not [name for name in own if not re.search(rf"\b{name}\b", description)]
+    assert re.search(r"\bTo (add|offer|make) an?\b", description)
 
 
 def test_figures_stand_between_their_marks():

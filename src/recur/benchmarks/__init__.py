@@ -1,6 +1,7 @@
 """Measurements of speed, and what is published of them.
 
     harness.py   how things are timed: settings, rivals in alternation, bars, tables, the plot
+    former_engine.py  the CPU engine before the compiled kernels, a rival
     kernels.py   the recurrent engine, equal lengths of many shapes, the output layer's loss
     training.py  the bucket plan, whole training steps, start-up
     language.py  an epoch of WikiText-2 beside torch's own example

@@ -4,6 +4,7 @@
     classification.py  labels and probabilities; each token's contribution by integrated gradients
     language.py        negative log-likelihood and rank of each token; sampling
     evaluation.py      metrics of a run's own data or of other data; dynamic evaluation and the neural cache
+    probes.py          what goes on inside: gradients by lag, the gates of an LSTM over a text
     io.py              texts from the command line, files and pipes; answers as JSON lines, CSV and TSV
     display.py         answers on a terminal and as a page
 

@@ -1,4 +1,21 @@
-"""Ground floor: tensors in, tensors out. Imports torch alone."""
+"""Tensors in, tensors out. Imports torch alone.
+
+    packed          layouts of packed batches, pooling over packed rows, the batch types
+    recurrent       the recurrent stack: layers, directions, dropout sites, carried state
+    cells           every cell: its parameters, its state, its steps
+    engine          exact recurrence over packed sequences on a CPU
+    compiled        the same in compiled kernels, with `jit/`
+    products        matrix products at the rate of the fastest library at hand
+    drop_in         `LSTM`, `GRU` and `RNN` with the signature of `torch.nn`'s
+    classifier      the text classifier
+    language_model  the language model
+    losses          the output layer and its cross-entropy as one function
+    regularization  what keeps a language model from learning its text by heart
+    state_dropout   dropout on the state between two steps
+    arguments       the error of a constructor that refuses an argument
+
+To add a cell: a class in `cells` with the methods of `Cell`, and a line in `CELLS`.
+"""
 
 from recur.nn.cells import CELLS as CELLS
 from recur.nn.drop_in import GRU as GRU
