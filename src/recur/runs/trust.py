@@ -215,7 +215,8 @@ def check_config(
     try:
         check_targets(config, "", RUN, typed=typed, resolved=False)
     except UserError as error:
-        remedy = error.remedy or f"if you trust it, type {error.key}=... as well"
+        remedy = f"if you trust it, type {error.key}=... as well"
+        remedy += f"; {error.remedy}" if error.remedy else ""
         raise UserError(f"{where}: {error.key}", rule=error.rule, remedy=remedy) from None
     for place in _true_pickles(config, ""):
         if not is_typed(place, typed):
