@@ -43,6 +43,8 @@ RUN = (
     "recur.training.checkpointing.best_checkpoint",
     "recur.training.failures.Finite",
     "recur.training.tensorboard.Pages",
+    "recur.training.loggers.mlflow",
+    "recur.training.loggers.wandb",
     "lightning.pytorch.Trainer",
     "lightning.pytorch.callbacks.LearningRateMonitor",
     "lightning.pytorch.loggers.CSVLogger",

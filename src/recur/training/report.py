@@ -20,6 +20,7 @@ from recur.render import escape_controls
 from recur.runs.metrics import format_value, hparam_metrics, peak_memory_mib, plain, provenance, write_metrics
 from recur.runs.trust import check_targets
 from recur.training.callbacks import Throughput
+from recur.training.loggers import log_results
 
 
 def quiet() -> None:
@@ -137,6 +138,7 @@ def closing(
             logger.experiment.file_writer.add_summary(hparams({}, {})[2])  # the session has ended well
             logger.save()
             logger.experiment.flush()
+    log_results(trainer.loggers, results, trainer.global_step)
     write_metrics(folder, record)  # last: it says that the run is complete
     _print_table(results, data.ceiling)
     epochs = f"{trainer.current_epoch} epoch{'' if trainer.current_epoch == 1 else 's'}"

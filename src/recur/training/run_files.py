@@ -18,7 +18,8 @@ from recur.runs import folder as folders
 from recur.runs.files import write_atomic
 from recur.runs.run import claim, load_checkpoint
 from recur.training import checkpointing, report
-from recur.training.tensorboard import announce_hparams
+from recur.training.loggers import log_settings
+from recur.training.tensorboard import announce_hparams, settings_of
 
 
 def take_up(composed: Composed) -> Path | None:
@@ -67,6 +68,7 @@ def begin(composed: Composed, data: Any, task: Any, trainer: pl.Trainer, checkpo
             write_atomic(folder / "tokenizer.json", data.tokenizer.to_json())
         report.opening(folder, data, task, trainer)
         announce_hparams(trainer.loggers, composed.config, task.family)
+        log_settings(trainer.loggers, settings_of(composed.config), folder)
 
 
 class RewrittenConfig(Callback):

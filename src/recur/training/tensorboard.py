@@ -268,11 +268,16 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: node if isinstance(node, (bool, int, float, str)) else str(node)}
 
 
-def announce_hparams(loggers: list[Any], config: dict[str, Any], family: str) -> None:
-    """Open the HParams entry of this run: its settings. `closing` adds the final metrics."""
+def settings_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that say something about a result, by their paths: `optimizer.lr`."""
     groups = ("data", "model", "optimizer", "scheduler", "trainer", "callbacks")
     settings = _flat({"seed": config["seed"], **{group: config[group] for group in groups}})
-    settings = {key: value for key, value in settings.items() if not _PLUMBING.search(key)}
+    return {key: value for key, value in settings.items() if not _PLUMBING.search(key)}
+
+
+def announce_hparams(loggers: list[Any], config: dict[str, Any], family: str) -> None:
+    """Open the HParams entry of this run: its settings. `closing` adds the final metrics."""
+    settings = settings_of(config)
     # Without the experiment summary that Lightning would add: it fixes the columns to the first run's. Left to itself
     # TensorBoard collects them over all runs and puts the settings that differ first.
     _, start, _ = hparams(settings, dict.fromkeys(hparam_metrics(family), math.nan))

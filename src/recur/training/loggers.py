@@ -1,0 +1,142 @@
+"""Loggers besides TensorBoard's: Weights & Biases, MLflow, and what every logger is given.
+
+| logger | a run's name | a sweep's group | settings | final figures |
+|---|---|---|---|---|
+| `wandb` | name of the run | `group` | `config` | `summary`: `result/test/accuracy` |
+| `mlflow` | run name | tag `sweep` | parameters | metrics: `result/test/accuracy` |
+| `csv` | its folder | its folder | `hparams.yaml` | last row: `result/test/accuracy` |
+
+A resumed run goes on in the same entry of W&B and MLflow. To add a logger, add a function that builds it here, a file in
+`conf/logger`, and its name to `recur.runs.trust.RUN`.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
+from recur.errors import UserError
+from recur.runs.files import write_atomic
+from recur.runs.marks import read_mark
+
+MLFLOW_ID = "mlflow_run_id.txt"
+_LONGEST_VALUE = 500  # characters of a parameter, as MLflow takes them
+
+
+def sweep_of(folder: Path) -> str | None:
+    """The name of the sweep that a run belongs to; None for a run of its own."""
+    return None if read_mark(folder) is None else folder.resolve().parent.name
+
+
+def run_name(folder: Path, name: str) -> str:
+    """`lm 2026-01-31_12-00-00`, or `lm SWEEP 3`: the run's name and what tells it from others of that name."""
+    sweep = sweep_of(folder)
+    return " ".join([name, *([sweep] if sweep else []), folder.resolve().name])
+
+
+def wandb(folder: str, name: str, project: str = "recur", offline: bool = False, log_model: bool = False) -> Logger:
+    """A logger for Weights & Biases.
+
+    Args:
+        folder: of the run; W&B writes its files below it.
+        name: of the run, to which what tells it from others is added.
+        project: of W&B.
+        offline: keep everything in the folder; `wandb sync` sends it later.
+        log_model: send the checkpoints too.
+
+    Raises:
+        UserError: the extra is missing.
+    """
+    place = Path(folder)
+    try:
+        return WandbLogger(
+            name=run_name(place, name),
+            save_dir=folder,
+            project=project,
+            group=sweep_of(place),
+            offline=offline,
+            log_model=log_model,
+            id=hashlib.sha256(str(place.resolve()).encode()).hexdigest()[:16],
+            resume="allow",
+        )
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "logger=wandb", rule=f"needs the extra ({error.name})", remedy="pip install 'recur[wandb]'"
+        ) from None
+
+
+def mlflow(folder: str, name: str, experiment: str = "recur", tracking_uri: str | None = None) -> Logger:
+    """A logger for MLflow.
+
+    Args:
+        folder: of the run.
+        name: of the run, to which what tells it from others is added.
+        experiment: of MLflow.
+        tracking_uri: server or database; None for what `MLFLOW_TRACKING_URI` says, else a database in the run's folder.
+
+    Raises:
+        UserError: the extra is missing.
+    """
+    import os
+
+    place = Path(folder)
+    known = place / MLFLOW_ID
+    sweep = sweep_of(place)
+    database = f"sqlite:///{place.resolve() / 'mlflow.db'}"
+    try:
+        return MLFlowLogger(
+            experiment_name=experiment,
+            run_name=run_name(place, name),
+            tracking_uri=tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or database,
+            tags={"sweep": sweep} if sweep else None,
+            run_id=known.read_text(encoding="utf-8").strip() if known.is_file() else None,
+        )
+    except ModuleNotFoundError as error:
+        rule = f"needs the extra ({error.name})"
+        raise UserError("logger=mlflow", rule=rule, remedy="pip install 'recur[mlflow]'") from None
+
+
+def log_settings(loggers: list[Any], settings: Mapping[str, Any], folder: Path) -> None:
+    """Give every logger but TensorBoard's, which gets them its own way, the run's settings.
+
+    Args:
+        loggers: of the trainer.
+        settings: by their paths, such as `optimizer.lr`.
+        folder: of the run.
+    """
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            continue
+        plain = dict(settings)
+        if isinstance(logger, MLFlowLogger):
+            plain = {key: str(value)[:_LONGEST_VALUE] for key, value in plain.items()}
+            if (folder / MLFLOW_ID).is_file():  # a resumed run: MLflow refuses a parameter that has changed
+                plain = {}
+        logger.log_hyperparams(plain)
+        if isinstance(logger, MLFlowLogger):
+            write_atomic(folder / MLFLOW_ID, f"{logger.run_id}\n")
+
+
+def log_results(loggers: list[Any], results: Mapping[str, Mapping[str, float]], step: int) -> None:
+    """Give every logger but TensorBoard's, which gets them its own way, the final figures.
+
+    Args:
+        loggers: of the trainer.
+        results: by split and name.
+        step: the last one.
+    """
+    figures = {f"result/{split}/{name}": value for split, values in results.items() for name, value in values.items()}
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            continue
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update(figures)
+        else:
+            logger.log_metrics(figures, step)
+        if isinstance(logger, CSVLogger):
+            logger.save()
+        logger.finalize("success")
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
