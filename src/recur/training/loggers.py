@@ -6,8 +6,8 @@
 | `mlflow` | run name | tag `sweep` | parameters | metrics: `result/test/accuracy` |
 | `csv` | its folder | its folder | `hparams.yaml` | last row: `result/test/accuracy` |
 
-A resumed run goes on in the same entry of W&B and MLflow. To add a logger, add a function that builds it here, a file in
-`conf/logger`, and its name to `recur.runs.trust.RUN`.
+A resumed run goes on in the same entry of W&B and MLflow. To add a logger, add a function that builds it here, a file
+in `conf/logger`, and its name to `recur.runs.trust.RUN`.
 """
 
 import hashlib
