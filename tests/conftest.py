@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # An easy corpus (one plain clause a review) and a small model: a minute of nothing becomes a second of learning.
 EASY = [
     *(f"data.synthetic.{key}=0" for key in ("contrast", "negation", "gap", "distractors", "noise")),
-    "data.synthetic.train=800",
-    "data.synthetic.val=200",
-    "data.synthetic.test=150",
+    "data.synthetic.train_size=800",
+    "data.synthetic.val_size=200",
+    "data.synthetic.test_size=150",
     "data.batch_size=20",
     "model.net.embedding_dim=16",
     "model.net.hidden_size=16",

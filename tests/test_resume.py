@@ -10,9 +10,9 @@ from support.commands import run_command
 from support.torture import Moment, compare, scalars, torture
 
 FEW = [
-    "data.synthetic.train=104",
-    "data.synthetic.val=30",
-    "data.synthetic.test=20",
+    "data.synthetic.train_size=104",
+    "data.synthetic.val_size=30",
+    "data.synthetic.test_size=20",
     "data.batch_size=8",
     "data.eval_batch_size=10",
     "model.net.embedding_dim=6",

@@ -34,8 +34,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", metavar="PATH", help="file or folder to read instead of the run's own data")
     parser.add_argument("--split", metavar="S", help="train, val or test (default: val and test, or all there is)")
     language = parser.add_argument_group("language runs, reported beside the plain figure")
-    language.add_argument("--dynamic", metavar="LR", type=float, help="go on learning from the text")
-    language.add_argument("--dynamic-decay", metavar="X", type=float, help="pull back to the first weights")
+    language.add_argument(
+        "--dynamic",
+        metavar="LR",
+        type=_rate,
+        help="go on learning from the text (5e-5 is usual), or `tune`: with the settings best on validation text",
+    )
+    language.add_argument("--dynamic-decay", metavar="X", type=float, help="pull back to the first weights (.002)")
+    language.add_argument("--dynamic-epsilon", metavar="X", type=float, help="least gradient size (2e-5)")
     language.add_argument("--cache", metavar="SIZE", type=int, help="cache so many states (2000 is usual)")
     language.add_argument("--cache-flatness", metavar="X", type=float, help="default .3")
     language.add_argument("--cache-weight", metavar="X", type=float, help="default .1")
@@ -51,13 +57,20 @@ def _run(arguments: argparse.Namespace) -> None:
 
     with cli.typed_names():
         cache = _settings(evaluation.Cache, arguments, {"size": "cache"}, "flatness", "weight", prefix="cache")
-        dynamic = _settings(evaluation.Dynamic, arguments, {"lr": "dynamic"}, "decay", prefix="dynamic")
+        tune = arguments.dynamic == "tune"
+        options = ("decay", "epsilon")
+        dynamic = (
+            None if tune else _settings(evaluation.Dynamic, arguments, {"lr": "dynamic"}, *options, prefix="dynamic")
+        )
     run = load(arguments.run, arguments.device)
-    if cache or dynamic:
+    if cache or dynamic or tune:
         run.require("language", "evaluate --dynamic or --cache")
     data = evaluation.open_data(run, arguments.data, arguments.settings)
     splits = evaluation.chosen_splits(data, arguments.split)
-    training = evaluation.open_data(run) if dynamic and arguments.data else data
+    if dynamic or tune:
+        training = evaluation.open_data(run) if arguments.data else data
+        statistics = evaluation.training_statistics(run, training)
+        dynamic = dynamic or evaluation.tuned_dynamic(run, training, statistics)
     record: dict[str, Any] = {"run": str(arguments.run), "checkpoint": str(run.checkpoint), "family": run.family}
     record["data"] = arguments.data or {key: run.config["data"].get(key) for key in ("path", "train", "test")}
     for split in splits:
@@ -65,11 +78,16 @@ def _run(arguments: argparse.Namespace) -> None:
         if cache:
             record[split]["neural_cache"] = evaluation.cache_figures(run, data, split, cache)
         if dynamic:
-            record[split]["dynamic_evaluation"] = evaluation.dynamic_figures(run, data, split, dynamic, training)
+            record[split]["dynamic_evaluation"] = evaluation.dynamic_figures(run, data, split, dynamic, statistics)
     if not arguments.data and data.ceiling:
         record["ceiling"] = data.ceiling
     json.dump(plain(record), sys.stdout, indent=2, ensure_ascii=False)
     print(flush=True)
+
+
+def _rate(word: str) -> float | str:
+    """A learning rate, or `tune`."""
+    return word if word == "tune" else float(word)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -78,7 +96,14 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--split", arguments.split, "must be train, val or test")
     if arguments.data and not Path(arguments.data).exists():
         raise UserError("--data", arguments.data, "must be a file or folder, and there is none")
-    for option, needed in (("dynamic_decay", "dynamic"), ("cache_flatness", "cache"), ("cache_weight", "cache")):
+    if arguments.dynamic == "tune" and (arguments.dynamic_decay, arguments.dynamic_epsilon) != (None, None):
+        raise UserError("--dynamic tune", rule="chooses the other settings itself", remedy="leave them out")
+    for option, needed in (
+        ("dynamic_decay", "dynamic"),
+        ("dynamic_epsilon", "dynamic"),
+        ("cache_flatness", "cache"),
+        ("cache_weight", "cache"),
+    ):
         if getattr(arguments, option) is not None and getattr(arguments, needed) is None:
             raise UserError(
                 f"--{option.replace('_', '-')}", rule=f"does nothing without --{needed}", remedy="give both"

@@ -13,7 +13,8 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 OPTIONS = [
     (group.name, option.stem)
     for group in sorted(CONF.iterdir())
-    if group.is_dir() and group.name != "claims"  # read by recur.claims
+    # `claims` is read by recur.claims; of `family` each data file brings its own
+    if group.is_dir() and group.name not in ("claims", "family")
     for option in sorted(group.glob("*.yaml"))
 ]
 
@@ -48,6 +49,40 @@ def test_every_option_composes_and_fits_the_signature_of_its_class(group, option
         accepts_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
         unknown = {str(k) for k in node if not str(k).startswith("_")} - set(signature.parameters)
         assert accepts_any or not unknown, f"{path}: {node['_target_']} does not take {unknown}"
+
+
+EXPERIMENTS = [path.stem for path in sorted((CONF / "experiment").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("group", ["optimizer", "scheduler"])
+def test_a_group_can_be_exchanged_under_any_experiment(experiment, group):
+    """The other option then stands with its own keys and values: none of the experiment's is left over."""
+    for option in sorted(path.stem for path in (CONF / group).glob("*.yaml")):
+        node = composed(f"experiment={experiment}", f"{group}={option}")[group]
+        alone = composed(f"{group}={option}")[group]
+        assert set(node) == set(alone)
+        same = {key: alone[key] for key in alone if key not in ("monitor", "mode")}  # the family's, through ${monitor}
+        assert {key: node[key] for key in same} == same
+
+
+def test_every_data_file_of_a_family_offers_the_same_keys():
+    for base, module in (("files", "sentiment"), ("text_files", "language")):
+        wanted = set(composed(f"data={base}").data)
+        target = get_object(composed(f"data={base}").data._target_)
+        assert wanted - {"_target_"} == set(inspect.signature(target).parameters)
+        for option in (path.stem for path in (CONF / "data").glob("*.yaml")):
+            data = composed(f"data={option}").data
+            if f".{module}." in data._target_:
+                assert set(data) == wanted, option
+
+
+@pytest.mark.parametrize("model", [path.stem for path in sorted((CONF / "model").glob("*.yaml"))])
+def test_the_data_and_not_the_model_decide_what_is_monitored(model):
+    for data, expected in (("imdb", ("val/accuracy", "max")), ("wikitext2", ("val/loss", "min"))):
+        cfg = composed(f"data={data}", f"model={model}")
+        assert (cfg.monitor, cfg.mode) == expected
+    assert composed(f"model={model}", "monitor=val/f1").monitor == "val/f1"
 
 
 def test_an_experiment_says_how_it_is_run_and_what_to_expect():

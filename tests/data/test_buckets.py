@@ -47,7 +47,7 @@ def test_every_row_is_in_one_batch_and_every_rank_has_one_a_step(
     lengths = np.array(lengths)
     arguments = {"world_size": world_size, "max_tokens": max_tokens}
     if len(lengths) < world_size:
-        with pytest.raises(ValueError, match="every rank needs a row"):
+        with pytest.raises(ValueError, match="needs a text for each process"):
             plan_epoch(lengths, batch_size, epoch=epoch, shuffle=shuffle, **arguments)
         return
     try:
@@ -91,7 +91,8 @@ def test_the_plan_meets_its_bars(world_size):
     first, second = (plan_epoch(lengths, 64, epoch=epoch, world_size=world_size) for epoch in (0, 1))
     assert first.waste(lengths) <= 0.03
     if world_size <= 64:
-        assert first.imbalance(lengths) <= 0.05
+        tokens = first.tokens(lengths)  # a step takes as long as its fullest rank
+        assert 1 - tokens.mean(axis=1).sum() / tokens.max(axis=1).sum() <= 0.05
     ours, theirs = ({tuple(sorted(batch)) for batch in batches_of(plan)} for plan in (first, second))
     assert len(ours & theirs) < 0.05 * len(ours)
 
@@ -145,9 +146,9 @@ def test_long_texts_are_cut_where_asked(max_length, keep, part):
 
 
 def test_bad_cuts_are_refused():
-    with pytest.raises(ValueError, match="keep is head, tail or both, got 'middle'"):
+    with pytest.raises(ValueError, match="keep must be head, tail or both, got 'middle'"):
         Texts(ragged([3]), keep="middle")
-    with pytest.raises(ValueError, match="max_length is null or at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_length must be a whole number of at least 1, got 0"):
         Texts(ragged([3]), max_length=0)
 
 

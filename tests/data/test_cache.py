@@ -104,22 +104,22 @@ def test_processes_started_together_build_an_entry_once(tmp_path):
     assert len(log.read_text().splitlines()) == 1
 
 
-def test_facts_are_remembered_and_computed_again_when_unreadable(tmp_path):
+def test_facts_are_kept_and_computed_again_when_unreadable(tmp_path):
     cache = TokenCache(tmp_path)
-    assert cache.remember({"x": 1}, lambda: [1, "a"]) == [1, "a"]
-    assert cache.remember({"x": 1}, lambda: "other") == [1, "a"]
+    assert cache.fact({"x": 1}, lambda: [1, "a"]) == [1, "a"]
+    assert cache.fact({"x": 1}, lambda: "other") == [1, "a"]
     (file,) = (tmp_path / "facts").iterdir()
     file.write_text("[]")
-    assert cache.remember({"x": 1}, lambda: "other") == "other"
+    assert cache.fact({"x": 1}, lambda: "other") == "other"
     assert json.loads(file.read_text())["value"] == "other"
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
     cache = TokenCache(tmp_path / "file" / "below")
-    with pytest.raises(ValueError, match=r"cannot write the token cache .*set data.cache_dir or .*RECUR_CACHE"):
+    with pytest.raises(ValueError, match=r"data.cache_dir must be a folder that can be written .*RECUR_CACHE"):
         cache.entry({}, write_numbers)
-    assert cache.remember({}, lambda: 5) == 5
+    assert cache.fact({}, lambda: 5) == 5
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):

@@ -37,7 +37,7 @@ def book(tmp_path) -> Path:
 
 @pytest.mark.slow
 def test_wikitext2_is_as_published(shared_data):
-    data = opened(path=str(shared_data / "wikitext"), name="wikitext-2-v1")
+    data = opened(path=str(shared_data / "wikitext"), subset="wikitext-2-v1")
     assert [len(data.tokens(split)) for split in ("train", "val", "test")] == [2_088_628, 217_646, 245_569]
     assert data.vocab_size == 33_278 and data.model_arguments()["vocab_size"] == 33_278
     assert sum(len(w.targets) for w in data.test_dataloader()) == 245_569
@@ -158,12 +158,12 @@ def test_mistakes_are_named(tmp_path, book):
         ({"train": str(book), "val": str(empty)}, r"the val split has no tokens: give data.val a file"),
         ({"train": str(short), "val_fraction": 0.01, "tokenizer": WORDS}, r"val split has no tokens: raise data.val_"),
         ({"train": str(binary)}, "is not UTF-8 .byte 0xe9."),
-        ({"train": str(tmp_path / "none.txt")}, "data.train: no such file"),
-        ({}, "set data.path to a hub id"),
+        ({"train": str(tmp_path / "none.txt")}, "data.train must name a file"),
+        ({}, "data.path must be a hub id"),
         ({"train": str(book), "bptt": 0}, "data.bptt must be a whole number of at least 1, got 0"),
         ({"train": str(book), "val_fraction": 1.0}, "add up to less than 1"),
-        ({"train": str(book), "tokenizer": {"size": 3}}, "data.tokenizer has kind, min_frequency and max_size"),
-        ({"train": str(book), "tokenizer": {"kind": "word"}}, "tokenizer.kind is one of"),
+        ({"train": str(book), "tokenizer": {"size": 3}}, "data.tokenizer.size is no setting"),
+        ({"train": str(book), "tokenizer": {"kind": "word"}}, "tokenizer.kind must be one of"),
     ):
         with pytest.raises(ValueError, match=message):
             opened(**settings)
@@ -173,9 +173,11 @@ def test_more_streams_than_tokens_are_refused(tmp_path):
     (tmp_path / "few.txt").write_text("one two three\n" * 4)
     few = str(tmp_path / "few.txt")
     data = opened(train=few, tokenizer=WORDS, val_fraction=0.3, batch_size=50, eval_batch_size=9)
-    with pytest.raises(ValueError, match=r"train split of the text is too short: 12 tokens .* lower data.batch_size"):
+    with pytest.raises(
+        ValueError, match=r"data.batch_size must be at most 12 for 12 tokens .* of the train split, got 50: lower it"
+    ):
         data.train_dataloader()
-    with pytest.raises(ValueError, match=r"val split .* lower data.eval_batch_size"):
+    with pytest.raises(ValueError, match=r"data.eval_batch_size must be .* val split"):
         data.val_dataloader()
 
 
@@ -281,8 +283,8 @@ def test_the_embedded_text_is_reproducible_and_its_splits_differ():
     corpus_ = SyntheticText(500, 500, 500)
     assert corpus_.split("val").write() == SyntheticText(500, 500, 500).split("val").write()
     assert corpus_.split("val").write() != corpus_.split("test").write()
-    with pytest.raises(ValueError, match="synthetic val must be at least 1 token"):
-        SyntheticText(val=0)
+    with pytest.raises(ValueError, match=r"synthetic.val_size must be a whole number"):
+        SyntheticText(val_size=0)
 
 
 # --------------------------------------------------------------------------------------------- larger than the memory

@@ -101,29 +101,29 @@ def test_labels_may_be_numbers_names_or_mapped(tmp_path, opened):
     assert opened(train=str(tmp_path / "f.parquet")).class_names == ["1", "2"]
     with pytest.raises(ValueError, match="is not one of the labels"):
         opened(train=numbers, class_names={4: "good", 1: "bad"})
-    with pytest.raises(ValueError, match="class_names needs two different names"):
+    with pytest.raises(ValueError, match="class_names must be two different names"):
         opened(train=numbers, class_names=["one"])
 
 
 @pytest.mark.parametrize(
     ("rows", "settings", "message"),
     [
-        (reviews(40, ("pos",)), {}, "all 40 labels are 'pos'"),
-        (reviews(40, ("pos",)), {"class_names": ["pos", "neg"]}, "all 40 labels are 'pos'"),
-        (reviews(10), {"batch_size": 64}, "batch_size is 64, more than the 8 rows to train on: lower it"),
-        ([("a", "x"), ("b", "y")], {"batch_size": 1}, "too few to carve off 10% for validation"),
+        (reviews(40, ("pos",)), {}, "has the label 'pos' in all 40 rows"),
+        (reviews(40, ("pos",)), {"class_names": ["pos", "neg"]}, "has the label 'pos' in all 40 rows"),
+        (reviews(10), {"batch_size": 64}, "batch_size must be at most the 8 rows to train on, got 64: lower it"),
+        ([("a", "x"), ("b", "y")], {"batch_size": 1}, "val_fraction must leave rows to train on"),
         ([*reviews(40), (" ; : ", "pos")], {}, r"row 41 \(line 42\): column 'text' has no token: ' ; : '"),
         ([(text, f"l{row}") for row, (text, _) in enumerate(reviews(300))], {}, "300 different values in 300 rows"),
         (reviews(40), {"text_column": "review"}, "has no column 'review', only 'text', 'label'"),
-        (reviews(40), {"val": "nowhere.csv"}, "data.val: no such file: 'nowhere.csv'"),
-        (reviews(40), {"on_bad_row": "ignore"}, "data.on_bad_row is error or skip"),
-        (reviews(40), {"batch_size": 0}, "data.batch_size is a whole number of at least 1, got 0"),
-        (reviews(40), {"max_tokens": 0}, "data.max_tokens is a whole number of at least 1, got 0"),
-        (reviews(40), {"val_fraction": 1.0}, "val_fraction lies between 0 and 1"),
-        (reviews(40), {"keep": "middle"}, "keep is head, tail or both"),
-        (reviews(40), {"tokenizer": {"knd": "bpe"}}, "tokenizer has kind, min_frequency and max_size, got 'knd'"),
-        (reviews(40), {"tokenizer": {"kind": "word"}}, "kind is one of"),
-        (reviews(40), {"train": None}, "set data.path to a hub id or folder, or data.train to a file"),
+        (reviews(40), {"val": "nowhere.csv"}, "data.val must name a file, got 'nowhere.csv'"),
+        (reviews(40), {"on_bad_row": "ignore"}, "data.on_bad_row must be error or skip"),
+        (reviews(40), {"batch_size": 0}, "data.batch_size must be a whole number of at least 1, got 0"),
+        (reviews(40), {"max_tokens": 0}, "data.max_tokens must be a whole number of at least 1, got 0"),
+        (reviews(40), {"val_fraction": 1.0}, "val_fraction must lie between 0 and 1"),
+        (reviews(40), {"keep": "middle"}, "keep must be head, tail or both"),
+        (reviews(40), {"tokenizer": {"knd": "bpe"}}, "data.tokenizer.knd is no setting .* did you mean kind"),
+        (reviews(40), {"tokenizer": {"kind": "word"}}, "kind must be one of"),
+        (reviews(40), {"train": None}, "data.path must be a hub id or folder, or data.train a file"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path, opened, rows, settings, message):
@@ -173,8 +173,11 @@ def test_a_folder_gives_its_splits(tmp_path, opened):
     write_csv(home / "test.csv", reviews(7, seed=3))
     data = opened(str(home))
     assert [len(data.labels(split)) for split in data.splits] == [40, 9, 7]
-    assert all_rows(data.predict_dataloader()) == list(range(7))
-    with pytest.raises(ValueError, match=r"data.test: no such file: 'exam'; .* has the splits train, validation, test"):
+    assert all_rows(data.test_dataloader()) == list(range(7))
+    with pytest.raises(
+        ValueError,
+        match=r"data.test must name a file, got 'exam': no such file; .* has the splits train, validation, test",
+    ):
         opened(str(home), test="exam")
     assert opened(str(home), train="test", test="train", batch_size=4).labels("test").shape == (40,)
 

@@ -94,7 +94,7 @@ def test_skipping_keeps_exactly_the_good_rows_and_their_numbers(folder, rows, ba
     read = read_file(write(folder / "bad.jsonl", "\n".join(lines)))
     good = [row for row, (text, _) in enumerate(rows) if row not in bad and text.strip() and "\0" not in text]
     if not good:
-        with pytest.raises(ValueError, match=r"no good row|has no column"):
+        with pytest.raises(ValueError, match=r"rows are bad|has no column"):
             checked(read, label_column="label", on_bad_row="skip")
         return
     result = checked(read, label_column="label", on_bad_row="skip")
@@ -140,12 +140,12 @@ BAD_ROWS = [
     ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', r"row 2 \(line 2\): has no 'label'"),
     ("a.jsonl", b'{"text": "\xff", "label": 1}\n', r"row 1 \(line 1\): line is not UTF-8 \(byte 0xff\)"),
     ("a.jsonl", "", r"a.jsonl is empty"),
-    ("a.json", "5", r"a.json is not a JSON list of objects, but a int"),
+    ("a.json", "5", r"a.json must be a JSON list of objects, and is a int"),
     ("a.json", "{", r"a.json is not JSON"),
     ("a.json", "[]", r"a.json is empty"),
-    ("a.parquet", "nonsense", r"a.parquet is not a readable parquet file"),
+    ("a.parquet", "nonsense", r"a.parquet is not a parquet file that can be read"),
     ("a.txt", b"\xff\xff", r"a.txt: is not UTF-8 \(byte 0xff\)"),
-    ("a.xlsx", "x", r"cannot read .*a.xlsx.*: its suffix is none of .csv"),
+    ("a.xlsx", "x", r"a.xlsx cannot be read: its suffix is none of .csv"),
 ]
 
 
@@ -231,7 +231,7 @@ def test_a_folder_with_a_readme_follows_it(tmp_path, cache):
     splits = find_splits(tmp_path, cache=cache)
     assert {name: len(split.read()) for name, split in splits.items()} == {"train": 2, "extra": 1}
     assert sorted(path.name for path in tmp_path.rglob("*") if "cache" not in path.parts) == before
-    with pytest.raises(ValueError, match="cannot tell the splits"):
+    with pytest.raises(ValueError, match="must be a folder whose splits are clear"):
         find_splits(tmp_path, "fancy", cache=cache)
 
 
@@ -330,7 +330,7 @@ def test_a_hub_id_out_of_reach_is_one_line_at_once(cache, monkeypatch):
         monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(
-        ValueError, match=r"^'some-body/nothing' is no file or folder here, and as a hub id: .*local copy"
+        ValueError, match=r"it is no file or folder, and as a hub id: .*some-body/nothing.*local copy"
     ) as e:
         find_splits("some-body/nothing", cache=cache)
     assert "\n" not in str(e.value)

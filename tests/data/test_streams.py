@@ -19,7 +19,7 @@ def loaders(tokens, ranks=1, **settings):
 
 def columns(loader):
     """Inputs and targets of each of a rank's streams, put together from its windows."""
-    inputs, targets = ([[] for _ in range(loader._settings["batch_size"])] for _ in range(2))
+    inputs, targets = ([[] for _ in range(loader._plan["batch_size"])] for _ in range(2))
     for number, window in enumerate(loader):
         assert window.first == (number == 0)
         assert len(window.text.data) == len(window.targets) == int(window.text.batch_sizes.sum())
@@ -115,11 +115,11 @@ def test_other_settings_cannot_resume_in_mid_epoch():
 
 
 def test_too_short_a_text_is_named():
-    with pytest.raises(ValueError, match="11 tokens cannot be cut into 4 streams for each of 3 processes"):
+    with pytest.raises(ValueError, match="batch_size must be at most 3 for 11 tokens and 3 process"):
         StreamLoader(np.arange(11), batch_size=4, bptt=5, world_size=3)
     with pytest.raises(ValueError, match="bptt must be a whole number of at least 1, got 0"):
         StreamLoader(np.arange(11), batch_size=4, bptt=0)
-    with pytest.raises(ValueError, match="hold 0 windows of 10 and a next token"):
+    with pytest.raises(ValueError, match="window must leave a next token"):
         WindowLoader(np.arange(10), window=10, batch_size=2)
 
 

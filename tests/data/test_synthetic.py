@@ -33,7 +33,9 @@ def test_splits_have_their_sizes_both_classes_and_hardly_a_text_in_common():
     (train, labels), (test, _) = rows_of(corpus, "train"), rows_of(corpus, "test")
     assert (len(train), len(test)) == (8000, 2000)
     assert 0.48 < labels.mean() < 0.52
-    assert len(set(train) & set(test)) < 0.005 * len(test)
+    shared = set(train) & set(test)
+    assert len(shared) < 0.03 * len(test)
+    assert sum(not re.fullmatch(SHORT, text) for text in shared) < 0.005 * len(test)  # of short ones there are few
 
 
 def test_noise_turns_round_exactly_its_share():
@@ -45,7 +47,9 @@ def test_noise_turns_round_exactly_its_share():
 
 
 GOOD = ("brilliant", "charming", "delightful", "excellent", "gripping", "great", "moving", "superb", "touching")
-OURS = r"the (?:acting|cast|dialogue|direction|ending|film|music|picture|plot|script|writing) was ([a-z ]+)"
+SUBJECT = "(?:acting|cast|dialogue|direction|ending|film|music|picture|plot|script|writing)"
+OURS = rf"the {SUBJECT} was ([a-z ]+)"
+SHORT = rf"(?:this|the) {SUBJECT} (?:is|was) ([a-z ]+)\.?|(?:what )?a ([a-z]+) {SUBJECT}\.?"
 
 
 def verdict(text):
@@ -54,6 +58,8 @@ def verdict(text):
     def good(said):
         return (said.split()[-1] in GOOD) != said.startswith("not ")
 
+    if found := re.fullmatch(SHORT, text):
+        return good(found[1] or found[2])
     for sentence in text.removesuffix(".").split(". "):
         if found := re.fullmatch(f"{OURS}, but {OURS}", sentence):
             return good(found[2])
@@ -66,7 +72,11 @@ def verdict(text):
 
 def test_a_reader_of_the_rules_reaches_the_ceiling_exactly():
     texts, labels = rows_of(SyntheticReviews(), "test")
-    assert np.mean([verdict(text) == bool(label) for text, label in zip(texts, labels, strict=True)]) == 0.95
+    right = [verdict(text) == bool(label) for text, label in zip(texts, labels, strict=True)]
+    assert np.mean(right) == 0.95
+    short = [re.fullmatch(SHORT, text) is not None for text in texts]
+    assert 300 <= sum(short) < 350  # a longer review may be a single clause, too
+    assert np.mean([hit for hit, brief in zip(right, short, strict=True) if brief]) > 0.98
 
 
 def bags(texts, vocabulary):
@@ -110,10 +120,10 @@ def test_the_gap_moves_the_verdict_away_from_the_end():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"train": 0}, "synthetic train must be at least 1, got 0"),
-        ({"gap": -1}, "synthetic gap must be at least 0"),
-        ({"noise": 0.5}, r"synthetic noise must lie between 0 and 0.499, got 0.5"),
-        ({"contrast": 1.5}, "synthetic contrast must lie"),
+        ({"train_size": 0}, "synthetic.train_size must be a whole number from 1 .* got 0"),
+        ({"gap": -1}, "synthetic.gap must be a whole number from 0"),
+        ({"noise": 0.5}, r"synthetic.noise must lie between 0 and 0.42415, got 0.5"),
+        ({"contrast": 1.5}, "synthetic.contrast must lie"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

@@ -43,7 +43,7 @@ def test_every_format_gives_the_same_vectors(tmp_path, tokenizer, cache, kind):
         vectors = load_vectors(write(tmp_path / "vectors", kind), tokenizer, cache)
         assert vectors.matrix.shape == (tokenizer.vocab_size, 3)
         for index, word in enumerate(tokenizer.vocabulary):
-            assert vectors.found[index] == (word in VECTORS)
+            assert vectors.known[index] == (word in VECTORS)
             if word in VECTORS:
                 assert vectors.matrix[index].tolist() == VECTORS[word]
         assert vectors.matrix.isfinite().all()
@@ -58,7 +58,7 @@ def test_gensims_own_files_are_read_back(tmp_path, tokenizer, cache):
     for binary in (False, True):
         model.save_word2vec_format(str(tmp_path / "g.bin"), binary=binary)
         vectors = load_vectors(tmp_path / "g.bin", tokenizer, cache)
-        assert vectors.found.sum() == 3
+        assert vectors.known.sum() == 3
         assert vectors.matrix[tokenizer.vocabulary.index("film")].tolist() == VECTORS["film"]
 
 
@@ -77,9 +77,13 @@ def test_words_not_found_are_random_by_seed(tmp_path, tokenizer, cache):
         ("v.bin", b"\xba\x16\x4f\x2frest", "is fastText's own binary"),
         ("v.txt", b"\x1f\x8brest", "is compressed"),
         ("v.txt", b"", "holds no word vectors"),
-        ("v.txt", b"good 1 2 3\nfilm 1 2\n", "line 2: 2 numbers where the first line has 3"),
-        ("v.txt", b"good 1 2 3\nfilm 1 x 3\n", "line 2: could not convert string to float"),
-        ("v.txt", b"good 1 2 nan\n", "line 1: a word vector holds nan, not a number"),
+        ("v.txt", b"good 1 2 3\nfilm 1 2\n", "line 2 has 2 numbers where the first line has 3"),
+        (
+            "v.txt",
+            b"good 1 2 3\nfilm 1 x 3\n",
+            "line 2 must hold a word and 3 numbers: could not convert string to float",
+        ),
+        ("v.txt", b"good 1 2 nan\n", "line 1 must hold numbers, not nan"),
         ("v.txt", b"zebra 1 2 3\n", "has a vector for none of the 5 words"),
         ("v.bin", b"4 3\ngood " + b"\x00" * 12 + b"film \x00", "ends or goes astray at word 2 of 4"),
     ],
@@ -88,7 +92,7 @@ def test_what_is_no_file_of_vectors_is_refused(tmp_path, tokenizer, cache, name,
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load_vectors(tmp_path / name, tokenizer, cache)
-    with pytest.raises(ValueError, match="no such file of word vectors"):
+    with pytest.raises(ValueError, match=r"must be a file of word vectors or .*no such file"):
         load_vectors(tmp_path / "nowhere.txt", tokenizer, cache)
 
 
@@ -164,5 +168,5 @@ def test_word2vec_settings_out_of_range_are_refused(tmp_path, key, value):
         word2vec={key: value},
     )
     data.setup()
-    with pytest.raises(ValueError, match=rf"data.word2vec.{key} is a whole number of at least 1"):
+    with pytest.raises(ValueError, match=rf"data.word2vec.{key} must be a whole number of at least 1"):
         data.model_arguments()

@@ -22,7 +22,13 @@ from support.commands import run_command
 from support.torture import written_until
 
 CONTENT = {"recur": {"format": FORMAT}, "state_dict": {"w": torch.arange(300.0)}, "note": "x" * 40}
-SHORT = [*EASY, "data.synthetic.train=60", "data.synthetic.val=20", "data.synthetic.test=20", "trainer.max_epochs=2"]
+SHORT = [
+    *EASY,
+    "data.synthetic.train_size=60",
+    "data.synthetic.val_size=20",
+    "data.synthetic.test_size=20",
+    "trainer.max_epochs=2",
+]
 
 
 @pytest.fixture

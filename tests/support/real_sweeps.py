@@ -8,9 +8,9 @@ from support.commands import run_command
 # As small as a run can be and still learn something in its second epoch.
 TINY = (
     *(f"data.synthetic.{key}=0" for key in ("contrast", "negation", "gap", "distractors", "noise")),
-    "data.synthetic.train=240",
-    "data.synthetic.val=100",
-    "data.synthetic.test=100",
+    "data.synthetic.train_size=240",
+    "data.synthetic.val_size=100",
+    "data.synthetic.test_size=100",
     "data.batch_size=20",
     "model.net.embedding_dim=8",
     "model.net.hidden_size=8",

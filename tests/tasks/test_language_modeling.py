@@ -4,19 +4,16 @@ import math
 from functools import partial
 from itertools import islice, pairwise
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch.nn import functional as F
 
 from recur.data.language import LanguageData
-from recur.data.synthetic import SyntheticText
-from recur.nn.language_model import LanguageModel
 from recur.tasks import schedulers as optimization
-from recur.tasks.dynamic_evaluation import dynamic_evaluation, neural_cache
-from recur.tasks.language_modeling import LanguageModelingTask, TokenStatistics, sample_token
+from recur.tasks.language_modeling import TokenStatistics, sample_token
 from recur.training.callbacks import NonMonotonicAveraging, Samples
+from support.language_models import assert_same, new_task, new_trainer, text_data, weights
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{message}")
@@ -29,42 +26,6 @@ pytestmark = [
 ]
 
 
-def text_data(**settings) -> LanguageData:
-    settings = {"batch_size": 4, "eval_batch_size": 2, "bptt": 10, "eval_bptt": 16, **settings}
-    data = LanguageData(synthetic=SyntheticText(2000, 500, 500), tokenizer={"kind": "whitespace"}, **settings)
-    data.prepare_data()
-    data.setup()
-    return data
-
-
-def new_task(
-    data: LanguageData, *, optimizer=None, scheduler=None, penalties=(0.0, 0.0), **net
-) -> LanguageModelingTask:
-    torch.manual_seed(0)
-    return LanguageModelingTask(
-        partial(LanguageModel, **{"embedding_dim": 12, "hidden_size": 12, "num_layers": 1, **net}),
-        **data.model_arguments(),
-        optimizer=optimizer or partial(torch.optim.SGD, lr=2.0),
-        scheduler=scheduler,
-        activation_penalty=penalties[0],
-        temporal_penalty=penalties[1],
-    )
-
-
-def new_trainer(folder, **settings) -> pl.Trainer:
-    settings = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "log_every_n_steps": 1, **settings}
-    return pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        gradient_clip_val=0.25,
-        **settings,
-    )
-
-
 class Losses(Callback):
     """Writes down every training loss."""
 
@@ -73,16 +34,6 @@ class Losses(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.losses.append(float(outputs["loss"]))
-
-
-def weights(task) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in task.net.state_dict().items()}
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
 
 
 def reference_nll(task, ids, start: int) -> torch.Tensor:
@@ -449,84 +400,3 @@ def test_a_window_model_learns_the_guides_sentence_and_says_it_back(tmp_path):
     assert sentence[:10] + data.tokenizer.decode(made) == sentence
     nll = task.token_nll(torch.tensor(data.tokenizer.encode(sentence)), data.start_id)
     assert nll[10:].max() < 0.1
-
-
-# ---------------------------------------------------------------------------------------- other ways of evaluating
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    data = text_data(eval_batch_size=2, eval_bptt=6)
-    task = new_task(data, optimizer=partial(torch.optim.Adam, lr=0.02))
-    new_trainer(tmp_path_factory.mktemp("trained"), max_epochs=3).fit(task, datamodule=data)
-    return data, task.eval()
-
-
-def static(task, windows) -> float:
-    statistics, state = TokenStatistics(), None
-    with torch.no_grad():
-        for window in windows:
-            hidden = task(window, None if window.first else state)
-            state = hidden.state
-            statistics.update(task.token_loss(hidden, window.targets).nll)
-    return statistics.compute()["loss"].item()
-
-
-def test_dynamic_evaluation_scores_before_it_learns_and_gives_the_weights_back(trained):
-    data, task = trained
-    before, still = weights(task), static(task, data.loader("test"))
-    assert dynamic_evaluation(task, data.loader("test"), lr=0.0)["loss"] == pytest.approx(still, rel=1e-6)
-    # The training text's own statistics scale the steps; a text of another kind is learned on the way.
-    moved = dynamic_evaluation(task, data.loader("test"), lr=0.5, decay=0.0)["loss"]
-    assert moved != pytest.approx(still, rel=1e-4)
-    scaled = dynamic_evaluation(
-        task, data.loader("test"), lr=1e-3, decay=0.02, statistics=islice(data.loader("train"), 20)
-    )
-    assert abs(scaled["loss"] - still) < 0.3
-    assert_same(before, weights(task))
-    first = next(iter(data.loader("test")))
-    assert dynamic_evaluation(task, [first], lr=9.0)["loss"] == pytest.approx(static(task, [first]), rel=1e-6)
-
-
-def test_dynamic_evaluation_helps_on_a_text_that_repeats_itself(trained):
-    data, task = trained
-    again = [next(iter(data.loader("test")))] * 30
-    assert dynamic_evaluation(task, again, lr=0.3)["loss"] < static(task, again) - 0.1
-
-
-def test_the_cache_equals_its_definition(trained):
-    data, task = trained
-    windows = list(data.loader("test"))
-    assert neural_cache(task, windows, weight=0.0)["loss"] == pytest.approx(static(task, windows), rel=1e-6)
-    # The plain way: one stream at a time, one token at a time.
-    theta, share, size = 0.4, 0.2, 20
-    total = tokens = 0
-    one = LanguageData(synthetic=SyntheticText(2000, 500, 500), eval_batch_size=1, eval_bptt=500)
-    one.prepare_data()
-    one.setup()
-    (window,) = islice(one.loader("test"), 1)
-    with torch.no_grad():
-        hidden = task(window)
-        p = task.net.logits(hidden.features).softmax(1)
-    h, y = hidden.raw.data, window.targets
-    for t in range(len(y)):
-        past = range(max(0, t - size), t)
-        probability = p[t, y[t]]
-        if len(past):
-            votes = torch.stack([theta * h[t] @ h[i] for i in past]).softmax(0)
-            cached = sum(float(v) for v, i in zip(votes, past, strict=True) if y[i] == y[t])
-            probability = (1 - share) * probability + share * cached
-        total, tokens = total - math.log(probability), tokens + 1
-    for parts in (1, 7):  # however the text is cut into windows
-        pieces = LanguageData(synthetic=SyntheticText(2000, 500, 500), eval_batch_size=1, eval_bptt=500 // parts)
-        pieces.prepare_data()
-        pieces.setup()
-        loader = islice(pieces.loader("test"), parts)
-        found = neural_cache(task, loader, size=size, flatness=theta, weight=share)
-        if parts == 1:
-            assert found["loss"] == pytest.approx(total / tokens, rel=1e-5)
-            whole = found
-    cut = neural_cache(task, islice(pieces.loader("test"), 8), size=size, flatness=theta, weight=share)
-    assert cut["loss"] == pytest.approx(whole["loss"], rel=0.02)
-    helped = neural_cache(task, [windows[0]] * 10, size=100, flatness=1.0, weight=0.2)
-    assert helped["perplexity"] == pytest.approx(math.exp(helped["loss"]))

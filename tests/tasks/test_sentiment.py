@@ -33,7 +33,7 @@ class Losses(Callback):
 @pytest.fixture
 def data(tmp_path) -> SentimentData:
     data = SentimentData(
-        synthetic=SyntheticReviews(400, 50, 50), cache_dir=str(tmp_path / "cache"), batch_size=16, seed=1
+        synthetic=SyntheticReviews(400, 50, 50, short=0.0), cache_dir=str(tmp_path / "cache"), batch_size=16, seed=1
     )
     data.prepare_data()
     data.setup("fit")

@@ -11,7 +11,7 @@ from recur.runs import trust
 
 # What says where a run's own data is; none of it holds for somebody else's file.
 _PLACES = frozenset(
-    ("path", "name", "revision", "train", "val", "test", "unlabelled", "text", "synthetic", "limit_train", "vectors")
+    ("path", "subset", "revision", "train", "val", "test", "unlabelled", "text", "synthetic", "limit_train", "vectors")
 )
 
 

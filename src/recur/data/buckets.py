@@ -10,14 +10,16 @@ steps, each step cut into one batch a rank.
   row). Inside a step the ranks get equal numbers of *tokens*, not of rows: a rank with longer texts has fewer.
   Averaging gradients over ranks therefore needs each rank's mean loss weighted by `TextBatch.scale`.
 - Steps come in random order, but the largest comes first in epoch 0: memory runs out at once or not at all.
+- To evaluate, lengths are not blurred, but rows of equal length and then the steps are shuffled, once, by the seed:
+  whatever the order of the source (often sorted by class), the first batches are a fair sample of the split.
 
 All this is a function of the lengths and of (seed, epoch, world size); a rank and a number of steps done are then a
 place in it, which is all that has to be saved to go on from there.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -25,9 +27,14 @@ from numpy.typing import NDArray
 from torch.nn.utils.rnn import PackedSequence
 
 from recur.data.cache import Ragged
+from recur.data.checks import one_of, whole_number
+from recur.data.loader import ResumableLoader
+from recur.errors import UserError
 from recur.nn.packed import TextBatch
 
 BLUR = 0.01
+_SHOWN = 8  # rows named in a message
+Keep = Literal["head", "tail", "both"]
 
 
 @dataclass(frozen=True)
@@ -75,11 +82,6 @@ class Plan:
         dense = int((longest * (flat[:, 1] - flat[:, 0])).sum())
         return 1.0 - int(lengths.sum()) / dense
 
-    def imbalance(self, lengths: NDArray[np.int64]) -> float:
-        """Share of a step that the mean rank waits for the fullest: 1 - mean tokens / most tokens, over all steps."""
-        tokens = self.tokens(lengths)
-        return 1.0 - float(tokens.mean(axis=1).sum() / tokens.max(axis=1).sum())
-
 
 def count_steps(lengths: NDArray[np.int64], batch_size: int, world_size: int = 1, max_tokens: int | None = None) -> int:
     """Number of steps of an epoch; the same in every epoch."""
@@ -108,36 +110,32 @@ def plan_epoch(
         epoch: which epoch; each has its own order.
         world_size: number of ranks.
         max_tokens: instead of `batch_size`, most tokens a batch (a longer text is a batch of its own).
-        shuffle: blur lengths and shuffle steps. Off for evaluation: exactly sorted, longest first.
+        shuffle: blur lengths and put the largest step of epoch 0 first, to train. Off for evaluation.
 
     Raises:
-        ValueError: fewer rows than ranks.
+        UserError: fewer rows than ranks.
     """
     rows = len(lengths)
     if rows < world_size:
-        raise ValueError(f"every rank needs a row, got {rows} rows for {world_size} ranks: use fewer devices")
+        raise UserError(
+            "trainer.devices", world_size, f"needs a text for each process, there are {rows}", "use fewer devices"
+        )
     random = np.random.default_rng([seed, epoch])
     keys = lengths * random.uniform(1 - BLUR, 1 + BLUR, rows) if shuffle else lengths
-    if shuffle:
-        # Rows of equal length, too, change places: the blur of short texts is less than a token.
-        order = random.permutation(rows)
-        order = order[np.argsort(-keys[order], kind="stable")]
-    else:
-        order = np.argsort(-keys, kind="stable")
+    order = random.permutation(rows)  # rows of equal length change places, too
+    order = order[np.argsort(-keys[order], kind="stable")]
     if max_tokens is None:
         bounds = _row_bounds(lengths[order], batch_size, world_size)
     else:
         sizes = _token_sizes(lengths, max_tokens, world_size)
         bounds = np.concatenate([[0], np.cumsum(sizes)])
         bounds = np.stack([bounds[:-1], bounds[1:]], axis=1).reshape(-1, world_size, 2)
-    if not shuffle:
-        return Plan(order, bounds)
     if world_size > 1:  # else rank 0 would always have a step's longest texts
         turn = (np.arange(world_size) + random.integers(world_size, size=(len(bounds), 1))) % world_size
         bounds = np.take_along_axis(bounds, turn[..., None], axis=1)
     bounds = bounds[random.permutation(len(bounds))]
     plan = Plan(order, bounds)
-    if epoch == 0:
+    if shuffle and epoch == 0:
         largest = int(plan.tokens(lengths).max(axis=1).argmax())
         bounds[[0, largest]] = bounds[[largest, 0]]
     return plan
@@ -182,7 +180,12 @@ def _token_sizes(lengths: NDArray[np.int64], max_tokens: int, world_size: int) -
     while len(sizes) % world_size:  # every rank needs a batch in every step: halve the one with the most rows
         largest = int(np.argmax(sizes))
         if sizes[largest] == 1:
-            raise ValueError(f"{rows} rows of up to {max_tokens} tokens cannot be spread over {world_size} ranks")
+            raise UserError(
+                "data.max_tokens",
+                max_tokens,
+                f"must leave a batch for each of {world_size} processes of {rows} texts",
+                "lower it, or use fewer devices",
+            )
         sizes[largest : largest + 1] = [sizes[largest] - sizes[largest] // 2, sizes[largest] // 2]
     return np.array(sizes, dtype=np.int64)
 
@@ -206,13 +209,12 @@ class Texts:
         rows: NDArray[np.int64] | None = None,
         *,
         max_length: int | None = None,
-        keep: str = "head",
+        keep: Keep = "head",
     ) -> None:
         """Find where each text's kept part lies."""
-        if keep not in ("head", "tail", "both"):
-            raise ValueError(f"keep is head, tail or both, got {keep!r}")
-        if max_length is not None and max_length < 1:
-            raise ValueError(f"max_length is null or at least 1, got {max_length}")
+        one_of("keep", keep, *get_args(Keep))
+        if max_length is not None:
+            whole_number("max_length", max_length)
         self._values = np.asarray(tokens.values)  # a view: indexing a memmap object is slower than an array's
         starts, full = tokens.offsets[:-1], tokens.lengths
         if rows is not None:
@@ -254,18 +256,17 @@ class Texts:
         return self._values[where]
 
 
-class TextLoader:
-    """Batches of an epoch for one rank; knows its place.
-
-    Iterating starts at the epoch's first batch, or, once after `load_state_dict`, where that state was taken.
+class TextLoader(ResumableLoader[TextBatch]):
+    """Batches of labelled texts for one rank.
 
     Args:
         texts: the texts.
         labels: class of each text, `(rows,)` int64.
         batch_size: see `plan_epoch`.
         max_tokens: see `plan_epoch`.
-        shuffle: True to train, False to evaluate.
+        shuffle: True to train, each epoch in another order; False to evaluate, always in the same order.
         seed: see `plan_epoch`.
+        repeat: see `ResumableLoader`.
         rank: which rank's batches.
         world_size: number of ranks.
     """
@@ -279,14 +280,12 @@ class TextLoader:
         max_tokens: int | None = None,
         shuffle: bool = False,
         seed: int = 0,
+        repeat: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         """Count the steps; the plan is laid out when an epoch starts."""
         assert len(texts) == len(labels)
-        self.texts = texts
-        self.labels = labels
-        self.rank = rank
         self._settings: dict[str, Any] = {
             "batch_size": batch_size,
             "seed": seed,
@@ -294,42 +293,26 @@ class TextLoader:
             "max_tokens": max_tokens,
             "shuffle": shuffle,
         }
+        size = {"rows": len(texts), "tokens": int(texts.lengths.sum())}
+        super().__init__({**self._settings, **size}, repeat=repeat or not shuffle)
+        self.texts = texts
+        self.labels = labels
+        self.rank = rank
         self._steps = count_steps(texts.lengths, batch_size, world_size, max_tokens)
-        self._epoch = 0
-        self._given = 0  # batches handed out in this epoch
-        self._resume_at = 0
-        self.before_batch: Callable[[], None] | None = None  # called whenever the next batch is asked for
-
-    batch_sampler = None  # Lightning asks whatever has a sampler for it
-
-    @property
-    def sampler(self) -> "TextLoader":
-        """The loader itself: Lightning calls `set_epoch` on a loader's sampler, never on the loader."""
-        return self
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
         return self._steps
 
-    def set_epoch(self, epoch: int) -> None:
-        """Name the epoch to come. Naming the one under way keeps the place in it."""
-        if epoch != self._epoch:
-            self._epoch, self._given, self._resume_at = epoch, 0, 0
-
     def plan(self, epoch: int | None = None) -> Plan:
         """The plan of an epoch, by default the present one."""
-        return plan_epoch(self.texts.lengths, epoch=self._epoch if epoch is None else epoch, **self._settings)
+        epoch = self.planned_epoch if epoch is None else epoch
+        return plan_epoch(self.texts.lengths, epoch=epoch, **self._settings)
 
-    def __iter__(self) -> Iterator[TextBatch]:
-        """Batches to come. Nothing happens until the first is asked for: Lightning sets the epoch after `iter`."""
+    def batches(self, first: int) -> Iterator[TextBatch]:
+        """Packed batches with their labels and row numbers."""
         plan = self.plan()
-        first, self._resume_at = self._resume_at, 0
         for step in range(first, plan.steps):
-            if self.before_batch is not None:
-                self.before_batch()
-            # Counted before it is handed out. Lightning asks for one batch at a time from a loader with a length, so
-            # at a checkpoint the batches handed out are those trained on.
-            self._given = step + 1
             text, rows = self.texts.pack(plan.batch(step, self.rank))
             yield TextBatch(
                 text,
@@ -338,27 +321,8 @@ class TextLoader:
                 plan.scale(step, self.rank),
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        """The place: epoch, batches handed out, and what the plan was made from. The same on every rank."""
-        tokens = int(self.texts.lengths.sum())
-        return {
-            "epoch": self._epoch,
-            "given": self._given,
-            "plan": {**self._settings, "rows": len(self.texts), "tokens": tokens},
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a place.
-
-        Raises:
-            ValueError: in mid-epoch, with settings or data that lay out another plan.
-        """
-        ours = self.state_dict()["plan"]
-        if 0 < state["given"] < self._steps and state["plan"] != ours:
-            name = next(name for name in ours if state["plan"].get(name) != ours[name])
-            raise ValueError(
-                f"cannot go on in the middle of epoch {state['epoch']}: {name} was {state['plan'].get(name)} and is "
-                f"{ours[name]}: resume with the same data, batch settings, seed and number of devices"
-            )
-        self._epoch = state["epoch"]
-        self._given = self._resume_at = state["given"]
+    def where(self, number: int) -> str:
+        """Row numbers of a batch."""
+        rows = np.sort(self.plan().batch(number, self.rank)).tolist()
+        more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
+        return f"training rows {', '.join(map(str, rows[:_SHOWN]))}{more}"

@@ -14,16 +14,19 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from recur.errors import UserError
+
 log = logging.getLogger(__name__)
+# Part of every key. Raise it with any change to how files become rows, rows become tokens, tokens become files of an
+# entry, or a corpus is generated: what an earlier version wrote is then built anew.
+VERSION = 1
 _MANIFEST = "entry.json"
 _BLOCK = 1 << 22
 
@@ -37,16 +40,6 @@ def cache_folder(setting: str | os.PathLike[str] | None = None) -> Path:
     if everyones := os.environ.get("XDG_CACHE_HOME"):
         return Path(everyones).expanduser() / "recur"
     return Path.home() / ".cache" / "recur"
-
-
-@cache
-def code_version() -> str:
-    """Hash of the code that turns files into tokens; part of every key, so that a change of rules rebuilds."""
-    here = Path(__file__).parent
-    digest = hashlib.blake2b(tokenizers.__version__.encode(), digest_size=8)
-    for name in ("cache.py", "sources.py", "text.py"):
-        digest.update((here / name).read_bytes())
-    return digest.hexdigest()
 
 
 def content_key(value: Any) -> str:
@@ -125,13 +118,13 @@ class TokenCache:
         """The folder of the entry with this key, built first if it is missing or damaged.
 
         Args:
-            key: plain values that determine the content; the code's version is added.
+            key: plain values that determine the content; `VERSION` is added.
             build: writes the entry's files into the folder it is given.
 
         Raises:
-            ValueError: the cache folder cannot be written.
+            UserError: the cache folder cannot be written.
         """
-        full = {**key, "code": code_version()}
+        full = {**key, "version": VERSION}
         place = self.folder / "tokens" / content_key(full)
         if _whole(place):
             return place
@@ -162,15 +155,17 @@ class TokenCache:
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def _unwritable(self, error: OSError) -> ValueError:
-        return ValueError(
-            f"cannot write the token cache {self.folder}: {error.strerror}: "
-            "set data.cache_dir or the environment's RECUR_CACHE to a folder that can be written"
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            "data.cache_dir",
+            str(self.folder),
+            f"must be a folder that can be written ({error.strerror})",
+            "set it, or the environment's RECUR_CACHE, to another, or free some space",
         )
 
-    def remember(self, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+    def fact(self, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
         """A small plain value computed once for this key. A cache that cannot be written only costs the time."""
-        full = {**key, "code": code_version()}
+        full = {**key, "version": VERSION}
         place = self.folder / "facts" / f"{content_key(full)}.json"
         try:
             return json.loads(place.read_text())["value"]
@@ -184,7 +179,7 @@ class TokenCache:
                 json.dump({"key": full, "value": value}, file)
             Path(draft).replace(place)
         except OSError as error:
-            log.debug("not remembered: %s", error)
+            log.debug("not kept: %s", error)
         return value
 
 

@@ -9,31 +9,20 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recur.data.cache import Ragged, TokenCache, id_dtype
+from recur.data.checks import Column, OnBadRow
 from recur.data.readers import DELIMITED, JSON_LINES, PICKLES, Rows, checked
-from recur.data.sources import Split
-from recur.data.text import Tokenizer
+from recur.data.sources import Source, Split
+from recur.data.text import WORDS, Tokenizer
+from recur.errors import UserError
 
 BLOCK = 1 << 20  # characters read, encoded and written at a time
-WORDS = ("basic_english", "whitespace")  # kinds whose lines end with <eos>
 _TABLES = (*DELIMITED, *JSON_LINES, ".json", ".parquet", *PICKLES)
-
-
-class Source(Protocol):
-    """What a split is read from: `recur.data.sources.Split`, a generated corpus, or `Inline`."""
-
-    def fingerprint(self, cache: TokenCache) -> str:
-        """Hash of the content."""
-        ...
-
-    def read(self, columns: Any = None, *, allow_pickle: bool = False) -> Rows:
-        """All rows."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -56,20 +45,20 @@ class Reader:
     """How rows of tables are read.
 
     Attributes:
-        text_column: column of text.
+        text_column: column of text, by name or by number; see `recur.data.readers.read_file`.
         on_bad_row: `error` or `skip`.
         allow_pickle: load pickled pandas frames, which can run any code hidden in them.
     """
 
-    text_column: str = "text"
-    on_bad_row: str = "error"
+    text_column: Column = "text"
+    on_bad_row: OnBadRow = "error"
     allow_pickle: bool = False
 
     def blocks(self, source: Source) -> Iterator[str]:
         """The text of a source in blocks of about `BLOCK` characters; their concatenation is the text.
 
         Raises:
-            ValueError: a file that is not UTF-8, a missing column, a bad row.
+            UserError: a file that is not UTF-8, a missing column, a bad row.
         """
         if isinstance(source, Inline):
             yield source.text
@@ -104,14 +93,16 @@ def _file_blocks(file: str) -> Iterator[str]:
         try:
             while piece := stream.read(BLOCK):
                 if "\0" in piece:
-                    raise ValueError(f"{file} holds a NUL byte: it is not a text file")
+                    raise UserError(file, rule="holds a NUL byte", remedy="it is not a text file")
                 piece = rest + piece
                 cut = piece.rfind("\n") + 1 or piece.rfind(" ") + 1 or len(piece)
                 rest = piece[cut:]
                 yield piece[:cut]
         except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{file} is not UTF-8 (byte 0x{error.object[error.start]:02x}): convert it, for instance with iconv"
+            raise UserError(
+                file,
+                rule=f"is not UTF-8 (byte 0x{error.object[error.start]:02x})",
+                remedy="convert it, for instance with iconv",
             ) from None
     if rest:
         yield rest
@@ -156,16 +147,16 @@ def cuts(
 
 def _line_ends(blocks: Iterable[str], edges: list[int], total: int) -> list[int]:
     """Move each edge on to where a line begins."""
-    found: list[int] = []
+    moved: list[int] = []
     start = 0
     for block in blocks:
-        while len(found) < len(edges) and edges[len(found)] <= start + len(block):
-            newline = block.find("\n", max(0, edges[len(found)] - 1 - start))
+        while len(moved) < len(edges) and edges[len(moved)] <= start + len(block):
+            newline = block.find("\n", max(0, edges[len(moved)] - 1 - start))
             if newline < 0:
                 break
-            found.append(start + newline + 1)
+            moved.append(start + newline + 1)
         start += len(block)
-    return found + [total] * (len(edges) - len(found))
+    return moved + [total] * (len(edges) - len(moved))
 
 
 def start_id(tokenizer: Tokenizer) -> int:

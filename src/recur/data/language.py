@@ -1,11 +1,11 @@
 """Running text as a LightningDataModule: from files to windows of parallel streams."""
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 
 from recur.data import corpus
 from recur.data.cache import Ragged, TokenCache, content_key
-from recur.data.corpus import Inline, Reader, Source
-from recur.data.loader import check_sizes
-from recur.data.sources import find_files, find_splits
+from recur.data.checks import Column, OnBadRow, columns, one_of, whole_number
+from recur.data.corpus import Inline, Reader
+from recur.data.sources import Source, choose_splits
 from recur.data.streams import StreamLoader, WindowLoader
 from recur.data.synthetic import SyntheticText
-from recur.data.text import Tokenizer, check_settings
+from recur.data.text import WORDS, Tokenizer, check_settings
+from recur.errors import UserError
 
-_USUAL = {"train": ("train",), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
+_DEFAULTS: Mapping[str, Any] = MappingProxyType({})  # of the tokenizer
 
 
 class LanguageData(pl.LightningDataModule):
@@ -35,14 +36,15 @@ class LanguageData(pl.LightningDataModule):
 
     Args:
         path: hub id, folder laid out like a hub repository, or one file.
-        name: config name of a repository with several.
+        subset: which one of a repository with several (the hub's "config").
         revision: branch, tag or commit of a hub repository.
         train: split name or file(s) to train on.
         val: split name or file(s) for validation; None finds one by its usual names or cuts one off.
         test: split name or file(s) for the test; None finds a split `test`, or cuts `test_fraction` off.
         text: the text itself.
         synthetic: a generated corpus in place of all sources.
-        text_column: column of text, where the files are tables; each row is a line.
+        text_column: column of text, where the files are tables, each of whose rows is a line: its name or, in a csv
+            or tsv without a line of names, its number from 1.
         tokenizer: settings of `Tokenizer.train`: kind, min_frequency, max_size.
         val_fraction: share of the training text, at its end, used for validation where there is no such split; 0
             validates on the training text itself (to see a text learned by heart).
@@ -62,7 +64,7 @@ class LanguageData(pl.LightningDataModule):
         tokenizer: the tokenizer, after `setup`.
 
     Raises:
-        ValueError: whatever is wrong with the settings or the text, in one line.
+        UserError: whatever is wrong with the settings or the text.
     """
 
     family = "language"
@@ -70,15 +72,15 @@ class LanguageData(pl.LightningDataModule):
     def __init__(
         self,
         path: str | None = None,
-        name: str | None = None,
+        subset: str | None = None,
         revision: str | None = None,
         train: str | Sequence[str] | None = None,
         val: str | Sequence[str] | None = None,
         test: str | Sequence[str] | None = None,
         text: str | None = None,
         synthetic: SyntheticText | None = None,
-        text_column: str = "text",
-        tokenizer: Mapping[str, Any] | None = None,
+        text_column: Column = "text",
+        tokenizer: Mapping[str, Any] = _DEFAULTS,
         val_fraction: float = 0.1,
         test_fraction: float = 0.0,
         batch_size: int = 20,
@@ -88,29 +90,30 @@ class LanguageData(pl.LightningDataModule):
         eval_bptt: int = 128,
         window: int | None = None,
         seed: int = 0,
-        on_bad_row: str = "error",
+        on_bad_row: OnBadRow = "error",
         allow_pickle: bool = False,
         cache_dir: str | None = None,
     ) -> None:
         """Check the settings; files are not touched yet."""
         super().__init__()
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "bptt": bptt, "eval_bptt": eval_bptt}
-        check_sizes(**{f"data.{key}": size for key, size in sizes.items()})
-        if window is not None:
-            check_sizes(**{"data.window": window})
+        for key, size in (sizes | ({} if window is None else {"window": window})).items():
+            whole_number(key, size)
         if not 0 <= val_fraction < 1 or not 0 <= test_fraction < 1 or val_fraction + test_fraction >= 1:
-            raise ValueError(
-                "data.val_fraction and data.test_fraction must be at least 0 and add up to less than 1, got "
-                f"{val_fraction} and {test_fraction}"
+            raise UserError(
+                "data.val_fraction and data.test_fraction",
+                f"{val_fraction} and {test_fraction}",
+                "must be at least 0 and add up to less than 1",
             )
-        if on_bad_row not in ("error", "skip"):
-            raise ValueError(f"data.on_bad_row is error or skip, got {on_bad_row!r}")
+        one_of("on_bad_row", on_bad_row, "error", "skip")
+        columns(text_column=text_column)
         settings = check_settings(tokenizer, "whitespace", eos=True)
-        if not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"data.seed is a whole number of at least 0, got {seed!r}")
+        whole_number("seed", seed, least=0)
         if path is None and train is None and text is None and synthetic is None:
-            raise ValueError("set data.path to a hub id, folder or file, data.train to a file, or data.text to a text")
-        self._where = {"path": path, "name": name, "revision": revision}
+            raise UserError(
+                "data.path", rule="must be a hub id, folder or file, or data.train a file, or data.text a text"
+            )
+        self._place = (path, subset, revision)
         self._names = {"train": train, "val": val, "test": test}
         self._text, self._synthetic = text, synthetic
         self._reader = Reader(text_column, on_bad_row, allow_pickle)
@@ -176,27 +179,27 @@ class LanguageData(pl.LightningDataModule):
 
     def describe(self) -> dict[str, Any]:
         """What was read, in plain values."""
-        told: dict[str, Any] = {}
-        for split, facts in self._facts.items():
-            told[split] = f"{facts['tokens']:,} tokens, {facts['unknown'] / facts['tokens']:.2%} unknown"
+        facts: dict[str, Any] = {}
+        for split, count in self._facts.items():
+            facts[split] = f"{count['tokens']:,} tokens, {count['unknown'] / count['tokens']:.2%} unknown"
             if split != "train" and (floor := self._floor(split)) is not None:
-                told[split] += f", perplexity at best {math.exp(floor):.3f}"
+                facts[split] += f", perplexity at best {math.exp(floor):.3f}"
         if "val" not in self._tokens:
-            told["val"] = "the training text itself"
-        told["vocabulary"] = f"{self.vocab_size:,} ({self.tokenizer.kind})"
+            facts["val"] = "the training text itself"
+        facts["vocabulary"] = f"{self.vocab_size:,} ({self.tokenizer.kind})"
         if self._window is None:
             lengths = "about " if self._random_bptt else ""
-            told["streams"] = f"{self._batch_size} a device, windows of {lengths}{self._bptt} tokens"
+            facts["streams"] = f"{self._batch_size} a device, windows of {lengths}{self._bptt} tokens"
         else:
-            told["windows"] = f"{self._window} tokens and the next, {self._batch_size} a batch"
-        return told
+            facts["windows"] = f"{self._window} tokens and the next, {self._batch_size} a batch"
+        return facts
 
     def prepare_data(self) -> None:
         """Fill the cache; other ranks wait for the one that does."""
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Open every split, through the cache; to fit, see to it that each is long enough."""
+        """Open every split, through the cache; to fit, check that each is long enough."""
         if not self._tokens:
             self._open()
         if stage == "fit":
@@ -209,7 +212,7 @@ class LanguageData(pl.LightningDataModule):
         sources = self._find()
         given = self._given_tokenizer
         key = {
-            "language": hashlib.blake2b(Path(corpus.__file__).read_bytes(), digest_size=8).hexdigest(),
+            "family": self.family,
             "sources": {split: source.fingerprint(self._cache) for split, source in sources.items()},
             "reader": [self._reader.text_column, self._reader.on_bad_row],
             "fractions": self._cut_off(),
@@ -232,6 +235,7 @@ class LanguageData(pl.LightningDataModule):
         common: dict[str, Any] = {
             "batch_size": self._batch_size if train else self._eval_batch_size,
             "seed": self._seed,
+            "repeat": bool(trainer and trainer.overfit_batches),
             "rank": trainer.global_rank if trainer else 0,
             "world_size": trainer.world_size if trainer else 1,
         }
@@ -245,10 +249,10 @@ class LanguageData(pl.LightningDataModule):
                 random_length=train and self._random_bptt,
                 **common,
             )
-        except ValueError as error:
-            size = "batch_size" if train else "eval_batch_size"
-            message = str(error).replace("lower batch_size", f"lower data.{size}").replace("lower w", "lower data.w")
-            raise ValueError(f"the {split} split of the text is too short: {message}") from None
+        except UserError as error:
+            key = "eval_batch_size" if error.key == "batch_size" and not train else error.key
+            rule = f"{error.rule} of the {split} split"
+            raise UserError(f"data.{key}", error.value, rule, error.remedy) from None
 
     def train_dataloader(self) -> StreamLoader | WindowLoader:
         """Windows of the training text."""
@@ -262,42 +266,19 @@ class LanguageData(pl.LightningDataModule):
         """Windows of the test text."""
         return self.loader("test")
 
-    def predict_dataloader(self) -> StreamLoader | WindowLoader:
-        """Windows of the test text, or of the validation text where there is none."""
-        return self.loader("test" if self.has_test else "val")
-
     # ----------------------------------------------------------------------------------------------------- from source
 
     def _find(self) -> dict[str, Source]:
         """The splits there are, by our names."""
-        if self._sources is not None:
-            return self._sources
-        found: dict[str, Source] = {}
-        path = self._where["path"]
-        if self._synthetic is not None:
-            found = {split: self._synthetic.split(split) for split in ("train", "val", "test")}
-        elif self._text is not None:
-            found = {"train": Inline(self._text)}
-        else:
-            name, revision = self._where["name"], self._where["revision"]
-            known = {} if path is None else find_splits(path, name, revision=revision, cache=self._cache)
-            for split, wanted in self._names.items():
-                if wanted is None:
-                    usual = next((name for name in _USUAL[split] if name in known), None)
-                    if usual is not None:
-                        found[split] = known[usual]
-                elif isinstance(wanted, str) and wanted in known:
-                    found[split] = known[wanted]
-                else:
-                    try:
-                        found[split] = find_files(wanted)
-                    except ValueError as error:
-                        names = f"; {path} has the splits {', '.join(known)}" if known else ""
-                        raise ValueError(f"data.{split}: {error}{names}") from None
-            if "train" not in found and self._given_tokenizer is None:
-                raise ValueError(f"{path} has no split 'train', only {', '.join(known)}: set data.train to one of them")
-        self._sources = found
-        return found
+        if self._sources is None:
+            if self._synthetic is not None:
+                self._sources = {split: self._synthetic.split(split) for split in ("train", "val", "test")}
+            elif self._text is not None:
+                self._sources = {"train": Inline(self._text)}
+            else:
+                need = self._given_tokenizer is None
+                self._sources = choose_splits(self._names, *self._place, self._cache, need_train=need)
+        return self._sources
 
     def _cut_off(self) -> dict[str, float]:
         """Shares to cut off the training text, for the splits that are not there."""
@@ -313,14 +294,16 @@ class LanguageData(pl.LightningDataModule):
             for split, (first, end) in corpus.cuts(whole, fractions, self._settings["kind"]).items():
                 texts[split] = partial(lambda first, end: corpus.clipped(whole(), first, end), first, end)
         for split in texts:
-            if not any(block.strip() if self._settings["kind"] in corpus.WORDS else block for block in texts[split]()):
-                raise ValueError(self._nothing_in(split, split in fractions))
+            if not any(block.strip() if self._settings["kind"] in WORDS else block for block in texts[split]()):
+                raise self._nothing_in(split, split in fractions)
         corpus.build(folder, texts, self._settings, self._given_tokenizer)
 
-    def _nothing_in(self, split: str, cut_off: bool) -> str:
+    def _nothing_in(self, split: str, cut_off: bool) -> UserError:
         if split == "train":
-            named = self._where["path"] or self._names["train"] or "data.text"
-            return f"the text to train on is empty: give {named} some text"
+            named = self._place[0] or self._names["train"] or "data.text"
+            return UserError("the text to train on", rule="is empty", remedy=f"give {named} some text")
         if cut_off:
-            return f"the {split} split has no tokens: raise data.{split}_fraction, or give data.{split} a file"
-        return f"the {split} split has no tokens: give data.{split} a file with text, or null to cut one off"
+            remedy = f"raise data.{split}_fraction, or give data.{split} a file"
+        else:
+            remedy = f"give data.{split} a file with text, or null to cut one off"
+        return UserError(f"the {split} split", rule="has no tokens", remedy=remedy)

@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recur.errors import ABSENT, UserError
+from recur.data.checks import Column, OnBadRow
+from recur.errors import UserError
 
 log = logging.getLogger(__name__)
 DELIMITED = {".csv": ",", ".tsv": "\t"}
@@ -36,21 +37,21 @@ class Origin:
 
 @dataclass
 class Rows:
-    """Rows of one split as they were found, not yet checked.
+    """Rows of one split as they were read, not yet checked.
 
     Attributes:
         columns: the columns asked for that exist, each a list with one value a row.
-        available: names of all columns.
+        available: names of all columns, or their numbers from 1 in a table without a line of names.
         origins: the files, in order.
         broken: why a row could not be read, by row number; its values are None.
         class_names: names of integer labels, for columns whose source knows them.
     """
 
-    columns: dict[str, list[Any]]
-    available: list[str]
+    columns: dict[Any, list[Any]]
+    available: list[Any]
     origins: list[Origin]
     broken: dict[int, str] = field(default_factory=dict)
-    class_names: dict[str, list[str]] = field(default_factory=dict)
+    class_names: dict[Any, list[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of rows, broken ones included."""
@@ -65,34 +66,49 @@ class Rows:
         line = "" if origin.lines is None else f" (line {origin.lines[inside]})"
         return f"{origin.file} row {inside + 1}{line}"
 
-    def column(self, name: str, setting: str = "text_column") -> list[Any]:
+    def column(self, name: Column, setting: str = "data.text_column") -> list[Any]:
         """One column; nulls where no row could be read, since then no column is known.
 
         Args:
-            name: of the column.
-            setting: which one of `data` names it.
+            name: of the column, or its number.
+            setting: what the user sets to choose it.
 
         Raises:
-            ValueError: no such column; names those there are.
+            UserError: no such column; names those there are.
         """
         if len(self.broken) == len(self):
             return [None] * len(self)
         if name not in self.columns:
             where = self.origins[0].file if self.origins else "no file"
             there = ", ".join(map(_shown, self.available[:20])) or "none"
-            raise ValueError(f"{where} has no column {name!r}, only {there}: set data.{setting}")
+            remedy = f"set {setting}"
+            if where.lower().endswith(tuple(DELIMITED)) and isinstance(name, str) and setting.startswith("data."):
+                numbers = "data.text_column=1 data.label_column=2"
+                remedy += f"; if the first line is a row already, give column numbers, such as {numbers}"
+            raise UserError(where, rule=f"has no column {name!r}, only {there}", remedy=remedy)
         return self.columns[name]
 
 
-def read_file(file: str, columns: Sequence[str] | None = None, *, allow_pickle: bool = False) -> Rows:
-    """Read one file by its suffix: csv, tsv, jsonl, json, parquet, txt (one row, column `text`), or a pickled frame."""
+def read_file(file: str, columns: Sequence[Column] | None = None, *, allow_pickle: bool = False) -> Rows:
+    """Read one file by its suffix: csv, tsv, jsonl, json, parquet, txt (one row, column `text`), or a pickled frame.
+
+    Args:
+        file: its path.
+        columns: names of the columns wanted, or numbers from 1 for a csv or tsv without a line of names; None for all.
+        allow_pickle: load pickled pandas frames, which can run any code hidden in them.
+
+    Raises:
+        UserError: a file that cannot be read as what its name says.
+    """
     suffix = Path(file).suffix.lower()
+    if numbered(columns) and suffix not in DELIMITED:
+        raise UserError(file, rule="is no csv or tsv file, whose columns could be numbered", remedy="give their names")
     if suffix in PICKLES:
         return _read_pickle(file, columns, allow_pickle)
     if suffix == ".parquet":
         return _read_parquet(file, columns)
     if suffix not in SUFFIXES:
-        raise ValueError(f"cannot read {file!r}: its suffix is none of {' '.join(SUFFIXES)}")
+        raise UserError(file, rule=f"cannot be read: its suffix is none of {' '.join(SUFFIXES)}")
     content = _decoded(file)
     if suffix == ".txt":
         broken = {0: _not_utf8(content)} if not _is_utf8(content) else {}
@@ -102,6 +118,11 @@ def read_file(file: str, columns: Sequence[str] | None = None, *, allow_pickle: 
     if suffix in JSON_LINES:
         return _read_json_lines(file, content, columns)
     return _read_json(file, content, columns)
+
+
+def numbered(columns: Sequence[Column] | None) -> bool:
+    """Whether columns are given by number, so that the first line is a row."""
+    return any(isinstance(column, int) for column in columns or ())
 
 
 # ---- checking rows
@@ -124,14 +145,14 @@ class Checked:
 
 def checked(
     rows: Rows,
-    text_column: str = "text",
-    label_column: str | None = None,
+    text_column: Column = "text",
+    label_column: Column | None = None,
     *,
     known_label: Callable[[Any], bool] | None = None,
     known: str = "",
     wrong_text: Callable[[str], str | None] | None = None,
     allow_empty: bool = False,
-    on_bad_row: str = "error",
+    on_bad_row: OnBadRow = "error",
 ) -> Checked:
     """Look at every row and keep the good ones.
 
@@ -146,50 +167,69 @@ def checked(
         on_bad_row: `error` stops at the first bad row, `skip` leaves bad rows out and logs how many.
 
     Raises:
-        ValueError: a missing column, no rows, or a bad row: names file, row, column, value and how many are like it.
+        UserError: a missing column, no rows, or a bad row: names file, row, column, value and how many are like it.
     """
-    if on_bad_row not in ("error", "skip"):
-        raise ValueError(f"on_bad_row is error or skip, got {on_bad_row!r}")
     if not len(rows):
-        raise ValueError(f"{rows.origins[0].file if rows.origins else 'the source'} has no rows")
+        raise UserError(rows.origins[0].file if rows.origins else "the source", rule="has no rows")
     texts: list[Any] = rows.column(text_column)
-    labels = None if label_column is None else rows.column(label_column, "label_column")
+    labels = None if label_column is None else rows.column(label_column, "data.label_column")
     allowed: dict[Any, bool] = {}
 
-    bad: dict[int, tuple[str, str, Any]] = {}  # row -> column, what is wrong, value
+    bad: dict[int, _Fault] = {}
     for row, text in enumerate(texts):
         if row in rows.broken:
-            bad[row] = ("", rows.broken[row], None)
+            bad[row] = _Fault(None, rows.broken[row], None)
         elif (wrong := _wrong_text(text, allow_empty) or (wrong_text and wrong_text(text))) is not None:
-            bad[row] = (text_column, wrong, text)
-        elif labels is not None:
+            bad[row] = _Fault(text_column, wrong, text)
+        elif labels is not None and label_column is not None:
             label = labels[row]
             if label is None or label == "" or label != label:
-                bad[row] = (label_column or "", "has no label", label)
+                bad[row] = _Fault(label_column, "has no label", label)
             elif not isinstance(label, str | int | float | bool):
-                bad[row] = (label_column or "", "is not one label", label)
+                bad[row] = _Fault(label_column, "is not one label", label)
             elif known_label is not None and not allowed.setdefault(label, known_label(label)):
-                bad[row] = (label_column or "", f"is not one of the labels {known}", label)
+                bad[row] = _Fault(label_column, f"is not one of the labels {known}", label)
     if bad and on_bad_row == "error":
-        row, (column, wrong, value) = next(iter(bad.items()))
-        like = sum(reason == wrong and where == column for where, reason, _ in bad.values()) - 1
-        subject = f"column {column!r} {wrong}: {_shown(value)}" if column else wrong
-        others = f" and {like} more like it" if like else ""
-        different = len(bad) - like - 1
-        others += f", {different} bad in other ways" if different else ""
-        remedy = "mend the file or set data.on_bad_row=skip"
-        raise UserError(f"{rows.where(row)}{others}:", ABSENT, subject, remedy)
-    skipped = Counter(f"column {column!r} {wrong}" if column else wrong for column, wrong, _ in bad.values())
+        raise _bad_row(rows, bad)
+    skipped = Counter(fault.reason for fault in bad.values())
     for reason, count in skipped.items():
-        first = next(row for row, (c, w, _) in bad.items() if reason == (f"column {c!r} {w}" if c else w))
+        first = next(row for row, fault in bad.items() if fault.reason == reason)
         log.warning("skipped %d of %d rows: %s (first: %s)", count, len(rows), reason, rows.where(first))
     if len(bad) == len(rows):
-        raise ValueError(f"{rows.where(0)}: no good row among {len(rows)}: {next(iter(skipped))}")
+        raise UserError(rows.where(0), rule=f"and every other of {len(rows)} rows are bad: {next(iter(skipped))}")
     numbers = np.array([row for row in range(len(rows)) if row not in bad], dtype=np.int64)
     if bad:
         texts = [texts[row] for row in numbers.tolist()]
         labels = None if labels is None else [labels[row] for row in numbers.tolist()]
     return Checked(texts, labels, numbers, dict(skipped))
+
+
+class _Fault(NamedTuple):
+    """What is wrong with a row: in which column (None: in all of them), why, and the value there."""
+
+    column: Column | None
+    wrong: str
+    value: Any
+
+    @property
+    def reason(self) -> str:
+        """Column and fault, the same for all rows that are bad in the same way."""
+        return self.wrong if self.column is None else f"column {self.column!r} {self.wrong}"
+
+
+def _bad_row(rows: Rows, bad: dict[int, _Fault]) -> UserError:
+    """The error for the first bad row, which says how many others there are."""
+    row, fault = next(iter(bad.items()))
+    like = sum(other.reason == fault.reason for other in bad.values()) - 1
+    different = len(bad) - like - 1
+    others = f" and {like} more like it" if like else ""
+    others += f", {different} bad in other ways" if different else ""
+    shown = "" if fault.column is None else f": {_shown(fault.value)}"
+    return UserError(
+        f"{rows.where(row)}{others}:",
+        rule=f"{fault.reason}{shown}",
+        remedy="correct the file or set data.on_bad_row=skip",
+    )
 
 
 def _wrong_text(text: Any, allow_empty: bool) -> str | None:
@@ -213,14 +253,15 @@ def _shown(value: Any) -> str:
 
 
 # ---- reading files
-def _decoded(file: str) -> str:
+def _decoded(file: str, raw: bytes | None = None) -> str:
     """The file's text; bytes that are not UTF-8 become lone surrogates, to be reported with their row."""
-    with open(file, "rb") as stream:
-        raw = stream.read()
+    if raw is None:
+        with open(file, "rb") as stream:
+            raw = stream.read()
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise ValueError(f"{file} is UTF-16, files are read as UTF-8: convert it, for instance with iconv -f utf-16")
+        raise UserError(file, rule="is UTF-16, not UTF-8", remedy="convert it, for instance with iconv -f utf-16")
     if raw[:4] == b"PK\3\4" or raw[:2] == b"\x1f\x8b":
-        raise ValueError(f"{file} is compressed: unpack it first")
+        raise UserError(file, rule="is compressed", remedy="unpack it first")
     return raw.decode("utf-8-sig", "surrogateescape")
 
 
@@ -237,7 +278,7 @@ def _not_utf8(text: str) -> str:
     return f"is not UTF-8 (byte 0x{byte:02x})"
 
 
-def _joined(parts: list[Rows]) -> Rows:
+def joined(parts: list[Rows]) -> Rows:
     """Several files' rows one after the other; a column must be in all of them."""
     if len(parts) == 1:
         return parts[0]
@@ -269,24 +310,30 @@ def _delimited_rows(file: str, content: str, delimiter: str, quoted: bool) -> tu
                 starts.append(before + 1)
             before = reader.line_num
     except csv.Error as error:
-        raise ValueError(
-            f"{file} line {before + 1}: {error}: is a quote left open, or not doubled inside quotes?"
+        raise UserError(
+            f"{file} line {before + 1}:", rule=str(error), remedy="is a quote left open, or not doubled inside quotes?"
         ) from None
     finally:
         csv.field_size_limit(limit)
     return rows, starts
 
 
-def _read_delimited(file: str, content: str, delimiter: str, columns: Sequence[str] | None) -> Rows:
+def _read_delimited(file: str, content: str, delimiter: str, columns: Sequence[Column] | None) -> Rows:
     rows, starts = _table_of(file, content, delimiter)
     if not rows:
-        raise ValueError(f"{file} is empty: its first line must name the columns")
-    header, rows, starts = rows[0], rows[1:], starts[1:]
+        raise UserError(file, rule="is empty", remedy="its first line must name the columns")
+    header: list[Any]
+    if numbered(columns):
+        header = list(range(1, len(rows[0]) + 1))
+    else:
+        header, rows, starts = rows[0], rows[1:], starts[1:]
     double = next((name for name, count in Counter(header).items() if count > 1), None)
     if double is not None:
-        raise ValueError(f"{file} line 1: column {double!r} is there {header.count(double)} times: rename one")
+        count = header.count(double)
+        raise UserError(f"{file} line 1:", rule=f"column {double!r} is there {count} times", remedy="rename one")
     if not rows:
-        raise ValueError(f"{file} has a line of column names ({', '.join(map(repr, header))[:80]}) and no rows")
+        names = ", ".join(map(repr, header))[:80]
+        raise UserError(file, rule=f"has a line of column names ({names}) and no rows")
     wanted = [name for name in header if columns is None or name in columns]
     broken: dict[int, str] = {}
     for number, row in enumerate(rows):
@@ -323,12 +370,12 @@ def _table_of(file: str, content: str, delimiter: str) -> tuple[list[list[str]],
     regular = len({len(row) for row in plain[0]}) == 1
     try:
         quoted = _delimited_rows(file, content, delimiter, quoted=True)
-    except ValueError:
+    except UserError:
         return plain
     return plain if regular and len(quoted[0]) != len(plain[0]) else quoted
 
 
-def _read_json_lines(file: str, content: str, columns: Sequence[str] | None) -> Rows:
+def _read_json_lines(file: str, content: str, columns: Sequence[Column] | None) -> Rows:
     records: list[Any] = []
     starts: list[int] = []
     broken: dict[int, str] = {}
@@ -353,17 +400,17 @@ def _read_json_lines(file: str, content: str, columns: Sequence[str] | None) -> 
     return _from_records(file, records, starts, broken, columns)
 
 
-def _read_json(file: str, content: str, columns: Sequence[str] | None) -> Rows:
+def _read_json(file: str, content: str, columns: Sequence[Column] | None) -> Rows:
     try:
-        whole = json.loads(content)
+        whole, end = json.JSONDecoder().raw_decode(content.strip())
     except (ValueError, RecursionError) as error:
-        if "Extra data" in str(error):
-            return _read_json_lines(file, content, columns)
-        raise ValueError(f"{file} is not JSON: {error}") from None
+        raise UserError(file, rule=f"is not JSON: {error}") from None
+    if end < len(content.strip()):  # one value after the other
+        return _read_json_lines(file, content, columns)
     if isinstance(whole, dict) and len(lists := [v for v in whole.values() if isinstance(v, list)]) == 1:
         whole = lists[0]
     if not isinstance(whole, list):
-        raise ValueError(f"{file} is not a JSON list of objects, but a {type(whole).__name__}")
+        raise UserError(file, rule=f"must be a JSON list of objects, and is a {type(whole).__name__}")
     broken = {
         row: f"is not a JSON object: {_shown(value)}" for row, value in enumerate(whole) if not isinstance(value, dict)
     }
@@ -373,10 +420,10 @@ def _read_json(file: str, content: str, columns: Sequence[str] | None) -> Rows:
 
 
 def _from_records(
-    file: str, records: list[Any], starts: list[int] | None, broken: dict[int, str], columns: Sequence[str] | None
+    file: str, records: list[Any], starts: list[int] | None, broken: dict[int, str], columns: Sequence[Column] | None
 ) -> Rows:
     if not records:
-        raise ValueError(f"{file} is empty: it has no rows")
+        raise UserError(file, rule="is empty", remedy="it has no rows")
     names = list(dict.fromkeys(name for record in records if record is not None for name in record))
     wanted = [name for name in names if columns is None or name in columns]
     for row, record in enumerate(records):
@@ -390,7 +437,7 @@ def _from_records(
     return Rows(values, names, [Origin(file, 0, len(records), lines)], broken)
 
 
-def _read_parquet(file: str, columns: Sequence[str] | None) -> Rows:
+def _read_parquet(file: str, columns: Sequence[Column] | None) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -400,35 +447,53 @@ def _read_parquet(file: str, columns: Sequence[str] | None) -> Rows:
         # memory_map: no copy of the file; use_threads stays on, text columns decode in parallel
         table = pq.read_table(file, columns=wanted, memory_map=True, partitioning=None)
         values = {name: table.column(name).to_pylist() for name in wanted}
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not a readable parquet file: {str(error).splitlines()[0]}") from None
+    except (pa.ArrowException, ValueError, OverflowError) as error:  # a date that Python cannot hold is the latter
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(file, rule=f"is not a parquet file that can be read: {reason}") from None
     rows = Rows(values, list(schema.names), [Origin(file, 0, table.num_rows)])
-    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = described.get("info", {}).get("features", {})
-    for name in wanted:
-        if isinstance(feature := features.get(name), dict) and feature.get("_type") == "ClassLabel":
-            rows.class_names[name] = list(feature["names"])
+    rows.class_names.update(_class_names(schema.metadata or {}, wanted))
     return rows
 
 
-def _read_pickle(file: str, columns: Sequence[str] | None, allow_pickle: bool) -> Rows:
+def _class_names(metadata: dict[bytes, bytes], columns: Sequence[str]) -> dict[str, list[str]]:
+    """Names of integer labels from the `datasets` library's part of a parquet file's metadata, where it is sound."""
+    try:
+        node: Any = json.loads(metadata.get(b"huggingface", b"{}"))
+    except (ValueError, RecursionError):
+        return {}
+    for key in ("info", "features"):
+        node = node.get(key) if isinstance(node, dict) else None
+    if not isinstance(node, dict):
+        return {}
+    features = {name: node[name] for name in columns if isinstance(node.get(name), dict)}
+    names = {name: feature.get("names") for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
+    return {
+        name: listed
+        for name, listed in names.items()
+        if isinstance(listed, list) and all(isinstance(word, str) for word in listed)
+    }
+
+
+def _read_pickle(file: str, columns: Sequence[Column] | None, allow_pickle: bool) -> Rows:
     if not allow_pickle:
-        raise ValueError(
-            f"{file} is a pickle, and loading a pickle runs any code hidden in it: if you trust it, set "
-            "data.allow_pickle=true, or convert it once: "
-            f"python -c \"import pandas; pandas.read_pickle('{file}').to_parquet('{Path(file).stem}.parquet')\""
+        raise UserError(
+            file,
+            rule="is a pickle, and loading a pickle runs any code hidden in it",
+            remedy="if you trust it, set data.allow_pickle=true, or convert it once: "
+            f"python -c \"import pandas; pandas.read_pickle('{file}').to_parquet('{Path(file).stem}.parquet')\"",
         )
     import pandas as pd  # type: ignore[import-untyped]
 
     try:
         frame = pd.read_pickle(file)  # noqa: S301 - the user allowed it for this file
     except Exception as error:  # unpickling can raise anything
-        raise ValueError(f"{file} is not a pickled pandas frame: {type(error).__name__}: {error}") from None
+        raise UserError(file, rule=f"is not a pickled pandas frame: {type(error).__name__}: {error}") from None
     if not isinstance(frame, pd.DataFrame):
-        raise ValueError(f"{file} holds a {type(frame).__name__}, not a pandas frame")
+        raise UserError(file, rule=f"holds a {type(frame).__name__}, not a pandas frame")
     names = [str(name) for name in frame.columns]
     if len(set(names)) < len(names):
-        raise ValueError(f"{file}: column {Counter(names).most_common(1)[0][0]!r} is there more than once: rename one")
+        double = Counter(names).most_common(1)[0][0]
+        raise UserError(file, rule=f"has column {double!r} more than once", remedy="rename one")
     frame.columns = pd.Index(names)
     wanted = [name for name in names if columns is None or name in columns]
     values = {
@@ -437,11 +502,18 @@ def _read_pickle(file: str, columns: Sequence[str] | None, allow_pickle: bool) -
     return Rows(values, names, [Origin(file, 0, len(frame))])
 
 
-def _read_class_files(files: Sequence[str], classes: Sequence[str]) -> Rows:
+def class_rows(files: Sequence[str], classes: Sequence[str], contents: Sequence[bytes] | None = None) -> Rows:
+    """Rows of text files, one each, labelled with the classes that their folders name.
+
+    Args:
+        files: their names.
+        classes: class of each.
+        contents: bytes of each; None reads the files.
+    """
     texts: list[str | None] = []
     broken: dict[int, str] = {}
     for row, file in enumerate(files):
-        content = _decoded(file)
+        content = _decoded(file, None if contents is None else contents[row])
         if not content.isascii() and not _is_utf8(content):
             broken[row] = _not_utf8(content)
         texts.append(None if row in broken else content)

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,20 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recur.data.buckets import TextLoader, Texts
+from recur.data.buckets import Keep, TextLoader, Texts
 from recur.data.cache import Ragged, TokenCache, content_key, id_dtype
+from recur.data.checks import Column, OnBadRow, columns, known_keys, one_of, whole_number
+from recur.data.labels import Names, carved, class_table, label_key, table_of, wanted_names
 from recur.data.readers import Checked, Rows, checked
-from recur.data.sources import Split, find_files, find_splits
-from recur.data.synthetic import SyntheticReviews, SyntheticSplit
+from recur.data.sources import Source, choose_splits
+from recur.data.synthetic import SyntheticReviews
 from recur.data.text import Tokenizer, check_settings, lacks_tokens
 from recur.data.vectors import WordVectors, load_vectors, train_word2vec
+from recur.errors import UserError
 
 log = logging.getLogger(__name__)
-_Names = list[str] | dict[str, str] | None  # class names in order, or by label value
-_CODE = 1  # raise it when the files of an entry change
-_VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 _ENCODE_AT_ONCE = 2000
-_MANY_CLASSES = 50
+_DEFAULTS: Mapping[str, Any] = MappingProxyType({})  # of the tokenizer
 _LONGEST = 1_000_000  # tokens of a text: even one step of training would take minutes and many GiB
 _WORD2VEC = ("dim", "window", "epochs", "min_count", "skip_gram", "seed")
 
@@ -62,15 +63,16 @@ class SentimentData(pl.LightningDataModule):
     with the same share of every class. The vocabulary comes from the remaining training texts alone.
 
     Args:
-        path: hub id, folder laid out like a hub repository, folder of text files a class, or one file.
-        name: config name of a repository with several.
+        path: hub id, folder laid out like a hub repository, folder or zip of text files in a folder a class, or one
+            file.
+        subset: which one of a repository with several (the hub's "config").
         revision: branch, tag or commit of a hub repository.
         train: split name or file(s) to train on.
         val: split name or file(s) for validation; None finds one by its usual names or carves one off.
         test: split name or file(s) for the test; None finds a split `test` or does without.
         unlabelled: split name or file(s) of texts without labels, for word vectors.
-        text_column: column of texts.
-        label_column: column of labels.
+        text_column: column of texts: its name or, in a csv or tsv without a line of names, its number from 1.
+        label_column: column of labels, likewise.
         class_names: names of the classes in order, or a name for each label value ({0: bad, 4: good}); None takes the
             source's own, or the sorted label values.
         val_fraction: share carved off for validation where there is no such split.
@@ -82,7 +84,7 @@ class SentimentData(pl.LightningDataModule):
         batch_size: texts a batch and device.
         eval_batch_size: the same for validation and test; None for `batch_size`.
         max_tokens: instead of `batch_size`, most tokens a batch and device, for training and evaluation.
-        seed: order of the batches.
+        seed: order of the training batches.
         on_bad_row: `error` or `skip`.
         allow_pickle: load pickled pandas frames, which can run any code hidden in them.
         cache_dir: see `recur.data.cache.cache_folder`.
@@ -95,7 +97,7 @@ class SentimentData(pl.LightningDataModule):
         class_names: names of the classes, after `setup`.
 
     Raises:
-        ValueError: whatever is wrong with the settings or the rows, in one line.
+        UserError: whatever is wrong with the settings or the rows.
     """
 
     family = "sentiment"
@@ -103,26 +105,26 @@ class SentimentData(pl.LightningDataModule):
     def __init__(
         self,
         path: str | None = None,
-        name: str | None = None,
+        subset: str | None = None,
         revision: str | None = None,
         train: str | Sequence[str] | None = None,
         val: str | Sequence[str] | None = None,
         test: str | Sequence[str] | None = None,
         unlabelled: str | Sequence[str] | None = None,
-        text_column: str = "text",
-        label_column: str = "label",
+        text_column: Column = "text",
+        label_column: Column = "label",
         class_names: Sequence[str] | Mapping[Any, str] | None = None,
         val_fraction: float = 0.1,
         split_seed: int = 0,
         limit_train: int | None = None,
-        tokenizer: Mapping[str, Any] | None = None,
+        tokenizer: Mapping[str, Any] = _DEFAULTS,
         max_length: int | None = None,
-        keep: str = "head",
+        keep: Keep = "head",
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         max_tokens: int | None = None,
         seed: int = 0,
-        on_bad_row: str = "error",
+        on_bad_row: OnBadRow = "error",
         allow_pickle: bool = False,
         cache_dir: str | None = None,
         vectors: str | None = None,
@@ -131,38 +133,30 @@ class SentimentData(pl.LightningDataModule):
     ) -> None:
         """Check the settings; files are not touched yet."""
         super().__init__()
+        whole_number("batch_size", batch_size)
         for key, value in (
-            ("batch_size", batch_size),
             ("eval_batch_size", eval_batch_size),
             ("max_tokens", max_tokens),
             ("max_length", max_length),
             ("limit_train", limit_train),
         ):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"data.{key} is a whole number of at least 1, got {value!r}")
+            if value is not None:
+                whole_number(key, value)
+        whole_number("seed", seed, least=0)
+        whole_number("split_seed", split_seed, least=0)
         if not 0 < val_fraction < 1:
-            raise ValueError(f"data.val_fraction lies between 0 and 1, got {val_fraction}")
-        if keep not in ("head", "tail", "both"):
-            raise ValueError(f"data.keep is head, tail or both, got {keep!r}")
-        if on_bad_row not in ("error", "skip"):
-            raise ValueError(f"data.on_bad_row is error or skip, got {on_bad_row!r}")
-        check_settings(tokenizer, "basic_english", eos=False)
-        settings = dict(tokenizer or {})
-        for key, value in (("seed", seed), ("split_seed", split_seed)):
-            if not isinstance(value, int) or value < 0:
-                raise ValueError(f"data.{key} is a whole number of at least 0, got {value!r}")
-        if unknown := sorted(set(word2vec or {}) - set(_WORD2VEC)):
-            raise ValueError(f"data.word2vec has {', '.join(_WORD2VEC)}, got {unknown[0]!r}")
+            raise UserError("data.val_fraction", val_fraction, "must lie between 0 and 1")
+        one_of("keep", keep, "head", "tail", "both")
+        one_of("on_bad_row", on_bad_row, "error", "skip")
+        columns(text_column=text_column, label_column=label_column)
+        settings = check_settings(tokenizer, "basic_english", eos=False)
+        known_keys("word2vec", word2vec or {}, _WORD2VEC)
         if synthetic is None and path is None and train is None:
-            raise ValueError("set data.path to a hub id or folder, or data.train to a file")
-        self._where = {"path": path, "name": name, "revision": revision}
+            raise UserError("data.path", rule="must be a hub id or folder, or data.train a file")
+        self._place = (path, subset, revision)
         self._names = {"train": train, "val": val, "test": test, "unlabelled": unlabelled}
         self._columns = (text_column, label_column)
-        self._wanted_classes: _Names = None
-        if isinstance(class_names, Mapping):
-            self._wanted_classes = {_label_key(value): str(name) for value, name in class_names.items()}
-        elif class_names is not None:
-            self._wanted_classes = [str(name) for name in class_names]
+        self._wanted_classes: Names = wanted_names(class_names)
         self._val_fraction, self._split_seed, self._limit = val_fraction, split_seed, limit_train
         self._tokenizer_settings = settings
         self._max_length, self._keep = max_length, keep
@@ -177,7 +171,7 @@ class SentimentData(pl.LightningDataModule):
         self.class_names: list[str]
         self._base: str | None = None  # entry of the tokenizer and classes that all other entries build on
         self._table: dict[str, int] = {}  # label value -> class
-        self._sources: dict[str, Split | SyntheticSplit] | None = None
+        self._sources: dict[str, Source] | None = None
         self._encoded: dict[str, Encoded] = {}
         self._rows: dict[str, NDArray[np.int64]] = {}  # rows of an encoded split that make up train or val
         self._vectors: WordVectors | None = None
@@ -235,7 +229,16 @@ class SentimentData(pl.LightningDataModule):
             self.texts(split)
         rows = len(self._rows["train"])
         if self._max_tokens is None and self._batch_size > rows:
-            raise ValueError(f"data.batch_size is {self._batch_size}, more than the {rows} rows to train on: lower it")
+            raise UserError(
+                "data.batch_size", self._batch_size, f"must be at most the {rows} rows to train on", "lower it"
+            )
+        present = np.unique(self.labels("val"))
+        if len(present) == 1:
+            log.warning(
+                "all %d texts of the validation split are %r: its accuracy says nothing about the other classes",
+                len(self.labels("val")),
+                self.class_names[int(present[0])],
+            )
 
     def model_arguments(self) -> dict[str, Any]:
         """What the model has to know: sizes, class names and counts, and word vectors where asked for."""
@@ -250,28 +253,28 @@ class SentimentData(pl.LightningDataModule):
 
     def describe(self) -> dict[str, Any]:
         """What was read, in plain values: texts, tokens and unknown words a split, overlaps, rows left out."""
-        told: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
         for split in ("train", "val", "test"):
             if split not in self._rows:
                 continue
             texts = self.texts(split)
             encoded, rows = self._open(split), self._rows[split]
             unknown = encoded.unknown[rows].sum() / max(1, encoded.tokens.lengths[rows].sum())
-            told[split] = (
+            facts[split] = (
                 f"{len(rows):,} texts, {int(texts.lengths.sum()):,} tokens, longest {int(texts.lengths.max()):,}, "
                 f"{unknown:.2%} unknown words"
             )
             if skipped := encoded.facts["skipped"]:
-                told[f"{split} skipped"] = "; ".join(f"{count} x {reason}" for reason, count in skipped.items())
-        told["classes"] = ", ".join(self.class_names)
-        told["vocabulary"] = f"{self.vocab_size:,} ({self.tokenizer.kind})"
+                facts[f"{split} skipped"] = "; ".join(f"{count} x {reason}" for reason, count in skipped.items())
+        facts["classes"] = ", ".join(self.class_names)
+        facts["vocabulary"] = f"{self.vocab_size:,} ({self.tokenizer.kind})"
         for split, count in self.overlap().items():
-            told[f"{split} overlap"] = f"{count:,} of {len(self._rows[split]):,} texts are in train too"
+            facts[f"{split} overlap"] = f"{count:,} of {len(self._rows[split]):,} texts are in train too"
         if self._vectors is not None:
             tokens, rows = self._open("train").tokens, self._rows["train"]
             text = np.concatenate([tokens[row] for row in rows.tolist()])
-            told["vectors"] = self._vectors.coverage(np.bincount(text, minlength=self.vocab_size))
-        return told
+            facts["vectors"] = self._vectors.coverage(np.bincount(text, minlength=self.vocab_size))
+        return facts
 
     def overlap(self) -> dict[str, int]:
         """Texts of validation and test that are in the training split word for word."""
@@ -288,17 +291,16 @@ class SentimentData(pl.LightningDataModule):
         """Token ids of a split, cut to `max_length`.
 
         Raises:
-            ValueError: a text remains that is too long for any recurrent net.
+            UserError: a text remains that is too long for any recurrent net.
         """
         encoded = self._open(split)
         texts = Texts(encoded.tokens, self._rows[split], max_length=self._max_length, keep=self._keep)
         longest = int(texts.lengths.argmax())
         if texts.lengths[longest] > _LONGEST:
-            source = self._find().get(split, self._find().get("train"))  # val may be carved off train
-            files: Sequence[str] = getattr(source, "files", ())
-            raise ValueError(
-                f"{files[0] if len(files) == 1 else split} row {self.source_row(split, longest)} has "
-                f"{texts.lengths[longest]:,} tokens, more than {_LONGEST:,}: set data.max_length, or leave the row out"
+            raise UserError(
+                f"{split} row {self.source_row(split, longest)}",
+                rule=f"has {texts.lengths[longest]:,} tokens, more than {_LONGEST:,}",
+                remedy="set data.max_length, or leave the row out",
             )
         return texts
 
@@ -333,7 +335,11 @@ class SentimentData(pl.LightningDataModule):
     # ---- loaders
 
     def loader(self, split: str, *, shuffle: bool = False) -> TextLoader:
-        """Batches of a split for this process's rank: exactly sorted, longest first, or shuffled to train."""
+        """Batches of a split for this process's rank, each epoch in another order to train.
+
+        To evaluate, the order depends on `split_seed`, so that runs with other seeds compare even where only some of
+        the batches are used.
+        """
         trainer = self.trainer
         return TextLoader(
             self.texts(split),
@@ -341,7 +347,8 @@ class SentimentData(pl.LightningDataModule):
             batch_size=self._batch_size if shuffle else self._eval_batch_size,
             max_tokens=self._max_tokens,
             shuffle=shuffle,
-            seed=self._seed,
+            seed=self._seed if shuffle else self._split_seed,
+            repeat=bool(trainer and trainer.overfit_batches),
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
@@ -358,44 +365,17 @@ class SentimentData(pl.LightningDataModule):
         """Batches of the test split."""
         return self.loader("test")
 
-    def predict_dataloader(self) -> TextLoader:
-        """Batches of the test split, or of the validation split where there is none."""
-        return self.loader("test" if self.has_test else "val")
-
     # ---- from source
 
-    def _find(self) -> dict[str, Split | SyntheticSplit]:
+    def _find(self) -> dict[str, Source]:
         """The splits there are, by our names: train, val, test, unlabelled."""
-        if self._sources is not None:
-            return self._sources
-        if self._synthetic is not None:
-            self._sources = {split: self._synthetic.split(split) for split in ("train", "val", "test")}
-            return self._sources
-        found: dict[str, Split | SyntheticSplit] = {}
-        path = self._where["path"]
-        known = (
-            {}
-            if path is None
-            else find_splits(path, self._where["name"], revision=self._where["revision"], cache=self._cache)
-        )
-        usual = {"train": ("train",), "val": _VALIDATION_NAMES, "test": ("test",), "unlabelled": ()}
-        for split, wanted in self._names.items():
-            if wanted is None:
-                name = next((name for name in usual[split] if name in known), None)
-                if name is not None:
-                    found[split] = known[name]
-            elif isinstance(wanted, str) and wanted in known:
-                found[split] = known[wanted]
+        if self._sources is None:
+            if self._synthetic is not None:
+                self._sources = {split: self._synthetic.split(split) for split in ("train", "val", "test")}
             else:
-                try:
-                    found[split] = find_files(wanted)
-                except ValueError as error:
-                    names = f"; {path} has the splits {', '.join(known)}" if known else ""
-                    raise ValueError(f"data.{split}: {error}{names}") from None
-        if "train" not in found and self._given_model is None:
-            raise ValueError(f"{path} has no split 'train', only {', '.join(known)}: set data.train to one of them")
-        self._sources = found
-        return found
+                need = self._given_model is None
+                self._sources = choose_splits(self._names, *self._place, self._cache, need_train=need)
+        return self._sources
 
     def _fingerprint(self, split: str) -> str:
         return self._find()[split].fingerprint(self._cache)
@@ -414,7 +394,7 @@ class SentimentData(pl.LightningDataModule):
             rows,
             text,
             None if split == "unlabelled" else label,
-            known_label=lambda value: _label_key(value) in self._table,
+            known_label=lambda value: label_key(value) in self._table,
             known=", ".join(map(repr, self._table))[:200] or repr(self.class_names),
             wrong_text=lambda value: "has no token" if lacks_tokens(value, kind) else None,
             on_bad_row=self._on_bad_row,
@@ -442,22 +422,25 @@ class SentimentData(pl.LightningDataModule):
 
     def _build_base(self, folder: Path, carve: bool) -> None:
         rows = self._read("train")
-        self.class_names, self._table = _classes(rows, self._columns[1], self._wanted_classes)
+        self.class_names, self._table = class_table(rows, self._columns[1], self._wanted_classes)
         good = self._check("train", rows)
         labels = self._classes_of(good)
         present = np.unique(labels)
         if len(present) < 2:
-            raise ValueError(
-                f"{rows.origins[0].file}: all {len(labels)} labels are {self.class_names[int(present[0])]!r}: "
-                "a classifier needs texts of two classes"
+            raise UserError(
+                rows.origins[0].file,
+                rule=f"has the label {self.class_names[int(present[0])]!r} in all {len(labels)} rows",
+                remedy="a classifier needs texts of two classes",
             )
         train = np.arange(len(labels))
         if carve:
-            chosen = _carved(labels, self._val_fraction, self._split_seed)
+            chosen = carved(labels, self._val_fraction, self._split_seed)
             if not chosen.any() or chosen.all():
-                raise ValueError(
-                    f"{len(labels)} rows are too few to carve off {self._val_fraction:.0%} for validation: "
-                    "name a validation split or file in data.val"
+                raise UserError(
+                    "data.val_fraction",
+                    self._val_fraction,
+                    f"must leave rows to train on and to validate on, of {len(labels)}",
+                    "name a validation split or file in data.val",
                 )
             np.save(folder / "val_rows.npy", train[chosen])
             train = train[~chosen]
@@ -478,12 +461,12 @@ class SentimentData(pl.LightningDataModule):
             return self._encoded[split]
         assert self._base is not None, "call setup first"
         if split not in self._find():
-            raise ValueError(f"there is no split {split!r}, only {', '.join(self._find())}")
+            raise UserError("split", split, f"must be one of {', '.join(self._find())}")
 
         def build(folder: Path) -> None:
             rows = self._read(split)
             if split != "unlabelled":
-                self._table = _table(self.class_names, rows, self._columns[1], self._wanted_classes)
+                self._table = table_of(self.class_names, rows, self._columns[1], self._wanted_classes)
             good = self._check(split, rows)
             self._write(folder, good, self._classes_of(good), rows)
 
@@ -494,7 +477,7 @@ class SentimentData(pl.LightningDataModule):
     def _key(self, split: str) -> dict[str, Any]:
         classes = self._wanted_classes
         return {
-            "sentiment": _CODE,
+            "family": self.family,
             "rows": self._fingerprint(split),
             "columns": self._columns,
             "classes": sorted(classes.items()) if isinstance(classes, dict) else classes,
@@ -505,11 +488,11 @@ class SentimentData(pl.LightningDataModule):
         """Open a split's cache entry; say again how many rows it lacks where they were left out by an earlier run."""
         built = []
 
-        def note_and_build(folder: Path) -> None:
+        def record_and_build(folder: Path) -> None:
             built.append(split)
             build(folder)
 
-        folder = self._cache.entry(key, note_and_build)
+        folder = self._cache.entry(key, record_and_build)
         self._encoded[split] = encoded = Encoded(folder)
         if not built:
             for reason, count in encoded.facts["skipped"].items():
@@ -519,7 +502,7 @@ class SentimentData(pl.LightningDataModule):
     def _classes_of(self, good: Checked) -> NDArray[np.int64]:
         if good.labels is None:
             return np.full(len(good.texts), -1, dtype=np.int64)
-        table = {value: self._table[_label_key(value)] for value in set(good.labels)}
+        table = {value: self._table[label_key(value)] for value in set(good.labels)}
         return np.array([table[value] for value in good.labels], dtype=np.int64)
 
     def _write(self, folder: Path, good: Checked, labels: NDArray[np.int64], rows: Rows) -> None:
@@ -535,7 +518,7 @@ class SentimentData(pl.LightningDataModule):
         lengths = Ragged.save(folder, "tokens", encoded(), id_dtype(self.tokenizer.vocab_size))
         if not lengths.all():
             where = rows.where(int(good.numbers[int(lengths.argmin())]))
-            raise ValueError(f"{where}: column {self._columns[0]!r} has no token: leave the row out")
+            raise UserError(f"{where}:", rule=f"column {self._columns[0]!r} has no token", remedy="leave the row out")
         raw = [text.encode() for text in good.texts]
         Ragged.save(folder, "raw", (np.frombuffer(text, dtype=np.uint8) for text in raw), np.uint8)
         digests = b"".join(hashlib.blake2b(text.strip(), digest_size=8).digest() for text in raw)
@@ -544,72 +527,3 @@ class SentimentData(pl.LightningDataModule):
         np.save(folder / "labels.npy", labels)
         np.save(folder / "numbers.npy", good.numbers)
         (folder / "facts.json").write_text(json.dumps({"skipped": good.skipped, "rows": len(rows)}))
-
-
-# ---- labels, classes
-def _label_key(value: Any) -> str:
-    """One spelling for a label however its file holds it: 1, 1.0 and " 1" are the same."""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
-
-
-def _number(key: str) -> int | None:
-    try:
-        return int(key)
-    except ValueError:
-        return None
-
-
-def _classes(rows: Rows, column: str, wanted: _Names) -> tuple[list[str], dict[str, int]]:
-    """Names of the classes in order, and the class of each label value."""
-    values = rows.column(column, "label_column")
-    if isinstance(wanted, dict):
-        names = list(dict.fromkeys(wanted.values()))
-    elif wanted is not None:
-        names = wanted
-    elif column in rows.class_names:
-        names = rows.class_names[column]
-    else:
-        keys = {_label_key(value) for value in values if isinstance(value, str | int | float) and value == value}
-        keys.discard("")
-        if len(keys) > _MANY_CLASSES and len(keys) > len(values) / 10:
-            raise ValueError(
-                f"{rows.origins[0].file} column {column!r} has {len(keys)} different values in {len(values)} rows: "
-                "is it the column of labels? Set data.label_column"
-            )
-        numeric = all(_number(key) is not None for key in keys)
-        names = sorted(keys, key=int) if numeric else sorted(keys)
-    if len(set(names)) < max(2 if wanted else 0, len(names)):  # one label in all rows is told once the rows are
-        raise ValueError(f"data.class_names needs two different names or more, got {names}")
-    return names, _table(names, rows, column, wanted)
-
-
-def _table(names: list[str], rows: Rows, column: str, wanted: _Names) -> dict[str, int]:
-    """Class of each label value that has one.
-
-    A label is a class's name or, where the names are not numbers themselves, its number from 0.
-    """
-    if isinstance(wanted, dict):
-        return {key: names.index(name) for key, name in wanted.items() if name in names}
-    table = {name: index for index, name in enumerate(names)}
-    if all(_number(name) is not None for name in names):
-        return table
-    source = rows.class_names.get(column, [])
-    for index in range(max(len(names), len(source))):
-        if index < len(source) and source[index] in names:
-            table[str(index)] = names.index(source[index])
-        elif index < len(names) and not set(source) & set(names):
-            table[str(index)] = index
-    return table
-
-
-def _carved(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Rows to validate on, `(rows,)`: the same share of each class, at least one where a class has two."""
-    random = np.random.default_rng(seed)
-    chosen = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        chosen[random.permutation(members)[:count]] = True
-    return chosen

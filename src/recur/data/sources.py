@@ -1,9 +1,12 @@
-"""Where rows come from: a hub id, a folder laid out like a hub repository, files, a folder of text files a class.
+"""Where rows come from: a hub id, a folder laid out like a hub repository, files, text files in a folder a class.
 
 Finding and reading are apart. `find_splits` says which files make which split; for a hub id and for a folder laid out
 like a hub repository the `datasets` library decides that, so its README and naming rules hold. `Split.read` then reads
-the rows and remembers where each came from, so that `checked` can name the file, row and line of a bad one. Files on
+the rows and keeps where each came from, so that `checked` can name the file, row and line of a bad one. Files on
 this machine are read in place: nothing is written beside them.
+
+To add a kind of source, write a class with the methods of `Source` and return it from `find_splits`; `ZippedSplit` is
+the shortest example.
 """
 
 import glob
@@ -13,20 +16,39 @@ import re
 import socket
 import stat
 import time
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from recur.data.cache import TokenCache
-from recur.data.readers import SUFFIXES, Origin, Rows, _joined, _read_class_files, log, read_file
+from recur.data.cache import TokenCache, content_key
+from recur.data.checks import Column
+from recur.data.readers import SUFFIXES, Origin, Rows, class_rows, joined, log, numbered, read_file
+from recur.errors import UserError
 
+VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+_USUAL = {"train": ("train",), "val": VALIDATION_NAMES, "test": ("test",)}
 _SPLIT_FOLDERS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")
 _UNLABELLED_FOLDERS = ("unsup", "unsupervised", "unlabeled", "unlabelled")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_ZIP_LIMIT = 4 << 30  # bytes that a zip may unpack to: it is held in memory
 _RACY_SECONDS = 2.0  # a file changed this recently can change again without its time stamp moving
+
+
+class Source(Protocol):
+    """What a split is read from: `Split`, `ZippedSplit`, a generated corpus, or `recur.data.corpus.Inline`."""
+
+    def fingerprint(self, cache: TokenCache) -> str:
+        """Hash of the content."""
+        ...
+
+    def read(self, columns: Sequence[Column] | None = None, *, allow_pickle: bool = False) -> Rows:
+        """All rows."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,14 +68,14 @@ class Split:
     class_names: Mapping[str, list[str]] = field(default_factory=dict)
 
     def fingerprint(self, cache: TokenCache) -> str:
-        """Hash of the content; read once, then remembered for as long as sizes and times stay the same."""
+        """Hash of the content; computed once, then kept for as long as sizes and times stay the same."""
         if self.hub is not None:
             return _hub_fingerprint(self.hub)
         stats = [(os.path.abspath(file), os.stat(file)) for file in self.files]
         listing = [[name, state.st_size, state.st_mtime_ns] for name, state in stats]
         if max(state.st_mtime for _, state in stats) > time.time() - _RACY_SECONDS:
             return self._content()
-        return str(cache.remember({"content of": listing, "classes": self.classes}, self._content))
+        return str(cache.fact({"content of": listing, "classes": self.classes}, self._content))
 
     def _content(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
@@ -65,91 +87,206 @@ class Split:
             digest.update(f"{kind}\0{inner.hexdigest()}\0".encode())
         return digest.hexdigest()
 
-    def read(self, columns: Sequence[str] | None = None, *, allow_pickle: bool = False) -> Rows:
+    def read(self, columns: Sequence[Column] | None = None, *, allow_pickle: bool = False) -> Rows:
         """Read the rows.
 
         Args:
-            columns: the columns wanted; None for all. A missing one is noticed by `Rows.column`.
+            columns: the columns wanted, see `read_file`; None for all. A missing one is noticed by `Rows.column`.
             allow_pickle: load pickled pandas frames, which can run any code hidden in them.
 
         Raises:
-            ValueError: a file that cannot be read as what its name says.
+            UserError: a file that cannot be read as what its name says.
         """
         if self.hub is not None:
             return _read_hub(self.hub, columns)
         if self.classes is not None:
-            rows = _read_class_files(self.files, self.classes)
+            rows = class_rows(self.files, self.classes)
         else:
-            rows = _joined([read_file(file, columns, allow_pickle=allow_pickle) for file in self.files])
+            rows = joined([read_file(file, columns, allow_pickle=allow_pickle) for file in self.files])
         for name, names in self.class_names.items():
             rows.class_names.setdefault(name, names)
         return rows
 
 
+@dataclass(frozen=True)
+class ZippedSplit:
+    """A split of a zip archive of text files in a folder a class; nothing is unpacked to disk.
+
+    Attributes:
+        archive: the zip file.
+        members: names of the text files in it.
+        classes: class of each.
+    """
+
+    archive: str
+    members: tuple[str, ...]
+    classes: tuple[str, ...]
+
+    def fingerprint(self, cache: TokenCache) -> str:
+        """Hash of the archive's content and of which of its files these are."""
+        return content_key([Split((self.archive,)).fingerprint(cache), self.members])
+
+    def read(self, columns: Sequence[Column] | None = None, *, allow_pickle: bool = False) -> Rows:
+        """Read the rows: columns `text` and `label`.
+
+        Raises:
+            UserError: a damaged archive, an encrypted one, or one that unpacks to more than 4 GiB.
+        """
+        try:
+            with zipfile.ZipFile(self.archive) as archive:
+                if sum(archive.getinfo(name).file_size for name in self.members) > _ZIP_LIMIT:
+                    raise UserError(self.archive, rule="unpacks to more than 4 GiB", remedy="unpack it to a folder")
+                contents = [archive.read(name) for name in self.members]
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
+            raise UserError(self.archive, rule=f"cannot be unpacked: {error}", remedy="unpack it to a folder") from None
+        return class_rows([f"{self.archive}/{name}" for name in self.members], self.classes, contents)
+
+
+def choose_splits(
+    names: Mapping[str, str | Sequence[str] | None],
+    path: str | None,
+    subset: str | None,
+    revision: str | None,
+    cache: TokenCache,
+    *,
+    need_train: bool = True,
+) -> dict[str, Source]:
+    """The splits of a data set by our names: train, val, test, unlabelled.
+
+    Args:
+        names: for each of them a split of `path`, or files; None finds a split of its usual name, or leaves it out.
+        path: see `find_splits`; None where `names` gives files alone.
+        subset: see `find_splits`.
+        revision: see `find_splits`.
+        cache: see `find_splits`.
+        need_train: whether there must be a training split.
+
+    Raises:
+        UserError: no such file, no such split.
+    """
+    known = {} if path is None else find_splits(path, subset, revision=revision, cache=cache)
+    splits: dict[str, Source] = {}
+    for split, wanted in names.items():
+        if wanted is None:
+            name = next((name for name in _USUAL.get(split, ()) if name in known), None)
+            if name is not None:
+                splits[split] = known[name]
+        elif isinstance(wanted, str) and wanted in known:
+            splits[split] = known[wanted]
+        else:
+            others = f"; {path} has the splits {', '.join(known)}" if known else ""
+            splits[split] = find_files(wanted, key=f"data.{split}", others=others)
+    if need_train and "train" not in splits:
+        raise UserError(
+            "data.train", rule=f"must name a split of {path}", remedy=f"it has no 'train', only {', '.join(known)}"
+        )
+    return splits
+
+
+def absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Data settings in which every file and folder that is there has its absolute path.
+
+    A run keeps these, so that its data is found again from another working folder and after the run has been copied.
+
+    Args:
+        settings: keyword arguments of `SentimentData` or `LanguageData`.
+    """
+    bare_words = settings.get("path") is not None  # with a path, a bare word is the name of a split of it
+
+    def resolved(value: Any, key: str) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [resolved(one, key) for one in value]
+        if not isinstance(value, str) or "\0" in value or (key == "vectors" and value == "train"):
+            return value
+        if bare_words and key not in ("path", "vectors") and not re.search(r"[./*?]", value):
+            return value
+        place = os.path.abspath(os.path.expanduser(value))
+        return place if os.path.exists(place) or glob.glob(place) else value
+
+    keys = ("path", "train", "val", "test", "unlabelled", "vectors")
+    return {key: resolved(value, key) if key in keys else value for key, value in settings.items()}
+
+
 def find_splits(
     path: str | os.PathLike[str], name: str | None = None, *, revision: str | None = None, cache: TokenCache
-) -> dict[str, Split]:
+) -> Mapping[str, Source]:
     """Which splits a hub id, folder or file holds, by split name.
 
     Args:
         path: hub id (`stanfordnlp/imdb`), a folder laid out like a hub repository, a folder of text files a class
-            (`train/pos/*.txt`, or `pos/*.txt` alone), or one file.
-        name: config name of a repository with several.
+            (`train/pos/*.txt`, or `pos/*.txt` alone), a `.zip` of such folders, or one file.
+        name: which subset of a repository with several (the hub's "config").
         revision: branch, tag or commit of a hub repository.
-        cache: remembers what was found for as long as the folder's listing stays the same.
+        cache: keeps the answer for as long as the folder's listing stays the same.
 
     Raises:
-        ValueError: nothing there, nothing readable in it, or no such config.
+        UserError: nothing there, nothing readable in it, or no such subset.
     """
     text = os.fspath(path)
     place = Path(text).expanduser()
+    if "\0" in text:
+        raise UserError("data.path", text, "must be a path without NUL characters")
     if place.is_file():
-        return {"train": Split((str(place),))}
+        return _find_in_zip(place) if place.suffix.lower() == ".zip" else {"train": Split((str(place),))}
     if not place.exists():
         if not _HUB_ID.fullmatch(text):
-            raise ValueError(f"no such file or folder: {text!r}")
+            raise UserError("data.path", text, "must be a file, a folder or a hub id", "no such file or folder")
         return _find_on_hub(text, name, revision, cache)
-    found = _find_class_folders(place)
-    if found:
-        return found
+    splits = _find_class_folders(place)
+    if splits:
+        return splits
     listing = _listing(place)
     if not listing:
-        raise ValueError(f"folder {text!r} is empty")
+        raise UserError("data.path", text, "must be a folder with files", "it is empty")
     key = {"splits of": str(place.resolve()), "name": name, "listing": listing}
-    raw = cache.remember(key, lambda: _find_in_repository(place, name, cache.folder))
+    raw = cache.fact(key, lambda: _find_in_repository(place, name, cache.folder))
     return {
-        split: Split(tuple(str(place / file) for file in found["files"]), class_names=found["class_names"])
-        for split, found in raw.items()
+        split: Split(tuple(str(place / file) for file in facts["files"]), class_names=facts["class_names"])
+        for split, facts in raw.items()
     }
 
 
-def find_files(pattern: str | os.PathLike[str] | Sequence[str], folder: str | os.PathLike[str] | None = None) -> Split:
+def find_files(
+    pattern: str | os.PathLike[str] | Sequence[str],
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    key: str = "data.train",
+    others: str = "",
+) -> Split:
     """A split made of files given by name; `*` and `?` match, and several names make one split.
 
+    Args:
+        pattern: names of files.
+        folder: where relative names begin.
+        key: the setting that gives them, for the message.
+        others: what else could have been given, for the message.
+
     Raises:
-        ValueError: no such file.
+        UserError: no such file.
     """
     patterns = [os.fspath(pattern)] if isinstance(pattern, str | os.PathLike) else list(pattern)
     files: list[str] = []
     for one in patterns:
         place = os.path.expanduser(os.path.join(folder, one) if folder else one)
+        if "\0" in place:
+            raise UserError(key, place, "must be a path without NUL characters")
         matches = [place] if os.path.isfile(place) else sorted(filter(os.path.isfile, glob.glob(place)))
         if not matches and os.path.isdir(place):
-            raise ValueError(f"{place!r} is a folder: name a file, or set data.path to the folder")
+            raise UserError(key, place, "must name a file", f"set data.path to the folder{others}")
         if not matches and os.path.islink(place):
-            raise ValueError(f"{place!r} is a link to {os.readlink(place)!r}, which is not there")
+            raise UserError(key, place, f"must name a file: it is a link to {os.readlink(place)!r}, which is not there")
         if not matches:
-            raise ValueError(f"no such file: {place!r}")
+            raise UserError(key, place, "must name a file", f"no such file{others}")
         files += matches
     if not files:
-        raise ValueError("a split needs at least one file, got an empty list")
+        raise UserError(key, patterns, "must name at least one file")
     return Split(tuple(files))
 
 
 # ---- finding splits
 def _listing(folder: Path) -> list[list[Any]]:
     """Name, size and time of every file in a folder, hidden ones aside."""
-    found: list[list[Any]] = []
+    listing: list[list[Any]] = []
     for where, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
@@ -157,24 +294,24 @@ def _listing(folder: Path) -> list[list[Any]]:
                 path = os.path.join(where, name)
                 state = os.stat(path)
                 if stat.S_ISREG(state.st_mode):
-                    found.append([os.path.relpath(path, folder), state.st_size, state.st_mtime_ns])
-    return found
+                    listing.append([os.path.relpath(path, folder), state.st_size, state.st_mtime_ns])
+    return listing
 
 
 def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as found:
-        return sorted((entry for entry in found if entry.name[0] != "."), key=lambda entry: entry.name)
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
 
 
 def _find_class_folders(folder: Path) -> dict[str, Split]:
     """Splits of a folder with one subfolder of text files a class, or nothing where it is laid out otherwise."""
     inner = {entry.name: entry.path for entry in _entries(folder) if entry.is_dir()}
-    splits = {name: path for name, path in inner.items() if name.lower() in _SPLIT_FOLDERS}
-    found: dict[str, Split] = {}
-    for name, path in sorted(splits.items()):
-        found.update(_class_split(name, path))
-    if found or splits or any(entry.name.lower().endswith(SUFFIXES) for entry in _entries(folder)):
-        return found
+    named = {name: path for name, path in inner.items() if name.lower() in _SPLIT_FOLDERS}
+    splits: dict[str, Split] = {}
+    for name, path in sorted(named.items()):
+        splits.update(_class_split(name, path))
+    if splits or named or any(entry.name.lower().endswith(SUFFIXES) for entry in _entries(folder)):
+        return splits
     readme = folder / "README.md"
     if readme.is_file() and re.search(r"^(configs|data_files):", readme.read_text(errors="replace"), re.MULTILINE):
         return {}
@@ -191,12 +328,37 @@ def _class_split(split: str, folder: str) -> dict[str, Split]:
         if any(re.match(rf"({'|'.join(_SPLIT_FOLDERS)})\b", Path(text).stem) for text in texts[:4]):
             return {}  # train.txt and test.txt in a folder are splits, not texts of a class
         (unlabelled if entry.name.lower() in _UNLABELLED_FOLDERS else labelled).extend((t, entry.name) for t in texts)
-    found = {}
+    splits = {}
     if labelled:
-        found[split] = Split(tuple(text for text, _ in labelled), tuple(name for _, name in labelled))
+        splits[split] = Split(tuple(text for text, _ in labelled), tuple(name for _, name in labelled))
         if unlabelled:
-            found["unsupervised"] = Split(tuple(text for text, _ in unlabelled), tuple(name for _, name in unlabelled))
-    return found
+            splits["unsupervised"] = Split(tuple(text for text, _ in unlabelled), tuple(name for _, name in unlabelled))
+    return splits
+
+
+def _find_in_zip(file: Path) -> dict[str, ZippedSplit]:
+    """Splits of a zip of `pos/*.txt`, `train/pos/*.txt` or either below one folder that holds them all."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            texts = [PurePosixPath(name) for name in archive.namelist() if name.lower().endswith(".txt")]
+    except zipfile.BadZipFile:
+        raise UserError("data.path", str(file), "must be a zip archive: it is damaged or something else") from None
+    texts = [text for text in texts if not any(part.startswith((".", "__MACOSX")) for part in text.parts)]
+    split_folders = [text for text in texts if len(text.parts) > 2 and text.parts[-3].lower() in _SPLIT_FOLDERS]
+    grouped: dict[str, list[tuple[str, str]]] = {}
+    for text in sorted(split_folders or texts):
+        if len(text.parts) < 2:
+            continue  # a README beside the folders
+        label, above = text.parts[-2], text.parts[-3] if len(text.parts) > 2 else ""
+        split = above if above.lower() in _SPLIT_FOLDERS else "train"
+        split = "unsupervised" if label.lower() in _UNLABELLED_FOLDERS else split
+        grouped.setdefault(split, []).append((str(text), label))
+    if not grouped:
+        raise UserError("data.path", str(file), "must be a zip of text files in a folder a class, such as pos/1.txt")
+    return {
+        split: ZippedSplit(str(file), tuple(name for name, _ in pairs), tuple(label for _, label in pairs))
+        for split, pairs in grouped.items()
+    }
 
 
 def _quiet_datasets() -> Any:
@@ -209,13 +371,13 @@ def _quiet_datasets() -> Any:
 
 
 def _find_in_repository(folder: Path, name: str | None, cache: Path) -> dict[str, Any]:
-    """Let `datasets` read the README or the file names; gives plain values to remember."""
+    """Let `datasets` read the README or the file names; gives plain values that the cache can keep."""
     datasets = _quiet_datasets()
     try:
         builder = datasets.load_dataset_builder(str(folder), name, cache_dir=str(cache / "datasets"))
     except Exception as error:  # it raises its own kinds, FileNotFoundError and ValueError for the same mistakes
         message = " ".join(str(error).split())
-        raise ValueError(f"cannot tell the splits of folder {str(folder)!r}: {message[:300]}") from None
+        raise UserError("data.path", str(folder), "must be a folder whose splits are clear", message[:300]) from None
     files = builder.config.data_files or {}
     names = {
         column: list(feature.names)
@@ -223,20 +385,20 @@ def _find_in_repository(folder: Path, name: str | None, cache: Path) -> dict[str
         if isinstance(feature, datasets.ClassLabel)
     }
     root = str(folder.resolve())
-    found = {}
+    splits = {}
     for split, paths in files.items():
         inside = [os.path.relpath(os.path.realpath(path), root) for path in paths]
-        found[str(split)] = {"files": inside, "class_names": names}
-    if not found:
-        raise ValueError(f"folder {str(folder)!r} holds no data file with a suffix of {' '.join(SUFFIXES)}")
-    return found
+        splits[str(split)] = {"files": inside, "class_names": names}
+    if not splits:
+        raise UserError("data.path", str(folder), f"must hold data files with a suffix of {' '.join(SUFFIXES)}")
+    return splits
 
 
 def _hub_commit(path: str, revision: str | None) -> str | None:
     """The commit that a hub data set's revision stands for today, or None where the hub does not say.
 
     Without a network the libraries would wait and retry for half a minute before each look into their own cache: then
-    they are told that they are offline.
+    they are set to work offline.
     """
     import huggingface_hub
 
@@ -255,7 +417,7 @@ def _hub_commit(path: str, revision: str | None) -> str | None:
         datasets.config.HF_HUB_OFFLINE = True
         return None
     except Exception as error:  # no such id, gated, refused: `datasets` says it better
-        log.debug("the hub does not tell the commit of %s: %s", path, error)
+        log.debug("the hub does not say the commit of %s: %s", path, error)
         return None
     return commit
 
@@ -269,12 +431,14 @@ def _find_on_hub(path: str, name: str | None, revision: str | None, cache: Token
             return [str(split) for split in datasets.get_dataset_split_names(path, name, revision=commit or revision)]
         except Exception as error:  # no network, no such id, gated, several configs: each of another kind
             message = " ".join(str(error).split())
-            raise ValueError(
-                f"{path!r} is no file or folder here, and as a hub id: {message[:300]}: "
-                "set data.path to a local copy where the hub cannot be reached"
+            raise UserError(
+                "data.path",
+                path,
+                f"must be a file, a folder or a hub id: it is no file or folder, and as a hub id: {message[:300]}",
+                "set data.path to a local copy where the hub cannot be reached",
             ) from None
 
-    names = split_names() if commit is None else cache.remember({"hub": path, "name": name, "at": commit}, split_names)
+    names = split_names() if commit is None else cache.fact({"hub": path, "name": name, "at": commit}, split_names)
     return {split: Split(hub=(path, name, commit or revision, split)) for split in names}
 
 
@@ -286,9 +450,11 @@ def _hub_fingerprint(hub: tuple[str, str | None, str | None, str]) -> str:
     return f"hub {path} {name} {revision} {split}"
 
 
-def _read_hub(hub: tuple[str, str | None, str | None, str], columns: Sequence[str] | None) -> Rows:
+def _read_hub(hub: tuple[str, str | None, str | None, str], columns: Sequence[Column] | None) -> Rows:
     datasets = _quiet_datasets()
     path, name, revision, split = hub
+    if numbered(columns):
+        raise UserError(path, rule="is no csv or tsv file, whose columns could be numbered", remedy="give their names")
     data = datasets.load_dataset(path, name, revision=revision, split=split)
     wanted = [column for column in data.column_names if columns is None or column in columns]
     rows = Rows(

@@ -21,7 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import PackedSequence
 
-from recur.data.loader import _Loader, check_sizes
+from recur.data.checks import whole_number
+from recur.data.loader import ResumableLoader
+from recur.errors import UserError
 from recur.nn.packed import TokenWindow
 
 _SHORTEST = 5  # steps of a random window
@@ -42,7 +44,7 @@ def random_lengths(steps: int, bptt: int, random: np.random.Generator) -> NDArra
     return np.diff(ends, prepend=0)
 
 
-class StreamLoader(_Loader):
+class StreamLoader(ResumableLoader[TokenWindow]):
     """Windows of one rank's streams, in order.
 
     Args:
@@ -52,11 +54,12 @@ class StreamLoader(_Loader):
         start_id: what stands before the first token.
         random_length: draw each window's length (see `random_lengths`) and report it in `TokenWindow.lr_scale`.
         seed: of the random lengths.
+        repeat: see `ResumableLoader`.
         rank: whose streams.
         world_size: number of ranks.
 
     Raises:
-        ValueError: a setting below 1, or fewer tokens than streams.
+        UserError: fewer tokens than streams.
     """
 
     def __init__(
@@ -68,16 +71,20 @@ class StreamLoader(_Loader):
         start_id: int = 0,
         random_length: bool = False,
         seed: int = 0,
+        repeat: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         """Deal the tokens to streams."""
-        check_sizes(batch_size=batch_size, bptt=bptt)
+        whole_number("batch_size", batch_size)
+        whole_number("bptt", bptt)
         streams = batch_size * world_size
         if len(tokens) < streams:
-            raise ValueError(
-                f"{len(tokens)} tokens cannot be cut into {batch_size} streams for each of {world_size} processes: "
-                "give more text or lower batch_size"
+            raise UserError(
+                "batch_size",
+                batch_size,
+                f"must be at most {len(tokens) // world_size} for {len(tokens)} tokens and {world_size} process(es)",
+                "lower it, or give more text",
             )
         super().__init__(
             {
@@ -87,7 +94,8 @@ class StreamLoader(_Loader):
                 "seed": seed,
                 "world_size": world_size,
                 "tokens": len(tokens),
-            }
+            },
+            repeat=repeat,
         )
         self._map: Any = getattr(tokens, "_mmap", None)
         self._tokens = np.asarray(tokens)  # a view: indexing a memmap object is slower than an array's
@@ -103,8 +111,10 @@ class StreamLoader(_Loader):
 
     def lengths(self) -> NDArray[np.int64]:
         """Steps of each window of the present epoch, `(windows,)`; the last may have one more on some ranks."""
-        if self._settings["random_length"]:
-            return random_lengths(self._steps, self.bptt, np.random.default_rng([self._settings["seed"], self._epoch]))
+        if self._plan["random_length"]:
+            return random_lengths(
+                self._steps, self.bptt, np.random.default_rng([self._plan["seed"], self.planned_epoch])
+            )
         full, rest = divmod(self._steps, self.bptt)
         return np.array([self.bptt] * full + [rest] * (rest > 0), dtype=np.int64)
 
@@ -116,7 +126,8 @@ class StreamLoader(_Loader):
         more = f" and {len(self._starts) - _SHOWN} more" if len(self._starts) > _SHOWN else ""
         return f"the {int(lengths[number])} training tokens from {starts}{more}, a stream each"
 
-    def _windows(self, first: int) -> Iterator[TokenWindow]:
+    def batches(self, first: int) -> Iterator[TokenWindow]:
+        """Consecutive windows of this rank's streams."""
         lengths = self.lengths()
         starts = np.cumsum(lengths) - lengths
         read = 0
@@ -147,11 +158,11 @@ class StreamLoader(_Loader):
             PackedSequence(inputs, sizes),
             targets,
             first=start == 0,
-            lr_scale=lr_scale if self._settings["random_length"] else 1.0,
+            lr_scale=lr_scale if self._plan["random_length"] else 1.0,
         )
 
 
-class WindowLoader(_Loader):
+class WindowLoader(ResumableLoader[TokenWindow]):
     """Every run of `window` tokens with the token that follows, each starting from an empty state.
 
     `TokenWindow.targets` has one id a window: the rows of the last step are the ones that predict.
@@ -162,11 +173,12 @@ class WindowLoader(_Loader):
         batch_size: windows a batch and rank.
         shuffle: another order each epoch.
         seed: of the order.
+        repeat: see `ResumableLoader`.
         rank: whose windows.
         world_size: number of ranks.
 
     Raises:
-        ValueError: a setting below 1, or a text too short for one window a rank.
+        UserError: a text too short for one window a rank.
     """
 
     def __init__(
@@ -177,16 +189,20 @@ class WindowLoader(_Loader):
         batch_size: int,
         shuffle: bool = False,
         seed: int = 0,
+        repeat: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         """Count the windows."""
-        check_sizes(batch_size=batch_size, window=window)
+        whole_number("batch_size", batch_size)
+        whole_number("window", window)
         self._count = len(tokens) - window
         if self._count < world_size:
-            raise ValueError(
-                f"{len(tokens)} tokens hold {max(0, self._count)} windows of {window} and a next token, "
-                f"{world_size} processes need one each: give more text or lower window"
+            raise UserError(
+                "window",
+                window,
+                f"must leave a next token for each of {world_size} process(es) in {len(tokens)} tokens",
+                "lower it, or give more text",
             )
         super().__init__(
             {
@@ -196,31 +212,33 @@ class WindowLoader(_Loader):
                 "seed": seed,
                 "world_size": world_size,
                 "tokens": len(tokens),
-            }
+            },
+            repeat=repeat,
         )
         self._tokens = np.asarray(tokens)
         self.rank = rank
 
     def __len__(self) -> int:
         """Batches of an epoch."""
-        world_size = self._settings["world_size"]
-        return min(-(-self._count // (self._settings["batch_size"] * world_size)), self._count // world_size)
+        world_size = self._plan["world_size"]
+        return min(-(-self._count // (self._plan["batch_size"] * world_size)), self._count // world_size)
 
     def _batches(self) -> list[NDArray[np.int64]]:
         """First tokens of the windows of every step and rank."""
         order = np.arange(self._count)
-        if self._settings["shuffle"]:
-            order = np.random.default_rng([self._settings["seed"], self._epoch]).permutation(self._count)
-        return np.array_split(order, len(self) * self._settings["world_size"])
+        if self._plan["shuffle"]:
+            order = np.random.default_rng([self._plan["seed"], self.planned_epoch]).permutation(self._count)
+        return np.array_split(order, len(self) * self._plan["world_size"])
 
     def where(self, number: int) -> str:
         """Which tokens of the split a batch of the present epoch has."""
-        starts = self._batches()[number * self._settings["world_size"] + self.rank]
+        starts = self._batches()[number * self._plan["world_size"] + self.rank]
         more = f" and {len(starts) - _SHOWN} more" if len(starts) > _SHOWN else ""
         return f"windows from the training tokens {', '.join(map(str, starts[:_SHOWN]))}{more}"
 
-    def _windows(self, first: int) -> Iterator[TokenWindow]:
-        settings, world_size = self._settings, self._settings["world_size"]
+    def batches(self, first: int) -> Iterator[TokenWindow]:
+        """Batches of windows, each from an empty state."""
+        settings, world_size = self._plan, self._plan["world_size"]
         batches = self._batches()
         for step in range(first, len(self)):
             starts = batches[step * world_size + self.rank]

@@ -1,15 +1,17 @@
 """Embedded corpora: generated in a moment, with a known best possible score."""
 
-import hashlib
 import math
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from recur.data.cache import TokenCache, content_key
+from recur.data.checks import Column, whole_number
 from recur.data.readers import Origin, Rows
+from recur.errors import UserError
 
+_MOST_TEXTS, _MOST_TOKENS = 10_000_000, 1_000_000_000  # a split is made in memory, and in minutes
+_MOST_DISTRACTORS = 1000
 _GOOD = ("brilliant", "charming", "delightful", "excellent", "gripping", "great", "moving", "superb", "touching")
 _BAD = ("awful", "boring", "clumsy", "dreadful", "dull", "feeble", "hollow", "terrible", "tedious")
 _SUBJECTS = (
@@ -49,8 +51,10 @@ _FILLERS = (
 class SyntheticReviews:
     """Film reviews from a small grammar whose verdict depends on the order of the words.
 
-    The verdict is said once, in one of four forms; `x` and `y` are clauses of opposite opinion, such as `the plot was
-    not really boring` (a negated clause means the opposite of its adjective):
+    A share `short` of the reviews is one short sentence about the film: `this film is terrible`, `a great film.`, `the
+    ending was not really dull.` The others are longer. There the verdict is said once, in one of four forms; `x` and
+    `y` are clauses of opposite opinion, such as `the plot was not really boring` (a negated clause means the opposite
+    of its adjective):
 
     - `x`: the review is of x's opinion;
     - `x , but y`: of y's;
@@ -59,36 +63,38 @@ class SyntheticReviews:
 
     Before and after come distractors, opinions of other people or on other things (`my brother found it superb`, `the
     poster was dull`), and neutral sentences, which move the verdict away from the end. Then `noise` of the labels are
-    turned round: exactly that share of each split, so that no classifier is right more often than `1 - noise`, but by
-    chance.
+    turned round, all of longer reviews: exactly that share of each split, so that no classifier is right more often
+    than `1 - noise`, but by chance. What a short sentence says is never contradicted by its label.
 
     Exchanging the two clauses of a verdict turns the label round and leaves the words the same: there a bag of words is
     at chance. Where the verdict is a single clause its adjective is a hint, unless half of them are negated. By default
-    a linear classifier on a bag of words is right about 55 times in 100.
+    a linear classifier on a bag of words is right about 60 times in 100.
 
     Args:
-        train: texts of the training split.
-        val: texts of the validation split.
-        test: texts of the test split.
+        train_size: texts of the training split.
+        val_size: texts of the validation split.
+        test_size: texts of the test split.
+        short: share of reviews that are one short sentence.
         gap: most neutral sentences on each side of the verdict.
         distractors: most distractors on each side of the verdict.
         contrast: share of reviews with two clauses.
         negation: share of clauses that are negated.
-        noise: share of labels turned round, below .5.
+        noise: share of labels turned round, less than half of the longer reviews.
         seed: which corpus.
 
     Raises:
-        ValueError: a share or count out of range.
+        UserError: a share or count out of range.
     """
 
     class_names = ("negative", "positive")
 
     def __init__(
         self,
-        train: int = 8000,
-        val: int = 1000,
-        test: int = 2000,
+        train_size: int = 8000,
+        val_size: int = 1000,
+        test_size: int = 2000,
         *,
+        short: float = 0.15,
         gap: int = 2,
         distractors: int = 1,
         contrast: float = 0.7,
@@ -97,20 +103,22 @@ class SyntheticReviews:
         seed: int = 0,
     ) -> None:
         """Check the settings; text is made when it is read."""
-        for name, count, least in (
-            ("train", train, 1),
-            ("val", val, 1),
-            ("test", test, 1),
-            ("gap", gap, 0),
-            ("distractors", distractors, 0),
+        self.sizes = {"train": train_size, "val": val_size, "test": test_size}
+        for split, size in self.sizes.items():
+            whole_number(f"synthetic.{split}_size", size, most=_MOST_TEXTS)
+        whole_number("synthetic.gap", gap, least=0, most=len(_FILLERS))
+        whole_number("synthetic.distractors", distractors, least=0, most=_MOST_DISTRACTORS)
+        whole_number("synthetic.seed", seed, least=0)
+        most_noise = round(0.499 * (1 - short), 6)
+        for name, share, most in (
+            ("short", short, 1.0),
+            ("contrast", contrast, 1.0),
+            ("negation", negation, 1.0),
+            ("noise", noise, most_noise),
         ):
-            if count < least:
-                raise ValueError(f"synthetic {name} must be at least {least}, got {count}")
-        for name, share, most in (("contrast", contrast, 1.0), ("negation", negation, 1.0), ("noise", noise, 0.499)):
             if not 0 <= share <= most:
-                raise ValueError(f"synthetic {name} must lie between 0 and {most}, got {share}")
-        self.sizes = {"train": train, "val": val, "test": test}
-        self.gap, self.distractors = gap, distractors
+                raise UserError(f"data.synthetic.{name}", share, f"must lie between 0 and {most}")
+        self.short, self.gap, self.distractors = short, gap, distractors
         self.contrast, self.negation, self.noise, self.seed = contrast, negation, noise, seed
 
     @property
@@ -123,11 +131,22 @@ class SyntheticReviews:
         return SyntheticSplit(self, name)
 
     def review(self, rng: random.Random) -> tuple[str, bool]:
-        """One text and whether it is positive, before noise."""
+        """One text of the longer kind and whether it is positive, before noise."""
         verdict, positive = self._verdict(rng)
         before = self._surroundings(rng)
         after = self._surroundings(rng)
         return " ".join(f"{sentence}." for sentence in [*before, verdict, *after]), positive
+
+    def short_review(self, rng: random.Random) -> tuple[str, bool]:
+        """One short sentence and whether it is positive."""
+        good = rng.random() < 0.5
+        subject, form = rng.choice(_SUBJECTS), rng.random()
+        if form < 0.15:  # without a verb there is nothing to negate
+            article = rng.choice(("a", "what a"))
+            words = [article, rng.choice(_GOOD if good else _BAD), subject]
+        else:
+            words = [rng.choice(("this", "the")), subject, rng.choice(("is", "was")), self._opinion(rng, good)]
+        return " ".join(words) + rng.choice((".", "")), good
 
     def _verdict(self, rng: random.Random) -> tuple[str, bool]:
         first = rng.random() < 0.5
@@ -140,9 +159,12 @@ class SyntheticReviews:
         )
 
     def _clause(self, rng: random.Random, good: bool) -> str:
+        return f"the {rng.choice(_SUBJECTS)} was {self._opinion(rng, good)}"
+
+    def _opinion(self, rng: random.Random, good: bool) -> str:
         negated = rng.random() < self.negation
         adjective = rng.choice(_GOOD if good != negated else _BAD)
-        words = ["the", rng.choice(_SUBJECTS), "was", "not" if negated else "", rng.choice(_DEGREES), adjective]
+        words = ["not" if negated else "", rng.choice(_DEGREES), adjective]
         return " ".join(word for word in words if word)
 
     def _surroundings(self, rng: random.Random) -> list[str]:
@@ -162,22 +184,23 @@ class SyntheticSplit:
     """A split of a synthetic corpus, read like a `recur.data.sources.Split`."""
 
     def __init__(self, corpus: SyntheticReviews, name: str) -> None:
-        """Name the split."""
+        """Choose the split."""
         self._corpus = corpus
         self._name = name
 
     def fingerprint(self, cache: TokenCache) -> str:
-        """Hash of the settings and of this file, which together determine the text."""
-        code = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=16).hexdigest()
-        return content_key({"code": code, "split": self._name, **vars(self._corpus)})
+        """Hash of the settings, which with `recur.data.cache.VERSION` determine the text."""
+        return content_key({"corpus": type(self._corpus).__name__, "split": self._name, **vars(self._corpus)})
 
-    def read(self, columns: Sequence[str] | None = None, *, allow_pickle: bool = False) -> Rows:
+    def read(self, columns: Sequence[Column] | None = None, *, allow_pickle: bool = False) -> Rows:
         """Generate the rows."""
         corpus, size = self._corpus, self._corpus.sizes[self._name]
         rng = random.Random(f"{corpus.seed} {self._name}")  # noqa: S311 - a corpus, not a secret
-        pairs = [corpus.review(rng) for _ in range(size)]
+        short = set(rng.sample(range(size), round(corpus.short * size)))
+        pairs = [corpus.short_review(rng) if row in short else corpus.review(rng) for row in range(size)]
         labels = [int(positive) for _, positive in pairs]
-        for row in rng.sample(range(size), round(corpus.noise * size)):
+        longer = [row for row in range(size) if row not in short]
+        for row in rng.sample(longer, min(round(corpus.noise * size), len(longer))):
             labels[row] = 1 - labels[row]
         values: dict[str, list[Any]] = {"text": [text for text, _ in pairs], "label": labels}
         names = {"label": list(corpus.class_names)}
@@ -216,21 +239,23 @@ class SyntheticText:
     no model can beat on that text, but by chance.
 
     Args:
-        train: tokens of the training split, `<eos>` included; the last story's sentence is finished.
-        val: tokens of the validation split.
-        test: tokens of the test split.
+        train_size: tokens of the training split, `<eos>` included; the last story's sentence is finished.
+        val_size: tokens of the validation split.
+        test_size: tokens of the test split.
         seed: which corpus.
 
     Raises:
-        ValueError: a split without tokens.
+        UserError: a split without tokens, or of more than this machine makes in minutes.
     """
 
-    def __init__(self, train: int = 400_000, val: int = 40_000, test: int = 40_000, *, seed: int = 0) -> None:
+    def __init__(
+        self, train_size: int = 400_000, val_size: int = 40_000, test_size: int = 40_000, *, seed: int = 0
+    ) -> None:
         """Check the settings; text is made when it is read."""
-        for name, count in (("train", train), ("val", val), ("test", test)):
-            if count < 1:
-                raise ValueError(f"synthetic {name} must be at least 1 token, got {count}")
-        self.sizes = {"train": train, "val": val, "test": test}
+        self.sizes = {"train": train_size, "val": val_size, "test": test_size}
+        for split, size in self.sizes.items():
+            whole_number(f"synthetic.{split}_size", size, most=_MOST_TOKENS)
+        whole_number("synthetic.seed", seed, least=0)
         self.seed = seed
 
     def split(self, name: str) -> "SyntheticTextSplit":
@@ -242,14 +267,13 @@ class SyntheticTextSplit:
     """A split of a synthetic text, read like a `recur.data.sources.Split`; its rows are lines."""
 
     def __init__(self, corpus: SyntheticText, name: str) -> None:
-        """Name the split."""
+        """Choose the split."""
         self._corpus = corpus
         self._name = name
 
     def fingerprint(self, cache: TokenCache) -> str:
-        """Hash of the settings and of this file, which together determine the text."""
-        code = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=16).hexdigest()
-        return content_key({"code": code, "split": self._name, **vars(self._corpus)})
+        """Hash of the settings, which with `recur.data.cache.VERSION` determine the text."""
+        return content_key({"corpus": type(self._corpus).__name__, "split": self._name, **vars(self._corpus)})
 
     def write(self) -> tuple[list[str], float]:
         """The lines, and minus the logarithm of their probability in nats."""
@@ -266,7 +290,7 @@ class SyntheticTextSplit:
         """What a model that knew the grammar would lose on the whole split."""
         return self.write()[1]
 
-    def read(self, columns: Sequence[str] | None = None, *, allow_pickle: bool = False) -> Rows:
+    def read(self, columns: Sequence[Column] | None = None, *, allow_pickle: bool = False) -> Rows:
         """Generate the rows."""
         lines, _ = self.write()
         return Rows({"text": lines}, ["text"], [Origin(f"synthetic text, {self._name},", 0, len(lines))])

@@ -19,17 +19,27 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from recur.data.checks import known_keys, whole_number
+from recur.errors import UserError
+
 UNK = "<unk>"
 EOS = "<eos>"
-KINDS = ("basic_english", "whitespace", "character", "bpe")
+Kind = Literal["basic_english", "whitespace", "character", "bpe"]
+KINDS: tuple[str, ...] = get_args(Kind)
+WORDS = ("basic_english", "whitespace")  # kinds whose tokens are words
 FORMAT = 1
+# The rules of basic_english: what is replaced in lower-cased text, which marks are tokens, and which only part words.
+_REPLACED = (('"', ""), ("<br />", " "))
+_MARKS, _PARTING = "'.,()!?", ";:"
+_BASIC_ENGLISH = f"[{_MARKS}]|[^{{space}}{_PARTING}{_MARKS}]+"  # a token, given the characters that are white space
+_ASCII_SPACE, _UNICODE_SPACE = r" \t-\r", r"\s"
 _BPE_SIZE = 8192  # when max_size is not given
 
 
@@ -43,9 +53,9 @@ def _pipeline(kind: str) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(models.WordLevel({}, unk_token=UNK))
     if kind == "basic_english":
         tokenizer.normalizer = normalizers.Sequence(
-            [normalizers.Lowercase(), normalizers.Replace('"', ""), normalizers.Replace("<br />", " ")]
+            [normalizers.Lowercase(), *(normalizers.Replace(old, new) for old, new in _REPLACED)]
         )
-        words = Regex(r"['.,()!?]|[^\s;:'.,()!?]+")
+        words = Regex(_BASIC_ENGLISH.format(space=_UNICODE_SPACE))
         tokenizer.pre_tokenizer = pre_tokenizers.Split(words, "removed", invert=True)
     elif kind == "whitespace":
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -53,13 +63,25 @@ def _pipeline(kind: str) -> tokenizers.Tokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         tokenizer.decoder = decoders.Fuse()
     else:
-        raise ValueError(f"data.tokenizer.kind is one of {', '.join(KINDS)}, got {kind!r}")
+        raise _wrong_kind(kind)
     return tokenizer
 
 
+def _wrong_kind(kind: Any) -> UserError:
+    return UserError("data.tokenizer.kind", kind, f"must be one of {', '.join(KINDS)}")
+
+
 # The ASCII part of the rules, for the short cut in `_plain_words`.
-_ASCII_WORDS = re.compile(r"['.,()!?]|[^ \t-\r;:'.,()!?]+")
-_ASCII_SPACES = re.compile(r"[^ \t-\r]+")
+_ASCII_WORDS = re.compile(_BASIC_ENGLISH.format(space=_ASCII_SPACE))
+_ASCII_SPACES = re.compile(f"[^{_ASCII_SPACE}]+")
+
+
+def _normalized(text: str) -> str:
+    """A text as `basic_english` splits it."""
+    text = text.lower()
+    for old, new in _REPLACED:
+        text = text.replace(old, new)
+    return text
 
 
 def _plain_words(text: str, kind: str) -> list[str] | None:
@@ -70,7 +92,7 @@ def _plain_words(text: str, kind: str) -> list[str] | None:
     if not text.isascii():
         return None
     if kind == "basic_english":
-        return _ASCII_WORDS.findall(text.lower().replace('"', "").replace("<br />", " "))
+        return _ASCII_WORDS.findall(_normalized(text))
     return _ASCII_SPACES.findall(text) if kind == "whitespace" else None
 
 
@@ -94,11 +116,11 @@ def lacks_tokens(text: str, kind: str) -> bool:
     """Whether a text has no token at all, whatever the vocabulary."""
     # 0x1c to 0x1f are white space to Python and not to Unicode, whose rules the tokenizers follow.
     if kind == "basic_english":
-        return re.search(r"[^\s;:]|[\x1c-\x1f]", text.replace('"', "").lower().replace("<br />", " ")) is None
+        return re.search(rf"[^\s{_PARTING}]|[\x1c-\x1f]", _normalized(text)) is None
     return not text or (kind == "whitespace" and re.search(r"\S|[\x1c-\x1f]", text) is None)
 
 
-def check_settings(settings: Mapping[str, Any] | None, default_kind: str, eos: bool) -> dict[str, Any]:
+def check_settings(settings: Mapping[str, Any], default_kind: str, eos: bool) -> dict[str, Any]:
     """Settings for `Tokenizer.train` as a config gives them, before there is any text.
 
     Args:
@@ -107,29 +129,27 @@ def check_settings(settings: Mapping[str, Any] | None, default_kind: str, eos: b
         eos: whether words end their lines with `<eos>`.
 
     Raises:
-        ValueError: an unknown setting, or one outside its range.
+        UserError: an unknown setting, or one outside its range.
     """
-    if not isinstance(settings, Mapping | None):
-        raise ValueError(f"data.tokenizer has kind, min_frequency and max_size, got {settings!r}")
-    given = {"kind": default_kind, **(settings or {})}
-    if unknown := sorted(set(given) - {"kind", "min_frequency", "max_size"}):
-        raise ValueError(f"data.tokenizer has kind, min_frequency and max_size, got {unknown[0]!r}")
-    specials = 1 + (eos and given["kind"] in ("basic_english", "whitespace"))
+    if not isinstance(settings, Mapping):
+        raise UserError("data.tokenizer", settings, "must be settings: kind, min_frequency and max_size")
+    known_keys("tokenizer", settings, ("kind", "min_frequency", "max_size"))
+    given = {"kind": default_kind, **settings}
+    specials = 1 + (eos and given["kind"] in WORDS)
     _checked_sizes(given["kind"], given.get("min_frequency", 1), given.get("max_size"), specials)
     return given
 
 
 def _checked_sizes(kind: str, min_frequency: int, max_size: int | None, specials: int) -> None:
     if kind not in KINDS:
-        raise ValueError(f"data.tokenizer.kind is one of {', '.join(KINDS)}, got {kind!r}")
-    if isinstance(min_frequency, bool) or not isinstance(min_frequency, int) or min_frequency < 1:
-        raise ValueError(f"data.tokenizer.min_frequency is a whole number of at least 1, got {min_frequency!r}")
+        raise _wrong_kind(kind)
+    whole_number("tokenizer.min_frequency", min_frequency)
     least = specials + (256 if kind == "bpe" else 1)
     if max_size is None:
         return
     if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < least:
         why = " (every byte is a token)" if kind == "bpe" else ""
-        raise ValueError(f"data.tokenizer.max_size is null or at least {least} for kind {kind}{why}, got {max_size!r}")
+        raise UserError("data.tokenizer.max_size", max_size, f"must be null or at least {least} for kind {kind}{why}")
 
 
 class Tokenizer:
@@ -155,7 +175,7 @@ class Tokenizer:
         self.vocab_size = len(self.vocabulary)
         specials = [UNK, EOS] if eos else [UNK]
         if sorted(vocabulary.values()) != list(range(self.vocab_size)) or self.vocabulary[: len(specials)] != specials:
-            raise ValueError(f"a vocabulary starts with {', '.join(specials)} and numbers its tokens in a row")
+            raise UserError("the vocabulary", rule=f"must start with {', '.join(specials)} and have no gap in its ids")
         self._ids = _Ids(vocabulary)
         self._table: NDArray[np.int32] | None = None
         if kind == "character":
@@ -169,7 +189,7 @@ class Tokenizer:
     def train(
         cls,
         texts: Iterable[str],
-        kind: str = "basic_english",
+        kind: Kind = "basic_english",
         *,
         min_frequency: int = 1,
         max_size: int | None = None,
@@ -185,7 +205,7 @@ class Tokenizer:
             eos: reserve `<eos>` as id 1. `encode` never adds it: where a text ends is the caller's to say.
 
         Raises:
-            ValueError: a setting outside its range, or no token in any text.
+            UserError: a setting outside its range, or no token in any text.
         """
         specials = [UNK, EOS] if eos else [UNK]
         _checked_sizes(kind, min_frequency, max_size, len(specials))
@@ -209,7 +229,12 @@ class Tokenizer:
         frequent = _character_counts(clean) if kind == "character" else _word_counts(tokenizer, kind, clean)
         words = [token for token, count in frequent if count >= min_frequency and token not in specials]
         if not words:
-            raise ValueError(f"no token is seen {min_frequency} times or more: lower data.tokenizer.min_frequency")
+            raise UserError(
+                "data.tokenizer.min_frequency",
+                min_frequency,
+                "must be low enough for some token to be left",
+                "lower it",
+            )
         if max_size is not None:
             words = words[: max_size - len(specials)]
         tokenizer.model = models.WordLevel(_numbered(specials, words), unk_token=UNK)
@@ -260,7 +285,7 @@ class Tokenizer:
             raise ValueError(f"ids run from 0 to {self.vocab_size - 1}, got {wrong}")
         if self.kind == "character":
             return "".join(self.vocabulary[index] for index in listed)
-        if self.kind in ("basic_english", "whitespace"):
+        if self.kind in WORDS:
             return " ".join(self.vocabulary[index] for index in listed)
         return self._tokenizer.decode(listed, skip_special_tokens=False)
 
@@ -279,17 +304,17 @@ class Tokenizer:
         """Rebuild a tokenizer from `to_json`; only data is read, nothing in it is run.
 
         Raises:
-            ValueError: not a tokenizer of ours, or of a later format.
+            UserError: not a tokenizer of ours, or of a later format.
         """
         try:
             state: Any = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"not a tokenizer file: not JSON ({error})") from None
+            raise UserError("the tokenizer", rule=f"is not JSON ({error})") from None
         kind = state.get("kind") if isinstance(state, dict) else None
         if not isinstance(kind, str) or kind not in KINDS or "tokenizer" not in state:
-            raise ValueError("not a tokenizer file: expected the keys format, kind, eos and tokenizer")
+            raise UserError("the tokenizer", rule="lacks one of its keys format, kind, eos and tokenizer")
         if state.get("format") != FORMAT:
-            raise ValueError(f"tokenizer file has format {state.get('format')!r}, this version reads {FORMAT}")
+            raise UserError("the tokenizer's format", state.get("format"), f"must be {FORMAT} for this version")
         # Only the vocabulary and the merges are taken from the file, once they are known to be sound: the library
         # panics at some files, and others make it use memory or time without end.
         inner = _pipeline(kind)
@@ -317,29 +342,29 @@ def _checked_model(
         pipeline: a tokenizer of this kind, from which it may differ in nothing else.
 
     Raises:
-        ValueError: it does, or its vocabulary or merges are not sound.
+        UserError: it does, or its vocabulary or merges are not sound.
     """
     wanted = json.loads(pipeline.to_str())
     model = given.get("model") if isinstance(given, dict) else None
     if not isinstance(model, dict):
-        raise ValueError("not a tokenizer file: it has no model")
+        raise UserError("the tokenizer", rule="has no model")
     for key, value in wanted.items():
         if key != "model" and given.get(key) != value:
-            raise ValueError(f"not a tokenizer file of kind {kind}: its {key} is another")
+            raise UserError("the tokenizer", rule=f"must have the {key} of kind {kind}")
     if model.get("type") != wanted["model"]["type"] or model.get("unk_token") != UNK:
-        raise ValueError(f"not a tokenizer file of kind {kind}: its model is another")
+        raise UserError("the tokenizer", rule=f"must have the model of kind {kind}")
     vocabulary, merges = model.get("vocab"), model.get("merges", [])
     if not isinstance(vocabulary, dict) or any(type(index) is not int for index in vocabulary.values()):
-        raise ValueError("not a tokenizer file: its vocabulary gives no number to each token")
+        raise UserError("the tokenizer", rule="must have a vocabulary with a number for each token")
     if sorted(vocabulary.values()) != list(range(len(vocabulary))):
-        raise ValueError("not a tokenizer file: a vocabulary numbers its tokens in a row")
+        raise UserError("the tokenizer's vocabulary", rule="must have every id from 0 once")
     if any(utf8(token) != token for token in vocabulary):
-        raise ValueError("not a tokenizer file: a token of its vocabulary is no text")
+        raise UserError("the tokenizer's vocabulary", rule="must be valid Unicode")
     for pair in merges if isinstance(merges, list) else [None]:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
-            raise ValueError("not a tokenizer file: a merge is no pair of tokens")
+            raise UserError("the tokenizer's merges", rule="must be pairs of tokens")
         if any(token not in vocabulary for token in (*pair, "".join(pair))):
-            raise ValueError("not a tokenizer file: a merge is of tokens that its vocabulary lacks")
+            raise UserError("the tokenizer's merges", rule="must be of tokens in its vocabulary")
     return vocabulary, [(first, second) for first, second in merges]
 
 

@@ -17,12 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recur.data.cache import Ragged, TokenCache, content_key
+from recur.data.checks import whole_number
 from recur.data.sources import Split
 from recur.data.text import Tokenizer
+from recur.errors import UserError
 
 log = logging.getLogger(__name__)
 _PICKLES = (".pkl", ".pickle", ".model", ".kv", ".pt", ".pth", ".npy", ".joblib")
 _FASTTEXT = b"\xba\x16\x4f\x2f"
+_MOST_NUMBERS = 100_000  # a word; a vocabulary of them would fill any memory
+_LONGEST_LINE = 1 << 22  # bytes
+_CUT = "was the file cut short? Get it again, or correct that line"
 _SENTENCE = 10_000  # gensim drops what a longer sentence has beyond this, without a word
 
 
@@ -31,20 +36,20 @@ class WordVectors:
     """A vector for each token id.
 
     Attributes:
-        matrix: `(vocab_size, dim)` float32. Words that were not found have random vectors of like size.
-        found: which ids were found, `(vocab_size,)`.
+        matrix: `(vocab_size, dim)` float32. Words without a vector in the source have random ones of like size.
+        known: which ids have a vector in the source, `(vocab_size,)`.
         source: what they came from.
     """
 
     matrix: Tensor
-    found: NDArray[np.bool_]
+    known: NDArray[np.bool_]
     source: str
 
     def coverage(self, counts: NDArray[np.int64]) -> str:
-        """How much of the vocabulary and of the text was found; `counts` says how often each id occurs."""
-        words, text = self.found.mean(), counts[self.found].sum() / max(1, counts.sum())
+        """How much of the vocabulary and of the text the source has; `counts` says how often each id occurs."""
+        words, text = self.known.mean(), counts[self.known].sum() / max(1, counts.sum())
         return (
-            f"{self.matrix.shape[1]} numbers a word from {self.source}: {self.found.sum():,} of {len(self.found):,} "
+            f"{self.matrix.shape[1]} numbers a word from {self.source}: {self.known.sum():,} of {len(self.known):,} "
             f"words found ({words:.1%}), {text:.1%} of the training text"
         )
 
@@ -55,28 +60,30 @@ def load_vectors(path: str | os.PathLike[str], tokenizer: Tokenizer, cache: Toke
     Args:
         path: word2vec text or binary, GloVe, or fastText `.vec`.
         tokenizer: whose vocabulary; words are looked up as they are spelled there.
-        cache: keeps the rows found, so that a big file is read once.
-        seed: of the vectors of words that were not found.
+        cache: keeps the rows, so that a big file is read once.
+        seed: of the vectors of words that the file lacks.
 
     Raises:
-        ValueError: no such file, a format that needs unpickling, a line of another length, nothing found.
+        UserError: no such file, a format that needs unpickling, a line of another length, no word of the vocabulary.
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise ValueError(f"no such file of word vectors: {str(path)!r}")
+        raise UserError("data.vectors", str(path), "must be a file of word vectors or `train`", "no such file")
     if file.suffix.lower() in _PICKLES:
-        raise ValueError(
-            f"{path} looks like a pickle or an array, which could run code or says no words: save it as word2vec text "
-            "(gensim: model.wv.save_word2vec_format(file))"
+        raise UserError(
+            str(path),
+            rule="looks like a pickle or an array, which could run code or says no words",
+            remedy="save it as word2vec text (gensim: model.wv.save_word2vec_format(file))",
         )
     key = {"vectors": Split((str(file),)).fingerprint(cache), "vocabulary": content_key(tokenizer.vocabulary)}
 
     def build(folder: Path) -> None:
-        rows, found = _parse(file, {word: index for index, word in enumerate(tokenizer.vocabulary)})
-        if not found.any():
-            raise ValueError(f"{path} has a vector for none of the {tokenizer.vocab_size} words of the vocabulary")
+        rows, known = _parse(file, {word: index for index, word in enumerate(tokenizer.vocabulary)})
+        if not known.any():
+            words = tokenizer.vocab_size
+            raise UserError(str(path), rule=f"has a vector for none of the {words} words of the vocabulary")
         np.save(folder / "vectors.npy", rows)
-        np.save(folder / "found.npy", found)
+        np.save(folder / "known.npy", known)
 
     return _from_entry(cache.entry(key, build), file.name, seed)
 
@@ -109,18 +116,19 @@ def train_word2vec(
         seed: of the training, and of the vectors of words left out.
 
     Raises:
-        ValueError: gensim is not installed, a setting out of range, too little text.
+        UserError: gensim is not installed, a setting out of range, too little text.
     """
     for name, value in (("dim", dim), ("window", window), ("epochs", epochs), ("min_count", min_count)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"data.word2vec.{name} is a whole number of at least 1, got {value!r}")
+        whole_number(f"word2vec.{name}", value)
     settings = {"dim": dim, "window": window, "epochs": epochs, "min_count": min_count, "sg": skip_gram, "seed": seed}
 
     def build(folder: Path) -> None:
         try:
             from gensim.models import Word2Vec
         except ImportError:
-            raise ValueError("data.vectors=train needs gensim: pip install 'recur[word2vec]'") from None
+            raise UserError(
+                "data.vectors", "train", "needs gensim", "pip install gensim, or the extra `word2vec`"
+            ) from None
         log.info("training word2vec (%d numbers a word, %d epochs): once, then kept in the cache", dim, epochs)
         sentences = _Sentences(corpora, tokenizer.vocabulary)
         try:
@@ -135,14 +143,16 @@ def train_word2vec(
                 workers=1,
             )
         except RuntimeError as error:  # "you must first build vocabulary": no word is left
-            raise ValueError(f"too little text for word2vec with min_count {min_count}: {error}") from None
+            raise UserError(
+                "data.word2vec.min_count", min_count, f"must leave some words: {error}", "lower it, or give more text"
+            ) from None
         rows = np.zeros((tokenizer.vocab_size, dim), dtype=np.float32)
-        found = np.zeros(tokenizer.vocab_size, dtype=bool)
+        known = np.zeros(tokenizer.vocab_size, dtype=bool)
         for index, word in enumerate(tokenizer.vocabulary):
             if word in model.wv:
-                rows[index], found[index] = model.wv[word], True
+                rows[index], known[index] = model.wv[word], True
         np.save(folder / "vectors.npy", rows)
-        np.save(folder / "found.npy", found)
+        np.save(folder / "known.npy", known)
 
     folder = cache.entry({"word2vec": settings, **identity}, build)
     return _from_entry(folder, "word2vec on the task's own text", seed)
@@ -164,32 +174,44 @@ class _Sentences:
 
 
 def _from_entry(folder: Path, source: str, seed: int) -> WordVectors:
-    """Fill up what was not found with random vectors whose numbers have the found ones' mean and spread."""
-    rows, found = np.load(folder / "vectors.npy"), np.load(folder / "found.npy")
+    """Fill up what the source lacks with random vectors whose numbers have the others' mean and spread."""
+    rows, known = np.load(folder / "vectors.npy"), np.load(folder / "known.npy")
     random = np.random.default_rng(seed)
-    rows[~found] = random.normal(rows[found].mean(), rows[found].std(), (int((~found).sum()), rows.shape[1]))
-    return WordVectors(torch.from_numpy(rows), found, source)
+    rows[~known] = random.normal(rows[known].mean(), rows[known].std(), (int((~known).sum()), rows.shape[1]))
+    return WordVectors(torch.from_numpy(rows), known, source)
 
 
 def _parse(file: Path, wanted: dict[str, int]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Rows of the wanted words."""
+    """Rows of the wanted words, and which of them the file has."""
+    size = file.stat().st_size
     with file.open("rb") as stream:
-        start = stream.read(4096)
+        start = stream.read(4)
         if start[:1] == b"\x80" or start[:4] == _FASTTEXT or start[:2] in (b"\x1f\x8b", b"PK"):
             kind = {b"\x80": "a pickle", b"\xba": "fastText's own binary"}.get(start[:1], "compressed")
-            raise ValueError(f"{file} is {kind}: give word2vec text or binary, GloVe text, or fastText's .vec")
-        first = start.split(b"\n", 1)[0].split()
-        headed = len(first) == 2 and first[0].isdigit() and first[1].isdigit()
-        dim = int(first[1]) if headed else len(first) - 1
-        if dim < 1:
-            raise ValueError(f"{file} holds no word vectors: its first line is {start[:40]!r}")
+            raise UserError(
+                str(file), rule=f"is {kind}", remedy="give word2vec text or binary, GloVe, or fastText's .vec"
+            )
         stream.seek(0)
-        if headed:
-            stream.readline()
-            second = start.split(b"\n", 2)[1] if start.count(b"\n") else b""
-            if start.count(b"\n") < 2 or not _are_numbers(second.split()[-dim:], dim):
-                return _parse_binary(stream, file, int(first[0]), dim, wanted)
-        return _parse_text(stream, file, dim, 2 if headed else 1, wanted)
+        line = stream.readline(_LONGEST_LINE)
+        first = line.split()
+        headed = len(first) == 2 and first[0].isdigit() and first[1].isdigit()
+        count, dim = (int(first[0]), int(first[1])) if headed else (None, len(first) - 1)
+        if dim < 1:
+            raise UserError(str(file), rule=f"holds no word vectors: its first line is {line[:40]!r}")
+        if count is not None and count * dim * 2 > size:  # the shortest number takes a digit and a space
+            promise = f"{count:,} vectors of {dim:,} numbers"
+            raise UserError(str(file), rule=f"promises {promise} in its first line, and has only {size:,} bytes")
+        if dim > _MOST_NUMBERS:
+            raise UserError(str(file), rule=f"has {dim:,} numbers a word, more than {_MOST_NUMBERS:,}")
+        if count is None:
+            stream.seek(0)
+            return _parse_text(stream, file, dim, None, wanted)
+        place = stream.tell()
+        second = stream.readline(_LONGEST_LINE)
+        stream.seek(place)
+        if _are_numbers(second.split()[-dim:], dim):
+            return _parse_text(stream, file, dim, count, wanted)
+        return _parse_binary(stream, file, count, dim, wanted)
 
 
 def _are_numbers(words: list[bytes], count: int) -> bool:
@@ -200,49 +222,58 @@ def _are_numbers(words: list[bytes], count: int) -> bool:
 
 
 def _parse_text(
-    stream: Any, file: Path, dim: int, line: int, wanted: dict[str, int]
+    stream: Any, file: Path, dim: int, count: int | None, wanted: dict[str, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Rows of word2vec text (`count` is what its first line says) or of GloVe text (`count` is None)."""
     rows = np.zeros((len(wanted), dim), dtype=np.float32)
-    found = np.zeros(len(wanted), dtype=bool)
-    for number, raw in enumerate(stream, start=line):
+    known = np.zeros(len(wanted), dtype=bool)
+    words = 0
+    for number, raw in enumerate(stream, start=1 if count is None else 2):
         fields = raw.rstrip().rsplit(b" ", dim)  # from the right: some of GloVe's words hold spaces
+        where = f"{file} line {number}"
         if len(fields) != dim + 1:
             if not raw.strip():
                 continue
-            raise ValueError(f"{file} line {number}: {len(fields) - 1} numbers where the first line has {dim}")
+            raise UserError(where, rule=f"has {len(fields) - 1} numbers where the first line has {dim}")
+        words += 1
         index = wanted.get(fields[0].decode("utf-8", "replace"))
-        if index is None or found[index]:
+        if index is None or known[index]:
             continue
         try:
             row = np.array([float(field) for field in fields[1:]], dtype=np.float32)
         except ValueError as error:
-            raise ValueError(f"{file} line {number}: {error}") from None
-        _need_finite(row, f"{file} line {number}")
-        rows[index], found[index] = row, True
-    return rows, found
+            raise UserError(where, rule=f"must hold a word and {dim} numbers: {error}") from None
+        _need_finite(row, where)
+        rows[index], known[index] = row, True
+    if count is not None and words != count:
+        raise UserError(str(file), rule=f"promises {count:,} vectors in its first line and has {words:,}", remedy=_CUT)
+    return rows, known
 
 
 def _parse_binary(
     stream: Any, file: Path, count: int, dim: int, wanted: dict[str, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     rows = np.zeros((len(wanted), dim), dtype=np.float32)
-    found = np.zeros(len(wanted), dtype=bool)
+    known = np.zeros(len(wanted), dtype=bool)
     buffer, at, width = b"", 0, 4 * dim
     for number in range(1, count + 1):
         while (space := buffer.find(b" ", at)) < 0 or len(buffer) < space + 1 + width:
             block = stream.read(1 << 20)
             if not block or (space < 0 and len(buffer) - at > 1 << 16):
-                raise ValueError(f"{file} ends or goes astray at word {number} of {count}: is it word2vec binary?")
+                rule = f"ends or goes astray at word {number:,} of {count:,}"
+                raise UserError(str(file), rule=rule, remedy=f"is it word2vec binary? {_CUT}")
             buffer, at = buffer[at:] + block, 0
         index = wanted.get(buffer[at:space].lstrip(b"\n").decode("utf-8", "replace"))
         at = space + 1 + width
-        if index is not None and not found[index]:
+        if index is not None and not known[index]:
             row = np.frombuffer(buffer, dtype="<f4", count=dim, offset=space + 1)
             _need_finite(row, f"{file} word {number}")
-            rows[index], found[index] = row, True
-    return rows, found
+            rows[index], known[index] = row, True
+    if buffer[at:].strip(b"\n") or stream.read(2).strip(b"\n"):
+        raise UserError(str(file), rule=f"promises {count:,} vectors in its first line and has more", remedy=_CUT)
+    return rows, known
 
 
 def _need_finite(row: NDArray[np.float32], where: str) -> None:
     if not np.isfinite(row).all():
-        raise ValueError(f"{where}: a word vector holds {row[~np.isfinite(row)][0]}, not a number")
+        raise UserError(where, rule=f"must hold numbers, not {row[~np.isfinite(row)][0]}")

@@ -20,27 +20,39 @@ from recur.data.streams import StreamLoader
 from recur.errors import ABSENT, UserError
 from recur.nn.packed import TokenWindow
 from recur.runs import run as runs
-from recur.tasks.dynamic_evaluation import dynamic_evaluation, neural_cache
+from recur.tasks.dynamic_evaluation import (
+    DECAY,
+    EPSILON,
+    STREAMS,
+    WINDOW,
+    GradientStatistics,
+    dynamic_evaluation,
+    gradient_statistics,
+    neural_cache,
+    tune_dynamic_evaluation,
+)
 
 SPLITS = ("train", "val", "test")
-_WINDOW = 5  # tokens, as Krause et al. use
-_STATISTICS_WINDOWS = 500  # of training text, to learn how large each weight's gradients are in such windows
+_STATISTICS_BATCHES = 400  # of training text, to measure how large each weight's gradients are
+_TUNING_WINDOWS = 2000  # of validation text, on which settings are compared
 
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Settings of dynamic evaluation (Krause et al. 2018).
+    """Settings of dynamic evaluation (Krause et al. 2017).
 
     Attributes:
-        lr: step size.
+        lr: step size; the paper's is 5e-5.
         decay: pull towards the original weights, the paper's lambda.
+        epsilon: the least size of a weight's gradients that a step counts with.
 
     Raises:
         UserError: a value out of its range.
     """
 
     lr: float
-    decay: float = 0.02
+    decay: float = DECAY
+    epsilon: float = EPSILON
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -48,6 +60,8 @@ class Dynamic:
             raise UserError("dynamic", self.lr, "must be above 0 and finite")
         if not 0 <= self.decay <= 1:
             raise UserError("dynamic_decay", self.decay, "must be from 0 to 1")
+        if not 0 < self.epsilon < math.inf:
+            raise UserError("dynamic_epsilon", self.epsilon, "must be above 0 and finite")
 
 
 @dataclass(frozen=True)
@@ -173,7 +187,23 @@ def cache_figures(run: "runs.Run", data: Any, split: str, cache: Cache) -> dict[
     return neural_cache(task, data.loader(split), **asdict(cache)) | asdict(cache)
 
 
-def dynamic_figures(run: "runs.Run", data: Any, split: str, dynamic: Dynamic, training: Any) -> dict[str, Any]:
+def training_statistics(run: "runs.Run", training: Any) -> GradientStatistics:
+    """How large the gradients of a language model's weights are on the text it was trained on.
+
+    Args:
+        run: an open language run.
+        training: the run's own data: measured on the text to be scored, they would tell the model about it.
+    """
+    text = training.tokens("train")
+    streams = min(STREAMS, max(1, len(text) // WINDOW))
+    windows = StreamLoader(text, batch_size=streams, bptt=WINDOW, start_id=training.start_id)
+    with _gradients(run) as task:
+        return gradient_statistics(task, itertools.islice(windows, _STATISTICS_BATCHES))
+
+
+def dynamic_figures(
+    run: "runs.Run", data: Any, split: str, dynamic: Dynamic, statistics: GradientStatistics
+) -> dict[str, Any]:
     """Loss and perplexity of a language model that goes on learning from the text it is tested on.
 
     Args:
@@ -181,23 +211,40 @@ def dynamic_figures(run: "runs.Run", data: Any, split: str, dynamic: Dynamic, tr
         data: the data to evaluate on.
         split: of `data`.
         dynamic: the settings.
-        training: the run's own data, of whose training text the gradients' sizes are measured.
+        statistics: from `training_statistics`.
 
     Raises:
         UserError: the model diverges.
     """
+    with _gradients(run) as task:
+        figures = dynamic_evaluation(task, _stream(data, split), statistics, **asdict(dynamic))
+    if not math.isfinite(figures["perplexity"]):
+        raise UserError("--dynamic", dynamic.lr, f"makes the model diverge on {split}", "lower it")
+    return figures | asdict(dynamic) | {"gradient_batches": statistics.batches}
+
+
+def tuned_dynamic(run: "runs.Run", training: Any, statistics: GradientStatistics) -> Dynamic:
+    """The settings of dynamic evaluation that are best on the run's own validation text, its first 10,000 tokens."""
+
+    def windows() -> Iterable[TokenWindow]:
+        return itertools.islice(_stream(training, "val"), _TUNING_WINDOWS)
+
+    with _gradients(run) as task:
+        best = tune_dynamic_evaluation(task, windows, statistics)[0]
+    return Dynamic(best["lr"], best["decay"], best["epsilon"])
+
+
+@contextlib.contextmanager
+def _gradients(run: "runs.Run") -> Iterator[Any]:
+    """A run's task, whose weights may have gradients for a while."""
     task = run.task.eval()
-    statistics = itertools.islice(_stream(training, "train"), _STATISTICS_WINDOWS)
     task.requires_grad_(True)
     try:
-        figures = dynamic_evaluation(task, _stream(data, split), statistics=statistics, **asdict(dynamic))
-    except OverflowError:
-        raise UserError("--dynamic", dynamic.lr, f"makes the model diverge on {split}", "lower it") from None
+        yield task
     finally:
         task.requires_grad_(False)
-    return figures | asdict(dynamic)
 
 
 def _stream(data: Any, split: str) -> Iterable[TokenWindow]:
     """One stream of a split in short windows: the sooner it learns from what it read, the more it gains."""
-    return StreamLoader(data.tokens(split), batch_size=1, bptt=_WINDOW, start_id=data.start_id)
+    return StreamLoader(data.tokens(split), batch_size=1, bptt=WINDOW, start_id=data.start_id)

@@ -1,7 +1,8 @@
 """The text classifier: embedding, recurrent stack, pooling, one linear layer; packed from end to end."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ class Classifier(nn.Module):
         pooling: `last` (final state of each direction), `max`, `mean` over the steps, or `concat` of the three.
         forget_bias: initial forget-gate bias of an LSTM; None keeps torch's own.
         engine: `auto`, `fused` or `torch`; see `recur.nn.engine`.
+        cell_options: what the cell takes besides, such as `{rounds: 5}` of a mogrifier; None for nothing.
         vectors: initial word vectors `(vocab_size, embedding_dim)`, or None.
         scale_vectors: bring each of `vectors` to the length that `embedding_std` gives random ones. word2vec leaves
             frequent words ten times longer than rare ones, long enough to saturate the gates.
@@ -69,6 +71,7 @@ class Classifier(nn.Module):
         pooling: str = "last",
         forget_bias: float | None = 1.0,
         engine: str = "auto",
+        cell_options: Mapping[str, Any] | None = None,
         vectors: Tensor | None = None,
         scale_vectors: bool = True,
         freeze_vectors: bool = False,
@@ -124,6 +127,7 @@ class Classifier(nn.Module):
             weight_drop=weight_drop,
             forget_bias=forget_bias,
             engine=engine,
+            **(cell_options or {}),
         )
         width = self.recurrent.output_dim * (3 if pooling == "concat" else 1)
         self.head = nn.Linear(width, 1 if num_classes == 2 else num_classes)

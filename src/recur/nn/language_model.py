@@ -1,6 +1,5 @@
 """The language model: embedding, recurrent stack, and a decoder that may share the embedding's weights."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +9,6 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from recur.nn.arguments import ArgumentError
-from recur.nn.cells import CELLS
 from recur.nn.recurrent import Recurrent, State
 from recur.nn.regularization import drop, row_dropout
 
@@ -109,9 +107,6 @@ class LanguageModel(nn.Module):
                 f"needs embedding_dim == {other} or a projection, got {embedding_dim} and {last}: "
                 "set model.net.project=true or untie with model.net.tie_weights=false",
             )
-        known = [name for name in inspect.signature(CELLS[cell]).parameters if name != "name"] if cell in CELLS else []
-        if cell in CELLS and (unknown := sorted(set(cell_options or {}) - set(known))):
-            raise ArgumentError("cell_options", f"of {cell} can be {', '.join(known) or 'nothing'}, got {unknown[0]!r}")
         self.vocab_size = vocab_size
         self.tie_weights, self.locked_dropout = tie_weights, locked_dropout
         self.row_dropout, self.embedding_dropout, self.output_dropout = row_dropout, embedding_dropout, output_dropout

@@ -4,7 +4,7 @@
 modules with the CPU engine underneath, for use anywhere.
 """
 
-import math
+import inspect
 import warnings
 from typing import Any
 
@@ -22,6 +22,8 @@ from recur.nn.regularization import locked_dropout
 from recur.nn.state_dropout import run_with_state_dropout
 
 State = list[tuple[Tensor, ...]]
+MOST_LAYERS = 256  # thousands of them take minutes to build and cannot be trained
+MOST_BIAS = 1000.0  # a sigmoid is 0 or 1 in any precision long before
 ENGINES = ("auto", "fused", "torch")
 _CUDNN_MODE = {"rnn_relu": 0, "rnn": 1, "lstm": 2, "gru": 3}
 _VF: Any = torch._VF
@@ -153,13 +155,20 @@ class Recurrent(nn.Module):
         for name, value in (sizes | ({} if output_size is None else {"output_size": output_size})).items():
             if value < 1:
                 raise ArgumentError(name, f"must be at least 1, got {value}")
+        if num_layers > MOST_LAYERS:
+            raise ArgumentError("num_layers", f"must be at most {MOST_LAYERS}, got {num_layers}")
+        known = [name for name in inspect.signature(CELLS[cell]).parameters if name != "name"]
+        if unknown := sorted(set(options) - set(known)):
+            allowed = ", ".join(known) or "nothing"
+            raise ArgumentError("cell_options", f"of {cell} can be {allowed}, got {unknown[0]!r}")
         for name, p in {"dropout": dropout, "weight_drop": weight_drop, "state_dropout": state_dropout}.items():
             if not 0 <= p < 1:
                 raise ArgumentError(name, f"is a probability in [0, 1), got {p}")
         if state_dropout and cell not in FUSED_CELLS:
             raise ArgumentError("state_dropout", f"is for {', '.join(FUSED_CELLS)}, got the cell {cell!r}")
-        if forget_bias is not None and not math.isfinite(forget_bias):
-            raise ArgumentError("forget_bias", f"must be a finite number or None, got {forget_bias}")
+        if forget_bias is not None and not abs(forget_bias) <= MOST_BIAS:
+            limits = f"must lie between -{MOST_BIAS} and {MOST_BIAS} or be None"
+            raise ArgumentError("forget_bias", f"{limits}, got {forget_bias}")
         if dropout and num_layers == 1:
             warnings.warn(
                 f"dropout={dropout} lies between recurrent layers and there is one: it does nothing; "

@@ -1,8 +1,11 @@
-"""What both tasks share."""
+"""What both tasks share: a step whose gradient is clipped, logged and may be refused, sums that survive a resume.
+
+To add a metric, compute it in the task of its family under the name that `recur.runs.metrics.METRICS` has for it.
+"""
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 import torch
@@ -10,7 +13,30 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
+from recur.errors import UserError
 from recur.tasks.schedulers import StepPlan
+
+
+@runtime_checkable
+class GradientObserver(Protocol):
+    """A callback that sees each step's gradient norm and may have the step left out."""
+
+    def on_gradient_norm(self, trainer: pl.Trainer, pl_module: pl.LightningModule, norm: Tensor) -> bool:
+        """Whether the step must not be made; called after clipping, with the norm before it."""
+        ...
+
+
+@runtime_checkable
+class Restorable(Protocol):
+    """A task that can undo what a step changed besides the optimizer's work."""
+
+    def snapshot(self) -> list[Tensor]:
+        """What a step that is left out must not change."""
+        ...
+
+    def restore(self, before: list[Tensor]) -> None:
+        """Put a snapshot back."""
+        ...
 
 
 def step_plan(trainer: pl.Trainer) -> StepPlan:
@@ -20,7 +46,7 @@ def step_plan(trainer: pl.Trainer) -> StepPlan:
     state (PL#20550); so the count is made here, from the length of the loader.
 
     Raises:
-        ValueError: neither `max_epochs` nor `max_steps` bounds the run.
+        UserError: neither `max_epochs` nor `max_steps` bounds the run.
     """
     loader: Any = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
     batches = len(loader)
@@ -29,7 +55,7 @@ def step_plan(trainer: pl.Trainer) -> StepPlan:
     per_epoch = max(1, math.ceil(batches / trainer.accumulate_grad_batches))
     epochs = trainer.max_epochs
     if (epochs is None or epochs < 0) and trainer.max_steps < 0:
-        raise ValueError("a schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+        raise UserError("trainer.max_epochs", epochs, "must end the run for this scheduler", "set it, or max_steps")
     totals = [epochs * per_epoch] if epochs is not None and epochs >= 0 else []
     if trainer.max_steps >= 0:
         totals.append(trainer.max_steps)
@@ -79,8 +105,8 @@ class Stepping(pl.LightningModule):
         """Clip, log the norm before clipping, and ask the callbacks whether this step may be made."""
         norm = clip_gradients(self.parameters(), gradient_clip_val, gradient_clip_algorithm)
         callbacks: Any = self.trainer.callbacks  # type: ignore[attr-defined]
-        asked = [callback for callback in callbacks if hasattr(callback, "on_gradient_norm")]
-        self.skipped = any(callback.on_gradient_norm(self.trainer, self, norm) for callback in asked)
+        observers = [callback for callback in callbacks if isinstance(callback, GradientObserver)]
+        self.skipped = any(observer.on_gradient_norm(self.trainer, self, norm) for observer in observers)
         if self.skipped:
             for parameter in self.parameters():
                 parameter.grad = None  # an optimizer leaves alone what has none, and counts no step
@@ -125,10 +151,10 @@ def clip_gradients(parameters: Any, value: float | None, algorithm: str | None) 
         algorithm: `norm` or `value`.
 
     Raises:
-        ValueError: a negative `value`.
+        UserError: a negative `value`.
     """
     if value is not None and value < 0:
-        raise ValueError(f"trainer.gradient_clip_val must be 0 or more, got {value}: null clips nothing")
+        raise UserError("trainer.gradient_clip_val", value, "must be 0 or more", "null clips nothing")
     parameters = [p for p in parameters if p.grad is not None]
     if value and algorithm == "value":
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torchmetrics import Metric
 
+from recur.errors import UserError
 from recur.nn.language_model import Hidden, LanguageModel
 from recur.nn.losses import TokenLoss, linear_cross_entropy
 from recur.nn.packed import TokenWindow
@@ -74,7 +75,7 @@ class LanguageModelingTask(Stepping):
             Evaluation carries the state either way.
 
     Raises:
-        ValueError: a negative penalty.
+        UserError: a negative penalty.
     """
 
     family = "language"
@@ -96,7 +97,7 @@ class LanguageModelingTask(Stepping):
         super().__init__()
         for name, weight in (("activation_penalty", activation_penalty), ("temporal_penalty", temporal_penalty)):
             if not weight >= 0:
-                raise ValueError(f"model.{name} must be at least 0, got {weight}")
+                raise UserError(f"model.{name}", weight, "must be at least 0")
         self.net = net(vocab_size=vocab_size)
         self.character_level, self.window, self.carry_state = character_level, window, carry_state
         self.activation_weight, self.temporal_weight = activation_penalty, temporal_penalty
@@ -132,7 +133,7 @@ class LanguageModelingTask(Stepping):
     # -------------------------------------------------------------------------------------------------------- training
 
     def on_train_batch_start(self, batch: TokenWindow, batch_idx: int) -> None:
-        """Note the window's learning-rate factor for the step to come."""
+        """Keep the window's learning-rate factor for the step to come."""
         self._lr_scale = batch.lr_scale
 
     def training_step(self, batch: TokenWindow, batch_idx: int) -> Tensor:
@@ -149,9 +150,9 @@ class LanguageModelingTask(Stepping):
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's loss over all its tokens, as the model was while it read them."""
-        found = self.train_statistics.compute()
-        self.log("train/epoch_loss", found["loss"])
-        self.log("train/epoch_perplexity", found["perplexity"])
+        figures = self.train_statistics.compute()
+        self.log("train/epoch_loss", figures["loss"])
+        self.log("train/epoch_perplexity", figures["perplexity"])
         self.train_statistics.reset()
 
     def optimizer_step(
@@ -182,11 +183,11 @@ class LanguageModelingTask(Stepping):
         statistics.update(nll, correct)
 
     def _report(self, split: str, statistics: TokenStatistics) -> None:
-        found = statistics.compute()  # adds up over ranks
-        bits = found.pop("bits")
+        figures = statistics.compute()  # adds up over ranks
+        bits = figures.pop("bits")
         if self.character_level:
-            found["bpc"] = bits
-        self.log_dict({f"{split}/{name}": value.float() for name, value in found.items()}, sync_dist=True)
+            figures["bpc"] = bits
+        self.log_dict({f"{split}/{name}": value.float() for name, value in figures.items()}, sync_dist=True)
         statistics.reset()
         self._carried[split] = None
 
@@ -260,8 +261,8 @@ class LanguageModelingTask(Stepping):
         Returns:
             `(tokens,)` float32.
         """
-        found = [self.token_loss(hidden, targets).nll for hidden, targets in self._along(ids, start_id)]
-        return torch.cat(found) if found else torch.zeros(0)
+        parts = [self.token_loss(hidden, targets).nll for hidden, targets in self._along(ids, start_id)]
+        return torch.cat(parts) if parts else torch.zeros(0)
 
     @torch.no_grad()
     def ranks(self, ids: Tensor, start_id: int) -> Tensor:
@@ -269,11 +270,11 @@ class LanguageModelingTask(Stepping):
 
         Arguments as in `token_nll`; gives `(tokens,)` int64.
         """
-        found = []
+        ranks = []
         for hidden, targets in self._along(ids, start_id):
             logits = self.net.logits(hidden.features[-len(targets) :])  # (targets, vocabulary)
-            found.append((logits > logits.gather(1, targets[:, None])).sum(1) + 1)
-        return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)
+            ranks.append((logits > logits.gather(1, targets[:, None])).sum(1) + 1)
+        return torch.cat(ranks) if ranks else torch.zeros(0, dtype=torch.int64)
 
     def _along(self, ids: Tensor, start_id: int) -> Iterator[tuple[Hidden, Tensor]]:
         """Read a text piece by piece; with each piece the tokens that follow."""

@@ -1,4 +1,4 @@
-"""What both tasks do around a step: schedules counted in optimizer steps, clipping that reports the norm.
+"""Learning-rate schedules, counted in optimizer steps or epochs.
 
 A schedule is a function `(optimizer, plan) -> Lightning scheduler config or None`; its other arguments are the keys of
 `conf/scheduler/*.yaml`.
@@ -8,6 +8,8 @@ import math
 from typing import Any, NamedTuple
 
 from torch.optim import Optimizer, lr_scheduler
+
+from recur.errors import UserError
 
 
 class StepPlan(NamedTuple):
@@ -33,7 +35,7 @@ def none(optimizer: Optimizer, plan: StepPlan) -> None:
 def step(optimizer: Optimizer, plan: StepPlan, *, every_epochs: int, gamma: float) -> dict[str, Any]:
     """Multiply the learning rate by `gamma` every `every_epochs` epochs."""
     if every_epochs < 1:
-        raise ValueError(f"scheduler.every_epochs must be at least 1, got {every_epochs}")
+        raise UserError("scheduler.every_epochs", every_epochs, "must be at least 1")
     _check_factor(gamma=gamma)
     return {"scheduler": lr_scheduler.StepLR(optimizer, every_epochs, gamma), "interval": "epoch"}
 
@@ -43,12 +45,12 @@ def plateau(
 ) -> dict[str, Any]:
     """Multiply the learning rate by `factor` when `monitor` has not improved for more than `patience` validations."""
     if mode not in ("max", "min"):
-        raise ValueError(f"scheduler.mode must be max or min, got {mode!r}")
+        raise UserError("scheduler.mode", mode, "must be max or min")
     if not 0 < factor < 1:
-        raise ValueError(f"scheduler.factor must lie in (0, 1), got {factor}")
+        raise UserError("scheduler.factor", factor, "must lie in (0, 1)")
     for name, value in (("patience", patience), ("min_lr", min_lr)):
         if not value >= 0:
-            raise ValueError(f"scheduler.{name} must be at least 0, got {value}")
+            raise UserError(f"scheduler.{name}", value, "must be at least 0")
     scheduler = lr_scheduler.ReduceLROnPlateau(
         optimizer,
         mode=mode,  # type: ignore[arg-type]
@@ -63,14 +65,14 @@ def plateau(
 def _check_factor(**factors: float) -> None:
     for name, value in factors.items():
         if not 0 < value < math.inf:
-            raise ValueError(f"scheduler.{name} must be above 0, got {value}")
+            raise UserError(f"scheduler.{name}", value, "must be above 0 and finite")
 
 
 def _check_parts(warmup: float, floor: float) -> None:
     if not 0 <= warmup < 1:
-        raise ValueError(f"scheduler.warmup is a part of the run and must lie in [0, 1), got {warmup}")
+        raise UserError("scheduler.warmup", warmup, "is a part of the run and must lie in [0, 1)")
     if not 0 <= floor <= 1:
-        raise ValueError(f"scheduler.floor is a part of the learning rate and must lie in [0, 1], got {floor}")
+        raise UserError("scheduler.floor", floor, "is a part of the learning rate and must lie in [0, 1]")
 
 
 def _warm_up(step: int, steps: int) -> float:
@@ -125,7 +127,7 @@ def one_cycle(optimizer: Optimizer, plan: StepPlan, *, rise: float, start_div: f
         end_div: the last is the first divided by this.
     """
     if not 0 < rise < 1:
-        raise ValueError(f"scheduler.rise is a part of the run and must lie in (0, 1), got {rise}")
+        raise UserError("scheduler.rise", rise, "is a part of the run and must lie in (0, 1)")
     _check_factor(start_div=start_div, end_div=end_div)
     peaks = [group["lr"] for group in optimizer.param_groups]
     scheduler = lr_scheduler.OneCycleLR(

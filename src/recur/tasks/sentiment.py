@@ -1,5 +1,6 @@
 """Text classification as a LightningModule: loss, metrics over whole splits, optimizer."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,8 +20,11 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
+from recur.errors import UserError
 from recur.nn.packed import TextBatch
 from recur.tasks.base import Stepping, load_metrics, save_metrics, step_plan
+
+log = logging.getLogger(__name__)
 
 
 def _metrics(num_classes: int, prefix: str) -> MetricCollection:
@@ -64,7 +68,7 @@ class SentimentTask(Stepping):
         vectors: initial word vectors `(vocab_size, embedding_dim)`, or None.
 
     Raises:
-        ValueError: `label_smoothing` outside [0, 1), or class weights that are not one a class.
+        UserError: `label_smoothing` outside [0, 1), or class weights that are not one a class.
     """
 
     family = "sentiment"
@@ -85,13 +89,14 @@ class SentimentTask(Stepping):
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"model.label_smoothing must lie in [0, 1), got {label_smoothing}")
+            raise UserError("model.label_smoothing", label_smoothing, "must lie in [0, 1)")
         self.net = net(vocab_size=vocab_size, num_classes=num_classes, vectors=vectors)
         self.num_classes = num_classes
         self.class_names = list(class_names)
-        if len(self.class_names) != num_classes:
-            raise ValueError(f"there are {num_classes} classes and {len(self.class_names)} names for them")
+        if len(self.class_names) != num_classes:  # in a checkpoint, which can come from anybody
+            raise UserError("class_names", self.class_names, f"must be a name for each of {num_classes} classes")
         self.label_smoothing = label_smoothing
+        self._warned_of_one_class = False
         self._optimizer, self._scheduler = optimizer, scheduler
         self._weights = self._class_weights(class_weights, class_counts)
 
@@ -106,17 +111,17 @@ class SentimentTask(Stepping):
             return None
         if isinstance(weights, str):
             if weights != "balanced":
-                raise ValueError(f"model.class_weights must be numbers or 'balanced', got {weights!r}")
+                raise UserError("model.class_weights", weights, "must be numbers or `balanced`")
             if counts is None:  # a run opened for prediction: the loss is not wanted
                 return None
             total = sum(counts)
             weights = [total / (self.num_classes * max(1, count)) for count in counts]
         if len(weights) != self.num_classes:
-            raise ValueError(
-                f"model.class_weights has {len(weights)} values for {self.num_classes} classes: give one each"
+            raise UserError(
+                "model.class_weights", list(weights), f"must be a weight for each of {self.num_classes} classes"
             )
         if wrong := [w for w in weights if not 0 <= w < math.inf]:
-            raise ValueError(f"model.class_weights must be at least 0, got {wrong[0]}")
+            raise UserError("model.class_weights", wrong[0], "must be at least 0 and finite")
         return torch.tensor([float(w) for w in weights])
 
     def forward(self, batch: TextBatch) -> Tensor:
@@ -196,6 +201,18 @@ class SentimentTask(Stepping):
         """Begin an empty confusion matrix."""
         self.confusion.reset()
 
+    def on_validation_epoch_end(self) -> None:
+        """Warn once where what was validated holds one class, as few batches of a sorted split do."""
+        present = (self.confusion.compute().sum(1) > 0).nonzero().flatten().tolist()  # adds up over ranks
+        if len(present) == 1 and not self.trainer.sanity_checking and not self._warned_of_one_class:
+            self._warned_of_one_class = True
+            if self.trainer.is_global_zero:
+                log.warning(
+                    "every text that was validated is %r: accuracy says nothing about the other classes; raise "
+                    "trainer.limit_val_batches, or give a validation split with all classes",
+                    self.class_names[present[0]],
+                )
+
     def test_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         """Score one batch of the test split; gives the scores to callbacks."""
         scores = self._evaluate(batch, self.test_loss, self.test_metrics)
@@ -207,10 +224,6 @@ class SentimentTask(Stepping):
     def on_test_epoch_start(self) -> None:
         """Begin an empty confusion matrix."""
         self.confusion.reset()
-
-    def predict_step(self, batch: TextBatch, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Row numbers and the probability of every class, `(batch,)` and `(batch, classes)`."""
-        return batch.rows, self.probabilities(self(batch).float())
 
     def configure_optimizers(self) -> Any:
         """Optimizer over what is trainable, and its schedule."""

@@ -1,0 +1,121 @@
+"""From label values, however a file spells them, to numbered classes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recur.data.checks import Column
+from recur.data.readers import Rows
+from recur.errors import UserError
+
+Names = list[str] | dict[str, str] | None  # names of the classes in order, or by label value
+_MANY_CLASSES = 50
+
+
+def wanted_names(names: Sequence[str] | Mapping[Any, str] | None) -> Names:
+    """The setting `data.class_names` in one of its two forms."""
+    if isinstance(names, Mapping):
+        return {label_key(value): str(name) for value, name in names.items()}
+    return None if names is None else [str(name) for name in names]
+
+
+def label_key(value: Any) -> str:
+    """One spelling for a label however its file holds it: 1, 1.0 and " 1" are the same."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def _number(key: str) -> int | None:
+    try:
+        return int(key)
+    except ValueError:
+        return None
+
+
+def class_table(rows: Rows, column: Column, wanted: Names) -> tuple[list[str], dict[str, int]]:
+    """Names of the classes in order, and the class of each label value.
+
+    Args:
+        rows: of the training split.
+        column: of labels.
+        wanted: names that the user gives.
+
+    Raises:
+        UserError: labels spelled in several ways, labels of too many values, or fewer than two names.
+    """
+    values = rows.column(column, "data.label_column")
+    if isinstance(wanted, dict):
+        names = list(dict.fromkeys(wanted.values()))
+    elif wanted is not None:
+        names = wanted
+    elif column in rows.class_names:
+        names = rows.class_names[column]
+    else:
+        where = f"{rows.origins[0].file} column {column!r}"
+        keys = _one_spelling(values, where)
+        keys.discard("")
+        if len(keys) > _MANY_CLASSES and len(keys) > len(values) / 10:
+            raise UserError(
+                where,
+                rule=f"has {len(keys)} different values in {len(values)} rows",
+                remedy="is it the column of labels? Set data.label_column",
+            )
+        numeric = all(_number(key) is not None for key in keys)
+        names = sorted(keys, key=int) if numeric else sorted(keys)
+    if len(set(names)) < max(2 if wanted else 0, len(names)):  # one label in all rows is noticed with the rows
+        raise UserError("data.class_names", names, "must be two different names or more")
+    return names, table_of(names, rows, column, wanted)
+
+
+def _one_spelling(values: Sequence[Any], where: str) -> set[str]:
+    """The labels' keys.
+
+    Raises:
+        UserError: the same label is spelled as 1, 1.0 or "1" in different rows: which of them are meant to be equal?
+    """
+    spelled: dict[float | str, Any] = {}
+    for value in dict.fromkeys((type(value), value) for value in values if isinstance(value, str | int | float)):
+        label = value[1]
+        if label != label:
+            continue
+        try:
+            same: float | str = float(label)
+        except (ValueError, OverflowError):
+            same = label_key(label)
+        other = spelled.setdefault(same, label)
+        if (type(other), str(other).strip()) != (type(label), str(label).strip()):
+            raise UserError(where, rule=f"spells one label as {other!r} and {label!r}", remedy="write it in one way")
+    return {label_key(label) for label in spelled.values()}
+
+
+def table_of(names: list[str], rows: Rows, column: Column, wanted: Names) -> dict[str, int]:
+    """Class of each label value that has one.
+
+    A label is a class's name or, where the names are not numbers themselves, its number from 0.
+    """
+    if isinstance(wanted, dict):
+        return {key: names.index(name) for key, name in wanted.items() if name in names}
+    table = {name: index for index, name in enumerate(names)}
+    if all(_number(name) is not None for name in names):
+        return table
+    source = rows.class_names.get(column, [])
+    for index in range(max(len(names), len(source))):
+        if index < len(source) and source[index] in names:
+            table[str(index)] = names.index(source[index])
+        elif index < len(names) and not set(source) & set(names):
+            table[str(index)] = index
+    return table
+
+
+def carved(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Rows to validate on, `(rows,)`: the same share of each class, at least one where a class has two."""
+    random = np.random.default_rng(seed)
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        chosen[random.permutation(members)[:count]] = True
+    return chosen

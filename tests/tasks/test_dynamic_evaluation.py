@@ -1,0 +1,190 @@
+"""Dynamic evaluation against a naive implementation of the paper, and the neural cache against its definition."""
+
+import math
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from recur.data.language import LanguageData
+from recur.data.streams import StreamLoader
+from recur.data.synthetic import SyntheticText
+from recur.errors import UserError
+from recur.tasks.dynamic_evaluation import (
+    dynamic_evaluation,
+    gradient_statistics,
+    neural_cache,
+    tune_dynamic_evaluation,
+)
+from recur.tasks.language_modeling import TokenStatistics
+from support.language_models import assert_same, new_task, new_trainer, text_data, weights
+
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{message}")
+    for message in (
+        ".*LeafSpec.*is deprecated",  # Lightning's own
+        ".*does not have many workers",
+        ".*smaller than the logging interval",
+        ".*you may have overridden the `training_step",
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    data = text_data(eval_batch_size=2, eval_bptt=6)
+    task = new_task(data, optimizer=partial(torch.optim.Adam, lr=0.02))
+    new_trainer(tmp_path_factory.mktemp("trained"), max_epochs=3).fit(task, datamodule=data)
+    return data, task.eval()
+
+
+def static(task, windows) -> float:
+    statistics, state = TokenStatistics(), None
+    with torch.no_grad():
+        for window in windows:
+            hidden = task(window, None if window.first else state)
+            state = hidden.state
+            statistics.update(task.token_loss(hidden, window.targets).nll)
+    return statistics.compute()["loss"].item()
+
+
+def short(data, split: str = "test", streams: int = 1, windows: int | None = None):
+    loader = StreamLoader(data.tokens(split), batch_size=streams, bptt=5, start_id=data.start_id)
+    return list(islice(loader, windows))
+
+
+def reference(task, training, scored, lr: float, decay: float, epsilon: float) -> float:
+    """The paper, written down: whole arrays in numpy, gradients from `backward`, the state carried by hand."""
+
+    def gradients(window, state):
+        task.zero_grad()
+        hidden = task(window, None if window.first else state)
+        logits = task.net.logits(hidden.features)
+        loss = F.cross_entropy(logits, window.targets)
+        loss.backward()
+        return loss, [tuple(part.detach() for part in layer) for layer in hidden.state]
+
+    parameters = list(task.parameters())
+    squares, state = [np.zeros(tuple(p.shape)) for p in parameters], None
+    for window in training:
+        _, state = gradients(window, state)
+        squares = [square + p.grad.numpy() ** 2 for square, p in zip(squares, parameters, strict=True)]
+    rms = [np.sqrt(square / len(training)) for square in squares]
+    mean = np.mean([one.mean() for one in rms])
+    start = [p.detach().numpy().copy() for p in parameters]
+    total, tokens, state = 0.0, 0, None
+    for window in scored:
+        loss, state = gradients(window, state)
+        total, tokens = total + loss.item() * len(window.targets), tokens + len(window.targets)
+        for p, first, size in zip(parameters, start, rms, strict=True):
+            old = p.detach().numpy().copy()
+            pull = np.minimum(decay * size / mean, 1.0)
+            new = old + pull * (first - old) - lr * p.grad.numpy() / (size + epsilon)
+            with torch.no_grad():
+                p.copy_(torch.from_numpy(new))
+    with torch.no_grad():
+        for p, first in zip(parameters, start, strict=True):
+            p.copy_(torch.from_numpy(first))
+    task.zero_grad()
+    return total / tokens
+
+
+@pytest.mark.parametrize(("lr", "decay", "epsilon"), [(5e-5, 0.002, 2e-5), (1e-2, 0.3, 1e-3), (1e-3, 0.0, 1e-4)])
+def test_it_equals_a_naive_implementation(trained, lr, decay, epsilon):
+    data, task = trained
+    exact = task.double()
+    try:
+        training, scored = short(data, "train", 20, 30), short(data, windows=60)
+        expected = reference(exact, training, scored, lr, decay, epsilon)
+        statistics = gradient_statistics(exact, training)
+        ours = dynamic_evaluation(exact, scored, statistics, lr=lr, decay=decay, epsilon=epsilon)
+    finally:
+        task.float()
+    assert ours["loss"] == pytest.approx(expected, rel=1e-9)
+    assert ours["perplexity"] == pytest.approx(math.exp(expected), rel=1e-9)
+
+
+def test_it_scores_before_it_learns_and_gives_the_weights_back(trained):
+    data, task = trained
+    before, still = weights(task), static(task, data.loader("test"))
+    statistics = gradient_statistics(task, short(data, "train", 20, 30))
+    assert statistics.batches == 20
+    assert dynamic_evaluation(task, data.loader("test"), statistics, lr=0.0)["loss"] == pytest.approx(still, rel=1e-6)
+    moved = dynamic_evaluation(task, short(data), statistics, lr=1e-3)["loss"]
+    assert moved != pytest.approx(still, rel=1e-4)
+    first = next(iter(data.loader("test")))
+    alone = dynamic_evaluation(task, [first], statistics, lr=9.0)["loss"]
+    assert alone == pytest.approx(static(task, [first]), rel=1e-6)
+    assert_same(before, weights(task))
+
+
+def test_the_paper_s_settings_help_on_a_text_that_repeats_itself(trained):
+    data, task = trained
+    statistics = gradient_statistics(task, short(data, "train", 100))
+    again = short(data, windows=1) * 200
+    assert dynamic_evaluation(task, again, statistics)["loss"] < static(task, again) - 0.1
+
+
+def test_settings_that_diverge_give_no_figure_and_are_never_chosen(trained):
+    data, task = trained
+    before = weights(task)
+    statistics = gradient_statistics(task, short(data, "train", 20, 30))
+    assert not math.isfinite(dynamic_evaluation(task, short(data), statistics, lr=1e30)["perplexity"])
+    with pytest.raises(UserError, match="diverge"):
+        tune_dynamic_evaluation(task, lambda: short(data, "val", 1, 20), statistics, rates=[1e30], decays=[])
+    trials = tune_dynamic_evaluation(
+        task, lambda: short(data, "val", 1, 40), statistics, rates=[1e-6, 1e-4, 1e30], decays=[0.0005, 0.05]
+    )
+    assert len(trials) == 5 and trials[0]["lr"] < 1 and trials[0]["loss"] == min(t["loss"] for t in trials[:4])
+    found = dynamic_evaluation(
+        task, short(data, "val", 1, 40), statistics, lr=trials[0]["lr"], decay=trials[0]["decay"]
+    )
+    assert found["loss"] == pytest.approx(trials[0]["loss"], rel=1e-9)
+    assert_same(before, weights(task))
+
+
+def test_without_training_text_there_are_no_statistics(trained):
+    _, task = trained
+    with pytest.raises(UserError, match="too short"):
+        gradient_statistics(task, [])
+
+
+def test_the_cache_equals_its_definition(trained):
+    data, task = trained
+    windows = list(data.loader("test"))
+    assert neural_cache(task, windows, weight=0.0)["loss"] == pytest.approx(static(task, windows), rel=1e-6)
+    # The plain way: one stream at a time, one token at a time.
+    theta, share, size = 0.4, 0.2, 20
+    total = tokens = 0
+    one = LanguageData(synthetic=SyntheticText(2000, 500, 500), eval_batch_size=1, eval_bptt=500)
+    one.prepare_data()
+    one.setup()
+    (window,) = islice(one.loader("test"), 1)
+    with torch.no_grad():
+        hidden = task(window)
+        p = task.net.logits(hidden.features).softmax(1)
+    h, y = hidden.raw.data, window.targets
+    for t in range(len(y)):
+        past = range(max(0, t - size), t)
+        probability = p[t, y[t]]
+        if len(past):
+            votes = torch.stack([theta * h[t] @ h[i] for i in past]).softmax(0)
+            cached = sum(float(v) for v, i in zip(votes, past, strict=True) if y[i] == y[t])
+            probability = (1 - share) * probability + share * cached
+        total, tokens = total - math.log(probability), tokens + 1
+    for parts in (1, 7):  # however the text is cut into windows
+        pieces = LanguageData(synthetic=SyntheticText(2000, 500, 500), eval_batch_size=1, eval_bptt=500 // parts)
+        pieces.prepare_data()
+        pieces.setup()
+        loader = islice(pieces.loader("test"), parts)
+        found = neural_cache(task, loader, size=size, flatness=theta, weight=share)
+        if parts == 1:
+            assert found["loss"] == pytest.approx(total / tokens, rel=1e-5)
+            whole = found
+    cut = neural_cache(task, islice(pieces.loader("test"), 8), size=size, flatness=theta, weight=share)
+    assert cut["loss"] == pytest.approx(whole["loss"], rel=0.02)
+    helped = neural_cache(task, [windows[0]] * 10, size=100, flatness=1.0, weight=0.2)
+    assert helped["perplexity"] == pytest.approx(math.exp(helped["loss"]))
