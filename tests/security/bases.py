@@ -14,9 +14,9 @@ from security.arena import Arena
 from support.commands import run_command
 
 TINY = (
-    "data.synthetic.train=60",
-    "data.synthetic.val=20",
-    "data.synthetic.test=20",
+    "data.synthetic.train_size=60",
+    "data.synthetic.val_size=20",
+    "data.synthetic.test_size=20",
     "data.batch_size=20",
     "model.net.embedding_dim=4",
     "model.net.hidden_size=4",
@@ -28,9 +28,9 @@ TINY_TEXT = (
     "data=synthetic_text",
     "model=language_model",
     "trainer=cpu",
-    "data.synthetic.train=400",
-    "data.synthetic.val=100",
-    "data.synthetic.test=100",
+    "data.synthetic.train_size=400",
+    "data.synthetic.val_size=100",
+    "data.synthetic.test_size=100",
     "data.batch_size=4",
     "model.net.embedding_dim=4",
     "model.net.hidden_size=4",

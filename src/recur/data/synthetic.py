@@ -140,13 +140,12 @@ class SyntheticReviews:
     def short_review(self, rng: random.Random) -> tuple[str, bool]:
         """One short sentence and whether it is positive."""
         good = rng.random() < 0.5
-        subject, form = rng.choice(_SUBJECTS), rng.random()
-        if form < 0.15:  # without a verb there is nothing to negate
+        if rng.random() < 0.15:  # without a verb there is nothing to negate
             article = rng.choice(("a", "what a"))
-            words = [article, rng.choice(_GOOD if good else _BAD), subject]
+            text = f"{article} {rng.choice(_GOOD if good else _BAD)} {rng.choice(_SUBJECTS)}"
         else:
-            words = [rng.choice(("this", "the")), subject, rng.choice(("is", "was")), self._opinion(rng, good)]
-        return " ".join(words) + rng.choice((".", "")), good
+            text = self._clause(rng, good, rng.choice(("this", "the")), rng.choice(("is", "was")))
+        return text + rng.choice((".", "")), good
 
     def _verdict(self, rng: random.Random) -> tuple[str, bool]:
         first = rng.random() < 0.5
@@ -158,13 +157,10 @@ class SyntheticReviews:
             ((f"{x}, but {y}", not first), (f"although {x}, {y}", not first), (f"{x}, although {y}", first))
         )
 
-    def _clause(self, rng: random.Random, good: bool) -> str:
-        return f"the {rng.choice(_SUBJECTS)} was {self._opinion(rng, good)}"
-
-    def _opinion(self, rng: random.Random, good: bool) -> str:
+    def _clause(self, rng: random.Random, good: bool, article: str = "the", verb: str = "was") -> str:
         negated = rng.random() < self.negation
         adjective = rng.choice(_GOOD if good != negated else _BAD)
-        words = ["not" if negated else "", rng.choice(_DEGREES), adjective]
+        words = [article, rng.choice(_SUBJECTS), verb, "not" if negated else "", rng.choice(_DEGREES), adjective]
         return " ".join(word for word in words if word)
 
     def _surroundings(self, rng: random.Random) -> list[str]:
