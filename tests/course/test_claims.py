@@ -66,7 +66,7 @@ def test_the_runs_of_a_claim_take_a_step(one, tmp_path):
 
     for words in overrides_of(one):
         keys = {word.partition("=")[0] for word in words}
-        few = ["data.synthetic.train=600", "data.synthetic.val=600"]
+        few = ["data.synthetic.train_size=600", "data.synthetic.val_size=600"]
         cfg = composed(*words, *(few if any(key.startswith("data.synthetic") for key in keys) else []))
         data = build(cfg.data)
         data.setup("fit")

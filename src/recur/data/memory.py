@@ -7,12 +7,10 @@ the rate of the most frequent class. They are unit tests for a new cell as well.
 To add a task: a class with `sizes`, `seed`, `class_names`, `ceiling` and `example(rng)`, and a file in `conf/data`.
 """
 
-import hashlib
 import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from recur.data.cache import TokenCache, content_key
@@ -42,9 +40,9 @@ class MemoryTask(ABC):
     """A text with one label that depends on something far back.
 
     Args:
-        train: texts of the training split.
-        val: texts of the validation split.
-        test: texts of the test split.
+        train_size: texts of the training split.
+        val_size: texts of the validation split.
+        test_size: texts of the test split.
         gap: tokens over which something must be carried.
         seed: which corpus.
 
@@ -54,9 +52,12 @@ class MemoryTask(ABC):
 
     class_names: tuple[str, ...]
 
-    def __init__(self, train: int = 4000, val: int = 1000, test: int = 1000, *, gap: int = 10, seed: int = 0) -> None:
-        _check({"train": (train, 1), "val": (val, 1), "test": (test, 1), "gap": (gap, 0), "seed": (seed, 0)})
-        self.sizes = {"train": train, "val": val, "test": test}
+    def __init__(
+        self, train_size: int = 4000, val_size: int = 1000, test_size: int = 1000, *, gap: int = 10, seed: int = 0
+    ) -> None:
+        sizes = {"train_size": (train_size, 1), "val_size": (val_size, 1), "test_size": (test_size, 1)}
+        _check(sizes | {"gap": (gap, 0), "seed": (seed, 0)})
+        self.sizes = {"train": train_size, "val": val_size, "test": test_size}
         self.gap, self.seed = gap, seed
 
     @property
@@ -80,9 +81,8 @@ class MemorySplit:
         self._task, self._name = task, name
 
     def fingerprint(self, cache: TokenCache) -> str:
-        """Hash of the settings and of this file, which together determine the text."""
-        code = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=16).hexdigest()
-        return content_key({"code": code, "task": type(self._task).__name__, "split": self._name, **vars(self._task)})
+        """Hash of the settings, which with `recur.data.cache.VERSION` determine the text."""
+        return content_key({"task": type(self._task).__name__, "split": self._name, **vars(self._task)})
 
     def read(self, columns: Sequence[str] | None = None, *, allow_pickle: bool = False) -> Rows:
         """Generate the rows."""
@@ -101,9 +101,9 @@ class DelayedRecall(MemoryTask):
     The country comes among the first five tokens, so that it stands `gap` + 3 tokens before the end.
 
     Args:
-        train: texts of the training split.
-        val: texts of the validation split.
-        test: texts of the test split.
+        train_size: texts of the training split.
+        val_size: texts of the validation split.
+        test_size: texts of the test split.
         gap: neutral words between the country and the question.
         classes: countries, from 2 to 8.
         pads: tokens `pad` after the text, as a padded batch has them.
@@ -112,16 +112,16 @@ class DelayedRecall(MemoryTask):
 
     def __init__(
         self,
-        train: int = 4000,
-        val: int = 1000,
-        test: int = 1000,
+        train_size: int = 4000,
+        val_size: int = 1000,
+        test_size: int = 1000,
         *,
         gap: int = 10,
         classes: int = 4,
         pads: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__(train, val, test, gap=gap, seed=seed)
+        super().__init__(train_size, val_size, test_size, gap=gap, seed=seed)
         _check({"classes": (classes, 2), "pads": (pads, 0)})
         if classes > len(_COUNTRIES):
             raise UserError("data.synthetic.classes", classes, f"must be at most {len(_COUNTRIES)}")
@@ -191,9 +191,9 @@ class Copy:
     logarithm of the number of letters, a line.
 
     Args:
-        train: tokens of the training split, `<eos>` included; the last line is finished.
-        val: tokens of the validation split.
-        test: tokens of the test split.
+        train_size: tokens of the training split, `<eos>` included; the last line is finished.
+        val_size: tokens of the validation split.
+        test_size: tokens of the test split.
         gap: dots between the letters and the mark.
         length: letters to copy.
         letters: different letters, at most 26.
@@ -205,20 +205,21 @@ class Copy:
 
     def __init__(
         self,
-        train: int = 100_000,
-        val: int = 10_000,
-        test: int = 10_000,
+        train_size: int = 100_000,
+        val_size: int = 10_000,
+        test_size: int = 10_000,
         *,
         gap: int = 10,
         length: int = 4,
         letters: int = 8,
         seed: int = 0,
     ) -> None:
-        _check({"train": (train, 1), "val": (val, 1), "test": (test, 1), "gap": (gap, 0), "seed": (seed, 0)})
+        sizes = {"train_size": (train_size, 1), "val_size": (val_size, 1), "test_size": (test_size, 1)}
+        _check(sizes | {"gap": (gap, 0), "seed": (seed, 0)})
         _check({"length": (length, 1), "letters": (letters, 2)})
         if letters > 26:
             raise UserError("data.synthetic.letters", letters, "must be at most 26")
-        self.sizes = {"train": train, "val": val, "test": test}
+        self.sizes = {"train": train_size, "val": val_size, "test": test_size}
         self.gap, self.length, self.letters, self.seed = gap, length, letters, seed
 
     def split(self, name: str) -> "CopySplit":
@@ -235,9 +236,8 @@ class CopySplit:
         self._lines = -(-task.sizes[name] // line)
 
     def fingerprint(self, cache: TokenCache) -> str:
-        """Hash of the settings and of this file, which together determine the text."""
-        code = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=16).hexdigest()
-        return content_key({"code": code, "task": "Copy", "split": self._name, **vars(self._task)})
+        """Hash of the settings, which with `recur.data.cache.VERSION` determine the text."""
+        return content_key({"task": "Copy", "split": self._name, **vars(self._task)})
 
     @property
     def nats(self) -> float:
