@@ -123,11 +123,12 @@ def test_folders_that_no_sweep_made_stay(tmp_path):
 @pytest.mark.slow
 def test_a_small_sweep_runs_fails_where_it_must_and_is_resumed(tmp_path):
     folder = tmp_path / "s"
-    typed = (*TINY, "optimizer.lr=1e-3,1e30,1e-2", "optimizer=sgd")  # with the largest the loss is not finite
+    typed = (*TINY, "optimizer.lr=1e-3,1e-2", "data.vectors=null,nowhere.vec")  # a file is read by the job alone
     done = sweep(folder, *typed, code=1)
     assert "job 1 FAILED" in done.stdout
+    assert "nowhere.vec" in done.stdout
     assert f"log {folder / '1' / 'output.log'}" in done.stdout
-    assert "1 of 3 jobs failed (1)" in done.stderr
+    assert "2 of 4 jobs failed (1, 3)" in done.stderr
     assert (folder / "results" / "index.html").is_file()
     before = figures_of_done(folder)
     assert len(before) == 2
@@ -135,7 +136,10 @@ def test_a_small_sweep_runs_fails_where_it_must_and_is_resumed(tmp_path):
     times = {n: (folder / n / "metrics.json").stat().st_mtime_ns for n in ("0", "2")}
 
     refused = sweep(folder, *TINY, "optimizer.lr=1e-3,1e-1", f"resume={folder}", code=2)
-    assert "optimizer.lr: then 0.001,0.01,1e+30, now 0.001,0.1" in refused.stderr
+    assert (
+        "optimizer.lr: then 0.001,0.01, now 0.001,0.1; data.vectors: then nowhere.vec,null, now not set"
+        in refused.stderr
+    )
     refused = sweep(folder, *typed, code=2)
     assert "is a sweep already" in refused.stderr
 
@@ -143,11 +147,11 @@ def test_a_small_sweep_runs_fails_where_it_must_and_is_resumed(tmp_path):
     assert times == {n: (folder / n / "metrics.json").stat().st_mtime_ns for n in ("0", "2")}
     assert figures_of_done(folder) == before
     starts = [e["job"] for e in journal.read(folder) if e["event"] == "start"]
-    assert sorted(starts) == [0, 1, 1, 2]
+    assert sorted(starts) == [0, 1, 1, 2, 3, 3]
 
 
 def figures_of_done(folder):
-    return {r.number: r.record["val"] for r in Leaderboard.of([folder]).results if r.state == "done"}
+    return {r.label: r.record["val"] for r in Leaderboard.of([folder]).results if r.state == "done"}
 
 
 def check_hparams(folder, expected):

@@ -94,7 +94,7 @@ def test_an_optuna_sweep_that_was_killed_asks_for_what_is_missing(tmp_path):
     found = optuna.load_study(study_name=NAME, storage=storage(folder / JOURNAL)).trials
     assert [trial.state.name for trial in found] == ["COMPLETE"] * 6
     for result, trial in zip(Leaderboard.of([folder]).results, found, strict=True):
-        assert (result.number, result.value) == (trial.number, trial.value)
+        assert (result.label, result.value) == (str(trial.number), trial.value)
         assert float(result.settings["optimizer.lr"]) == trial.params["optimizer.lr"]
 
 
