@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from recur.errors import UserError
 from recur.sweeps.space import difference, parse
 
 LR = "optimizer.lr=tag(log, interval(1e-4, 1e-1))"
@@ -50,6 +51,12 @@ def test_a_small_list_is_taken_whole():
         ("a=range(5,1)", ["a=range(5,1)", "no values"]),
         ("a=interval(2,1)", ["a=interval(2,1)", "empty"]),
         ("a=tag(log,interval(0,1))", ["log", "above 0"]),
+        ("a=1,2,1", ["a=1,2,1", "value 1 twice"]),
+        ("lr=0.1,1e-1", ["lr=0.1,1e-1", "twice"]),
+        ("seed=range(100000000)", ["10,000 jobs", "100,000,000"]),
+        ("a=shuffle(range(100000000))", ["10,000 jobs"]),
+        ("a=range(0,1,1e-12)", ["10,000 jobs"]),
+        ("a=range(0,1,0)", ["is no range"]),
         ("seed=int(interval(0,9))", ["seed", "seed=0,1,2"]),
     ],
 )
@@ -61,6 +68,15 @@ def test_an_empty_space_is_refused(text, words):
 def test_a_grid_cannot_list_an_interval():
     with pytest.raises(ValueError, match=r"hydra/sweeper=random"):
         parse({}, [LR]).grid()
+
+
+def test_a_grid_and_draws_have_their_limits():
+    with pytest.raises(UserError, match="10,000 jobs, this one would have 1,000,000"):
+        parse({}, [f"{key}=range(100)" for key in "abc"]).grid()
+    space = parse({}, ["n=int(interval(1,3))"])
+    assert len(space.sample(3, seed=0)) == 3
+    with pytest.raises(UserError, match="n_trials is more than the 3 settings"):
+        space.sample(20, seed=0)
 
 
 def test_the_difference_of_two_spaces_names_what_changed():

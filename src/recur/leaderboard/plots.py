@@ -189,7 +189,7 @@ def _setting(
             linestyle="-" if ordered else "none", **mark,
         )  # fmt: skip
         crowded = sum(len(_clip(label)) for label in labels) > 26
-        turn = {"rotation": 25, "ha": "right"} if crowded else {}
+        turn: dict[str, Any] = {"rotation": 25, "ha": "right"} if crowded else {}
         place.set_xticks(range(len(labels)), [_clip(brief(label)) for label in labels], **turn)
         place.margins(x=0.2 if len(labels) < 4 else 0.08)
     place.set_title(_clip(short(key), 28) + (f", importance {100 * share:.0f} %" if share is not None else ""))

@@ -59,7 +59,7 @@ def storage(journal: Path) -> Any:
     optuna = require()
     files = optuna.storages.journal
 
-    class Lock(files.JournalFileOpenLock):  # type: ignore[misc, name-defined]
+    class Lock(files.JournalFileOpenLock):  # type: ignore[name-defined]
         def __init__(self) -> None:
             self._held = FileLock(f"{journal}.lock")
 
