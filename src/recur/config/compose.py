@@ -127,6 +127,8 @@ def command_line(words: Sequence[str], environment: Mapping[str, str] = os.envir
 def _line(words: Sequence[str], given: argparse.Namespace) -> CommandLine:
     other = ("help", "hydra_help", "version", "multirun", "cfg", "info", "shell_completion", "experimental_rerun")
     hydra = any(getattr(given, name) for name in other) or given.config_path is not None
+    # Hydra reads `a=1 -m` and `-m a=1 b=2`, but not `a=1 -m b=2`.
+    words = sorted(words, key=lambda word: word not in ("-m", "--multirun"))
     return CommandLine(tuple(words), tuple(given.overrides), given.config_name, given.config_dir, hydra)
 
 
@@ -236,9 +238,13 @@ def _composed(line: CommandLine, folder: Path, name: str, overrides: Sequence[st
         HydraConfig.instance().set_config(whole)
         cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    raw = OmegaConf.to_yaml(cfg)
-    used = frozenset(re.findall(r"\$\{([A-Za-z_]\w*)", raw))
+    used = interpolated(OmegaConf.to_yaml(cfg))
     return Composed(config, cfg, whole.hydra, out, tuple(line.overrides), resumed, used)
+
+
+def interpolated(raw: str) -> frozenset[str]:
+    """The top-level keys to which interpolations in a config's YAML refer."""
+    return frozenset(re.findall(r"\$\{([A-Za-z_]\w*)", raw))
 
 
 @contextlib.contextmanager

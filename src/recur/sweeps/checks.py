@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from recur.config.compose import interpolated
 from recur.errors import UserError
 
 
@@ -22,7 +23,7 @@ class ConfigChecks:
 
     def __init__(self, remote: bool) -> None:
         self._remote = remote
-        self._waiting: dict[str, dict[str, Any]] | None = {}
+        self._waiting: dict[str, tuple[dict[str, Any], frozenset[str]]] | None = {}
 
     def add(self, cfg: DictConfig) -> None:
         """Keep a composed config, while its interpolations can be resolved; nothing once the checks have run.
@@ -38,10 +39,11 @@ class ConfigChecks:
         if type(seed) is not int or not 0 <= seed < 2**32:
             raise UserError("seed", seed, "must be a whole number from 0 to 2**32 - 1")
         alike = {key: value for key, value in config.items() if key not in ("seed", "name")}
-        self._waiting.setdefault(json.dumps(alike, sort_keys=True, default=str), config)
+        used = interpolated(OmegaConf.to_yaml(own))
+        self._waiting.setdefault(json.dumps(alike, sort_keys=True, default=str), (config, used))
 
     def run(self) -> None:
-        """Check all configs: their keys and values against the classes they name, and every class built in miniature.
+        """Check all configs as `recur.train` checks its own.
 
         Raises:
             UserError: a class takes no such key, or refuses a value.
@@ -54,10 +56,8 @@ class ConfigChecks:
         before = logging.root.manager.disable
         logging.disable(logging.INFO)  # Lightning introduces every trainer that is built
         try:
-            for config in waiting.values():
-                trainer = {key: value for key, value in config.get("trainer", {}).items() if key != "precision"}
-                schema.check({**config, "trainer": trainer}, "")  # precision=auto is ours
-                schema.dry_run({**config, "trainer": self._here(trainer)})
+            for config, used in waiting.values():
+                schema.check_run({**config, "trainer": self._here(config["trainer"])}, used)
         finally:
             logging.disable(before)
 
@@ -65,4 +65,5 @@ class ConfigChecks:
         """A trainer that this machine and this one process can build: where jobs run, the executor has checked."""
         if trainer.get("accelerator") == "cpu" and not self._remote:
             return trainer
-        return {**trainer, "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"}
+        here = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "32-true"}
+        return {**trainer, **here}

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from recur.config.compose import quoted
 from recur.errors import UserError
 from recur.runs import marks
 from recur.runs.checkpoint import to_resume
@@ -140,8 +141,8 @@ class Job:
         if self.can_continue():
             # What a run folder's config may not name by itself (`recur.runs.trust`) is said again.
             own = [text for text in self.overrides if must_be_typed(text)]
-            return [*start, f"resume={_quoted(str(self.folder))}", *[f"++{text.lstrip('+~')}" for text in own]]
-        return [*start, *self.flags, *self.overrides, f"hydra.run.dir={_quoted(str(self.folder))}"]
+            return [*start, f"resume={quoted(str(self.folder))}", *[f"++{text.lstrip('+~')}" for text in own]]
+        return [*start, *self.flags, *self.overrides, f"hydra.run.dir={quoted(str(self.folder))}"]
 
     def can_continue(self) -> bool:
         """Whether it ran before and left a whole checkpoint to go on from."""
@@ -171,15 +172,6 @@ class Job:
                 else:
                     inner.unlink()
         self.lock.parent.mkdir(parents=True, exist_ok=True)
-
-    def wait_until_gone(self, seconds: float) -> bool:
-        """Wait until none of its processes lives, at most so long; whether that is so."""
-        until = time.monotonic() + seconds
-        while self.lives():
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.05)
-        return True
 
     def lives(self) -> bool:
         """Whether any of its processes lives, by the lock that they hold."""
@@ -238,14 +230,6 @@ def perform(job: Job, granted: Mapping[str, str], grace: float = 10.0) -> int:
         process.terminate()
         process.wait(grace + 5)
         raise
-
-
-def _quoted(path: str) -> str:
-    """A path as Hydra's override grammar reads it."""
-    if re.fullmatch(r"[\w./\-:+@%]+", path):
-        return path
-    escaped = path.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def needs_of(cfg: DictConfig) -> Needs:
