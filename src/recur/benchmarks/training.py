@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from recur.benchmarks.harness import Report, Settings, Times, imdb_lengths, ratio, spread, synchronize
-from recur.config.compose import conf_dir
+from recur.config.compose import build, command_line, compose_run
 
 
 # -- loader ------------------------------------------------------------------------------------------------------------
@@ -152,36 +152,28 @@ def _between(ends: list[tuple[float, int, float]]) -> _Steps:
     return _Steps([tokens for _, tokens, _ in ends[1:]], seconds, ends[-1][2])
 
 
-def _built(overrides: list[str]) -> tuple[Any, Any, Any]:
+def _built(overrides: list[str]) -> tuple[dict[str, Any], Any, Any]:
     """Config, data and task as the command builds them."""
     import torch
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.hydra_config import HydraConfig
 
-    from recur.config.compose import build
-
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", [*overrides, "hydra.runtime.output_dir=unused"], return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    torch.manual_seed(cfg.seed)
-    data = build(cfg.data)
+    config = compose_run(command_line([*overrides, "hydra.run.dir=unused"])).config
+    torch.manual_seed(config["seed"])
+    data = build(config["data"], "data")
     data.prepare_data()
     data.setup("fit")
-    task = build(cfg.model, optimizer=build(cfg.optimizer), scheduler=build(cfg.scheduler), **data.model_arguments())
-    return cfg, data, task
+    parts = {group: build(config[group], group) for group in ("optimizer", "scheduler")}
+    return config, data, build(config["model"], "model", **parts, **data.model_arguments())
 
 
 def _bare_loop(overrides: list[str], count: int, device: str) -> _Steps:
     """The same steps on the same batches with the same network and kernels, and nothing around them."""
     import torch
 
-    cfg, data, task = _built(overrides)
-    torch.manual_seed(cfg.seed)
+    config, data, task = _built(overrides)
+    torch.manual_seed(config["seed"])
     net = task.net.to(device).train()
     optimizer = task._optimizer(net.parameters())
-    clip, state = cfg.trainer.gradient_clip_val, None
+    clip, state = config["trainer"]["gradient_clip_val"], None
     loader = iter(data.train_dataloader())
     ends = []
     for _ in range(count + 1):
@@ -209,11 +201,11 @@ def _guides_pipeline(overrides: list[str], count: int, device: str) -> float:
     import torch
     from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
-    cfg, data, _ = _built(overrides)
+    config, data, _ = _built(overrides)
     numbers = {token: i for i, token in enumerate(data.tokenizer.vocabulary)}
     unknown, pad = data.tokenizer.unk_id, len(numbers)
-    net = cfg.model.net
-    width, hidden = int(net.embedding_dim), int(net.hidden_size)
+    net = config["model"]["net"]
+    width, hidden = int(net["embedding_dim"]), int(net["hidden_size"])
 
     def numericalise(text: str) -> "Tensor":
         words = re.findall(r"[a-z0-9']+|[.,()!?]", text.lower().replace("<br />", " "))
