@@ -12,6 +12,7 @@ import torch
 
 from conftest import EASY, train
 from recur import evaluate, predict
+from recur.inference import evaluation
 from recur.inference.classification import classify
 from recur.inference.evaluation import open_data
 from recur.inference.run import load
@@ -115,6 +116,10 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "language option": (["--cache", "100"], ["language"]),
     "nothing to weigh": (["--cache-weight", "0.1"], ["--cache-weight does nothing without --cache"]),
     "nothing to pull back": (["--dynamic-decay", "0.1"], ["--dynamic-decay does nothing without --dynamic"]),
+    "nothing to dampen": (["--dynamic-epsilon", "1"], ["--dynamic-epsilon does nothing without --dynamic"]),
+    "tuned and set": (["--dynamic", "tune", "--dynamic-decay", ".1"], ["--dynamic tune chooses the other settings"]),
+    "nothing to tune": (["--dynamic", "tune"], ["language"]),
+    "no rate": (["--dynamic", "fast"], ["--dynamic: must be a number or `tune`, got 'fast'"]),
     "endless step": (["--dynamic", "inf"], ["--dynamic must be above 0 and finite, got inf"]),
     "no step": (["--dynamic", "nan"], ["--dynamic must be above 0 and finite, got nan"]),
     "no states": (["--cache", "0"], ["--cache must be above 0, got 0"]),
@@ -215,6 +220,36 @@ def test_language_run_gives_what_it_wrote_down_and_more_when_asked(run_command, 
     assert more["test"]["perplexity"] == told["test"]["perplexity"]  # the plain figure stays apart
     for name in ("neural_cache", "dynamic_evaluation"):
         assert more["test"][name]["perplexity"] < told["test"]["perplexity"], name  # the text repeats itself
+
+
+def test_dynamic_evaluation_is_tuned_on_validation_text(run_command, language_run) -> None:
+    tuned = run_command(language_run, "--dynamic", "tune", "eval_batch_size=1").told
+    settings = {name: tuned["test"]["dynamic_evaluation"][name] for name in ("lr", "decay", "epsilon")}
+    words = ["--dynamic", settings["lr"], "--dynamic-decay", settings["decay"], "eval_batch_size=1"]
+    again = run_command(language_run, *words).told
+    for split in ("val", "test"):
+        assert again[split]["dynamic_evaluation"] == tuned[split]["dynamic_evaluation"]
+        assert tuned[split]["dynamic_evaluation"]["perplexity"] < tuned[split]["perplexity"]
+
+
+def test_gradients_are_measured_on_the_runs_own_training_text_whatever_is_scored(
+    run_command, language_run, tmp_path, monkeypatch
+) -> None:
+    """With `--data FILE` they were measured on the text that is scored."""
+    measure, seen = evaluation.gradient_statistics, []
+
+    def recorded(task, windows):
+        seen.extend(windows)
+        return measure(task, seen)
+
+    monkeypatch.setattr(evaluation, "gradient_statistics", recorded)
+    other = tmp_path / "other.txt"
+    other.write_text("the lazy dog .\n" * 30)
+    run_command(language_run, "--data", other, "--dynamic", "5e-5", "eval_batch_size=1")
+    text = open_data(load(language_run)).tokens("train")
+    first = seen[0]
+    streams = int(first.text.batch_sizes[0])
+    assert first.targets.view(-1, streams)[:, 0].tolist() == text[: len(first.text.batch_sizes)].tolist()
 
 
 def test_language_data_of_ones_own(run_command, language_run, tmp_path) -> None:

@@ -87,7 +87,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _rate(word: str) -> float | str:
     """A learning rate, or `tune`."""
-    return word if word == "tune" else float(word)
+    try:
+        return word if word == "tune" else float(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number or `tune`, got {word!r}") from None
 
 
 def _check(arguments: argparse.Namespace) -> None:
