@@ -26,6 +26,7 @@ EASY = [
     "trainer.max_epochs=3",
     "trainer.accelerator=cpu",
     "trainer.log_every_n_steps=2",
+    "baseline=false",
 ]
 
 

@@ -16,6 +16,7 @@ TINY = (
     "model.net.hidden_size=8",
     "trainer.max_epochs=2",
     "trainer=cpu",
+    "baseline=false",
 )
 
 

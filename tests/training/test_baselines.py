@@ -1,11 +1,14 @@
 """The baselines against their definitions written out."""
 
+import json
 import math
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from conftest import EASY, train
 from recur.training.baselines import KneserNey, LinearNgrams
 
 
@@ -87,3 +90,23 @@ def test_linear_model_of_texts_without_a_known_word() -> None:
     texts = [np.array([1, 1]), np.array([2, 2]), np.array([1, 1]), np.array([2, 2])]
     model = LinearNgrams(texts, np.array([0, 1, 0, 1]), 5)
     assert model.predict([np.array([1]), np.array([2]), np.array([4]), np.array([], dtype=int)])[:2].tolist() == [0, 1]
+
+
+def test_a_run_shows_it_beside_its_own_figures(tmp_path: Path) -> None:
+    """Of both families; the same figures as computed apart, and none where it is switched off."""
+    pytest.importorskip("sklearn")
+    for name, words in (
+        ("sentiment", [*EASY, "trainer.max_epochs=1", "baseline=true"]),
+        ("language", ["experiment=lm", "trainer=cpu", "trainer.max_steps=2", "trainer.limit_val_batches=1"]),
+    ):
+        train(tmp_path / name, *words)
+    record = json.loads((tmp_path / "sentiment" / "metrics.json").read_text(encoding="utf-8"))
+    assert record["baseline"]["name"] == "linear n-grams"
+    assert record["baseline"]["val"]["accuracy"] > 0.9  # the easy corpus
+    record = json.loads((tmp_path / "language" / "metrics.json").read_text(encoding="utf-8"))
+    shown = record["baseline"]["val"]
+    assert math.isclose(math.exp(shown["loss"]), shown["perplexity"])
+    assert record["ceiling"]["perplexity"] < record["baseline"]["test"]["perplexity"] < 20
+    assert "Kneser-Ney 5-grams" in (tmp_path / "language" / "train.log").read_text(encoding="utf-8")
+    train(tmp_path / "off", *EASY, "trainer.max_epochs=1")
+    assert json.loads((tmp_path / "off" / "metrics.json").read_text(encoding="utf-8"))["baseline"] == {}

@@ -67,6 +67,7 @@ def top_level(
     resume: str | None,
     overwrite: bool,
     accept_data_change: bool,
+    baseline: bool,
     test: bool,
     monitor: str,
     mode: Literal["max", "min"],

@@ -23,6 +23,7 @@ _HONOURED = (
     "callbacks",
     "logger",
     "test",
+    "baseline",
     "name",
     "resume",
     "overwrite",

@@ -5,12 +5,15 @@ interpolated Kneser-Ney 5-gram. Both read the tokens that the network reads: the
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recur.data.cache import TokenCache
 from recur.errors import UserError
+from recur.runs.fingerprint import fingerprint
 
 Ids = NDArray[np.int64]
 
@@ -224,3 +227,50 @@ def _discounts(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     y = one / (one + 2 * two)
     estimates = [1 - 2 * y * two / one, 2 - 3 * y * three / two, 3 - 4 * y * four / three]
     return np.array([0.0, *(min(max(value, 0.1), n) for n, value in enumerate(estimates, start=1))])
+
+
+# ---------------------------------------------------------------------------------------------------- beside a run
+
+Baseline = dict[str, Any]
+_VERSION = 1  # of what is computed: part of the key under which results are kept
+_CHARACTERS, _WORDS = 8, 5  # order of the n-gram model
+
+
+def baseline(data: Any, splits: Iterable[str], cache_dir: str | None = None) -> Baseline:
+    """What the family's model without a network reaches; computed once for the same data, then read from the cache.
+
+    Args:
+        data: a `SentimentData` or `LanguageData`, set up.
+        splits: to score, of `val` and `test`.
+        cache_dir: where tokens are cached, see `recur.data.cache.cache_folder`.
+
+    Returns:
+        `name` and, by split, `accuracy` or `loss` (nats a token) and `perplexity`; empty where there is no such model:
+        for data of another kind, a single class, windows without carried state.
+
+    Raises:
+        UserError: scikit-learn is missing.
+    """
+    names = [split for split in splits if split in data.splits]
+    compute = _of_texts if hasattr(data, "labels") else _of_a_stream if hasattr(data, "tokens") else None
+    if compute is None or not names:
+        return {}
+    key = {"baseline": _VERSION, "splits": names, "data": fingerprint(data)}
+    return dict(TokenCache(cache_dir).remember(key, lambda: compute(data, names)))
+
+
+def _of_texts(data: Any, splits: list[str]) -> Baseline:
+    labels = data.labels("train")
+    if len(np.unique(labels)) < 2:
+        return {}
+    model = LinearNgrams(data.texts("train"), labels, data.vocab_size)
+    scores = {split: {"accuracy": model.accuracy(data.texts(split), data.labels(split))} for split in splits}
+    return {"name": "linear n-grams", **scores}
+
+
+def _of_a_stream(data: Any, splits: list[str]) -> Baseline:
+    order = _CHARACTERS if data.tokenizer.kind == "character" else _WORDS
+    model = KneserNey(data.tokens("train"), data.vocab_size, data.start_id, order)
+    losses = {split: float(model.nll(data.tokens(split)).mean()) for split in splits}
+    scores = {split: {"loss": loss, "perplexity": math.exp(loss)} for split, loss in losses.items()}
+    return {"name": f"Kneser-Ney {order}-grams", **scores}

@@ -94,6 +94,7 @@ def closing(
     trainer: pl.Trainer,
     results: dict[str, dict[str, float]],
     *,
+    baseline: Mapping[str, Any] | None = None,
     pruned: bool = False,
 ) -> None:
     """Write the HParams values and `metrics.json`, then the table of results and what to type next.
@@ -105,6 +106,7 @@ def closing(
         task: its task.
         trainer: that trained it. Its `Throughput` has counted tokens and seconds, those of former lives as well.
         results: metrics by split and name.
+        baseline: what a model of n-grams reaches, see `recur.training.baselines`.
         pruned: whether a study ended the run before its time.
     """
     speed = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
@@ -114,6 +116,7 @@ def closing(
         **results,
         **({"pruned": True} if pruned else {}),
         "ceiling": dict(data.ceiling),
+        "baseline": dict(baseline or {}),
         **_confusion(task, trainer, results),
         "name": config["name"],
         "seed": config["seed"],
@@ -140,7 +143,7 @@ def closing(
             logger.experiment.flush()
     log_results(trainer.loggers, results, trainer.global_step)
     write_metrics(folder, record)  # last: it says that the run is complete
-    _print_table(results, data.ceiling)
+    _print_table(results, data.ceiling, baseline or {})
     epochs = f"{trainer.current_epoch} epoch{'' if trainer.current_epoch == 1 else 's'}"
     seconds = "" if wall is None else f" in {wall:.0f} s"
     _say(f"trained {epochs}, {trainer.global_step} steps{seconds}" + (f", {rate:,.0f} tokens/s" if rate else ""))
@@ -203,19 +206,22 @@ def _on_path(name: str) -> bool:
     return program is not None and _own_folder(program)
 
 
-def _print_table(results: dict[str, dict[str, float]], ceiling: dict[str, float]) -> None:
+def _print_table(results: dict[str, dict[str, float]], ceiling: dict[str, float], baseline: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     names = dict.fromkeys(name for values in results.values() for name in values)
     table = Table("", box=None, pad_edge=False)
-    for title in [*results, *(["best possible"] if ceiling else [])]:
+    beside = [split for split in results if split in baseline]
+    titles = [f"{baseline['name']}, {split}" for split in beside]
+    for title in [*results, *titles, *(["best possible"] if ceiling else [])]:
         table.add_column(title, justify="right", min_width=13)
     for name in names:
         cells = [format_value(f"{split}/{name}", values.get(name)) for split, values in results.items()]
+        cells += [format_value(f"{split}/{name}", baseline[split].get(name)) for split in beside]
         cells += [format_value(f"test/{name}", ceiling.get(name))] if ceiling else []
         table.add_row(name, *cells)
-    console = Console(width=100, no_color=True)
+    console = Console(width=120, no_color=True)
     with console.capture() as text:
         console.print(table)
     _say("")

@@ -1,5 +1,6 @@
 """A run from its composed config to its results: data, task, callbacks and trainer are built, checked and trained."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from recur.runs import fingerprint
 from recur.runs.build import Part
 from recur.runs.run import load_checkpoint
 from recur.training import report
+from recur.training.baselines import Baseline, baseline
 from recur.training.callbacks import PlannedNoise, ValidationLog
 from recur.training.checkpointing import Files, SelfContained
 from recur.training.failures import Stop
@@ -60,7 +62,10 @@ def run(composed: Composed, stop: Stop, pruning: Pruning | None = None) -> Train
     )
     if trainer.is_global_zero:
         pruned = pruning is not None and pruning.pruned
-        report.closing(composed.folder, composed.config, data, task, trainer, trained.results, pruned=pruned)
+        beside = _baseline(composed.config, data, trained.results) if not pruned else {}
+        report.closing(
+            composed.folder, composed.config, data, task, trainer, trained.results, baseline=beside, pruned=pruned
+        )
     return trained
 
 
@@ -92,6 +97,10 @@ def _data_of_before(composed: Composed, checkpoint: Path) -> Any:
     data.prepare_data()
     data.setup("fit")
     return data
+
+
+def _baseline(config: dict[str, Any], data: Any, splits: Iterable[str]) -> Baseline:
+    return baseline(data, splits, config["data"].get("cache_dir")) if config["baseline"] else {}
 
 
 def _task(config: dict[str, Any], data: Any) -> Any:
