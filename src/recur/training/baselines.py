@@ -256,7 +256,7 @@ def baseline(data: Any, splits: Iterable[str], cache_dir: str | None = None) -> 
     if compute is None or not names:
         return {}
     key = {"baseline": _VERSION, "splits": names, "data": fingerprint(data)}
-    return dict(TokenCache(cache_dir).remember(key, lambda: compute(data, names)))
+    return dict(TokenCache(cache_dir).fact(key, lambda: compute(data, names)))
 
 
 def _of_texts(data: Any, splits: list[str]) -> Baseline:
