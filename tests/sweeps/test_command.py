@@ -111,12 +111,13 @@ def test_m_may_stand_anywhere(tmp_path):
     assert done.returncode == 2
 
 
-def test_folders_that_no_sweep_made_stay(tmp_path):
+@pytest.mark.parametrize("how", [["seed=0,1"], ["hydra/sweeper=optuna", "optimizer.lr=0.1,0.2"]], ids=str)
+def test_folders_that_no_sweep_made_stay(tmp_path, how):
     """`seed=0,1 hydra.sweep.dir=/my/project` where /my/project/0 and /1 are somebody's."""
     for number, text in (("0", "a chapter"), ("1", "another")):
         (tmp_path / number).mkdir()
         (tmp_path / number / "chapter.txt").write_text(text)
-    done = sweep(tmp_path, *TINY, "seed=0,1", code=2)
+    done = sweep(tmp_path, *TINY, *how, code=2)
     assert f"{tmp_path / '0'} exists and is not a job of this sweep" in done.stderr
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
         "0", "0/chapter.txt", "1", "1/chapter.txt",

@@ -138,7 +138,7 @@ def _positions(texts: Sequence[str]) -> tuple[list[float], list[str] | None, boo
 
 
 def _clip(text: str, length: int = 22) -> str:
-    r"""A text somebody typed, for a plot: of bearable length, and `\$`, since `$` would begin a formula."""
+    r"""A typed text, for a plot: of bearable length, and `\$`, since `$` would begin a formula."""
     return shortened(text, length).replace("$", r"\$")
 
 

@@ -190,7 +190,7 @@ def _run(folder: Path, name: str) -> Source | None:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, and of as many parts before it as tell one from another."""
+    """The last part of each path, and of as many parts before it as set them apart."""
     depth = 1
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
@@ -238,7 +238,7 @@ def _at(node: Any, path: str) -> Any:
 
 
 def _as_typed(text: str, typed: Sequence[str]) -> str:
-    """`0` for `0.0` where somebody typed it so: one value is one text."""
+    """`0` for `0.0` where it was typed so: one value is one text."""
     same = (other for other in typed if numbers([text, other]) and float(other) == float(text))
     return next(same, text)
 

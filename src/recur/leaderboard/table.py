@@ -85,7 +85,7 @@ class Leaderboard:
 
     Attributes:
         varied: settings that differ between runs, without the seed.
-        between: settings that differ between sweeps and in none, where they are too many for columns.
+        between: settings that differ between sweeps and within none, where they are too many for columns.
         groups: runs by setting, the best first.
     """
 

@@ -33,7 +33,7 @@ def as_text(leaderboard: Leaderboard, limit: int | None = None) -> str:
     for title in titles(leaderboard):
         table.add_column(Text(printable(title)), no_wrap=True)
     for row in shown:
-        table.add_row(*[Text(printable(cell)) for cell in row])  # settings are whatever somebody typed
+        table.add_row(*[Text(printable(cell)) for cell in row])  # settings may hold any text
     out = io.StringIO()
     Console(file=out, width=10_000, color_system=None, legacy_windows=False).print(table)
     lines = ["", *(line.rstrip() for line in out.getvalue().splitlines())]

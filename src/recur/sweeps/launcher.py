@@ -30,6 +30,7 @@ from recur.sweeps.progress import SweepProgress
 from recur.sweeps.runner import Executor, Listed, Outcome, Source, run_jobs
 from recur.sweeps.space import check_count, difference
 
+_MANY = 100  # jobs, whose checks take long enough to be mentioned
 # Overrides of Hydra's own settings that concern the sweep and not a job.
 _OF_THE_SWEEP = (
     "hydra.launcher",
@@ -211,6 +212,8 @@ class FreshProcessLauncher(Launcher):
             UserError: two jobs would share a folder.
         """
         check_count(len(rows))
+        if len(rows) > _MANY:
+            print(f"checks     {len(rows)} jobs before the first one starts", flush=True)
         known = {overrides: number for number, overrides in self.known_jobs().items()}
         used = set(known.values())
         free = (number for number in range(first, first + len(rows) + len(used) + 1) if number not in used)

@@ -123,7 +123,7 @@ class Random(OwnSweeper):
 
 
 class Optuna(OwnSweeper):
-    """Optuna's search: a setting is asked for when a slot is free, hopeless trials stop early.
+    """Optuna's search: a setting is asked for when a slot is free, trials without a chance stop early.
 
     Args:
         params: settings and their values.
