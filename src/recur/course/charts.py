@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 WIDTH, HEIGHT = 640, 320
-LEFT, RIGHT, TOP, BOTTOM = 64, 120, 14, 46
+LEFT, RIGHT, TOP, BOTTOM = 64, 132, 14, 46
 SERIES = 6  # colours that the page has
 
 
@@ -34,10 +34,21 @@ def _ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Decimal logarithms of 1, 2 and 5 times powers of ten between two ends; of powers alone where there are many."""
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    step = max(1, round((high - low) / 6))
+    if high - low > 2.5:
+        return [float(power) for power in powers if low <= power <= high and power % step == 0]
+    fine = [power + math.log10(factor) for power in powers for factor in (1, 2, 5)]
+    inside = [tick for tick in fine if low <= tick <= high]
+    return inside if len(inside) > 1 else _ticks(low, high)
+
+
 def _label(value: float) -> str:
     if value and (abs(value) < 1e-3 or abs(value) >= 1e5):
         return f"{value:.0e}"
-    return f"{value:.4g}"
+    return f"{value:.3g}"
 
 
 def lines(
@@ -86,7 +97,7 @@ def lines(
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(y_label)} by {html.escape(x_label)}">'
     ]
-    for tick in _ticks(y_low, y_high):
+    for tick in _log_ticks(y_low, y_high) if log_y else _ticks(y_low, y_high):
         text = _label(10**tick) if log_y else _label(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{at_y(tick):.1f}" y2="{at_y(tick):.1f}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{at_y(tick) + 4:.1f}" text-anchor="end">{text}</text>')
@@ -94,23 +105,22 @@ def lines(
         parts.append(
             f'<text x="{at_x(x):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{html.escape(str(text))}</text>'
         )
-    for y, text in level.items():
-        parts.append(f'<line class="mark" x1="{LEFT}" x2="{right}" y1="{at_y(y):.1f}" y2="{at_y(y):.1f}"/>')
-        parts.append(f'<text class="soft" x="{LEFT + 6}" y="{at_y(y) - 5:.1f}">{html.escape(text)}</text>')
+    parts += [f'<path class="line mark" d="M{LEFT} {at_y(y):.1f}H{right}"/>' for y in level]
     middle, center = (LEFT + right) / 2, (TOP + HEIGHT - BOTTOM) / 2
     parts.append(f'<text class="soft" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{html.escape(x_label)}</text>')
     turned = f'transform="translate(13 {center}) rotate(-90)" text-anchor="middle"'
     parts.append(f'<text class="soft" {turned}>{html.escape(y_label)}</text>')
-    parts += _drawn(scaled, at_x, at_y, bool(names))
-    return "".join([*parts, "</svg>"])
+    drawn, ends = _drawn(scaled, at_x, at_y, bool(names))
+    ends += [(at_y(y), "soft", text) for y, text in level.items()]
+    return "".join([*parts, *drawn, *_named(ends), "</svg>"])
 
 
 def _drawn(
     series: Sequence[Series], at_x: Callable[[float], float], at_y: Callable[[float], float], apart: bool
-) -> list[str]:
-    """Lines, dots and, at their right ends, the names, pushed apart where they would overlap."""
+) -> tuple[list[str], list[tuple[float, str, str]]]:
+    """Lines and dots, and where each line ends: its height, its class and its name."""
     parts: list[str] = []
-    ends: list[tuple[float, int, str]] = []
+    ends: list[tuple[float, str, str]] = []
     for index, one in enumerate(series):
         if not one.points:
             continue
@@ -126,12 +136,15 @@ def _drawn(
             if apart:
                 left, right, y = at_x(x) - 14, at_x(x) + 14, at_y(means[x])
                 parts.append(f'<path class="line s{color}" d="M{left:.1f} {y:.1f}H{right:.1f}"/>')
-        ends.append((at_y(list(means.values())[-1]), color, one.name))
-    before = -math.inf
-    if len(ends) > 1 or not apart:
-        for y, color, name in sorted(ends):
-            before = max(y, before + 15)
-            parts.append(
-                f'<text class="name s{color}" x="{WIDTH - RIGHT + 10}" y="{before + 4:.1f}">{html.escape(name)}</text>'
-            )
+        if not apart:
+            ends.append((at_y(list(means.values())[-1]), f"name s{color}", one.name))
+    return parts, ends
+
+
+def _named(ends: Sequence[tuple[float, str, str]]) -> list[str]:
+    """Names at the right, pushed apart where they would overlap."""
+    parts, before = [], -math.inf
+    for y, kind, name in sorted(ends):
+        before = max(y, before + 15)
+        parts.append(f'<text class="{kind}" x="{WIDTH - RIGHT + 10}" y="{before + 4:.1f}">{html.escape(name)}</text>')
     return parts

@@ -158,3 +158,69 @@ def _window_loss(net: nn.ModuleDict, windows: Tensor) -> Tensor:
     """Mean loss of each token but the first from those before it, `(time, batch)` to a scalar."""
     output, _ = net["read"](net["embed"](windows[:-1]))
     return nn.functional.cross_entropy(net["say"](output).flatten(0, 1), windows[1:].flatten())
+
+
+def explosions(
+    seed: int, rates: Sequence[float], steps: int = 60, hidden: int = 64, window: int = 20
+) -> list[dict[str, Any]]:
+    """Whether plain SGD without clipping meets a number that is not finite, for a ReLU RNN and a feed-forward net.
+
+    Both predict the next word of the embedded stories: the RNN after every word of a window, the feed-forward net from
+    the last eight words, through as many weights as make the two alike in size.
+
+    Args:
+        seed: of weights and windows.
+        rates: learning rates.
+        steps: of SGD, each on 20 windows.
+        hidden: width.
+        window: words of a window.
+
+    Returns:
+        rows with `failed`, 1 or 0, at each rate.
+    """
+    from recur.data.synthetic import SyntheticText
+
+    lines, _ = SyntheticText(20_000, 1, 1, seed=seed).split("train").write()
+    words = [word for line in lines for word in (*line.split(), "<eos>")]
+    known = {word: index for index, word in enumerate(sorted(set(words)))}
+    ids = torch.tensor([known[word] for word in words])
+    rows: list[dict[str, Any]] = []
+    for rate in rates:
+        for arm in ("recurrent", "feed-forward"):
+            torch.manual_seed(seed)
+            net = _Next(arm, len(known), hidden)
+            optimizer = torch.optim.SGD(net.parameters(), lr=rate)
+            failed = 0.0
+            for _ in range(steps):
+                starts = torch.randint(len(ids) - window - 1, (20,))
+                loss = net(torch.stack([ids[s : s + window + 1] for s in starts], 1))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                if not bool(loss.isfinite()) or any(not bool(p.isfinite().all()) for p in net.parameters()):
+                    failed = 1.0
+                    break
+            rows.append({"arm": arm, "x": rate, "failed": failed})
+    return rows
+
+
+class _Next(nn.Module):
+    """Loss of the next word: after every word of a window (`recurrent`), or from the eight words before it."""
+
+    def __init__(self, arm: str, vocabulary: int, hidden: int) -> None:
+        super().__init__()
+        self.recurrent = arm == "recurrent"
+        self.embed, self.say = nn.Embedding(vocabulary, hidden), nn.Linear(hidden, vocabulary)
+        self.read: nn.Module = (
+            nn.RNN(hidden, hidden, nonlinearity="relu") if self.recurrent else nn.Linear(8 * hidden, hidden)
+        )
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Mean loss in nats of windows of ids, `(time, batch)`."""
+        vectors = self.embed(windows[:-1])  # (time, batch, hidden)
+        if self.recurrent:
+            states, targets = self.read(vectors)[0], windows[1:]
+        else:
+            near = vectors.unfold(0, 8, 1)  # (time - 7, batch, hidden, 8)
+            states, targets = self.read(near.flatten(2)).relu(), windows[8:]
+        return nn.functional.cross_entropy(self.say(states).flatten(0, 1), targets.flatten())

@@ -69,7 +69,8 @@ def pads(folder: Path) -> Measured:
     """Accuracy of the last state when texts are followed by pads (zero vectors), which a net without packing reads.
 
     Measures: `accuracy_0`, `accuracy_10`, ... and `distance_10`, ..., the mean distance of the last states from those
-    without pads in units of their own mean length. The curve holds `pads` and `accuracy`.
+    without pads in units of their own mean length; `accuracy_lowest` of all counts. The curve holds `pads` and
+    `accuracy`.
     """
     from recur.runs.run import Run
 
@@ -93,6 +94,7 @@ def pads(folder: Path) -> Measured:
         distance = float(((last - clean).norm(dim=1) / clean.norm(dim=1).mean()).mean())
         measures |= {f"accuracy_{count}": accuracy, f"distance_{count}": distance}
         curve.append({"pads": float(count), "accuracy": accuracy, "distance": distance})
+    measures["accuracy_lowest"] = min(point["accuracy"] for point in curve)
     return measures, curve
 
 
