@@ -203,8 +203,8 @@ def _function(part: Mapping[str, Any]) -> Function:
     return Function(str(part["name"]), dict(part.get("arguments") or {}), tuple(part.get("seeds", (0, 1, 2))))
 
 
-def _condition(name: str, entry: Mapping[str, Any], measure: str) -> Condition:
-    entry = {"measure": measure, **entry}
+def _condition(name: str, given: Mapping[str, Any], measure: str) -> Condition:
+    entry: dict[str, Any] = {"measure": measure, **given}
     for key in ("at", "than_at"):
         if key in entry:
             entry[key] = str(entry[key])
@@ -213,5 +213,7 @@ def _condition(name: str, entry: Mapping[str, Any], measure: str) -> Condition:
         raise UserError(f"{name}.rule.{unknown[0]}", rule="is no part of a condition", remedy=f"known: {sorted(known)}")
     if ("at_least" in entry) == ("at_most" in entry):
         raise UserError(f"{name}.rule", entry.get("text"), "needs either at_least or at_most")
-    bounds = {key: float(entry.pop(key)) for key in ("at_least", "at_most") if key in entry}
-    return Condition(**entry, **bounds)
+    for key in ("at_least", "at_most"):
+        if key in entry:
+            entry[key] = float(entry[key])
+    return Condition(**entry)
