@@ -36,7 +36,9 @@ def entry(
 
 def update(path: Path, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Put entries into the record at `path`; those of other claims stay."""
-    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"format": 1, "claims": {}}
+    known: dict[str, Any] = {"format": 1, "claims": {}}
+    if path.is_file():
+        known = json.loads(path.read_text(encoding="utf-8"))
     known["claims"].update({one["name"]: one for one in entries})
     write_atomic(path, json.dumps(known, indent=1, allow_nan=True) + "\n")
     return known
