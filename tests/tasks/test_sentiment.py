@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from recur.data.sentiment import SentimentData
 from recur.data.synthetic import SyntheticReviews
 from recur.nn.classifier import Classifier
-from recur.tasks.sentiment import SentimentTask
+from recur.tasks.sentiment import SentimentTask, _metrics
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{message}")
@@ -130,3 +130,40 @@ def test_twenty_golden_steps(tmp_path, data):
     """What a refactor must reproduce. Not the cell and pooling of above; no dropout: its draws differ by machine."""
     task = new_task(data, cell="gru", pooling="concat")
     assert twenty_losses(task, data, tmp_path) == pytest.approx(GOLDEN, abs=1e-4)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_balanced_accuracy_is_the_mean_of_the_classes_recalls(classes):
+    """Whatever the batches, and over the classes that occur: the same as counting by hand."""
+    torch.manual_seed(0)
+    labels = torch.randint(0, classes, (400,)).clamp(max=1 if classes == 3 else 2)  # a third class that never occurs
+    labels[:300] = 0  # unbalanced
+    scores = torch.rand(400) if classes == 2 else torch.rand(400, 3).softmax(1)
+    metric = _metrics(classes, "val/")
+    for part in range(0, 400, 37):
+        metric.update(scores[part : part + 37], labels[part : part + 37])
+    said = (scores > 0.5).long() if classes == 2 else scores.argmax(1)
+    recalls = [(said[labels == label] == label).float().mean() for label in (0, 1)]
+    computed = metric.compute()
+    assert computed["val/balanced_accuracy"].item() == pytest.approx(torch.stack(recalls).mean().item(), abs=1e-6)
+    assert computed["val/balanced_accuracy"] != computed["val/accuracy"]
+
+
+def test_validating_texts_of_one_class_is_warned_of_once(tmp_path, data, caplog):
+    task = new_task(data)
+    names = [data.class_names[0]] * 2
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=tmp_path,
+    )
+    loader = data.loader("val")
+    loader.labels = loader.labels * 0
+    with caplog.at_level("WARNING", logger="recur"):
+        trainer.validate(task, loader, verbose=False)
+        trainer.validate(task, loader, verbose=False)
+    assert caplog.text.count(f"every text that was validated is {names[0]!r}") == 1

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from recur import cli
 from recur.config.settings import check_changes
 from recur.config.translate import composition_error
+from recur.data.sources import absolute_paths
 from recur.errors import UserError
 from recur.runs import journal, trust
 from recur.runs.build import build as build_plain
@@ -237,6 +238,7 @@ def _composed(line: CommandLine, folder: Path, name: str, overrides: Sequence[st
         whole.hydra.runtime.output_dir = str(out)
         HydraConfig.instance().set_config(whole)
         cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+        _keep_absolute_paths(cfg)
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     used = interpolated(OmegaConf.to_yaml(cfg))
     return Composed(config, cfg, whole.hydra, out, tuple(line.overrides), resumed, used)
@@ -245,6 +247,15 @@ def _composed(line: CommandLine, folder: Path, name: str, overrides: Sequence[st
 def interpolated(raw: str) -> frozenset[str]:
     """The top-level keys to which interpolations in a config's YAML refer."""
     return frozenset(re.findall(r"\$\{([A-Za-z_]\w*)", raw))
+
+
+def _keep_absolute_paths(cfg: DictConfig) -> None:
+    """Give the data's files and folders absolute paths, by which a run finds them from anywhere, copied or not."""
+    data: Any = OmegaConf.to_container(cfg.data, resolve=False) if "data" in cfg else None
+    if isinstance(data, Mapping):
+        for key, value in absolute_paths(data).items():
+            if value != data[key]:
+                cfg.data[key] = value
 
 
 @contextlib.contextmanager

@@ -1,19 +1,19 @@
-"""Text to tokens to batches, in the order of the pipeline.
+"""From text to batches, for labelled texts and for running text.
 
-    sources    which files and which splits: a hub id, a folder laid out like a repository, files, a folder a class
-    readers    one file to checked rows
-    synthetic  embedded corpora whose best possible score is known
-    memory     long-range memory tasks whose best possible score is known
-    text       tokenizers: text to ids and back
-    corpus     running text to one array of ids a split
-    cache      token arrays on disk, shared by all runs
-    vectors    word vectors to start an embedding from
-    loader     the resumable loader that both families share
-    buckets    which texts make which batch, and the packing of a batch
-    streams    a long text as parallel streams, cut into windows
-    sentiment  labelled texts as a LightningDataModule
-    language   running text as a LightningDataModule
+What happens to a file, in this order:
 
-To add a source: teach `sources` to find its files and splits, and `readers` to read one file of it into `Rows`. To add
-a data set: one file in `conf/data/`.
+    sources.py     which files make which split: a hub id, a folder, a zip, files by name
+    readers.py     one file or folder -> checked rows, each with its place for messages
+    labels.py      label values -> classes
+    text.py        text -> tokens: the tokenizers        corpus.py      running text -> one array of token ids
+    cache.py       what is costly to make, kept          vectors.py     word vectors for the embedding
+    buckets.py     which texts make a batch              streams.py     which tokens make a window
+    loader.py      the resumable loader of both          checks.py      limits on settings
+    sentiment.py, language.py                            the LightningDataModules that do all of this
+    synthetic.py, memory.py                              corpora that are generated
+
+To add a source of data, write a class with the two methods of `recur.data.sources.Source`, `fingerprint` and `read`, and
+return it from `find_splits` where it is recognised; `ZippedSplit`, there, is the shortest one. To add a generated corpus,
+write a class with `split(name)` that gives such a source and, where it is known, `ceiling`; then a file in `conf/data`
+names it under `synthetic`. Raise `recur.data.cache.VERSION` with every change of what is read or generated.
 """

@@ -54,6 +54,7 @@ _BOTH = (SENTIMENT, LANGUAGE)
 METRICS = (
     MetricInfo("loss", _BOTH, "min", "nats", in_line=True),
     MetricInfo("accuracy", (SENTIMENT,), "max", "", ".2%", in_line=True),
+    MetricInfo("balanced_accuracy", (SENTIMENT,), "max", "", ".2%"),  # mean of the classes' recalls
     MetricInfo("f1", (SENTIMENT,), "max"),
     MetricInfo("auroc", (SENTIMENT,), "max"),
     MetricInfo("perplexity", (LANGUAGE,), "min", "", ".2f", in_line=True),

@@ -1,11 +1,12 @@
 """LightningModules: loss, metrics, carried state, optimizers.
 
-    base                what both tasks share
-    sentiment           text classification
-    language_modeling   language modelling by truncated back-propagation with carried state; sampling
-    dynamic_evaluation  evaluation that adapts: dynamic evaluation and the neural cache
-    schedulers          schedules counted in optimizer steps
+    base.py                 what both tasks share: a step with a clipped gradient, sums that survive a resume
+    sentiment.py            text classification
+    language_modeling.py    language modelling with carried state, and sampling
+    dynamic_evaluation.py   a language model that adapts to the text it is scored on; the neural cache
+    schedulers.py           learning-rate schedules
 
-To add a metric: compute it in the task of its family and log it under the name that `recur.runs.metrics` lists. To add
-a schedule: a function in `schedulers` and a file in `conf/scheduler/`.
+To add a metric, compute it in the task of its family and give it one line in `recur.runs.metrics.METRICS`. To add a
+schedule, write a function `(optimizer, plan, *, ...)` in `schedulers.py` and a file in `conf/scheduler` whose keys are its
+arguments.
 """

@@ -28,18 +28,43 @@ log = logging.getLogger(__name__)
 
 
 def _metrics(num_classes: int, prefix: str) -> MetricCollection:
+    """The metrics of `recur.runs.metrics` that are computed from scores, by their names there."""
     if num_classes == 2:
         return MetricCollection(
-            {"accuracy": BinaryAccuracy(), "f1": BinaryF1Score(), "auroc": BinaryAUROC()}, prefix=prefix
+            {
+                "accuracy": BinaryAccuracy(),
+                "balanced_accuracy": _BinaryBalancedAccuracy(),
+                "f1": BinaryF1Score(),
+                "auroc": BinaryAUROC(),
+            },
+            prefix=prefix,
         )
     return MetricCollection(
         {
             "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+            "balanced_accuracy": _MulticlassBalancedAccuracy(num_classes),
             "f1": MulticlassF1Score(num_classes, average="macro"),
             "auroc": MulticlassAUROC(num_classes),
         },
         prefix=prefix,
     )
+
+
+def _mean_recall(confusion: Tensor) -> Tensor:
+    """Mean over the classes that occur of the share of their texts that is right; rows of `confusion` are true."""
+    counts = confusion.sum(1)
+    present = counts > 0
+    return (confusion.diagonal()[present] / counts[present]).mean()
+
+
+class _BinaryBalancedAccuracy(BinaryConfusionMatrix):
+    def compute(self) -> Tensor:
+        return _mean_recall(super().compute())
+
+
+class _MulticlassBalancedAccuracy(MulticlassConfusionMatrix):
+    def compute(self) -> Tensor:
+        return _mean_recall(super().compute())
 
 
 class _Mean(MeanMetric):

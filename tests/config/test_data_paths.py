@@ -1,0 +1,53 @@
+"""A run keeps the absolute paths of its data, so that it is evaluated and resumed from any working folder."""
+
+from pathlib import Path
+
+import pytest
+
+from recur.config.compose import command_line, compose_run
+from recur.data.sources import absolute_paths
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.csv", "b1.csv", "b2.csv", "train", "v.txt"):
+        (tmp_path / name).write_text("text,label\n")
+    (tmp_path / "folder").mkdir()
+    return tmp_path
+
+
+def test_files_and_folders_that_are_there_become_absolute(here):
+    found = absolute_paths({"train": "a.csv", "val": "b*.csv", "test": ["b1.csv", "./b2.csv"], "vectors": "v.txt"})
+    assert found == {
+        "train": str(here / "a.csv"),
+        "val": str(here / "b*.csv"),
+        "test": [str(here / "b1.csv"), str(here / "b2.csv")],
+        "vectors": str(here / "v.txt"),
+    }
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"path": "stanfordnlp/imdb", "train": "train"},  # a hub id and its split, though there is a file of that name
+        {"path": None, "train": "absent.csv", "val": None},
+        {"vectors": "train", "text": "a.csv", "tokenizer": {"kind": "bpe"}},
+        {"train": "a\0b"},
+    ],
+)
+def test_everything_else_stays_as_it_is(here, settings):
+    assert absolute_paths(settings) == settings
+
+
+def test_the_split_of_a_folder_is_no_file(here):
+    found = absolute_paths({"path": "folder", "train": "train", "test": "b1.csv"})
+    assert found == {"path": str(here / "folder"), "train": "train", "test": str(here / "b1.csv")}
+
+
+def test_a_composed_run_has_them_in_both_of_its_configs(here):
+    composed = compose_run(command_line(["data=files", "data.train=a.csv", "data.val=[b1.csv,b2.csv]"]))
+    for data in (composed.config["data"], composed.cfg.data):
+        assert data["train"] == str(here / "a.csv")
+        assert list(data["val"]) == [str(here / "b1.csv"), str(here / "b2.csv")]
+    assert "data.train=a.csv" in composed.overrides  # as it was typed
