@@ -161,7 +161,7 @@ def test_mistakes_are_named(tmp_path, book):
         ({"train": str(tmp_path / "none.txt")}, "data.train must name a file"),
         ({}, "data.path must be a hub id"),
         ({"train": str(book), "bptt": 0}, "data.bptt must be a whole number of at least 1, got 0"),
-        ({"train": str(book), "val_fraction": 1.0}, "add up to less than 1"),
+        ({"train": str(book), "val_fraction": 1.0}, "val_fraction must be a number of at least 0 and below 1"),
         ({"train": str(book), "tokenizer": {"size": 3}}, "data.tokenizer.size is no setting"),
         ({"train": str(book), "tokenizer": {"kind": "word"}}, "tokenizer.kind must be one of"),
     ):

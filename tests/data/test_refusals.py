@@ -131,7 +131,7 @@ ROWS = {
         "data=synthetic_text data.synthetic.val_size=1000000000000", ("data.synthetic.val_size", "1,000,000,000")
     ),
     "10^9 neutral sentences": Row("data.synthetic.gap=1000000000", ("data.synthetic.gap", "14")),
-    "noise in short reviews": Row("data.synthetic.short=0.95", ("data.synthetic.noise", "0.05", "0.02495")),
+    "noise in short reviews": Row("data.synthetic.short=0.95", ("data.synthetic.noise", "0.05", "at most 0.02495")),
     "NUL in a path": Row("data=files 'data.path=\"a\\0b\"'", ("data.path",)),
     "too many processes' worth of streams": Row(
         TEXT + "data.batch_size=5000", ("data.batch_size", "5000", "train split", "lower it"), {"a.txt": "a b\n" * 99}

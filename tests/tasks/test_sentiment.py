@@ -132,6 +132,7 @@ def test_twenty_golden_steps(tmp_path, data):
     assert twenty_losses(task, data, tmp_path) == pytest.approx(GOLDEN, abs=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:No positive samples")  # torchmetrics', of the area under the curve
 @pytest.mark.parametrize("classes", [2, 3])
 def test_balanced_accuracy_is_the_mean_of_the_classes_recalls(classes):
     """Whatever the batches, and over the classes that occur: the same as counting by hand."""
@@ -149,6 +150,7 @@ def test_balanced_accuracy_is_the_mean_of_the_classes_recalls(classes):
     assert computed["val/balanced_accuracy"] != computed["val/accuracy"]
 
 
+@pytest.mark.filterwarnings("ignore:No positive samples")  # torchmetrics', of the area under the curve
 def test_validating_texts_of_one_class_is_warned_of_once(tmp_path, data, caplog):
     task = new_task(data)
     names = [data.class_names[0]] * 2

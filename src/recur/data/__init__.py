@@ -12,8 +12,8 @@ What happens to a file, in this order:
     sentiment.py, language.py                            the LightningDataModules that do all of this
     synthetic.py, memory.py                              corpora that are generated
 
-To add a source of data, write a class with the two methods of `recur.data.sources.Source`, `fingerprint` and `read`, and
-return it from `find_splits` where it is recognised; `ZippedSplit`, there, is the shortest one. To add a generated corpus,
-write a class with `split(name)` that gives such a source and, where it is known, `ceiling`; then a file in `conf/data`
-names it under `synthetic`. Raise `recur.data.cache.VERSION` with every change of what is read or generated.
+To add a source of data, write a class with the two methods of `recur.data.sources.Source`, `fingerprint` and `read`,
+and return it from `find_splits` where it is recognised; `ZippedSplit`, there, is the shortest one. To add a generated
+corpus, write a class with `split(name)` that gives such a source and, where it is known, `ceiling`; then a file in
+`conf/data` names it under `synthetic`. Raise `recur.data.cache.VERSION` with every change of what is read or generated.
 """

@@ -19,7 +19,7 @@ place in it, which is all that has to be saved to go on from there.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch.nn.utils.rnn import PackedSequence
 
 from recur.data.cache import Ragged
-from recur.data.checks import one_of, whole_number
+from recur.data.checks import Count, hold
 from recur.data.loader import ResumableLoader
 from recur.errors import UserError
 from recur.nn.packed import TextBatch
@@ -208,13 +208,11 @@ class Texts:
         tokens: Ragged,
         rows: NDArray[np.int64] | None = None,
         *,
-        max_length: int | None = None,
+        max_length: Count | None = None,
         keep: Keep = "head",
     ) -> None:
         """Find where each text's kept part lies."""
-        one_of("keep", keep, *get_args(Keep))
-        if max_length is not None:
-            whole_number("max_length", max_length)
+        hold(Texts.__init__, {"max_length": max_length, "keep": keep})
         self._values = np.asarray(tokens.values)  # a view: indexing a memmap object is slower than an array's
         starts, full = tokens.offsets[:-1], tokens.lengths
         if rows is not None:

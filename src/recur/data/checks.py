@@ -1,34 +1,69 @@
 """Limits on settings that both data modules share. Keys are given as a user types them, below `data`."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
 
 from recur.errors import UserError, nearest
 
+Count = Annotated[int, Ge(1)]
+Seed = Annotated[int, Ge(0)]
 OnBadRow = Literal["error", "skip"]
 Column = str | int  # a name, or a number from 1 in a csv or tsv file without a line of names
 
 
-def whole_number(key: str, value: Any, least: int = 1, most: int | None = None) -> None:
-    """Refuse what is no whole number from `least` to `most`.
+def hold(function: Callable[..., Any], given: Mapping[str, Any], prefix: str = "data") -> None:
+    """Hold arguments against the limits in a signature: `Annotated[int, Ge(1)]`, `Literal`, either of them or None.
+
+    A command has held them against the same signature before; here the callers from Python are held to it.
+
+    Args:
+        function: whose signature.
+        given: arguments by name; others are passed over.
+        prefix: what stands before the names as a user types them.
 
     Raises:
-        UserError: with the key below `data`.
+        UserError: the first that does not fit.
     """
-    within = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    if not within or (most is not None and value > most):
-        limits = f"of at least {least}" if most is None else f"from {least} to {most:,}"
-        raise UserError(f"data.{key}", value, f"must be a whole number {limits}")
+    for name, annotation in get_type_hints(function, include_extras=True).items():
+        if name in given:
+            _hold_one(f"{prefix}.{name}", given[name], annotation)
 
 
-def one_of(key: str, value: Any, *allowed: str) -> None:
-    """Refuse what is none of the words.
+def _hold_one(key: str, value: Any, annotation: Any) -> None:
+    if get_origin(annotation) in (Union, UnionType):
+        parts = [part for part in get_args(annotation) if part is not type(None)]
+        if value is None or len(parts) > 1:
+            return
+        annotation = parts[0]
+    if get_origin(annotation) is Literal:
+        words = [str(word) for word in get_args(annotation)]
+        if value not in get_args(annotation):
+            raise UserError(key, value, f"must be {', '.join(words[:-1])} or {words[-1]}")
+    elif get_origin(annotation) is Annotated:
+        kind, *limits = get_args(annotation)
+        fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+        if not fits or not all(holds(value) for holds, _ in map(_limit, limits)):
+            number = "a whole number" if kind is int else "a number"
+            raise UserError(key, value, f"must be {number} {' and '.join(words for _, words in map(_limit, limits))}")
 
-    Raises:
-        UserError: with the key below `data`.
-    """
-    if value not in allowed:
-        raise UserError(f"data.{key}", value, f"must be {', '.join(allowed[:-1])} or {allowed[-1]}")
+
+def _limit(limit: Any) -> tuple[Callable[[Any], bool], str]:
+    """Whether a value keeps a limit of `annotated_types`, and the limit in words."""
+    if isinstance(limit, Ge):
+        return lambda value: value >= limit.ge, f"of at least {_shown(limit.ge)}"
+    if isinstance(limit, Le):
+        return lambda value: value <= limit.le, f"of at most {_shown(limit.le)}"
+    if isinstance(limit, Gt):
+        return lambda value: value > limit.gt, f"above {_shown(limit.gt)}"
+    assert isinstance(limit, Lt)
+    return lambda value: value < limit.lt, f"below {_shown(limit.lt)}"
+
+
+def _shown(bound: Any) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else str(bound)
 
 
 def columns(**named: Column) -> None:
@@ -39,7 +74,7 @@ def columns(**named: Column) -> None:
     """
     for key, column in named.items():
         if isinstance(column, int):
-            whole_number(key, column)
+            _hold_one(f"data.{key}", column, Count)
         elif not isinstance(column, str) or not column:
             raise UserError(f"data.{key}", column, "must be the name of a column, or its number from 1")
     if len({isinstance(column, int) for column in named.values()}) > 1:

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import lightning.pytorch as pl
+from annotated_types import Ge, Lt
 from numpy.typing import NDArray
 
 from recur.data import corpus
 from recur.data.cache import Ragged, TokenCache, content_key
-from recur.data.checks import Column, OnBadRow, columns, one_of, whole_number
+from recur.data.checks import Column, Count, OnBadRow, Seed, columns, hold
 from recur.data.corpus import Inline, Reader
 from recur.data.sources import Source, choose_splits
 from recur.data.streams import StreamLoader, WindowLoader
@@ -81,34 +82,29 @@ class LanguageData(pl.LightningDataModule):
         synthetic: SyntheticText | None = None,
         text_column: Column = "text",
         tokenizer: Mapping[str, Any] = _DEFAULTS,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.0,
-        batch_size: int = 20,
-        eval_batch_size: int = 10,
-        bptt: int = 35,
+        val_fraction: Annotated[float, Ge(0), Lt(1)] = 0.1,
+        test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        batch_size: Count = 20,
+        eval_batch_size: Count = 10,
+        bptt: Count = 35,
         random_bptt: bool = False,
-        eval_bptt: int = 128,
-        window: int | None = None,
-        seed: int = 0,
+        eval_bptt: Count = 128,
+        window: Count | None = None,
+        seed: Seed = 0,
         on_bad_row: OnBadRow = "error",
         allow_pickle: bool = False,
         cache_dir: str | None = None,
     ) -> None:
         """Check the settings; files are not touched yet."""
         super().__init__()
-        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "bptt": bptt, "eval_bptt": eval_bptt}
-        for key, size in (sizes | ({} if window is None else {"window": window})).items():
-            whole_number(key, size)
-        if not 0 <= val_fraction < 1 or not 0 <= test_fraction < 1 or val_fraction + test_fraction >= 1:
+        hold(LanguageData.__init__, locals())
+        if val_fraction + test_fraction >= 1:
+            shares = f"{val_fraction} and {test_fraction}"
             raise UserError(
-                "data.val_fraction and data.test_fraction",
-                f"{val_fraction} and {test_fraction}",
-                "must be at least 0 and add up to less than 1",
+                "data.val_fraction and data.test_fraction", rule=f"must add up to less than 1, got {shares}"
             )
-        one_of("on_bad_row", on_bad_row, "error", "skip")
         columns(text_column=text_column)
         settings = check_settings(tokenizer, "whitespace", eos=True)
-        whole_number("seed", seed, least=0)
         if path is None and train is None and text is None and synthetic is None:
             raise UserError(
                 "data.path", rule="must be a hub id, folder or file, or data.train a file, or data.text a text"

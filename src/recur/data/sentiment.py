@@ -6,16 +6,17 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import lightning.pytorch as pl
 import numpy as np
+from annotated_types import Gt, Lt
 from numpy.typing import NDArray
 from torch import Tensor
 
 from recur.data.buckets import Keep, TextLoader, Texts
 from recur.data.cache import Ragged, TokenCache, content_key, id_dtype
-from recur.data.checks import Column, OnBadRow, columns, known_keys, one_of, whole_number
+from recur.data.checks import Column, Count, OnBadRow, Seed, columns, hold, known_keys
 from recur.data.labels import Names, carved, class_table, label_key, table_of, wanted_names
 from recur.data.readers import Checked, Rows, checked
 from recur.data.sources import Source, choose_splits
@@ -114,16 +115,16 @@ class SentimentData(pl.LightningDataModule):
         text_column: Column = "text",
         label_column: Column = "label",
         class_names: Sequence[str] | Mapping[Any, str] | None = None,
-        val_fraction: float = 0.1,
-        split_seed: int = 0,
-        limit_train: int | None = None,
+        val_fraction: Annotated[float, Gt(0), Lt(1)] = 0.1,
+        split_seed: Seed = 0,
+        limit_train: Count | None = None,
         tokenizer: Mapping[str, Any] = _DEFAULTS,
-        max_length: int | None = None,
+        max_length: Count | None = None,
         keep: Keep = "head",
-        batch_size: int = 64,
-        eval_batch_size: int | None = None,
-        max_tokens: int | None = None,
-        seed: int = 0,
+        batch_size: Count = 64,
+        eval_batch_size: Count | None = None,
+        max_tokens: Count | None = None,
+        seed: Seed = 0,
         on_bad_row: OnBadRow = "error",
         allow_pickle: bool = False,
         cache_dir: str | None = None,
@@ -133,21 +134,7 @@ class SentimentData(pl.LightningDataModule):
     ) -> None:
         """Check the settings; files are not touched yet."""
         super().__init__()
-        whole_number("batch_size", batch_size)
-        for key, value in (
-            ("eval_batch_size", eval_batch_size),
-            ("max_tokens", max_tokens),
-            ("max_length", max_length),
-            ("limit_train", limit_train),
-        ):
-            if value is not None:
-                whole_number(key, value)
-        whole_number("seed", seed, least=0)
-        whole_number("split_seed", split_seed, least=0)
-        if not 0 < val_fraction < 1:
-            raise UserError("data.val_fraction", val_fraction, "must lie between 0 and 1")
-        one_of("keep", keep, "head", "tail", "both")
-        one_of("on_bad_row", on_bad_row, "error", "skip")
+        hold(SentimentData.__init__, locals())
         columns(text_column=text_column, label_column=label_column)
         settings = check_settings(tokenizer, "basic_english", eos=False)
         known_keys("word2vec", word2vec or {}, _WORD2VEC)

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import PackedSequence
 
-from recur.data.checks import whole_number
+from recur.data.checks import Count, hold
 from recur.data.loader import ResumableLoader
 from recur.errors import UserError
 from recur.nn.packed import TokenWindow
@@ -66,8 +66,8 @@ class StreamLoader(ResumableLoader[TokenWindow]):
         self,
         tokens: NDArray[Any],
         *,
-        batch_size: int,
-        bptt: int,
+        batch_size: Count,
+        bptt: Count,
         start_id: int = 0,
         random_length: bool = False,
         seed: int = 0,
@@ -76,8 +76,7 @@ class StreamLoader(ResumableLoader[TokenWindow]):
         world_size: int = 1,
     ) -> None:
         """Deal the tokens to streams."""
-        whole_number("batch_size", batch_size)
-        whole_number("bptt", bptt)
+        hold(StreamLoader.__init__, {"batch_size": batch_size, "bptt": bptt})
         streams = batch_size * world_size
         if len(tokens) < streams:
             raise UserError(
@@ -185,8 +184,8 @@ class WindowLoader(ResumableLoader[TokenWindow]):
         self,
         tokens: NDArray[Any],
         *,
-        window: int,
-        batch_size: int,
+        window: Count,
+        batch_size: Count,
         shuffle: bool = False,
         seed: int = 0,
         repeat: bool = False,
@@ -194,8 +193,7 @@ class WindowLoader(ResumableLoader[TokenWindow]):
         world_size: int = 1,
     ) -> None:
         """Count the windows."""
-        whole_number("batch_size", batch_size)
-        whole_number("window", window)
+        hold(WindowLoader.__init__, {"batch_size": batch_size, "window": window})
         self._count = len(tokens) - window
         if self._count < world_size:
             raise UserError(

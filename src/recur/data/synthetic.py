@@ -3,15 +3,18 @@
 import math
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le, Lt
 
 from recur.data.cache import TokenCache, content_key
-from recur.data.checks import Column, whole_number
+from recur.data.checks import Column, Seed, hold
 from recur.data.readers import Origin, Rows
 from recur.errors import UserError
 
-_MOST_TEXTS, _MOST_TOKENS = 10_000_000, 1_000_000_000  # a split is made in memory, and in minutes
-_MOST_DISTRACTORS = 1000
+Texts = Annotated[int, Ge(1), Le(10_000_000)]  # a split is made in memory, and in minutes
+Tokens = Annotated[int, Ge(1), Le(1_000_000_000)]
+Share = Annotated[float, Ge(0), Le(1)]
 _GOOD = ("brilliant", "charming", "delightful", "excellent", "gripping", "great", "moving", "superb", "touching")
 _BAD = ("awful", "boring", "clumsy", "dreadful", "dull", "feeble", "hollow", "terrible", "tedious")
 _SUBJECTS = (
@@ -90,34 +93,24 @@ class SyntheticReviews:
 
     def __init__(
         self,
-        train_size: int = 8000,
-        val_size: int = 1000,
-        test_size: int = 2000,
+        train_size: Texts = 8000,
+        val_size: Texts = 1000,
+        test_size: Texts = 2000,
         *,
-        short: float = 0.15,
-        gap: int = 2,
-        distractors: int = 1,
-        contrast: float = 0.7,
-        negation: float = 0.3,
-        noise: float = 0.05,
-        seed: int = 0,
+        short: Share = 0.15,
+        gap: Annotated[int, Ge(0), Le(len(_FILLERS))] = 2,
+        distractors: Annotated[int, Ge(0), Le(1000)] = 1,
+        contrast: Share = 0.7,
+        negation: Share = 0.3,
+        noise: Annotated[float, Ge(0), Lt(0.5)] = 0.05,
+        seed: Seed = 0,
     ) -> None:
         """Check the settings; text is made when it is read."""
         self.sizes = {"train": train_size, "val": val_size, "test": test_size}
-        for split, size in self.sizes.items():
-            whole_number(f"synthetic.{split}_size", size, most=_MOST_TEXTS)
-        whole_number("synthetic.gap", gap, least=0, most=len(_FILLERS))
-        whole_number("synthetic.distractors", distractors, least=0, most=_MOST_DISTRACTORS)
-        whole_number("synthetic.seed", seed, least=0)
+        hold(SyntheticReviews.__init__, locals(), "data.synthetic")
         most_noise = round(0.499 * (1 - short), 6)
-        for name, share, most in (
-            ("short", short, 1.0),
-            ("contrast", contrast, 1.0),
-            ("negation", negation, 1.0),
-            ("noise", noise, most_noise),
-        ):
-            if not 0 <= share <= most:
-                raise UserError(f"data.synthetic.{name}", share, f"must lie between 0 and {most}")
+        if noise > most_noise:
+            raise UserError("data.synthetic.noise", noise, f"must be at most {most_noise}, half of the longer reviews")
         self.short, self.gap, self.distractors = short, gap, distractors
         self.contrast, self.negation, self.noise, self.seed = contrast, negation, noise, seed
 
@@ -245,13 +238,11 @@ class SyntheticText:
     """
 
     def __init__(
-        self, train_size: int = 400_000, val_size: int = 40_000, test_size: int = 40_000, *, seed: int = 0
+        self, train_size: Tokens = 400_000, val_size: Tokens = 40_000, test_size: Tokens = 40_000, *, seed: Seed = 0
     ) -> None:
         """Check the settings; text is made when it is read."""
         self.sizes = {"train": train_size, "val": val_size, "test": test_size}
-        for split, size in self.sizes.items():
-            whole_number(f"synthetic.{split}_size", size, most=_MOST_TOKENS)
-        whole_number("synthetic.seed", seed, least=0)
+        hold(SyntheticText.__init__, locals(), "data.synthetic")
         self.seed = seed
 
     def split(self, name: str) -> "SyntheticTextSplit":

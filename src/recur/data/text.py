@@ -26,7 +26,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from recur.data.checks import known_keys, whole_number
+from recur.data.checks import Count, hold, known_keys
 from recur.errors import UserError
 
 UNK = "<unk>"
@@ -140,10 +140,10 @@ def check_settings(settings: Mapping[str, Any], default_kind: str, eos: bool) ->
     return given
 
 
-def _checked_sizes(kind: str, min_frequency: int, max_size: int | None, specials: int) -> None:
+def _checked_sizes(kind: str, min_frequency: Count, max_size: int | None, specials: int) -> None:
     if kind not in KINDS:
         raise _wrong_kind(kind)
-    whole_number("tokenizer.min_frequency", min_frequency)
+    hold(_checked_sizes, {"min_frequency": min_frequency}, "data.tokenizer")
     least = specials + (256 if kind == "bpe" else 1)
     if max_size is None:
         return

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recur.data.cache import Ragged, TokenCache, content_key
-from recur.data.checks import whole_number
+from recur.data.checks import Count, Seed, hold
 from recur.data.sources import Split
 from recur.data.text import Tokenizer
 from recur.errors import UserError
@@ -94,12 +94,12 @@ def train_word2vec(
     cache: TokenCache,
     identity: Mapping[str, Any],
     *,
-    dim: int = 100,
-    window: int = 5,
-    epochs: int = 5,
-    min_count: int = 2,
+    dim: Count = 100,
+    window: Count = 5,
+    epochs: Count = 5,
+    min_count: Count = 2,
     skip_gram: bool = False,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> WordVectors:
     """Train word2vec on token ids. One thread, so that a seed gives the same vectors each time; kept in the cache.
 
@@ -118,8 +118,8 @@ def train_word2vec(
     Raises:
         UserError: gensim is not installed, a setting out of range, too little text.
     """
-    for name, value in (("dim", dim), ("window", window), ("epochs", epochs), ("min_count", min_count)):
-        whole_number(f"word2vec.{name}", value)
+    given = {"dim": dim, "window": window, "epochs": epochs, "min_count": min_count, "seed": seed}
+    hold(train_word2vec, given, "data.word2vec")
     settings = {"dim": dim, "window": window, "epochs": epochs, "min_count": min_count, "sg": skip_gram, "seed": seed}
 
     def build(folder: Path) -> None:

@@ -7,6 +7,6 @@
     schedulers.py           learning-rate schedules
 
 To add a metric, compute it in the task of its family and give it one line in `recur.runs.metrics.METRICS`. To add a
-schedule, write a function `(optimizer, plan, *, ...)` in `schedulers.py` and a file in `conf/scheduler` whose keys are its
-arguments.
+schedule, write a function `(optimizer, plan, *, ...)` in `schedulers.py` and a file in `conf/scheduler` whose keys are
+its arguments.
 """
