@@ -72,7 +72,7 @@ def draw(leaderboard: Leaderboard, folder: Path) -> list[Plot]:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    name, share = leaderboard.metric, "Share of the settings in what makes the best runs differ from the others"
+    name, share = leaderboard.metric, "Importance of each setting, as Optuna estimates it"
     plots = []
     with plt.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # a setting in a script the font lacks
@@ -278,7 +278,7 @@ def coordinates(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure 
         last = key == leaderboard.metric
         texts = [repr(v) for v in values] if last else [group.settings[key] for group, _ in done]
         places, labels, log = (values, None, exploded) if last else _positions(texts)
-        tracks.append(_axis(place, index, places, labels, log, left=index == 0))
+        tracks.append(_axis(place, index, places, labels, log, leaderboard.metric if last else ""))
     order = sorted(range(len(done)), key=lambda i: values[i], reverse=leaderboard.mode == "min")
     for i in order:
         height = [track[i] for track in tracks]
@@ -294,9 +294,12 @@ def coordinates(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure 
 
 
 def _axis(
-    place: "Axes", index: int, values: list[float], labels: list[str] | None, log: bool, left: bool
+    place: "Axes", index: int, values: list[float], labels: list[str] | None, log: bool, metric: str
 ) -> list[float]:
-    """Draw one upright axis with its values, beside the lines where it can; return the heights of the runs on it."""
+    """Draw one upright axis with its values, those of a metric as a table shows them; return the heights of the runs.
+
+    The values of the first axis stand to its left, where no lines are.
+    """
     from matplotlib.patheffects import withStroke
 
     scaled = [math.log10(v) for v in values] if log else values
@@ -310,7 +313,10 @@ def _axis(
         ticks = [(height(i), brief(label)) for i, label in enumerate(labels)]
     else:
         ends = [low, (low + high) / 2, high] if high > low else [low]
-        ticks = [(height(v), f"{10**v if log else v:.3g}") for v in ends]
+        shown = [10**v if log else v for v in ends]
+        texts = [format_value(metric, v) if metric else f"{v:.3g}" for v in shown]
+        ticks = [(height(v), text) for v, text in zip(ends, texts, strict=True)]
+    left = index == 0
     beside: dict[str, Any] = {"ha": "right" if left else "left", "va": "center", "textcoords": "offset points"}
     halo = [withStroke(linewidth=3, foreground=GROUND)]
     for where, text in ticks:
