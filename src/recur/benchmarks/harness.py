@@ -9,7 +9,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,18 +210,32 @@ def spread(values: Sequence[float]) -> str:
     return f"-{100 * (1 - min(values) / middle):.0f}/+{100 * (max(values) / middle - 1):.0f} %"
 
 
-def matrix_products(device: str) -> tuple[Callable[[], Any], float]:
-    """Large float32 products to compare with, and their floating-point operations."""
+def matrix_products(device: str, bf16: bool = False) -> tuple[dict[str, Callable[[], Any]], float]:
+    """Large products to compare with, by every library that torch has for this precision, and their operations."""
     import torch
 
     size, count = (2048, 4) if device == "cpu" else (8192, 4)
-    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    a, b = torch.randn(size, size, device=device).to(dtype), torch.randn(size, size, device=device).to(dtype)
 
-    def run() -> None:
-        for _ in range(count):
-            torch.mm(a, b)
+    def repeated(product: Callable[..., Any], *rest: Any) -> Callable[[], Any]:
+        def run() -> None:
+            for _ in range(count):
+                product(a, b, *rest)
 
-    return run, 2.0 * size**3 * count
+        return run
+
+    word = "bfloat16" if bf16 else "float32"
+    runs = {f"torch.mm, {word}": repeated(torch.mm)}
+    if device == "cpu" and torch.backends.mkldnn.is_available() and not bf16:
+        onednn = torch.ops.mkldnn._linear_pointwise  # which `torch.mm` takes for bfloat16 anyway
+        runs[f"oneDNN, {word}"] = repeated(onednn, None, "none", [], "")
+    return runs, 2.0 * size**3 * count
+
+
+def best_rate(times: Times, runs: Iterable[str], operations: float) -> float:
+    """Operations a second of the fastest of `runs`."""
+    return operations / min(statistics.median(times[name]) for name in runs)
 
 
 def imdb_lengths(settings: Settings) -> "np.ndarray[Any, np.dtype[np.int64]]":
@@ -307,12 +321,12 @@ def draw(record: dict[str, Any], path: Path) -> None:
     rows: list[dict[str, Any]] = next(iter(tables.values()), [])
     figure, axes = plt.subplots(1, 2, figsize=(13, max(3.0, 0.3 * max(len(rows), len(bars)))), layout="constrained")
     names = [f"{row['batch']}: {row['']}" for row in rows]
-    shares = [row["of the matrix rate"] for row in rows]
-    axes[0].barh(names, shares, color=["#1f6f8b" if row[""] == "recur" else "#b8bfc6" for row in rows])
+    shares = [row["of the best library's rate"] for row in rows]
+    axes[0].barh(names, shares, color=["#1f6f8b" if str(row[""]).startswith("recur") else "#b8bfc6" for row in rows])
     axes[0].invert_yaxis()
     axes[0].set_xlim(0, 1)
     axes[0].set_title("LSTM on IMDB lengths, forward and backward")
-    axes[0].set_xlabel("useful work as a share of the machine's matrix-multiply rate")
+    axes[0].set_xlabel("useful work as a share of the best library's rate of matrix products")
     margins = []
     for bar in bars:
         limit = float(bar["bar"].split()[1])

@@ -9,11 +9,13 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from recur.benchmarks import former_engine
 from recur.benchmarks.harness import (
     Report,
     Settings,
     Times,
     backward,
+    best_rate,
     imdb_lengths,
     matrix_products,
     pack_lengths,
@@ -22,13 +24,16 @@ from recur.benchmarks.harness import (
     ratio,
     spread,
 )
+from recur.nn.packed import Layout
 
+LOW, FORMER = "recur, bf16-mixed", "former engine"
+_QUAD = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 BLOCKS = {"lstm": 4, "gru": 3, "rnn": 1}
 
 
 # -- engine ------------------------------------------------------------------------------------------------------------
 def engine(settings: Settings, report: Report) -> None:
-    """The recurrence alone, forward and backward, against torch's."""
+    """The recurrence alone, forward and backward, against torch's and against the engine of before the kernels."""
     quick, device = settings.quick, settings.device
     lengths = np.sort(imdb_lengths(settings))
     middle = int(np.searchsorted(np.cumsum(lengths), lengths.sum() / 2))  # half of all tokens lie in shorter texts
@@ -38,17 +43,14 @@ def engine(settings: Settings, report: Report) -> None:
         bucketed, random = bucketed // 16, np.maximum(random // 16, 1)
     slow = min(settings.repeats, 2)  # torch's packed pass takes up to a minute and a half a time
     rows: list[dict[str, Any]] = []
-    for name, batch, bar, bar_dense in (("bucketed", bucketed, 12.0, None), ("random", random, 15.0, 1.7)):
+    for name, batch in (("bucketed", bucketed), ("random", random)):
         result = _imdb_race(batch, "lstm", 2, settings.repeats, slow, device)
         rows += result.rows(name)
         if device == "cpu":
-            report.bar(f"lstm, {name}: times faster than torch packed", result.against("torch packed"), bar)
-            if bar_dense:
-                dense = result.against("torch dense, with pads")
-                report.bar(f"lstm, {name}: times faster than torch dense", dense, bar_dense)
-            else:
-                report.bar(f"lstm, {name}: share of the matrix-multiply rate", result.share, 0.60)
+            _engine_bars(report, name, result)
     report.table("IMDB lengths, batch 64, embedding 100, hidden 256, 2 layers, bidirectional", rows)
+    if device == "cpu":
+        _widths(settings, report, bucketed)
 
     rows = []
     for cell in ("gru", "rnn"):
@@ -61,29 +63,57 @@ def engine(settings: Settings, report: Report) -> None:
     report.table("the same at a quarter of the lengths, 1 layer", rows)
 
 
+def _engine_bars(report: Report, name: str, result: "_Race") -> None:
+    ours = [("recur", "float32", 1.5, 25.0 if name == "bucketed" else 60.0, 1.3)]
+    if LOW in result.times:
+        ours.append((LOW, "bf16-mixed", 2.4, 35.0 if name == "bucketed" else 60.0, 2.0))
+    for own, precision, former, packed, dense in ours:
+        title = f"lstm, {name}, {precision}: times faster than"
+        report.bar(f"{title} the former engine", result.against(FORMER, own), former)
+        report.bar(f"{title} torch packed", result.against("torch packed", own), packed)
+        report.bar(f"{title} torch dense", result.against("torch dense, with pads", own), dense)
+
+
+def _widths(settings: Settings, report: Report, lengths: Any) -> None:
+    """Other hidden sizes, against the former engine."""
+    rows: list[dict[str, Any]] = []
+    bars = ((64, 1.0, 1.3), (128, 1.0, 1.3), (512, 1.8, 2.9), (1024, 1.8, 2.9))
+    for hidden, bar, bar_low in bars if not settings.quick else bars[:1]:
+        short = np.maximum(lengths // (1 if hidden < 512 else 4), 1)
+        result = _imdb_race(short, "lstm", 1, settings.repeats, 0, settings.device, hidden)
+        rows += result.rows(f"hidden {hidden}")
+        report.bar(f"lstm, hidden {hidden}: times faster than the former engine", result.against(FORMER), bar)
+        if LOW in result.times:
+            report.bar(
+                f"lstm, hidden {hidden}, bf16-mixed: times faster than the former engine",
+                result.against(FORMER, LOW),
+                bar_low,
+            )
+    report.table("bucketed lengths (a quarter of them from hidden 512 on), 1 layer, bidirectional", rows)
+
+
 class _Race:
-    """Times of one batch, and the rates that follow."""
+    """Times of one batch, and the rates that follow.
 
-    def __init__(self, times: Times, flops: float, product_flops: float) -> None:
-        self.times, self.flops, self.product_flops = times, flops, product_flops
-        self.rivals = [name for name in times if name not in ("recur", "matrix product")]
-        self.limit = product_flops / statistics.median(times["matrix product"])
+    Args:
+        times: of our passes, of the rivals', and of the products.
+        flops: useful operations of a pass.
+        limits: operations a second of the best library's products, float32 and bfloat16.
+    """
 
-    @property
-    def share(self) -> float:
-        """Of the matrix-multiply rate, round by round."""
-        pairs = zip(self.times["recur"], self.times["matrix product"], strict=False)
-        return statistics.median(self.flops / ours * product / self.product_flops for ours, product in pairs)
+    def __init__(self, times: Times, flops: float, limits: tuple[float, float]) -> None:
+        self.times, self.flops, self.limits = times, flops, limits
+        self.rivals = [name for name in times if name not in ("recur", LOW)]
 
-    def against(self, rival: str) -> float:
+    def against(self, rival: str, own: str = "recur") -> float:
         """How many times as long the rival took, round by round."""
-        pairs = zip(self.times[rival], self.times["recur"], strict=False)
+        pairs = zip(self.times[rival], self.times[own], strict=False)
         return statistics.median(theirs / ours for theirs, ours in pairs)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """A row for each rival."""
         result = []
-        for rival in ("recur", *self.rivals):
+        for rival in self.times:
             seconds = statistics.median(self.times[rival])
             result.append(
                 {
@@ -92,20 +122,43 @@ class _Race:
                     "ms": seconds * 1e3,
                     "spread": spread(self.times[rival]),
                     "useful GFLOP/s": self.flops / seconds / 1e9,
-                    "of the matrix rate": self.flops / seconds / self.limit,
-                    "recur is faster by": 1.0 if rival == "recur" else self.against(rival),
+                    "of the best library's rate": self.flops / seconds / self.limits[rival == LOW],
+                    "recur is faster by": self.against(rival),
                 }
             )
         return result
 
 
-def _imdb_race(lengths: Any, cell: str, layers: int, repeats: int, slow: int, device: str) -> _Race:
+def _former(stack: Any, batch: PackedSequence) -> Tensor:
+    """What `stack` gives for `batch` by the former engine."""
+    layout, output = Layout(batch.batch_sizes), batch.data
+    states = stack.initial_state(layout.batch, output)
+    for index, state in enumerate(states):
+        names = [[f"{kind}_l{index}{suffix}" for kind in _QUAD] for suffix in stack.suffixes]
+        output, _ = former_engine.layer(
+            stack.cell, output, layout, state, [[getattr(stack, n) for n in own] for own in names]
+        )
+    return output
+
+
+def _lowered(run: Callable[[], Any]) -> Callable[[], Any]:
+    """`run` in mixed precision."""
+    import torch
+
+    def low() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            run()
+
+    return low
+
+
+def _imdb_race(lengths: Any, cell: str, layers: int, repeats: int, slow: int, device: str, hidden: int = 256) -> _Race:
     import torch
     from torch.nn.utils.rnn import pad_packed_sequence
 
     from recur.nn.recurrent import Recurrent
 
-    features, hidden = 100, 256
+    features = 100
     theirs = _torch_module(cell, features, hidden, layers, True).to(device)
     ours = Recurrent(features, hidden, layers, cell=cell, bidirectional=True).to(device)
     ours.load_state_dict(theirs.state_dict())
@@ -113,24 +166,40 @@ def _imdb_race(lengths: Any, cell: str, layers: int, repeats: int, slow: int, de
     dense = pad_packed_sequence(batch)[0].detach().requires_grad_()  # (time, batch, features)
     order = torch.randperm(len(lengths), device=device)
     unsorted = PackedSequence(batch.data, batch.batch_sizes, order, order.argsort())
-    products, product_flops = matrix_products(device)
+    kinds = [matrix_products(device, bf16) for bf16 in (False, True)[: 1 + _has_bf16(device)]]
     quick_ones = {
-        "matrix product": products,
         "recur": lambda: backward(ours(batch)[0].data),
         "torch dense, with pads": lambda: backward(theirs(dense)[0]),
     }
+    if device == "cpu":
+        quick_ones[FORMER] = lambda: backward(_former(ours, batch))
+        if _has_bf16(device):
+            quick_ones[LOW] = _lowered(quick_ones["recur"])
     slow_ones = {
         "torch packed": lambda: backward(theirs(batch)[0].data),
         "torch packed, unsorted": lambda: backward(theirs(unsorted)[0].data),
     }
-    times = race(quick_ones, repeats, device)
-    # the slow rivals between two more rounds of ours: they take so long that a warm-up round is not worth its time
-    more = race({**slow_ones, "recur": quick_ones["recur"]}, slow, device, warm=device == "cuda")
-    times = {**times, **{name: more[name] for name in slow_ones}}
-    times["recur"] = times["recur"] + more["recur"]
+    times = race({name: run for runs, _ in kinds for name, run in runs.items()} | quick_ones, repeats, device)
+    if slow:
+        # the slow rivals between two more rounds of ours: they take so long that a warm-up is not worth its time
+        own = {name: run for name, run in quick_ones.items() if name in ("recur", LOW)}
+        more = race({**slow_ones, **own}, slow, device, warm=device == "cuda")
+        times = {**times, **{name: more[name] for name in slow_ones}}
+        for name in own:
+            times[name] = times[name] + more[name]
     inputs = [features] + [2 * hidden] * (layers - 1)
     flops = 3 * 2 * float(sum(lengths)) * 2 * BLOCKS[cell] * hidden * sum(n + hidden for n in inputs)
-    return _Race(times, flops, product_flops)
+    rates = [best_rate(times, runs, operations) for runs, operations in kinds]
+    passes = {name: values for name, values in times.items() if not any(name in runs for runs, _ in kinds)}
+    return _Race(passes, flops, (rates[0], rates[-1]))
+
+
+def _has_bf16(device: str) -> bool:
+    import torch
+
+    from recur.nn import compiled, products
+
+    return device == "cpu" and products.micro_kernel(True) is not None and compiled.available(torch.float32)
 
 
 def _torch_module(cell: str, features: int, hidden: int, layers: int, bidirectional: bool) -> "nn.Module":
@@ -141,7 +210,7 @@ def _torch_module(cell: str, features: int, hidden: int, layers: int, bidirectio
 
 # -- shapes ------------------------------------------------------------------------------------------------------------
 def shapes(settings: Settings, report: Report) -> None:
-    """Equal lengths, from tiny to large: `auto` must never lose by more than 5 %."""
+    """Equal lengths, from tiny to large: `auto` must never lose by more than 3 %."""
     import torch
 
     from recur.nn.recurrent import Recurrent
@@ -155,7 +224,7 @@ def shapes(settings: Settings, report: Report) -> None:
     if quick:
         sizes = sizes[:1] + sizes[2:4]
     rows: list[dict[str, Any]] = []
-    worst = math.inf
+    worst = worst_low = math.inf
     for cell in ("lstm", "gru", "rnn"):
         for title, steps, batch, features, hidden, layers, both in sizes:
             theirs = _torch_module(cell, features, hidden, layers, both).to(device)
@@ -171,6 +240,8 @@ def shapes(settings: Settings, report: Report) -> None:
                 rivals: dict[str, Callable[[], Any]] = {"torch dense": _runner(theirs, dense, grad)}
                 for name in ("auto", "fused") if device == "cpu" else ("auto",):
                     rivals[name] = _runner(stacks[name], packed, grad)
+                if _has_bf16(device):
+                    rivals["auto, bf16-mixed"] = _lowered(rivals["auto"])
                 # small passes many times over, so that a clock's step and a busy neighbour weigh less
                 count = max(1, round(0.05 / max(min(race(rivals, 1, device)[name][0] for name in rivals), 1e-4)))
                 many = {name: _repeat(run, count) for name, run in rivals.items()}
@@ -179,19 +250,23 @@ def shapes(settings: Settings, report: Report) -> None:
                     choice = stacks["auto"].chosen_engine(packed)
                 faster = ratio(times, "torch dense", "auto")
                 if choice == "fused":  # where auto chose torch, a ratio off one is noise
-                    if faster < 0.95:  # or noise too: look longer, and judge by all rounds
+                    if faster < 0.97:  # or noise too: look longer, and judge by all rounds
                         for name, more in race(many, 2 * settings.repeats, device, warm=False).items():
                             times[name] += more
                         faster = ratio(times, "torch dense", "auto")
                     worst = min(worst, faster)
+                if "auto, bf16-mixed" in times:
+                    worst_low = min(worst_low, ratio(times, "auto", "auto, bf16-mixed"))
                 row: dict[str, Any] = {"cell": cell, "shape": title, "pass": "training" if grad else "evaluation"}
                 row |= {f"{name}, ms": statistics.median(values) / count * 1e3 for name, values in times.items()}
                 rows.append({**row, "auto chose": choice, "auto is faster by": faster})
     report.table("equal lengths (batch x steps x hidden): torch dense against auto and the fused engine", rows)
     if worst < math.inf:
         report.bar(
-            "equal lengths: auto against torch dense, the worst case where it chose the fused engine", worst, 0.95
+            "equal lengths: auto against torch dense, the worst case where it chose the fused engine", worst, 0.97
         )
+    if worst_low < math.inf:
+        report.bar("equal lengths: auto in bf16-mixed against auto in float32, the worst case", worst_low, 0.97)
 
 
 def _runner(module: Any, inputs: Any, grad: bool) -> Callable[[], Any]:
@@ -240,14 +315,17 @@ def loss(settings: Settings, report: Report) -> None:
         def fused(x: "Tensor" = x, w: "Tensor" = w, b: "Tensor" = b, y: "Tensor" = y) -> None:
             fresh(linear_cross_entropy(x, w, b, y).loss)
 
-        products, product_flops = matrix_products(device)
-        times = race({"matrix product": products, "fused": fused, "plain": plain}, settings.repeats, device)
-        limit = product_flops / statistics.median(times["matrix product"])
+        kinds = [matrix_products(device, bf16) for bf16 in (False, True)[: 1 + _has_bf16(device)]]
+        rivals: dict[str, Callable[[], Any]] = {"fused": fused, "plain": plain}
+        if _has_bf16(device):
+            rivals |= {"fused, bf16-mixed": _lowered(fused), "plain, bf16-mixed": _lowered(plain)}
+        times = race({name: run for runs, _ in kinds for name, run in runs.items()} | rivals, settings.repeats, device)
+        limits = [best_rate(times, runs, operations) for runs, operations in kinds]
         # gradients of x, w and b are wanted in any case: what either needs beside them
         gradients = 4 * (x.numel() + w.numel() + b.numel())
-        memory = {name: peak_bytes(run, device) - gradients for name, run in (("fused", fused), ("plain", plain))}
+        memory = {name: peak_bytes(run, device) - gradients for name, run in rivals.items()}
         title, flops = f"{count} x {width} x {vocabulary}", 3 * 2.0 * count * width * vocabulary
-        for name in ("fused", "plain"):
+        for name in rivals:
             seconds = statistics.median(times[name])
             rows.append(
                 {
@@ -256,10 +334,13 @@ def loss(settings: Settings, report: Report) -> None:
                     "ms": seconds * 1e3,
                     "spread": spread(times[name]),
                     "GFLOP/s": flops / seconds / 1e9,
-                    "of the matrix rate": flops / seconds / limit,
+                    "of the best library's rate": flops / seconds / limits[-1 if "bf16" in name else 0],
                     "extra MB": memory[name] / 1e6,
                 }
             )
-        report.bar(f"{title}: times faster than plain", ratio(times, "plain", "fused"), 1.3)
+        report.bar(f"{title}: times faster than plain", ratio(times, "plain", "fused"), 1.6)
+        if _has_bf16(device):
+            low = ratio(times, "plain", "fused, bf16-mixed")
+            report.bar(f"{title}, bf16-mixed: times faster than plain in float32", low, 2.2)
         report.bar(f"{title}: extra memory against plain", memory["fused"] / memory["plain"], 0.25, at_most=True)
     report.table("linear layer and cross-entropy (rows x width x vocabulary)", rows)

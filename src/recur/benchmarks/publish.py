@@ -108,7 +108,7 @@ def results_table(records: Sequence[dict[str, Any]]) -> str:
 
 
 _TABLES = {
-    "engine": ["batch", "", "ms", "useful GFLOP/s", "of the matrix rate", "recur is faster by"],
+    "engine": ["batch", "", "ms", "useful GFLOP/s", "of the best library's rate", "recur is faster by"],
     "language": ["", "tokens/s", "validation perplexity"],
 }
 

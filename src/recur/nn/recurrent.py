@@ -84,12 +84,15 @@ def _run_torch(
     """Run the recurrence of torch itself: on a GPU cuDNN's packed one, on a CPU the dense one where lengths allow."""
     common = (weights, bias, num_layers, 0.0, training, bidirectional)
     function = {"lstm": _VF.lstm, "gru": _VF.gru, "rnn": _VF.rnn_tanh, "rnn_relu": _VF.rnn_relu}[cell]
+    if rows.device.type == "cpu":  # what autocast made of them: torch has its fast pass in float32
+        rows, state = rows.to(weights[0].dtype), tuple(part.to(weights[0].dtype) for part in state)
     initial = state if cell == "lstm" else state[0]
-    if layout.even and rows.device.type == "cpu":
-        dense = rows.unflatten(0, (-1, layout.batch))  # (time, batch, features)
-        output, *last = function(dense, initial, *common, False)
-        return output.flatten(0, 1), tuple(last)
-    output, *last = function(rows, layout.batch_sizes, initial, *common)
+    with torch.autocast("cpu", enabled=False):
+        if layout.even and rows.device.type == "cpu":
+            dense = rows.unflatten(0, (-1, layout.batch))  # (time, batch, features)
+            output, *last = function(dense, initial, *common, False)
+            return output.flatten(0, 1), tuple(last)
+        output, *last = function(rows, layout.batch_sizes, initial, *common)
     return output, tuple(last)
 
 
