@@ -166,12 +166,13 @@ class _Direction:
             self.bias[: len(w_hh)] += _ordered(b_hh, self.shape.order)
         self.peep, self.scratch = peep, w_ih.new_empty(self.size).numpy()
 
-    def walk(self, part: tuple[int, int], inputs: int, panels: tuple[int, int, int]) -> Any:
+    def walk(self, part: tuple[int, int], inputs: int, panels: tuple[int, int, int], functions: Sequence[Any]) -> Any:
         kernel = products.micro_kernel(self.bf16)
         first, widths = self.shape.first * self.size, (len(self.w_ih), len(self.w_hh))
         return _walks().Walk(
             kernel,
             self.shape.kind,
+            functions[self.shape.kind].address(self.bf16),
             self.reverse,
             *part,
             self.size,
@@ -218,7 +219,7 @@ class _Direction:
             if own is None:
                 steps = self.layout.bounds[chunks]
                 own = self.bias.new_empty(int((steps[1:] - steps[:-1]).max()) * self.width)
-            walk = self.walk(part, rows.shape[1], (panel_in, panel_rec, 0))
+            walk = self.walk(part, rows.shape[1], (panel_in, panel_rec, 0), _walks().at.FORWARD)
             tensors = self.tensors(chunks, rows, (w_in, w_rec), hidden, cell, output, own, cells)
             state = (_numpy(operand, self.bias), _numpy(last, self.bias))
 
@@ -254,7 +255,7 @@ class _Direction:
         for part in parts:
             chunks, capacity = _chunks(self.layout, *part)
             panel_d = products.panel_width(capacity, len(self.w_hh), self.bf16)
-            walk = self.walk(part, rows.shape[1], (panel_in, panel_rec, panel_d))
+            walk = self.walk(part, rows.shape[1], (panel_in, panel_rec, panel_d), _walks().at.BACKWARD)
             tensors = self.tensors(chunks, rows, (w_in, w_rec), hidden, cell, output, gates, cells)
             w_grads = [
                 hidden.new_zeros(width, len(w)) if need else None

@@ -1,70 +1,33 @@
 """Rows of each cell, forward and backward. The formulas are those at the head of `recur.nn.engine`.
 
-The rows of a step lie one after the other; each argument is the address of its first row, and moves on by a stride.
+A step's rows of gates, states and gradients begin at the addresses in the table `t`, and move on by its strides.
 
 Forward, `gates` comes as W x + U h without biases and leaves as what backward needs; the new hidden state goes to `h`
 and, as operand of the next step's product, to `operand`; a new cell state to `c`, which held the old one, and `kept`.
 Backward, `d` takes the gradients of the pre-activations as operand of the products, `sums` adds them up in float32, and
 `dh`, `dc` change from the gradients of this step's state to what reaches the previous one beside the recurrent product.
-`like` is any array of the operands' dtype.
+`like` is a pointer to the operands' type.
 """
 
-from typing import NamedTuple
+from recur.nn.jit.primitives import ONE, ZERO, Rows, field, get, put, set_float, sigmoid, tanh
 
-from recur.nn.jit.primitives import ONE, ZERO, compiled, get, put, set_float, sigmoid, tanh
-
-LSTM, GRU, RNN, RNN_RELU, PEEPHOLE = range(5)
-
-
-class Forward(NamedTuple):
-    """Addresses of a step's first rows."""
-
-    gates: int
-    c: int
-    kept: int
-    before: int  # previous hidden state
-    h: int
-    operand: int
-    bias: int
-    peep: int
+# Places in the table: addresses of a step's first rows (`BEFORE`: previous hidden states; `C_BEFORE`: cell states) ...
+GATES, C, KEPT, BEFORE, H, OPERAND, BIAS, PEEP, C_BEFORE, DY, DH, DC, D, SUMS, D_PEEP = range(15)
+# ... and bytes from a row to the next (`STATE_STEP`: of rows of `size` floats)
+GATES_STEP, STATE_STEP, KEPT_STEP, BEFORE_STEP, OUTPUT_STEP, OPERAND_STEP, D_STEP, TABLE_SIZE = range(15, 23)
 
 
-class Strides(NamedTuple):
-    """Bytes from a row to the next."""
-
-    gates: int
-    state: int  # rows of `size` floats
-    kept: int
-    before: int
-    output: int
-    operand: int
-    d: int
-
-
-class Backward(NamedTuple):
-    """Addresses of a step's first rows."""
-
-    gates: int
-    c: int
-    c_before: int
-    before: int
-    h: int
-    dy: int
-    dh: int
-    dc: int
-    d: int
-    sums: int
-    peep: int
-    d_peep: int
-
-
-@compiled
-def _lstm(n, at, step, like, size):  # type: ignore[no-untyped-def]
+@Rows
+def _lstm(n, t, size, like):  # type: ignore[no-untyped-def]
     """Gates i, f, g, o."""
-    bias = at.bias
+    bias = field(t, BIAS)
     for k in range(n):
-        gates, c, kept = at.gates + k * step.gates, at.c + k * step.state, at.kept + k * step.kept
-        h, operand = at.h + k * step.output, at.operand + k * step.operand
+        gates, c, kept = (
+            field(t, GATES) + k * field(t, GATES_STEP),
+            field(t, C) + k * field(t, STATE_STEP),
+            field(t, KEPT) + k * field(t, KEPT_STEP),
+        )
+        h, operand = field(t, H) + k * field(t, OUTPUT_STEP), field(t, OPERAND) + k * field(t, OPERAND_STEP)
         for j in range(size):
             i = sigmoid(get(gates, j) + get(bias, j))
             f = sigmoid(get(gates, j + size) + get(bias, j + size))
@@ -82,13 +45,17 @@ def _lstm(n, at, step, like, size):  # type: ignore[no-untyped-def]
             set_float(gates, j + 3 * size, o)
 
 
-@compiled
-def _lstm_back(n, at, step, like, size):  # type: ignore[no-untyped-def]
-    sums = at.sums
+@Rows
+def _lstm_back(n, t, size, like):  # type: ignore[no-untyped-def]
+    sums = field(t, SUMS)
     for k in range(n):
-        gates, d = at.gates + k * step.gates, at.d + k * step.d
-        c, c_before = at.c + k * step.state, at.c_before + k * step.state
-        dy, dh, dc = at.dy + k * step.output, at.dh + k * step.state, at.dc + k * step.state
+        gates, d = field(t, GATES) + k * field(t, GATES_STEP), field(t, D) + k * field(t, D_STEP)
+        c, c_before = field(t, C) + k * field(t, STATE_STEP), field(t, C_BEFORE) + k * field(t, STATE_STEP)
+        dy, dh, dc = (
+            field(t, DY) + k * field(t, OUTPUT_STEP),
+            field(t, DH) + k * field(t, STATE_STEP),
+            field(t, DC) + k * field(t, STATE_STEP),
+        )
         for j in range(size):
             i, f, g, o = get(gates, j), get(gates, j + size), get(gates, j + 2 * size), get(gates, j + 3 * size)
             squashed = tanh(get(c, j))
@@ -109,13 +76,17 @@ def _lstm_back(n, at, step, like, size):  # type: ignore[no-untyped-def]
             set_float(sums, j + 3 * size, get(sums, j + 3 * size) + d_o)
 
 
-@compiled
-def _peephole(n, at, step, like, size):  # type: ignore[no-untyped-def]
+@Rows
+def _peephole(n, t, size, like):  # type: ignore[no-untyped-def]
     """An LSTM whose gates also see the cell state: i and f the old one, o the new one, by the weights `peep`."""
-    bias, peep = at.bias, at.peep
+    bias, peep = field(t, BIAS), field(t, PEEP)
     for k in range(n):
-        gates, c, kept = at.gates + k * step.gates, at.c + k * step.state, at.kept + k * step.kept
-        h, operand = at.h + k * step.output, at.operand + k * step.operand
+        gates, c, kept = (
+            field(t, GATES) + k * field(t, GATES_STEP),
+            field(t, C) + k * field(t, STATE_STEP),
+            field(t, KEPT) + k * field(t, KEPT_STEP),
+        )
+        h, operand = field(t, H) + k * field(t, OUTPUT_STEP), field(t, OPERAND) + k * field(t, OPERAND_STEP)
         for j in range(size):
             i = sigmoid(get(gates, j) + get(bias, j) + get(peep, j) * get(c, j))
             f = sigmoid(get(gates, j + size) + get(bias, j + size) + get(peep, j + size) * get(c, j))
@@ -133,14 +104,18 @@ def _peephole(n, at, step, like, size):  # type: ignore[no-untyped-def]
             set_float(gates, j + 3 * size, o)
 
 
-@compiled
-def _peephole_back(n, at, step, like, size):  # type: ignore[no-untyped-def]
-    peep, d_peep = at.peep, at.d_peep
-    sums = at.sums
+@Rows
+def _peephole_back(n, t, size, like):  # type: ignore[no-untyped-def]
+    peep, d_peep = field(t, PEEP), field(t, D_PEEP)
+    sums = field(t, SUMS)
     for k in range(n):
-        gates, d = at.gates + k * step.gates, at.d + k * step.d
-        c, c_before = at.c + k * step.state, at.c_before + k * step.state
-        dy, dh, dc = at.dy + k * step.output, at.dh + k * step.state, at.dc + k * step.state
+        gates, d = field(t, GATES) + k * field(t, GATES_STEP), field(t, D) + k * field(t, D_STEP)
+        c, c_before = field(t, C) + k * field(t, STATE_STEP), field(t, C_BEFORE) + k * field(t, STATE_STEP)
+        dy, dh, dc = (
+            field(t, DY) + k * field(t, OUTPUT_STEP),
+            field(t, DH) + k * field(t, STATE_STEP),
+            field(t, DC) + k * field(t, STATE_STEP),
+        )
         for j in range(size):
             i, f, g, o = get(gates, j), get(gates, j + size), get(gates, j + 2 * size), get(gates, j + 3 * size)
             squashed = tanh(get(c, j))
@@ -165,13 +140,13 @@ def _peephole_back(n, at, step, like, size):  # type: ignore[no-untyped-def]
             set_float(sums, j + 3 * size, get(sums, j + 3 * size) + d_o)
 
 
-@compiled
-def _gru(n, at, step, like, size):  # type: ignore[no-untyped-def]
+@Rows
+def _gru(n, t, size, like):  # type: ignore[no-untyped-def]
     """Gates u = U_n h + d_n, r, z, n."""
-    bias = at.bias
+    bias = field(t, BIAS)
     for k in range(n):
-        gates, before = at.gates + k * step.gates, at.before + k * step.before
-        h, operand = at.h + k * step.output, at.operand + k * step.operand
+        gates, before = field(t, GATES) + k * field(t, GATES_STEP), field(t, BEFORE) + k * field(t, BEFORE_STEP)
+        h, operand = field(t, H) + k * field(t, OUTPUT_STEP), field(t, OPERAND) + k * field(t, OPERAND_STEP)
         for j in range(size):
             u = get(gates, j) + get(bias, j)
             r = sigmoid(get(gates, j + size) + get(bias, j + size))
@@ -186,12 +161,16 @@ def _gru(n, at, step, like, size):  # type: ignore[no-untyped-def]
             set_float(gates, j + 3 * size, n_gate)
 
 
-@compiled
-def _gru_back(n, at, step, like, size):  # type: ignore[no-untyped-def]
-    sums = at.sums
+@Rows
+def _gru_back(n, t, size, like):  # type: ignore[no-untyped-def]
+    sums = field(t, SUMS)
     for k in range(n):
-        gates, d, before = at.gates + k * step.gates, at.d + k * step.d, at.before + k * step.before
-        dy, dh = at.dy + k * step.output, at.dh + k * step.state
+        gates, d, before = (
+            field(t, GATES) + k * field(t, GATES_STEP),
+            field(t, D) + k * field(t, D_STEP),
+            field(t, BEFORE) + k * field(t, BEFORE_STEP),
+        )
+        dy, dh = field(t, DY) + k * field(t, OUTPUT_STEP), field(t, DH) + k * field(t, STATE_STEP)
         for j in range(size):
             u, r, z, n_gate = get(gates, j), get(gates, j + size), get(gates, j + 2 * size), get(gates, j + 3 * size)
             d_hidden = get(dy, j) + get(dh, j)
@@ -210,34 +189,42 @@ def _gru_back(n, at, step, like, size):  # type: ignore[no-untyped-def]
             set_float(sums, j + 3 * size, get(sums, j + 3 * size) + d_n)
 
 
-@compiled
-def _rnn(n, at, step, like, size):  # type: ignore[no-untyped-def]
-    bias = at.bias
+@Rows
+def _rnn(n, t, size, like):  # type: ignore[no-untyped-def]
+    bias = field(t, BIAS)
     for k in range(n):
-        gates, h, operand = at.gates + k * step.gates, at.h + k * step.output, at.operand + k * step.operand
+        gates, h, operand = (
+            field(t, GATES) + k * field(t, GATES_STEP),
+            field(t, H) + k * field(t, OUTPUT_STEP),
+            field(t, OPERAND) + k * field(t, OPERAND_STEP),
+        )
         for j in range(size):
             hidden = tanh(get(gates, j) + get(bias, j))
             set_float(h, j, hidden)
             put(like, operand, j, hidden)
 
 
-@compiled
-def _rnn_back(n, at, step, like, size):  # type: ignore[no-untyped-def]
-    sums = at.sums
+@Rows
+def _rnn_back(n, t, size, like):  # type: ignore[no-untyped-def]
+    sums = field(t, SUMS)
     for k in range(n):
-        d, h = at.d + k * step.d, at.h + k * step.output
-        dy, dh = at.dy + k * step.output, at.dh + k * step.state
+        d, h = field(t, D) + k * field(t, D_STEP), field(t, H) + k * field(t, OUTPUT_STEP)
+        dy, dh = field(t, DY) + k * field(t, OUTPUT_STEP), field(t, DH) + k * field(t, STATE_STEP)
         for j in range(size):
             d_gate = (get(dy, j) + get(dh, j)) * (ONE - get(h, j) * get(h, j))
             put(like, d, j, d_gate)
             set_float(sums, j, get(sums, j) + d_gate)
 
 
-@compiled
-def _rnn_relu(n, at, step, like, size):  # type: ignore[no-untyped-def]
-    bias = at.bias
+@Rows
+def _rnn_relu(n, t, size, like):  # type: ignore[no-untyped-def]
+    bias = field(t, BIAS)
     for k in range(n):
-        gates, h, operand = at.gates + k * step.gates, at.h + k * step.output, at.operand + k * step.operand
+        gates, h, operand = (
+            field(t, GATES) + k * field(t, GATES_STEP),
+            field(t, H) + k * field(t, OUTPUT_STEP),
+            field(t, OPERAND) + k * field(t, OPERAND_STEP),
+        )
         for j in range(size):
             a = get(gates, j) + get(bias, j)
             hidden = ZERO if a < ZERO else a  # NaN stays NaN
@@ -245,43 +232,19 @@ def _rnn_relu(n, at, step, like, size):  # type: ignore[no-untyped-def]
             put(like, operand, j, hidden)
 
 
-@compiled
-def _rnn_relu_back(n, at, step, like, size):  # type: ignore[no-untyped-def]
-    sums = at.sums
+@Rows
+def _rnn_relu_back(n, t, size, like):  # type: ignore[no-untyped-def]
+    sums = field(t, SUMS)
     for k in range(n):
-        d, h = at.d + k * step.d, at.h + k * step.output
-        dy, dh = at.dy + k * step.output, at.dh + k * step.state
+        d, h = field(t, D) + k * field(t, D_STEP), field(t, H) + k * field(t, OUTPUT_STEP)
+        dy, dh = field(t, DY) + k * field(t, OUTPUT_STEP), field(t, DH) + k * field(t, STATE_STEP)
         for j in range(size):
             d_gate = get(dy, j) + get(dh, j) if get(h, j) > ZERO else ZERO
             put(like, d, j, d_gate)
             set_float(sums, j, get(sums, j) + d_gate)
 
 
-@compiled
-def forward_rows(kind, n, at, step, like, size):  # type: ignore[no-untyped-def]
-    """The new states of `n` rows, by the kind of cell."""
-    if kind == LSTM:
-        _lstm(n, at, step, like, size)
-    elif kind == GRU:
-        _gru(n, at, step, like, size)
-    elif kind == RNN:
-        _rnn(n, at, step, like, size)
-    elif kind == RNN_RELU:
-        _rnn_relu(n, at, step, like, size)
-    else:
-        _peephole(n, at, step, like, size)
-
-
-@compiled
-def backward_rows(kind, n, at, step, like, size):  # type: ignore[no-untyped-def]
-    """The gradients of `n` rows, by the kind of cell."""
-    if kind == LSTM:
-        _lstm_back(n, at, step, like, size)
-    elif kind == GRU:
-        _gru_back(n, at, step, like, size)
-    elif kind == RNN:
-        _rnn_back(n, at, step, like, size)
-    elif kind == RNN_RELU:
-        _rnn_relu_back(n, at, step, like, size)
-    else:
-        _peephole_back(n, at, step, like, size)
+FORWARD = (_lstm, _gru, _rnn, _rnn_relu, _peephole)
+BACKWARD = (_lstm_back, _gru_back, _rnn_back, _rnn_relu_back, _peephole_back)
+LSTM, GRU, RNN, RNN_RELU, PEEPHOLE = range(5)
+"""Places of the cells in both."""

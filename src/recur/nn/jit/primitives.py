@@ -6,7 +6,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import cfunc, njit, types
 from numba.extending import intrinsic, overload
 
 LLVM_VERSION = 22  # the one whose options below were tried: another might not know them, and would end the process
@@ -28,6 +28,29 @@ def compiled(function: Callable[..., Any]) -> Any:
         return njit(**_OPTIONS)(function)
 
 
+class Rows:
+    """A function of rows of a cell, compiled by itself and called by address: no caller compiles it again.
+
+    Its arguments: how many rows, the address of a table of addresses and strides (see `recur.nn.jit.cells`), the size
+    of the state, and a pointer whose type alone counts: that of the operands of products.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function, self._built = function, dict[bool, Any]()
+
+    def address(self, bf16: bool) -> int:
+        """Where the machine code for this precision of operands lies."""
+        if bf16 not in self._built:
+            like = types.CPointer(types.int16 if bf16 else types.float32)
+            signature = types.void(types.int64, types.int64, types.int64, like)
+            options = {name: value for name, value in _OPTIONS.items() if name != "nogil"}
+            try:
+                self._built[bf16] = cfunc(signature, cache=True, **options)(self._function)
+            except RuntimeError:  # numba finds no folder for its cache
+                self._built[bf16] = cfunc(signature, **options)(self._function)
+        return int(self._built[bf16].address)
+
+
 def inlined(function: Callable[..., Any]) -> Any:
     """Compile `function` into those that call it."""
     return njit(inline="always", **_OPTIONS)(function)
@@ -43,6 +66,31 @@ def call_kernel(context, address, m, n, k, lda, ldb, ldc, add, a, b, c, paired):
         return context.get_dummy_value()
 
     return types.void(*([types.int64] * 12)), generate
+
+
+@intrinsic
+def call_rows(context, address, n, table, size):  # type: ignore[no-untyped-def]
+    """Call a function of `recur.nn.jit.cells` at its address."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        integer, pointer = ir.IntType(64), ir.IntType(8).as_pointer()
+        function = ir.FunctionType(ir.VoidType(), [integer, integer, integer, pointer])
+        target = builder.inttoptr(arguments[0], function.as_pointer())
+        builder.call(target, [*arguments[1:], ir.Constant(pointer, None)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def field(context, table, index):  # type: ignore[no-untyped-def]
+    """The int64 number `index` of the table at an address."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.load(builder.gep(pointer, [arguments[1]]), align=8)
+
+    return types.int64(types.int64, types.int64), generate
 
 
 @intrinsic
@@ -105,7 +153,7 @@ _set_short = _writer(types.int16, 2)
 
 
 def put(like, address, index, value):  # type: ignore[no-untyped-def]
-    """Write a float32 into an operand of a product, in the precision of the array `like`."""
+    """Write a float32 into an operand of a product, in the precision of the array or pointer `like`."""
 
 
 @overload(put, inline="always")
@@ -209,8 +257,10 @@ def to_panels(source, target, rows, first, columns, stride, panel):  # type: ign
                     pairs[2 * j + 1] = odd[j]
         else:
             for row in range(rows):
-                start = column * rows + row * panel
-                target[start : start + width] = source[row * stride + at : row * stride + at + width]
+                whole = source[row * stride + at : row * stride + at + width]
+                copy = target[column * rows + row * panel : column * rows + (row + 1) * panel]
+                for j in range(width):  # an assignment of slices would compile numba's message about their shapes
+                    copy[j] = whole[j]
 
 
 @compiled

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recur.nn.jit.cells import GRU, Backward, Forward, Strides, backward_rows, forward_rows
-from recur.nn.jit.primitives import compiled, get, is_bf16, product, put, to_panels, transpose
+from recur.nn.jit import cells as at
+from recur.nn.jit.primitives import call_rows, compiled, get, is_bf16, product, put, to_panels, transpose
 
 
 class Walk(NamedTuple):
@@ -25,6 +25,7 @@ class Walk(NamedTuple):
 
     kernel: int  # address of the micro-kernel
     kind: int  # of cell
+    cell: int  # address of its function of rows
     reverse: bool
     first: int
     end: int
@@ -82,7 +83,7 @@ class Gradients(NamedTuple):
 def _running(w, offsets, step):  # type: ignore[no-untyped-def]
     """How many of the walk's sequences are in a step."""
     if step < 0 or step >= len(offsets) - 1:
-        return 0
+        return np.int64(0)
     return max(min(offsets[step + 1] - offsets[step], w.end) - w.first, 0)
 
 
@@ -99,59 +100,59 @@ def _project(w, t, row, rows, gates):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _strides(w, t, before, kept):  # type: ignore[no-untyped-def]
-    """Bytes from a row to the next; `before` and `kept` of the previous hidden state and the cell states to keep."""
+def _table(w, t):  # type: ignore[no-untyped-def]
+    """What stays the same for all steps of the table that the cells read."""
+    table = np.zeros(at.TABLE_SIZE, np.int64)
     size = 2 if is_bf16(t.rows) else 4
-    return Strides(4 * w.width, 4 * w.size, kept, before, 4 * w.stride, size * w.size, size * w.width)
+    table[at.BIAS], table[at.PEEP] = t.bias.ctypes.data, t.peep.ctypes.data
+    table[at.GATES_STEP], table[at.STATE_STEP], table[at.OUTPUT_STEP] = 4 * w.width, 4 * w.size, 4 * w.stride
+    table[at.OPERAND_STEP], table[at.D_STEP] = size * w.size, size * w.width
+    return table
 
 
 @compiled
-def _step(w, t, operand, cell, row, n, before, gate_row):  # type: ignore[no-untyped-def]
+def _step(w, t, table, operand, cell, row, n, before, gate_row):  # type: ignore[no-untyped-def]
     """One step: U h, then the rows' cells. `before` is the step walked before, `gate_row` the first in the buffer."""
     bf16 = is_bf16(t.rows)
     size, width = w.size, w.width
     a = operand.ctypes.data + w.first * size * (2 if bf16 else 4)
     gates = t.gates.ctypes.data + 4 * gate_row * width
-    if w.kind == GRU:  # nothing was projected into its first block
+    if w.kind == at.GRU:  # nothing was projected into its first block
         for k in range(n):
             start = (gate_row + k) * width
             t.gates[start : start + size] = 0
     product(w.kernel, n, w.hidden_width, size, a, size, t.w_rec.ctypes.data, w.panel_rec, gates, width, 1, bf16)
     running = min(_running(w, t.offsets, before), n)
-    row_before = t.offsets[before] + w.first if running else 0
+    row_before = t.offsets[before] + w.first if running else np.int64(0)
     keeps = len(t.cells) > 0
     kept = t.cells.ctypes.data + 4 * row * size if keeps else t.scratch.ctypes.data
-    kept_stride = 4 * size if keeps else 0
+    kept_stride = 4 * size if keeps else np.int64(0)
     output = t.output.ctypes.data + 4 * w.column
     for part in range(2):  # the rows that ran before, then those that begin here
-        begin, end = (0, running) if part == 0 else (running, n)
+        begin, end = (np.int64(0), running) if part == 0 else (running, n)
         if begin == end:
             continue
-        at = w.first + begin
-        hidden = t.hidden.ctypes.data + 4 * at * size if part else output + 4 * row_before * w.stride
-        addresses = Forward(
-            gates + 4 * begin * width,
-            cell.ctypes.data + 4 * at * size,
-            kept + kept_stride * begin,
-            hidden,
-            output + 4 * (row + begin) * w.stride,
-            a + begin * size * (2 if bf16 else 4),
-            t.bias.ctypes.data,
-            t.peep.ctypes.data,
-        )
-        strides = _strides(w, t, 4 * size if part else 4 * w.stride, kept_stride)
-        forward_rows(w.kind, end - begin, addresses, strides, t.rows, size)
+        sequence = w.first + begin
+        table[at.GATES] = gates + 4 * begin * width
+        table[at.C] = cell.ctypes.data + 4 * sequence * size
+        table[at.KEPT], table[at.KEPT_STEP] = kept + kept_stride * begin, kept_stride
+        table[at.BEFORE] = t.hidden.ctypes.data + 4 * sequence * size if part else output + 4 * row_before * w.stride
+        table[at.BEFORE_STEP] = 4 * size if part else 4 * w.stride
+        table[at.H] = output + 4 * (row + begin) * w.stride
+        table[at.OPERAND] = a + begin * size * (2 if bf16 else 4)
+        call_rows(w.cell, end - begin, table.ctypes.data, size)
 
 
 @compiled
 def forward(w, t, operand, cell, save):  # type: ignore[no-untyped-def]
     """Walk forward. `operand` (batch, size) and `cell` come as the initial state; `cell` leaves as the last."""
     n_chunks = len(t.chunks) - 1
+    table = _table(w, t)
     whole = w.first == 0 and w.end >= t.offsets[1]
     for count in range(n_chunks):
         chunk = n_chunks - 1 - count if w.reverse else count
         begin, end = t.chunks[chunk], t.chunks[chunk + 1]
-        base = 0 if save else t.offsets[begin]  # row of the batch that is the gate buffer's first
+        base = np.int64(0) if save else t.offsets[begin]  # row of the batch that is the gate buffer's first
         if whole:
             start = t.offsets[begin]
             _project(w, t, start, t.offsets[end] - start, t.gates.ctypes.data + 4 * (start - base) * w.width)
@@ -163,52 +164,48 @@ def forward(w, t, operand, cell, save):  # type: ignore[no-untyped-def]
             row = t.offsets[step] + w.first
             if not whole:
                 _project(w, t, row, n, t.gates.ctypes.data + 4 * (row - base) * w.width)
-            _step(w, t, operand, cell, row, n, step + 1 if w.reverse else step - 1, row - base)
+            _step(w, t, table, operand, cell, row, n, step + 1 if w.reverse else step - 1, row - base)
 
 
 @compiled
-def _keep_states(w, t, g, address, stride, at, n):  # type: ignore[no-untyped-def]
-    """Copy previous hidden states to the operand `g.before`, from its row `at` on."""
+def _keep_states(w, t, g, address, stride, local, n):  # type: ignore[no-untyped-def]
+    """Copy previous hidden states to the operand `g.before`, from its row `local` on."""
     size = 2 if is_bf16(t.rows) else 4
     for k in range(n):
-        source, target = address + k * stride, g.before.ctypes.data + (at + k) * w.size * size
+        source, target = address + k * stride, g.before.ctypes.data + (local + k) * w.size * size
         for j in range(w.size):
             put(t.rows, target, j, get(source, j))
 
 
 @compiled
-def _step_back(w, t, g, sums, row, n, before, at):  # type: ignore[no-untyped-def]
-    """One step back: the rows' cells, then U^T d. `at` is the chunk's row of the step's first."""
+def _step_back(w, t, g, table, row, n, before, local):  # type: ignore[no-untyped-def]
+    """One step back: the rows' cells, then U^T d. `local` is the chunk's row of the step's first."""
     bf16 = is_bf16(t.rows)
     size, width = w.size, w.width
     running = min(_running(w, t.offsets, before), n)
-    row_before = t.offsets[before] + w.first if running else 0
+    row_before = t.offsets[before] + w.first if running else np.int64(0)
     output = t.output.ctypes.data + 4 * w.column
-    d = g.d.ctypes.data + at * width * (2 if bf16 else 4)
+    d = g.d.ctypes.data + local * width * (2 if bf16 else 4)
     for part in range(2):  # the rows that ran before, then those that began here
-        begin, end = (0, running) if part == 0 else (running, n)
+        begin, end = (np.int64(0), running) if part == 0 else (running, n)
         if begin == end:
             continue
         here, sequence = row + begin, w.first + begin
         hidden = t.hidden.ctypes.data + 4 * sequence * size if part else output + 4 * row_before * w.stride
         stride = 4 * size if part else 4 * w.stride
-        addresses = Backward(
-            t.gates.ctypes.data + 4 * here * width,
-            t.cells.ctypes.data + 4 * here * size,
-            t.cell.ctypes.data + 4 * sequence * size if part else t.cells.ctypes.data + 4 * row_before * size,
-            hidden,
-            output + 4 * here * w.stride,
-            g.output.ctypes.data + 4 * (here * w.stride + w.column),
-            g.hidden.ctypes.data + 4 * sequence * size,
-            g.cell.ctypes.data + 4 * sequence * size,
-            d + begin * width * (2 if bf16 else 4),
-            sums.ctypes.data,
-            t.peep.ctypes.data,
-            g.peep.ctypes.data,
-        )
-        backward_rows(w.kind, end - begin, addresses, _strides(w, t, stride, 0), t.rows, size)
+        table[at.GATES] = t.gates.ctypes.data + 4 * here * width
+        table[at.C] = t.cells.ctypes.data + 4 * here * size
+        old = t.cell.ctypes.data + 4 * sequence * size if part else t.cells.ctypes.data + 4 * row_before * size
+        table[at.C_BEFORE] = old
+        table[at.BEFORE], table[at.BEFORE_STEP] = hidden, stride
+        table[at.H] = output + 4 * here * w.stride
+        table[at.DY] = g.output.ctypes.data + 4 * (here * w.stride + w.column)
+        table[at.DH] = g.hidden.ctypes.data + 4 * sequence * size
+        table[at.DC] = g.cell.ctypes.data + 4 * sequence * size
+        table[at.D] = d + begin * width * (2 if bf16 else 4)
+        call_rows(w.cell, end - begin, table.ctypes.data, size)
         if len(g.w_rec):
-            _keep_states(w, t, g, hidden, stride, at + begin, end - begin)
+            _keep_states(w, t, g, hidden, stride, local + begin, end - begin)
     product(
         w.kernel,
         n,
@@ -220,16 +217,16 @@ def _step_back(w, t, g, sums, row, n, before, at):  # type: ignore[no-untyped-de
         w.panel_rec,
         g.hidden.ctypes.data + 4 * w.first * size,
         size,
-        1 if w.kind == GRU else 0,  # a GRU's state also flows past the product
+        1 if w.kind == at.GRU else 0,  # a GRU's state also flows past the product
         bf16,
     )
 
 
 @compiled
-def _input_gradient(w, t, g, row, n, at):  # type: ignore[no-untyped-def]
+def _input_gradient(w, t, g, row, n, local):  # type: ignore[no-untyped-def]
     """W^T d of some rows."""
     bf16 = is_bf16(t.rows)
-    d = g.d.ctypes.data + (at * w.width + w.input_first) * (2 if bf16 else 4)
+    d = g.d.ctypes.data + (local * w.width + w.input_first) * (2 if bf16 else 4)
     target = g.rows.ctypes.data + 4 * row * w.features
     b = t.w_in.ctypes.data
     product(w.kernel, n, w.features, w.input_width, d, w.width, b, w.panel_in, target, w.features, 0, bf16)
@@ -251,7 +248,7 @@ def _turn_inputs(w, t, g, begin, end, count, whole):  # type: ignore[no-untyped-
     if whole:
         transpose(t.rows[t.offsets[begin] * w.inputs :], w.inputs, g.turned, g.chunk, count, w.inputs)
         return
-    done = 0
+    done = np.int64(0)
     for step in range(begin, end):
         n = _running(w, t.offsets, step)
         if n:
@@ -264,7 +261,7 @@ def _turn_inputs(w, t, g, begin, end, count, whole):  # type: ignore[no-untyped-
 def _chunk_gradients(w, t, g, begin, end, count, whole):  # type: ignore[no-untyped-def]
     """What a chunk's gate gradients give to the input and to the weights."""
     if whole and len(g.rows):
-        _input_gradient(w, t, g, t.offsets[begin], count, 0)
+        _input_gradient(w, t, g, t.offsets[begin], count, np.int64(0))
     rows = (count + 31) // 32 * 32
     g.d[count * w.width : rows * w.width] = 0
     if len(g.w_in):
@@ -276,7 +273,7 @@ def _chunk_gradients(w, t, g, begin, end, count, whole):  # type: ignore[no-unty
         transpose(g.before, w.size, g.turned, g.chunk, count, w.size)
         for column in range(w.size):
             g.turned[column * g.chunk + count : column * g.chunk + rows] = 0
-        _weight_gradient(w, g, w.size, count, 0, w.hidden_width, g.w_rec)
+        _weight_gradient(w, g, w.size, count, np.int64(0), w.hidden_width, g.w_rec)
 
 
 @compiled
@@ -284,27 +281,30 @@ def backward(w, t, g):  # type: ignore[no-untyped-def]
     """Walk back."""
     n_chunks = len(t.chunks) - 1
     whole = w.first == 0 and w.end >= t.offsets[1]
+    table = _table(w, t)
     sums = np.zeros(w.width, np.float32)  # a chunk's first, then the total: fewer terms to one sum
+    table[at.SUMS], table[at.D_PEEP] = sums.ctypes.data, g.peep.ctypes.data
     for index in range(n_chunks):
         chunk = index if w.reverse else n_chunks - 1 - index
         begin, end = t.chunks[chunk], t.chunks[chunk + 1]
-        count = 0
+        count = np.int64(0)
         for step in range(begin, end):
             count += _running(w, t.offsets, step)
         if count == 0:
             continue
-        at = 0 if w.reverse else count
-        sums[:] = 0
+        local = np.int64(0) if w.reverse else count
         for step_index in range(end - begin):
             step = begin + step_index if w.reverse else end - 1 - step_index
             n = _running(w, t.offsets, step)
             if n == 0:
                 continue
             row = t.offsets[step] + w.first
-            at = at if w.reverse else at - n
-            _step_back(w, t, g, sums, row, n, step + 1 if w.reverse else step - 1, at)
+            local = local if w.reverse else local - n
+            _step_back(w, t, g, table, row, n, step + 1 if w.reverse else step - 1, local)
             if len(g.rows) and not whole:
-                _input_gradient(w, t, g, row, n, at)
-            at = at + n if w.reverse else at
-        g.bias[:] = g.bias + sums
+                _input_gradient(w, t, g, row, n, local)
+            local = local + n if w.reverse else local
+        for j in range(w.width):
+            g.bias[j] += sums[j]
+            sums[j] = 0
         _chunk_gradients(w, t, g, begin, end, count, whole)
