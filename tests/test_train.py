@@ -95,9 +95,13 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
     assert not torch.equal(a["net.head.weight"], c["net.head.weight"])
 
 
-@pytest.mark.parametrize("ema", [[], ["callbacks.ema.decay=0.9"]], ids=["raw", "averaged"])
-def test_resuming_in_place_ends_where_an_uninterrupted_run_ends(tmp_path, ema):
-    settings = [*EASY, *ema, "test=false", "scheduler=step"]
+@pytest.mark.parametrize(
+    "more",
+    [[], ["callbacks.ema.decay=0.9"], ["trainer.precision=bf16-mixed", "model.net.hidden_size=32"]],
+    ids=["raw", "averaged", "bf16"],
+)
+def test_resuming_in_place_ends_where_an_uninterrupted_run_ends(tmp_path, more):
+    settings = [*EASY, *more, "test=false", "scheduler=step"]
     train(tmp_path / "whole", *settings, "trainer.max_epochs=3")
     train(tmp_path / "parts", *settings, "trainer.max_epochs=2")
     moved = (tmp_path / "parts").rename(tmp_path / "moved")

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 
@@ -150,6 +150,8 @@ def evaluate_split(run: "runs.Run", data: Any, split: str) -> dict[str, Any]:
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
+            # a run that asked for mixed precision measured itself in it
+            precision=cast(Any, low if (low := run.config["trainer"].get("precision")) == "bf16-mixed" else "32-true"),
         )
         trainer.test(run.task, loader, verbose=False)
         run.task.to(device)  # where the trainer found it

@@ -268,9 +268,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if _is_compiled(input, weight, product):
             step = chunk_rows or min(block_rows(rows, features, vocabulary, 4, device), _COMPILED_ROWS)
             wants = (want_input, want_weight, want_bias and bias is not None)
-            tensors = (t if t is None else t.detach() for t in (input, weight, bias))
+            own_bias = None if bias is None else bias.detach()
             with torch.autocast(device, enabled=False):
-                blocks = _Blocks(*tensors, scale, product == torch.bfloat16, step, wants)
+                blocks = _Blocks(
+                    input.detach(), weight.detach(), own_bias, scale, product == torch.bfloat16, step, wants
+                )
                 nll, correct, gradients = blocks.run(target, with_correct)
             ctx.save_for_backward(*gradients)
             ctx.mark_non_differentiable(nll, correct)
