@@ -234,7 +234,7 @@ def test_options_are_checked():
         Recurrent(3, 4, cell="qrnn", window=3)
     with pytest.raises(ValueError, match="rounds"):
         Recurrent(3, 4, cell="mogrifier", rounds=-1)
-    with pytest.raises(TypeError, match="rounds"):
+    with pytest.raises(ValueError, match="rounds"):
         Recurrent(3, 4, cell="lstm", rounds=3)
 
 

@@ -212,7 +212,7 @@ class _Direction:
         last = None if cell is None else cell.clone(memory_format=torch.contiguous_format)
         gates = self.bias.new_empty(self.layout.rows * self.width) if save else None
         cells = self.bias.new_empty(self.layout.rows * self.size) if save and self.shape.cell else None
-        jobs = []
+        jobs: list[Callable[[], None]] = []
         for part in parts:
             chunks, _ = _chunks(self.layout, *part)
             own = gates
@@ -251,7 +251,8 @@ class _Direction:
             for d in d_last
         )
         d_rows = hidden.new_empty(self.layout.rows, self.features) if needs[0] else None
-        jobs, sums = [], []
+        jobs: list[Callable[[], None]] = []
+        sums = []
         for part in parts:
             chunks, capacity = _chunks(self.layout, *part)
             panel_d = products.panel_width(capacity, len(self.w_hh), self.bf16)
@@ -290,6 +291,11 @@ class _Direction:
             return [d_rows, d_hidden, own_cell, g_ih, g_hh, None, None, peep]
 
         return jobs, collect
+
+
+def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
+    tensors = [part for part in parts if part is not None]
+    return torch.stack(tensors) if tensors else None
 
 
 def _total(parts: Sequence[Tensor | None]) -> Tensor | None:
@@ -369,9 +375,7 @@ class _Layer(torch.autograd.Function):
             side_by_side(jobs, 2 * ctx.work)
             results = [collect() for collect in collects]
         d_input = _total([r[0] for r in results])
-        initial = [
-            None if results[0][k] is None else torch.stack([r[k] for r in results if r[k] is not None]) for k in (1, 2)
-        ]
+        initial = [_stacked([r[k] for r in results]) for k in (1, 2)]
         return (None, None, None, d_input, *initial, *(g for r in results for g in r[3:]))
 
 
