@@ -170,3 +170,9 @@ def test_word2vec_settings_out_of_range_are_refused(tmp_path, key, value):
     data.setup()
     with pytest.raises(ValueError, match=rf"data.word2vec.{key} must be a whole number of at least 1"):
         data.model_arguments()
+
+
+def test_a_first_line_longer_than_a_block_is_read_whole(tmp_path, tokenizer, cache):
+    numbers = " ".join(["0.123456789"] * 600)
+    (tmp_path / "v.vec").write_text(f"film {numbers}\ngood {numbers}\n")
+    assert load_vectors(tmp_path / "v.vec", tokenizer, cache).matrix.shape[1] == 600

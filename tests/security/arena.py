@@ -11,6 +11,7 @@ import os
 import resource
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -24,7 +25,8 @@ from support.commands import _PRELOAD, _enter, _server
 
 SPARE = 3 << 30  # bytes of address space that a command may ask for
 PEAK = 1 << 20  # KiB by which its resident memory may grow
-SECONDS = 30.0  # that one command may take
+CPU_SECONDS = 40  # that one process may compute
+SECONDS = 150.0  # that one command may take on a busy machine
 SECRET = "RECUR_TEST_SECRET"
 _LOCKS = (".lock", ".locks")  # who holds a folder is no content of it
 
@@ -157,7 +159,7 @@ class Arena:
         done.wrong += self._leaks(done)
         if code not in codes:
             last = next(iter(reversed(err.strip().splitlines())), "")
-            kind = "accepted" if code == 0 else "time" if code == -9 else "crash"
+            kind = "accepted" if code == 0 else "time" if code in (-signal.SIGKILL, -signal.SIGXCPU) else "crash"
             done.wrong.append(f"{kind}: exit code {code}: {last[:200]}")
         if "weights_only" in out + err:
             done.wrong.append("advice: torch's advice to load what is unsafe")
@@ -190,7 +192,7 @@ class Arena:
             if process.exitcode is None:
                 process.kill()
                 process.join()
-                return -9, "", str(TimeoutExpired(words, SECONDS)), 0
+                return -signal.SIGKILL, "", str(TimeoutExpired(words, SECONDS)), 0
             out, err = (Path(name).read_bytes().decode("utf-8", "replace") for name in streams[1:])
             grown = int(record.read_text()) if record.is_file() else 0
             return process.exitcode or 0, out, err, grown
@@ -225,6 +227,7 @@ def _confined(record: str, *arguments: object) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + SPARE
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         _enter(*arguments)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,13 +238,15 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def start(folder: Path, words: list[str], ranks: int = 1, moment: Moment | None = None) -> Ended:
-    """Start a run in `folder`, or go on with the one that is there, and wait until it ends.
+def start(
+    folder: Path, words: list[str], ranks: int = 1, moment: Moment | None = None, more: Sequence[str] = ()
+) -> Ended:
+    """Start a run in `folder` with these words, or go on with the one that is there (`more`), and wait until it ends.
 
     With two ranks both are started here, as `torchrun` does, so that neither has to import torch anew.
     """
     again = (folder / "checkpoints" / "last.ckpt").is_file()
-    command = [f"resume={folder}"] if again else [*words, f"hydra.run.dir={folder}"]
+    command = [f"resume={folder}", *more] if again else [*words, f"hydra.run.dir={folder}"]
     commands._server.set_forkserver_preload(commands._PRELOAD)
     with tempfile.TemporaryDirectory() as scratch:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
