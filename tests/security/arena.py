@@ -8,6 +8,7 @@ little memory to spare. `Arena.call` runs one and returns what it did that it mu
 
 import hashlib
 import os
+import re
 import resource
 import secrets
 import shutil
@@ -157,11 +158,11 @@ class Arena:
             done.wrong.append("network: the listener was called")
         done.wrong += _changes(before, self._seen(), own, refused=code == 2)
         done.wrong += self._leaks(done)
-        if code not in codes:
+        if code not in codes or "Traceback (most recent call last)" in err:
             last = next(iter(reversed(err.strip().splitlines())), "")
             kind = "accepted" if code == 0 else "time" if code in (-signal.SIGKILL, -signal.SIGXCPU) else "crash"
             done.wrong.append(f"{kind}: exit code {code}: {last[:200]}")
-        if "weights_only" in out + err:
+        if re.search(r"weights_only.{0,20}False", out + err):
             done.wrong.append("advice: torch's advice to load what is unsafe")
         if grown > PEAK:
             done.wrong.append(f"memory: {grown >> 10} MiB")
@@ -251,10 +252,10 @@ def _changes(before: dict[str, str], after: dict[str, str], own: Sequence[str], 
     for path in sorted(before.keys() | after.keys()):
         if before.get(path) == after.get(path) or path == "canary":
             continue
-        ours = any(path == name or path.startswith(f"{name}/") for name in mine)
+        ours = next((name for name in mine if path == name or path.startswith(f"{name}/")), None)
         what = "is new" if path not in before else "is gone" if path not in after else "is changed"
-        if not ours:
+        if ours is None:
             found.append(f"{'outside' if path not in before else 'foreign'}: {path} {what}")
-        elif refused and not any(part in _LOCKS for part in Path(path).parts):
+        elif refused and ours in before and not any(part in _LOCKS for part in Path(path).parts):
             found.append(f"refused: {path} {what} by a command that was refused")
     return found

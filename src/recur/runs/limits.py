@@ -5,6 +5,7 @@ of whoever opens it.
 """
 
 import json
+import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -169,3 +170,42 @@ def check_shapes(state: Mapping[str, Any], model: Any) -> None:
     for name, tensor in described.items():
         if tensor.shape != state[name].shape:
             raise ValueError(f"{name} has the shape {tuple(state[name].shape)}, its model wants {tuple(tensor.shape)}")
+
+
+def check_training_state(content: Mapping[str, Any]) -> None:
+    """Look at what a checkpoint says of its training, before a run goes on from it.
+
+    Args:
+        content: of the checkpoint.
+
+    Raises:
+        ValueError: a part is missing or of another kind, or names a file outside the run's checkpoints.
+    """
+    kinds = {"loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list}
+    for key, kind in {**kinds, "global_step": int, "epoch": int}.items():
+        if not isinstance(content.get(key), kind):
+            raise ValueError(f"its {key} is not what a run writes")
+    if not isinstance(content["loops"].get("fit_loop"), dict):
+        raise ValueError("its loops are not what a run writes")
+    for state in content["callbacks"].values():
+        if not isinstance(state, dict):
+            raise ValueError("its callbacks are not what a run writes")
+        _check_best(state)
+    shapes = {tuple(tensor.shape) for tensor in content["state_dict"].values()}
+    for optimizer in content["optimizer_states"]:
+        moments = optimizer.get("state") if isinstance(optimizer, dict) else None
+        if not isinstance(moments, dict) or not isinstance(optimizer.get("param_groups"), list):
+            raise ValueError("its optimizer_states are not what a run writes")
+        for moment in moments.values():
+            values = moment.values() if isinstance(moment, dict) else [moment]
+            if any(hasattr(v, "shape") and v.ndim and tuple(v.shape) not in shapes for v in values):
+                raise ValueError("its optimizer's state has other shapes than its weights")
+
+
+def _check_best(state: Mapping[str, Any]) -> None:
+    """The files that a checkpoint names as its best: a better one would replace them."""
+    folder = os.path.normpath(str(state.get("dirpath")))
+    named = [state.get(key) for key in ("best_model_path", "kth_best_model_path", "last_model_path")]
+    for path in (*named, *(state.get("best_k_models") or ())):
+        if path and not os.path.normpath(str(path)).startswith(folder + os.sep):
+            raise ValueError(f"it names {path}, which lies out of its folder {folder}")

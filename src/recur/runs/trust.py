@@ -18,7 +18,7 @@ from typing import Any
 from recur.cli import TRUST
 from recur.errors import UserError
 from recur.runs.files import is_inside
-from recur.runs.limits import read_yaml
+from recur.runs.limits import YAML_DEPTH, read_yaml
 
 # An entry that ends with a dot stands for all that is defined in that package.
 MODEL = ("recur.tasks.", "recur.nn.", "torch.optim.")
@@ -130,6 +130,8 @@ def check_targets(
     Raises:
         UserError: names what may not be built.
     """
+    if path.count(".") + path.count("[") > YAML_DEPTH:
+        raise UserError(path[:80], rule="is nested deeper than what a run writes")
     if isinstance(node, dict):
         target = node.get("_target_")
         if target is not None and not may_build(str(target), allowed) and not is_typed(f"{path}._target_", typed):

@@ -13,9 +13,11 @@ from omegaconf import OmegaConf
 
 from recur.cli import rank, tell
 from recur.config.compose import Composed
+from recur.errors import UserError
 from recur.runs import checkpoint as checkpoints
 from recur.runs import folder as folders
 from recur.runs.files import write_atomic
+from recur.runs.limits import check_training_state
 from recur.runs.run import claim, load_checkpoint
 from recur.training import checkpointing, report
 from recur.training.loggers import log_settings
@@ -34,13 +36,26 @@ def take_up(composed: Composed) -> Path | None:
     if composed.resumed:
         claim(composed.folder)
         checkpoint, trouble = checkpoints.to_resume(composed.folder)
-        load_checkpoint(checkpoint)
+        _check_state(checkpoint)
         if trouble and rank() == 0:
             tell(f"warning: {trouble}")
         return checkpoint
     if rank() == 0:
         folders.check_free(composed.folder, _config_text(composed), overwrite=composed.config["overwrite"])
     return None
+
+
+def _check_state(checkpoint: Path) -> None:
+    """Look at a checkpoint before the run goes on from it.
+
+    Raises:
+        UserError: it cannot be read, or says of its training what no run writes.
+    """
+    content = load_checkpoint(checkpoint)
+    try:
+        check_training_state(content)
+    except ValueError as error:
+        raise UserError(f"cannot go on from {checkpoint}:", rule=str(error)) from None
 
 
 def begin(composed: Composed, data: Any, task: Any, trainer: pl.Trainer, checkpoint: Path | None) -> None:

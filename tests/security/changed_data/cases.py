@@ -32,7 +32,7 @@ def _trained(arena: Arena, kind: str) -> Path:
             words: tuple[str, ...] = ("data=files", "data.train=a.csv", *_SETTINGS)
         else:
             (kept / "a.txt").write_text("".join(f"{text} {label}\n" for text, label in _ROWS * 5))
-            words = ("data=text_files", "model=language_model", "data.train=a.txt", "data.batch_size=4", *_SETTINGS[1:])
+            words = ("data=text_files", "model=language_model", "data.train=a.txt", "data.batch_size=4", *_SETTINGS)
         done = run_command("train", *words, "hydra.run.dir=r", cwd=kept)
         assert done.returncode == 0, done.stderr
     for path in kept.iterdir():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from security.arena import Arena, Case
-from security.bases import FILE, RUN, TINY, a_checkpoint, a_run, a_sweep, change_checkpoint, put
+from security.bases import FILE, RUN, SWEEP, TINY, a_checkpoint, a_run, a_sweep, change_checkpoint, put
 
 # --------------------------------------------------------------------------------------------------------- tokenizers
 
@@ -216,7 +216,7 @@ def _names(prefix: str) -> Callable[[Arena], None]:
 def _deep(content: dict[str, Any]) -> None:
     node: dict[str, Any] = {}
     content["recur"]["config"]["data"]["deep"] = node
-    for _ in range(900):
+    for _ in range(250):
         node["x"] = {}
         node = node["x"]
 
@@ -330,8 +330,9 @@ CASES += [
     Case(
         f"{kind} in {name}",
         _json(name, text, after=name.endswith("jsonl")),
-        (("results", "s"), ("train", "-m", "resume=s")),
+        SWEEP,
         own=("s",),
+        codes=(0, 1, 2),  # a job without its metric has failed, and a sweep with such a job ends with 1
     )
     for kind, text in JSON.items()
     for name in ("sweep.jsonl", "0/metrics.json", "0/history.jsonl")
