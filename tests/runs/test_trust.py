@@ -127,7 +127,7 @@ def test_nothing_else_may(target):
 
 def test_what_the_user_types_is_the_users_own():
     config = {"callbacks": {"mine": {"_target_": "mine.Callback"}}, "data": {"allow_pickle": True}}
-    with pytest.raises(ValueError, match=r"callbacks\.mine\._target_ is 'mine\.Callback'.* type callbacks\.mine"):
+    with pytest.raises(ValueError, match=r"callbacks\.mine\._target_ is 'mine\.Callback'.* give --trust mine"):
         trust.check_config(config, [])
     with pytest.raises(ValueError, match=r"data\.allow_pickle=true"):
         trust.check_config(config, ["+callbacks.mine._target_=mine.Callback"])
