@@ -119,6 +119,41 @@ def test_a_packed_state_that_does_not_fit_is_refused():
         LSTM(4, 5, engine="fused")(pack_sequence([torch.randn(3, 4)]), (state, state))
 
 
+@pytest.mark.parametrize("engine", ["fused", "torch"])
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_jagged_nested_tensor_equals_one_sequence_at_a_time(name, engine):
+    torch.manual_seed(0)
+    mine, reference = (m.double() for m in pair(name, 3, 5, 2, engine=engine, bidirectional=True))
+    sequences = [torch.randn(n, 3, dtype=torch.float64) for n in (4, 7, 1, 7)]
+    values = torch.cat(sequences).requires_grad_()
+    nested = torch.nested.nested_tensor_from_jagged(values, torch.tensor([0, 4, 11, 12, 19]))
+    state = [torch.randn(4, 4, 5, dtype=torch.float64) for _ in range(2 if name == "lstm" else 1)]
+    hx = tuple(state) if name == "lstm" else state[0]
+    output, last = mine(nested, hx)
+    assert output.is_nested and output.layout == torch.jagged and torch.equal(output.offsets(), nested.offsets())
+    last = last if name == "lstm" else (last,)
+    expected = []
+    for i, sequence in enumerate(sequences):
+        own = tuple(part[:, i] for part in state)
+        want, want_last = reference(sequence, own if name == "lstm" else own[0])
+        expected.append(want)
+        for got, part in zip(last, want_last if name == "lstm" else (want_last,), strict=True):
+            torch.testing.assert_close(got[:, i], part, rtol=0, atol=1e-12)
+    torch.testing.assert_close(output.values(), torch.cat(expected), rtol=0, atol=1e-12)
+    output.values().sum().backward()
+    assert values.grad is not None and values.grad.abs().min() > 0
+
+
+def test_a_nested_tensor_that_is_not_jagged_is_refused():
+    mine, _ = pair("gru", 3, 5)
+    with pytest.raises(ValueError, match="has its own"):
+        mine(torch.nested.nested_tensor([torch.zeros(2, 3)], layout=torch.jagged), lengths=[2])
+    with pytest.raises(ValueError, match="must have a step"):
+        mine(torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(0, 3)], layout=torch.jagged))
+    with pytest.raises(ValueError, match="must be jagged"):
+        mine(torch.nested.nested_tensor([torch.zeros(2, 3, 1)], layout=torch.jagged))
+
+
 def test_lengths_must_fit():
     for lengths in ([4, 1], [3], [0, 2]):
         with pytest.raises(ValueError, match="needs as many lengths"):

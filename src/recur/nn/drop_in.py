@@ -37,7 +37,8 @@ class _DropIn(nn.RNNBase):
 
         Args:
             input: a `PackedSequence`, or `(time, batch, features)`, or with `batch_first` `(batch, time, features)`,
-                or without a batch `(time, features)`.
+                or without a batch `(time, features)`, or a nested tensor of jagged layout, `(batch, lengths, features)`
+                whatever `batch_first` says: no pads are made of it.
             hx: initial state as `torch.nn` wants it, zeros by default.
             lengths: with a padded batch, the length of each sequence, in any order: what lies beyond is neither read
                 nor written to (the output holds zeros there), and the final states are those of the last real steps.
@@ -46,8 +47,13 @@ class _DropIn(nn.RNNBase):
             The output, in the form of the input, and the final state.
 
         Raises:
-            ValueError: `lengths` is given with something else than a padded batch, or does not fit it.
+            ValueError: `lengths` is given with something else than a padded batch, or does not fit it; a nested tensor
+                is not jagged, not of three dimensions, or holds a sequence without steps.
         """
+        if isinstance(input, Tensor) and input.is_nested:
+            if lengths is not None:
+                raise ValueError("lengths go with a padded batch: a nested tensor has its own")
+            return self._nested(input, hx)
         if lengths is not None:
             return self._padded(input, hx, lengths)
         layout = self._layout(input, hx)
@@ -76,6 +82,30 @@ class _DropIn(nn.RNNBase):
             result = output.unflatten(0, (-1, layout.batch))  # (time, batch, features)
             result = result.transpose(0, 1) if self.batch_first else result
         return result, last if self.mode == "LSTM" else last[0]
+
+    def _nested(self, nested: Tensor, hx: Any) -> Any:
+        """Run over a jagged nested tensor, and give the output as one with the same offsets."""
+        if nested.layout != torch.jagged or nested.dim() != 3:
+            raise ValueError(
+                f"a nested tensor must be jagged, (batch, lengths, features), got {nested.dim()} dimensions and layout "
+                f"{nested.layout}: build it with torch.nested.nested_tensor(sequences, layout=torch.jagged)"
+            )
+        offsets = nested.contiguous().offsets().cpu()
+        lengths = offsets.diff()
+        if len(lengths) == 0 or lengths.min() < 1:
+            raise ValueError(f"every sequence of a nested tensor must have a step, got lengths {lengths.tolist()}")
+        order = lengths.argsort(descending=True, stable=True)
+        steps = torch.arange(int(lengths.max()))
+        batch_sizes = (lengths[None] > steps[:, None]).sum(1)
+        layout = Layout(batch_sizes)
+        times = torch.repeat_interleave(steps, batch_sizes, output_size=layout.rows)
+        rows = (offsets[order][layout.places] + times).to(nested.device)  # of each packed row in the jagged values
+        inverse = torch.empty_like(rows).scatter_(0, rows, torch.arange(len(rows), device=rows.device))
+        order = order.to(nested.device)
+        packed = PackedSequence(nested.contiguous().values()[rows], batch_sizes, order, order.argsort())
+        output, last = self(packed, hx)
+        values = output.data[inverse]
+        return torch.nested.nested_tensor_from_jagged(values, offsets.to(nested.device)), last
 
     def _padded(self, padded: Any, hx: Any, lengths: Any) -> Any:
         if not isinstance(padded, Tensor) or padded.dim() != 3:
