@@ -1,0 +1,45 @@
+"""All commands as one: `recur train ...` is `python -m recur.train ...`; so is `python -m recur train ...`."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module, util
+
+from recur import __version__, cli
+from recur.errors import nearest
+
+COMMANDS = {
+    "train": "train a model, or many with -m",
+    "evaluate": "print a run's metrics as JSON",
+    "predict": "label texts, or rate each of their tokens",
+    "generate": "let a language run write",
+    "results": "write a sweep's leaderboard again",
+    "export": "write a model as ONNX, torch.export or safetensors",
+    "bench": "measure speed",
+    "new": "write a project of your own",
+    "completion": 'print the shell\'s completion: eval "$(recur completion bash)"',
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `recur` and `python -m recur`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+    elif words[0] in ("-V", "--version"):
+        print(__version__)
+    elif words[0] not in COMMANDS:
+        hint = nearest(words[0], COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
+        cli.fail(f"there is no command {words[0]!r}{hint}")
+    else:
+        module = import_module(f"recur.{words[0]}")
+        sys.argv = [str((util.find_spec(module.__name__) or module).origin or words[0]), *words[1:]]  # as with -m
+        module.main()
+
+
+def _help() -> str:
+    lines = [f"  {name:<11} {what}" for name, what in COMMANDS.items()]
+    return "usage: recur COMMAND ...\n\n" + "\n".join(lines) + "\n\nrecur COMMAND --help says what each takes."
+
+
+if __name__ == "__main__":
+    main()
