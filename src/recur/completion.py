@@ -1,8 +1,7 @@
-"""The command for the shell's completion: `eval "$(recur completion bash)"`, `zsh` likewise, or in fish
-`recur completion fish | source`.
+"""The command for the shell's completion: `eval "$(recur completion bash)"`; zsh likewise.
 
 It completes the commands, their options, and for `train` the groups of configs with their choices and the settings of
-the default config.
+the root config. For fish: `recur completion fish | source`.
 """
 
 import argparse
@@ -72,7 +71,11 @@ def _options(command: str) -> list[str]:
     """The options of a command, read from its help."""
     if command == "train":  # whose help is about configs
         return list(_TRAIN)
-    done = subprocess.run(
+    from recur.__main__ import COMMANDS
+
+    if command not in COMMANDS:
+        return []
+    done = subprocess.run(  # noqa: S603
         [sys.executable, "-m", f"recur.{command}", "--help"], capture_output=True, text=True, check=False
     )
     return sorted(set(re.findall(r"(?<![\w-])--[a-z][\w-]+", done.stdout)))
