@@ -25,7 +25,12 @@ from recur.runs.build import build as build_plain
 from recur.runs.checkpoint import LAST, PREVIOUS
 
 _repeated: list[str] = []  # the sweep whose recorded command line this process runs
-_ONCE = {"resume": None, "overwrite": False, "accept_data_change": False}  # settings of one command, not of the run
+_ONCE = {
+    "resume": None,
+    "overwrite": False,
+    "accept_data_change": False,
+    "find_lr": False,
+}  # settings of one command, not of the run
 
 
 def conf_dir() -> Path:

@@ -4,7 +4,7 @@ import inspect
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -78,8 +78,11 @@ def top_level(
     trainer: Mapping[str, Any],
     callbacks: Mapping[str, Any],
     logger: Mapping[str, Any],
+    init_from: str | None = None,
+    find_lr: bool = False,
+    tags: Sequence[str] = (),
 ) -> None:
-    """The keys of a run's config, as a signature."""
+    """The keys of a run's config, as a signature; one with a default may be missing."""
 
 
 def check_top_level(config: Mapping[str, Any], used: frozenset[str] = frozenset()) -> None:
@@ -101,7 +104,8 @@ def check_top_level(config: Mapping[str, Any], used: frozenset[str] = frozenset(
             raise UserError(
                 str(key), rule=f"is no setting, and nothing in the config uses it{nearest(str(key), known)}"
             )
-    if missing := [key for key in known if key not in config]:
+    optional = [name for name, p in inspect.signature(top_level).parameters.items() if p.default is not p.empty]
+    if missing := [key for key in known if key not in config and key not in optional]:
         raise UserError(missing[0], rule="is missing from the config")
     name = PurePosixPath(config["name"])
     if not name.parts or name.is_absolute() or ".." in name.parts:

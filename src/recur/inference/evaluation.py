@@ -160,8 +160,28 @@ def evaluate_split(run: "runs.Run", data: Any, split: str) -> dict[str, Any]:
     if run.family == "sentiment":
         metrics["texts"] = len(loader.texts)
         metrics["confusion"] = run.task.confusion.compute().tolist()
+        metrics["classes"] = by_class(metrics["confusion"], run.task.class_names)
         metrics["class_names"] = run.task.class_names
     return metrics
+
+
+def by_class(confusion: Sequence[Sequence[int]], names: Sequence[Any]) -> dict[str, dict[str, float | int | None]]:
+    """Precision, recall and F1 of each class by its name, None where nothing can be divided, and its texts.
+
+    Args:
+        confusion: `[true class][predicted class]`.
+        names: of the classes.
+    """
+    figures: dict[str, dict[str, float | int | None]] = {}
+    for index, name in enumerate(names):
+        right, texts, predicted = confusion[index][index], sum(confusion[index]), sum(row[index] for row in confusion)
+        figures[str(name)] = {
+            "precision": right / predicted if predicted else None,
+            "recall": right / texts if texts else None,
+            "f1": 2 * right / (predicted + texts) if predicted + texts else None,
+            "texts": texts,
+        }
+    return figures
 
 
 @contextlib.contextmanager

@@ -8,13 +8,14 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 
+from recur import cli
 from recur.config import schema
 from recur.config.compose import Composed, build
 from recur.data.text import Tokenizer
 from recur.runs import fingerprint
 from recur.runs.build import Part
 from recur.runs.run import load_checkpoint
-from recur.training import report
+from recur.training import lr_finder, report, weights
 from recur.training.baselines import Baseline, baseline
 from recur.training.callbacks import PlannedNoise, ValidationLog
 from recur.training.checkpointing import Files, SelfContained
@@ -49,6 +50,11 @@ def run(composed: Composed, stop: Stop, pruning: Pruning | None = None) -> Train
     checkpoint = take_up(composed)
     data = _data(composed, checkpoint)
     task = _task(composed.config, data)
+    if composed.config.get("init_from") and checkpoint is None:
+        copied = weights.copy_from(composed.config["init_from"], task, data.tokenizer.vocabulary)
+        cli.tell(f"init_from  {copied}")
+    if composed.config.get("find_lr"):
+        return _find_lr(composed.config, data, task)
     callbacks = _callbacks(composed, data, stop)
     trainer = _trainer(composed.config, [*callbacks, *([] if pruning is None else [pruning])])
     begin(composed, data, task, trainer, checkpoint)
@@ -67,6 +73,13 @@ def run(composed: Composed, stop: Stop, pruning: Pruning | None = None) -> Train
             composed.folder, composed.config, data, task, trainer, trained.results, baseline=beside, pruned=pruned
         )
     return trained
+
+
+def _find_lr(config: dict[str, Any], data: Any, task: Any) -> Trained:
+    """Print a good learning rate instead of training."""
+    tested = lr_finder.find(data, task, config)
+    print(f"{tested.table()}\nsuggested: optimizer.lr={tested.rate:.2g}", flush=True)
+    return Trained({}, None)
 
 
 def _data(composed: Composed, checkpoint: Path | None) -> Any:

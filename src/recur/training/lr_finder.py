@@ -1,0 +1,73 @@
+"""A learning rate to begin with: `python -m recur.train find_lr=true`.
+
+The range test of Smith (2017), as Lightning has it: the rate grows from step to step, and where the loss falls fastest
+is a good one. The weights and the run's folder are left as they were.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.tuner import Tuner
+
+from recur.errors import UserError
+
+LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """What the test showed.
+
+    Attributes:
+        rate: a good learning rate to begin with.
+        rates: of each step, growing.
+        losses: after each step, smoothed.
+    """
+
+    rate: float
+    rates: list[float]
+    losses: list[float]
+
+    def table(self, rows: int = 12) -> str:
+        """Rates and losses, some of them, one line each."""
+        places = range(0, len(self.rates), max(1, len(self.rates) // rows))
+        lines = [f"{self.rates[place]:>12.2e}  {self.losses[place]:.4f}" for place in places]
+        return "\n".join([f"{'rate':>12}  loss", *lines])
+
+
+def find(data: Any, task: Any, config: dict[str, Any]) -> RangeTest:
+    """Test rates from `LOWEST` to `HIGHEST` in `STEPS` steps of training.
+
+    Args:
+        data: the data module, set up.
+        task: with its optimizer.
+        config: of the run, for the trainer's accelerator and clipping.
+
+    Raises:
+        UserError: no rate made the loss fall, or there are too few batches to tell.
+    """
+    settings = config["trainer"]
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = pl.Trainer(
+            accelerator=settings["accelerator"],
+            devices=1,
+            max_epochs=10_000,  # the test ends it
+            gradient_clip_val=settings.get("gradient_clip_val"),
+            gradient_clip_algorithm=settings.get("gradient_clip_algorithm"),
+            use_distributed_sampler=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            default_root_dir=scratch,
+        )
+        task.learning_rate = LOWEST  # Lightning asks for the attribute, and sets it at the end
+        finder: Any = Tuner(trainer).lr_find(
+            task, datamodule=data, min_lr=LOWEST, max_lr=HIGHEST, num_training=STEPS, update_attr=False
+        )
+    rate = None if finder is None else finder.suggestion(skip_begin=10, skip_end=5)
+    if rate is None:
+        raise UserError("find_lr", rule="saw the loss fall at no rate", remedy="set optimizer.lr yourself")
+    return RangeTest(rate, list(finder.results["lr"]), list(finder.results["loss"]))

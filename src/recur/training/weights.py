@@ -1,0 +1,92 @@
+"""Weights of another run to begin with: `init_from=RUN`.
+
+What has the same name and shape in both models is copied: from a run of the same family usually all, from a language
+model into a classifier the word vectors and the recurrent layers of the forward direction. Word vectors go from token
+to token, since the two vocabularies differ.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recur.errors import UserError
+from recur.runs.run import Run
+
+# Tensors with a row for each token, which are copied by token.
+_BY_TOKEN = ("net.embedding.weight", "net.decoder.weight", "net.decoder.bias")
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What was copied.
+
+    Attributes:
+        names: of the tensors.
+        of: how many tensors the model has.
+        tokens: whose rows were copied.
+        vocabulary: how many tokens the model has.
+    """
+
+    names: tuple[str, ...]
+    of: int
+    tokens: int
+    vocabulary: int
+
+    def __str__(self) -> str:
+        """One line."""
+        return (
+            f"{len(self.names)} of {self.of} tensors, with the vectors of {self.tokens:,} of {self.vocabulary:,} tokens"
+        )
+
+
+def copy_from(path: str | Path, task: Any, vocabulary: Sequence[str]) -> Copied:
+    """Copy what fits from a run into a task.
+
+    Args:
+        path: run folder or checkpoint.
+        task: the model that is about to be trained.
+        vocabulary: its token of each id.
+
+    Raises:
+        UserError: no run there, or nothing in it fits.
+    """
+    source = Run.open(path)
+    place = {token: index for index, token in enumerate(source.tokenizer.vocabulary)}
+    pairs = [(index, place[token]) for index, token in enumerate(vocabulary) if token in place]
+    ours, theirs = (torch.tensor([pair[side] for pair in pairs], dtype=torch.int64) for side in (0, 1))
+    state, given = task.state_dict(), source.task.state_dict()
+    copied, by_token = [], 0
+    with torch.no_grad():
+        for name, tensor in state.items():
+            other = given.get(name)
+            if other is None:
+                continue
+            if name in _BY_TOKEN:
+                if tensor.shape[1:] == other.shape[1:] and pairs:
+                    tensor[ours] = other[theirs].to(tensor)
+                    copied.append(name)
+                    by_token = len(pairs)
+            elif tensor.shape == other.shape and _is_weight(name):
+                tensor.copy_(other)
+                copied.append(name)
+    if not copied:
+        raise UserError(
+            "init_from",
+            str(path),
+            "must have a tensor of the same name and shape",
+            "give this model its sizes: " + _sizes(given),
+        )
+    return Copied(tuple(copied), len(state), by_token, len(vocabulary))
+
+
+def _is_weight(name: str) -> bool:
+    return name.startswith("net.")
+
+
+def _sizes(state: dict[str, Tensor]) -> str:
+    shown = [f"{name} {tuple(tensor.shape)}" for name, tensor in state.items() if _is_weight(name)]
+    return ", ".join(shown[:3])

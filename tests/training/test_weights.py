@@ -1,0 +1,89 @@
+"""Weights of another run, a rate to begin with, and the configs for debugging: through the command."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import EASY
+from recur.errors import UserError
+from recur.runs.run import Run
+from recur.training import weights
+from support.commands import run_command
+
+
+def test_a_run_of_the_same_shape_gives_all_its_weights(trained_run: Path) -> None:
+    source, target = Run.open(trained_run), Run.open(trained_run)
+    with torch.no_grad():
+        for parameter in target.task.parameters():
+            parameter.zero_()
+    turned = list(reversed(source.tokenizer.vocabulary))  # another numbering of the same tokens
+    copied = weights.copy_from(trained_run, target.task, turned)
+    assert len(copied.names) == copied.of
+    assert copied.tokens == copied.vocabulary == len(turned)
+    state, given = target.task.state_dict(), source.task.state_dict()
+    for name in given:
+        expected = given[name].flip(0) if name == "net.embedding.weight" else given[name]
+        assert torch.equal(state[name], expected), name
+
+
+def test_a_language_model_gives_a_classifier_its_vectors_and_forward_layers(language_run: Path) -> None:
+    from recur.nn.classifier import Classifier
+    from recur.tasks.sentiment import SentimentTask
+
+    source = Run.open(language_run)
+    vocabulary = ["<unk>", "no such token", *source.tokenizer.vocabulary[3:]]
+    task = SentimentTask(
+        lambda **given: Classifier(**given, embedding_dim=16, hidden_size=16, num_layers=2),
+        vocab_size=len(vocabulary),
+        num_classes=2,
+        class_names=["a", "b"],
+    )
+    before = task.net.embedding.weight[1].clone()
+    copied = weights.copy_from(language_run, task, vocabulary)
+    assert set(copied.names) >= {"net.embedding.weight", "net.recurrent.weight_ih_l0", "net.recurrent.weight_hh_l0"}
+    assert not any("reverse" in name or "head" in name for name in copied.names)
+    assert copied.tokens == len(vocabulary) - 1
+    assert torch.equal(task.net.embedding.weight[1], before)
+    token = source.tokenizer.vocabulary[5]
+    there, here = source.tokenizer.vocabulary.index(token), vocabulary.index(token)
+    assert torch.equal(task.net.embedding.weight[here], source.task.net.embedding.weight[there])
+
+
+def test_a_run_that_fits_nowhere_is_refused(language_run: Path, trained_run: Path) -> None:
+    task = Run.open(trained_run).task
+    task.net.embedding = torch.nn.Embedding(9, 3)
+    task.net.recurrent = torch.nn.Identity()
+    with pytest.raises(UserError, match="init_from must have a tensor of the same name and shape"):
+        weights.copy_from(language_run, task, ["<unk>"])
+
+
+def test_a_rate_is_suggested_and_nothing_is_written(tmp_path: Path) -> None:
+    done = run_command("train", *EASY, "find_lr=true", f"hydra.run.dir={tmp_path / 'run'}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rate = re.search(r"suggested: optimizer.lr=(\S+)", done.stdout)
+    assert rate is not None
+    assert 1e-5 < float(rate[1]) < 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_begins_with_the_weights_of_another_run(trained_run: Path, tmp_path: Path) -> None:
+    words = [*EASY, "optimizer.lr=1e-9", "trainer.max_epochs=1", f"init_from={trained_run}", "tags=[second]"]
+    done = run_command("train", *words, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert "11 of 11 tensors" in done.stderr
+    before, after = (json.loads((run / "metrics.json").read_text()) for run in (trained_run, tmp_path / "run"))
+    assert after["val"]["accuracy"] == pytest.approx(before["val"]["accuracy"], abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", [[], ["experiment=char_sentence"]], ids=["sentiment", "language"])
+@pytest.mark.parametrize("debug", ["fdr", "limit", "overfit", "profiler"])
+def test_every_config_for_debugging_runs(debug: str, experiment: list[str], tmp_path: Path) -> None:
+    words = [*(experiment or EASY), f"debug={debug}", "trainer.accelerator=cpu"]
+    done = run_command("train", *words, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    if debug == "profiler":
+        assert "run_training_epoch" in (tmp_path / "run" / "fit-profile.txt").read_text()
