@@ -198,3 +198,22 @@ def test_the_commands_of_the_blocks_are_right(command):
     else:
         assert module == "recur.train"
         assert composed(*words).model._target_
+
+
+@pytest.mark.parametrize(
+    ("value", "refused"),
+    [
+        ('[["model.net.cell=rnn","model.net.num_layers=1"],["model=bilstm"]]', False),
+        ('[["hydra.run.dir=/elsewhere"]]', True),
+        ('[["model=no_such_option"]]', True),
+        ('[["callbacks.mine._target_=os.system"]]', True),
+        ('[["data.allow_pickle=true"]]', True),
+        ("[[no setting]]", True),
+        ("7", True),
+    ],
+)
+def test_the_cases_of_a_recorded_sweep_are_held_to_the_rules_of_its_other_words(value, refused):
+    from recur.config.compose import group_options
+    from recur.runs.trust import _objection
+
+    assert (_objection(f"hydra.sweeper.cases={value}", group_options()) is not None) == refused
