@@ -8,6 +8,9 @@
     failures             numbers that are not finite, lack of memory, signals
     report               what a run prints, and `metrics.json`
     tensorboard          what TensorBoard shows besides curves
+    loggers              loggers by name, with the settings and figures that each of them gets
+    weights              weights to begin with, from another run
+    lr_finder            Lightning's search for a learning rate
     baselines            what a model without a network reaches on the same rows
     lightning_internals  every private name of Lightning that is used
 
