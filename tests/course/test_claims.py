@@ -110,6 +110,10 @@ def test_the_command_of_a_claim_is_a_grid_of_its_arms(one):
     }
 
 
+def test_the_budgets_of_the_short_claims_fit_into_45_minutes():
+    assert sum(one.minutes for one in LOADED if not one.long and not one.quick) <= 45
+
+
 @pytest.fixture
 def finished(tmp_path):
     """A claim of two arms whose sweep has ended, and where it lies."""
