@@ -240,7 +240,7 @@ ROWS["data"] = {
     ),
     "vectors cut short": Row(
         FILES + "data.vectors=v.bin",
-        ("v.bin", "word 1 of 5", "word2vec binary"),
+        ("v.bin", "5 vectors", "12 bytes"),
         {"a.csv": LABELLED, "v.bin": b"5 3\nfilm \0\0\0"},
     ),
     "word2vec setting": Row(

@@ -119,7 +119,7 @@ def test_labels_may_be_numbers_names_or_mapped(tmp_path, opened):
         (reviews(40), {"on_bad_row": "ignore"}, "data.on_bad_row must be error or skip"),
         (reviews(40), {"batch_size": 0}, "data.batch_size must be a whole number of at least 1, got 0"),
         (reviews(40), {"max_tokens": 0}, "data.max_tokens must be a whole number of at least 1, got 0"),
-        (reviews(40), {"val_fraction": 1.0}, "val_fraction must be a number above 0 and below 1 0 and 1"),
+        (reviews(40), {"val_fraction": 1.0}, "val_fraction must be a number above 0 and below 1"),
         (reviews(40), {"keep": "middle"}, "keep must be head, tail or both"),
         (reviews(40), {"tokenizer": {"knd": "bpe"}}, "data.tokenizer.knd is no setting .* did you mean kind"),
         (reviews(40), {"tokenizer": {"kind": "word"}}, "kind must be one of"),

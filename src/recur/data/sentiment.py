@@ -19,7 +19,7 @@ from recur.data.cache import Ragged, TokenCache, content_key, id_dtype
 from recur.data.checks import Column, Count, OnBadRow, Seed, columns, hold, known_keys
 from recur.data.labels import Names, carved, class_table, label_key, table_of, wanted_names
 from recur.data.readers import Checked, Rows, checked
-from recur.data.sources import Source, choose_splits
+from recur.data.sources import Source, Split, choose_splits
 from recur.data.synthetic import SyntheticReviews
 from recur.data.text import Tokenizer, check_settings, lacks_tokens
 from recur.data.vectors import WordVectors, load_vectors, train_word2vec
@@ -284,8 +284,10 @@ class SentimentData(pl.LightningDataModule):
         texts = Texts(encoded.tokens, self._rows[split], max_length=self._max_length, keep=self._keep)
         longest = int(texts.lengths.argmax())
         if texts.lengths[longest] > _LONGEST:
+            source = self._find().get(split, self._find().get("train"))  # val may be carved off train
+            file = source.files[0] if isinstance(source, Split) and len(source.files) == 1 else split
             raise UserError(
-                f"{split} row {self.source_row(split, longest)}",
+                f"{file} row {self.source_row(split, longest)}",
                 rule=f"has {texts.lengths[longest]:,} tokens, more than {_LONGEST:,}",
                 remedy="set data.max_length, or leave the row out",
             )
@@ -426,7 +428,7 @@ class SentimentData(pl.LightningDataModule):
                 raise UserError(
                     "data.val_fraction",
                     self._val_fraction,
-                    f"must leave rows to train on and to validate on, of {len(labels)}",
+                    f"must leave rows to train on and to validate on, of {len(labels)} rows",
                     "name a validation split or file in data.val",
                 )
             np.save(folder / "val_rows.npy", train[chosen])
