@@ -119,8 +119,6 @@ def explain(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {reason(error)}" if error.filename is not None else reason(error)
-    if isinstance(error, ValueError):  # until all that a user can fix is a UserError
-        return str(error)
     return None
 
 
@@ -129,6 +127,6 @@ def rank() -> int:
     return max(int(os.environ.get(key) or 0) for key in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
-def tell(line: str) -> None:
+def notify(line: str) -> None:
     """One line on standard error."""
     print(f"recur: {line}", file=sys.stderr, flush=True)

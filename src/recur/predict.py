@@ -80,7 +80,7 @@ def _run(arguments: argparse.Namespace) -> None:
                 raise problem
         display.close()
     if arguments.out:
-        cli.tell(f"wrote {arguments.out}")
+        cli.notify(f"wrote {arguments.out}")
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -115,7 +115,7 @@ def _texts(arguments: argparse.Namespace, run: Any) -> "Iterator[list[Given]]":
     if arguments.texts:
         return io.from_arguments(arguments.texts)
     if sys.stdin.isatty():
-        cli.tell("reading texts, one a line; end with Ctrl-D")
+        cli.notify("reading texts, one a line; end with Ctrl-D")
     return io.from_stream(sys.stdin.buffer, "standard input", column, arguments.format)
 
 

@@ -1,6 +1,7 @@
 """What TensorBoard is given: read back from the event files, through TensorBoard's own code."""
 
 import re
+import sys
 import warnings
 from html.parser import HTMLParser
 from pathlib import Path
@@ -125,6 +126,38 @@ def test_hparams_has_settings_and_final_metrics_of_every_run(trained_run, three_
     assert {"result/test/accuracy", "result/val/accuracy"} <= {info.name.tag for info in found.metric_infos}
 
 
+def test_a_run_alone_shows_its_metrics_in_hparams(trained_run) -> None:
+    """By the command that a run prints: under the name "." TensorBoard would find no value of any metric."""
+    (command,) = [line for line in report.next_commands(trained_run, CONFIG, SentimentLike()) if "tensorboard" in line]
+    path = command.rpartition(" ")[2]
+    data = EventMultiplexer().AddRunsFromDirectory(path).Reload()
+    context = base_plugin.TBContext(data_provider=MultiplexerDataProvider(data, path), multiplexer=data, logdir=path)
+    backend = backend_context.Context(context)
+    request = RequestContext()
+    found = backend.experiment_from_metadata(request, "", True, backend.hparams_metadata(request, ""), None)
+    assert ("result/test/accuracy", "") in {(info.name.tag, info.name.group) for info in found.metric_infos}
+
+
+class SentimentLike:
+    family = "sentiment"
+
+
+def test_the_next_commands_run_as_they_are_printed(trained_run, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")  # no virtual environment is active
+    predict, evaluate, tensorboard = report.next_commands(trained_run, CONFIG, SentimentLike())
+    for line in (predict, evaluate, tensorboard):
+        assert line.split()[0] == sys.executable and str(trained_run.parent) in line
+    assert "recur.predict" in predict and "recur.evaluate" in evaluate
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert report.next_commands(trained_run, CONFIG, SentimentLike())[0].startswith("python -m recur.predict")
+
+
+def test_a_model_that_predict_would_refuse_is_not_offered_to_it(trained_run) -> None:
+    foreign = {**CONFIG, "model": {"_target_": "somebody.Task", "net": {}}}
+    (line,) = report.next_commands(trained_run, foreign, SentimentLike())
+    assert "tensorboard" in line
+
+
 CONFIG = {
     "seed": 0,
     "data": {},
@@ -213,9 +246,9 @@ def test_confusion_counts_and_pictures() -> None:
     scores = np.eye(3)[[0, 1, 1, 2, 2, 0]]
     counts = pages.confusion(labels, scores)
     assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 2]]
-    picture = pages.confusion_picture(counts, ["$a$", "b" * 99, "映画"], "$title$")
-    assert picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8
-    many = pages.confusion_picture(np.eye(40, dtype=np.int64), [str(i) for i in range(40)], "many")
+    image = pages.confusion_image(counts, ["$a$", "b" * 99, "映画"], "$title$")
+    assert image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
+    many = pages.confusion_image(np.eye(40, dtype=np.int64), [str(i) for i in range(40)], "many")
     assert max(many.shape) < 1400
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import setup_globals
+from hydra.core.utils import configure_log, setup_globals
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recur import cli
@@ -198,6 +198,14 @@ class Composed:
     def record(self) -> dict[str, Any]:
         """The resolved config as the run keeps it, without the settings that belong to one command."""
         return {**self.config, **_ONCE}
+
+    def config_text(self) -> str:
+        """That, as YAML."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.record()))
+
+    def configure_logging(self) -> None:
+        """Send what the run prints to its log file, too; its folder is there."""
+        configure_log(self.hydra.job_logging, self.hydra.verbose)
 
 
 def compose_run(line: CommandLine) -> Composed:

@@ -172,6 +172,10 @@ def _dry_run_trainer(trainer: Mapping[str, Any]) -> None:
         raise UserError(
             "trainer.accelerator", trainer["accelerator"], "needs a GPU, and there is none", "set trainer=cpu"
         )
+    half = str(trainer.get("precision")) in ("16", "16-mixed")  # on a CPU Lightning would take bfloat16 in its place
+    if half and (trainer.get("accelerator") == "cpu" or not torch.accelerator.is_available()):
+        remedy = "on a CPU set 32-true, or try bf16-mixed"
+        raise UserError("trainer.precision", trainer["precision"], "is for GPUs", remedy)
     own = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     build({key: value for key, value in trainer.items() if value != "auto"} | own, "trainer")
 
@@ -240,13 +244,8 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
             "limit it: trainer.max_steps=5 trainer.limit_val_batches=2",
         )
     devices, cores = trainer.get("devices"), os.cpu_count() or 1
-    if trainer.get("accelerator") == "cpu":
-        if isinstance(devices, int) and devices > max(2, cores):
-            raise UserError("trainer.devices", devices, f"would be as many processes on {cores} cores", "lower it")
-        if str(trainer.get("precision")) in ("16", "16-mixed"):
-            raise UserError(
-                "trainer.precision", trainer["precision"], "is for GPUs", "on a CPU set 32-true, or try bf16-mixed"
-            )
+    if trainer.get("accelerator") == "cpu" and isinstance(devices, int) and devices > max(2, cores):
+        raise UserError("trainer.devices", devices, f"would be as many processes on {cores} cores", "lower it")
 
 
 _COUNT = Annotated[int, Ge(1)]

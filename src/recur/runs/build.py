@@ -17,7 +17,7 @@ from recur.nn.arguments import ArgumentError
 
 _GROUPS = ("data", "model", "optimizer", "scheduler", "trainer", "callbacks", "logger")
 _OURS_THAT_RAISE_USER_ERRORS = "recur."
-_RAISES_PLAIN_ERRORS = ("recur.nn.", "recur.data.")
+_RAISES_PLAIN_ERRORS = "recur.nn."  # imports torch alone
 
 
 def resolve(target: object, path: str = "") -> Callable[..., Any]:
@@ -32,12 +32,12 @@ def resolve(target: object, path: str = "") -> Callable[..., Any]:
     """
     key = f"{path}._target_".lstrip(".")
     parts = str(target).split(".")
-    found: Any = None
+    named: Any = None
     length = 0
     for length in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:length])
         try:
-            found = importlib.import_module(module)
+            named = importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
                 raise UserError(key, target, "must name a class or function", f"no module {error.name}") from error
@@ -45,11 +45,11 @@ def resolve(target: object, path: str = "") -> Callable[..., Any]:
         except (ValueError, TypeError):  # an empty part
             continue
         break
-    for part in parts[length:] if found is not None else ():
-        found = getattr(found, part, None)
-    if not callable(found):
+    for part in parts[length:] if named is not None else ():
+        named = getattr(named, part, None)
+    if not callable(named):
         raise UserError(key, target, "must name a class or function", "there is no such name")
-    return found  # type: ignore[no-any-return]
+    return named
 
 
 class Part:

@@ -207,5 +207,5 @@ def to_resume(folder: Path) -> tuple[Path, str | None]:
 def instead_of(path: Path) -> str:
     """What to use in place of a damaged checkpoint, as the end of a sentence."""
     others = [path.with_name(name) for name in ("best.ckpt", LAST, PREVIOUS)]
-    found = next((other for other in others if other != path and whole(other)), None)
-    return f": use {found} instead" if found else ": it has to be trained again"
+    other = next((other for other in others if other != path and whole(other)), None)
+    return f": use {other} instead" if other else ": it has to be trained again"

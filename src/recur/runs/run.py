@@ -4,8 +4,8 @@
     checkpoints/       best.ckpt and last.ckpt        metrics.json     the result
     events.out...      for TensorBoard                train.log        what the terminal showed
 
-A checkpoint stands alone: its key `recur` holds the resolved config, the tokenizer and what the data told the model;
-everything in it is a tensor or a plain value, so it loads with `weights_only=True`.
+A checkpoint stands alone: its key `recur` holds the resolved config, the tokenizer and what the model has to know of
+the data; everything in it is a tensor or a plain value, so it loads with `weights_only=True`.
 """
 
 import os
@@ -98,7 +98,7 @@ class Run:
         checkpoint: the file it came from.
         folder: the run's folder, None where only a checkpoint was given.
         config: the resolved config, plain values.
-        data: what the data told the model: `vocab_size`, `class_names`, ...
+        data: what the model has to know of the data: `vocab_size`, `class_names`, ...
         tokenizer: a `recur.data.text.Tokenizer`.
         task: the LightningModule with its weights, in evaluation mode.
     """
@@ -153,8 +153,8 @@ class Run:
         except UserError:
             raise
         except (ValueError, RuntimeError, TypeError) as error:
-            told = " ".join(str(error).split()[:40])
-            raise UserError("", rule=f"{checkpoint}: its weights are not those of its model: {told}") from None
+            details = " ".join(str(error).split()[:40])
+            raise UserError("", rule=f"{checkpoint}: its weights are not those of its model: {details}") from None
         if tokenizer.vocab_size != data.get("vocab_size"):
             sizes = f"{tokenizer.vocab_size} tokens, its model {data.get('vocab_size')}"
             raise UserError("", rule=f"{checkpoint}: its tokenizer has {sizes}")
@@ -162,14 +162,14 @@ class Run:
         folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
         return cls(checkpoint, folder, config, data, tokenizer, task)
 
-    def require(self, family: str, door: str) -> None:
+    def require(self, family: str, command: str) -> None:
         """Refuse a run of the other family.
 
         Raises:
             UserError: the run is not of this family.
         """
         if self.family != family:
-            raise UserError("", rule=f"recur.{door} wants a {family} run, {self.checkpoint} is a {self.family} run")
+            raise UserError("", rule=f"recur.{command} wants a {family} run, {self.checkpoint} is a {self.family} run")
 
 
 def _built(checkpoint: Path, model: dict[str, Any], data: dict[str, Any]) -> Any:
@@ -198,18 +198,18 @@ def device(name: str) -> Any:
     import torch
 
     try:
-        found = torch.device(name)
-        torch.empty(0, device=found)
+        place = torch.device(name)
+        torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
         first = next(iter(str(error).splitlines()), "it is not there")
         raise UserError("", rule=f"--device {name} cannot be used: {first}") from None
-    return found
+    return place
 
 
 def claim(folder: Path) -> None:
     """Hold a run's folder until this process ends, however it ends. A second call for it does nothing.
 
-    Ranks other than 0 write nothing and hold nothing.
+    Ranks other than 0 write nothing and hold nothing. Of the folder's files none is changed.
 
     Raises:
         UserError: another process holds it.
@@ -234,9 +234,15 @@ def claim(folder: Path) -> None:
         file.close()
         return
     _claimed[folder] = file
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}\n")
-    file.flush()
+
+
+def name_holder(folder: Path) -> None:
+    """Write into a folder's lock, if this process holds it, who it is that holds it."""
+    file = _claimed.get(folder.resolve())
+    if file is not None:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
 
 
 def release(folder: Path) -> None:

@@ -212,13 +212,13 @@ def rewind(folder: Path, checkpoint: Path) -> None:
 
 def tables(trainer: pl.Trainer) -> list[str]:
     """What Lightning's CSV loggers have written so far; their files are rewritten whole when a column is added."""
-    found = []
+    texts = []
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger) and trainer.is_global_zero:
             logger.experiment.save()
             path = Path(logger.experiment.metrics_file_path)
-            found.append(path.read_text(encoding="utf-8") if path.is_file() else "")
-    return found
+            texts.append(path.read_text(encoding="utf-8") if path.is_file() else "")
+    return texts
 
 
 def restore_tables(trainer: pl.Trainer, texts: list[str]) -> None:

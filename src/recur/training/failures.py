@@ -26,7 +26,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from recur.cli import rank, tell
+from recur.cli import notify, rank
 from recur.errors import UserError
 from recur.runs import checkpoint as checkpoints
 
@@ -126,7 +126,7 @@ class Finite(Callback):
             self.skipped += 1
             pl_module.restore(self._before)  # type: ignore[operator]
             if trainer.is_global_zero:
-                tell(f"skipped step {trainer.global_step + 1}: {self._what(norm)} on {self._where(trainer)}")
+                notify(f"skipped step {trainer.global_step + 1}: {self._what(norm)} on {self._where(trainer)}")
             return True
         if trainer.global_rank and torch.isfinite(self._loss):
             raise SystemExit(2)  # the rank whose batch it was says so, and rank 0
@@ -269,7 +269,7 @@ def leave(stop: Stopped, folder: Path) -> int:
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     asked = requeue() if stop.number == signal.SIGUSR1 else None
     again = f"go on with: {shlex.join(['python', '-m', 'recur.train', f'resume={shown}'])}"
-    tell(
+    notify(
         f"stopped by {name(stop.number)}"
         + (f", saved in {shown}; {again}" if saved else " before there was anything to save; start it again")
         + (f" ({asked})" if asked else "")

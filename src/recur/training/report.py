@@ -183,8 +183,9 @@ def next_commands(folder: Path, config: Mapping[str, Any], task: Any) -> list[st
         else:
             commands.append(f"{_python()} -m recur.predict {run} 'This film is terrible' 'This film is great'")
         commands.append(f"{_python()} -m recur.evaluate {run}")
-    tensorboard = f"tensorboard --logdir {run}"
-    return [*commands, tensorboard if _on_path("tensorboard") else f"{_python()} -m tensorboard.main --logdir {run}"]
+    program = "tensorboard" if _on_path("tensorboard") else f"{_python()} -m tensorboard.main"
+    # The folder above, where the run has a name: of one that TensorBoard calls ".", its HParams tab finds no metric.
+    return [*commands, f"{program} --logdir {shlex.quote(_shown(folder.absolute().parent))}"]
 
 
 def _python() -> str:

@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from hydra.core.utils import configure_log
 from lightning.pytorch.callbacks import Callback
-from omegaconf import OmegaConf
 
-from recur.cli import rank, tell
+from recur.cli import notify, rank
 from recur.config.compose import Composed
 from recur.errors import UserError
 from recur.runs import checkpoint as checkpoints
 from recur.runs import folder as folders
 from recur.runs.files import write_atomic
 from recur.runs.limits import check_training_state
-from recur.runs.run import claim, load_checkpoint
+from recur.runs.run import claim, load_checkpoint, name_holder
 from recur.training import checkpointing, report
 from recur.training.loggers import log_settings
 from recur.training.tensorboard import announce_hparams, settings_of
@@ -38,10 +36,10 @@ def take_up(composed: Composed) -> Path | None:
         checkpoint, trouble = checkpoints.to_resume(composed.folder)
         _check_state(checkpoint)
         if trouble and rank() == 0:
-            tell(f"warning: {trouble}")
+            notify(f"warning: {trouble}")
         return checkpoint
     if rank() == 0:
-        folders.check_free(composed.folder, _config_text(composed), overwrite=composed.config["overwrite"])
+        folders.check_free(composed.folder, composed.config_text(), overwrite=composed.config["overwrite"])
     return None
 
 
@@ -67,6 +65,7 @@ def begin(composed: Composed, data: Any, task: Any, trainer: pl.Trainer, checkpo
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         claim(folder)
+        name_holder(folder)
         if checkpoint is None:
             take_up(composed)  # once more: now nobody else begins it
             folders.clear(folder)
@@ -75,11 +74,11 @@ def begin(composed: Composed, data: Any, task: Any, trainer: pl.Trainer, checkpo
             checkpointing.rewind(folder, checkpoint)
             trainer.callbacks.append(RewrittenConfig(composed))  # type: ignore[attr-defined]
     if folder.is_dir():
-        configure_log(composed.hydra.job_logging, composed.hydra.verbose)
+        composed.configure_logging()
         report.quiet()
     if trainer.is_global_zero:
         if checkpoint is None:
-            write_atomic(folder / "config.yaml", _config_text(composed))
+            write_atomic(folder / "config.yaml", composed.config_text())
             write_atomic(folder / "tokenizer.json", data.tokenizer.to_json())
         report.opening(folder, data, task, trainer)
         announce_hparams(trainer.loggers, composed.config, task.family)
@@ -106,12 +105,8 @@ class RewrittenConfig(Callback):
 
     def _write(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero:
-            write_atomic(self._composed.folder / "config.yaml", _config_text(self._composed))
+            write_atomic(self._composed.folder / "config.yaml", self._composed.config_text())
             _write_hydra(self._composed)
-
-
-def _config_text(composed: Composed) -> str:
-    return OmegaConf.to_yaml(OmegaConf.create(composed.record()))
 
 
 def _write_hydra(composed: Composed) -> None:

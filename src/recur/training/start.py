@@ -20,7 +20,7 @@ from recur.training.baselines import Baseline, baseline
 from recur.training.callbacks import PlannedNoise, ValidationLog
 from recur.training.checkpointing import Files, SelfContained
 from recur.training.failures import Stop
-from recur.training.fit import Trained, train
+from recur.training.fit import Trained, check_lengths, train
 from recur.training.run_files import begin, take_up
 
 
@@ -52,11 +52,12 @@ def run(composed: Composed, stop: Stop, pruning: Pruning | None = None) -> Train
     task = _task(composed.config, data)
     if composed.config.get("init_from") and checkpoint is None:
         copied = weights.copy_from(composed.config["init_from"], task, data.tokenizer.vocabulary)
-        cli.tell(f"init_from  {copied}")
+        cli.notify(f"init_from  {copied}")
     if composed.config.get("find_lr"):
         return _find_lr(composed.config, data, task)
     callbacks = _callbacks(composed, data, stop)
     trainer = _trainer(composed.config, [*callbacks, *([] if pruning is None else [pruning])])
+    check_lengths(data, trainer)
     begin(composed, data, task, trainer, checkpoint)
     trained = train(
         data,

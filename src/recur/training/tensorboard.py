@@ -109,9 +109,9 @@ class Pages(pl.Callback):
         step = trainer.global_step
 
         counts = confusion(labels, scores)
-        picture = confusion_picture(counts, names, f"{split} split after {step:,} steps")
-        writer.add_image(f"{split}/confusion", picture, step, dataformats="HWC")
-        _save_picture(picture, Path(writer.log_dir) / "plots" / f"{split}_confusion.png")
+        image = confusion_image(counts, names, f"{split} split after {step:,} steps")
+        writer.add_image(f"{split}/confusion", image, step, dataformats="HWC")
+        _save_image(image, Path(writer.log_dir) / "plots" / f"{split}_confusion.png")
         for number in [1] if len(names) == 2 else range(min(len(names), _MOST_CURVES)):
             tag = f"{split}/precision_recall" + ("" if len(names) == 2 else f"/{names[number]}")
             writer.add_pr_curve(tag, labels == number, scores[:, number], step)
@@ -158,7 +158,7 @@ def confusion(labels: NDArray[np.int64], scores: NDArray[Any]) -> NDArray[np.int
     return counts
 
 
-def confusion_picture(counts: NDArray[np.int64], names: list[str], title: str) -> NDArray[np.uint8]:
+def confusion_image(counts: NDArray[np.int64], names: list[str], title: str) -> NDArray[np.uint8]:
     """The confusion matrix as pixels, `(height, width, 3)`: counts, shaded by their share of the true class."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -189,13 +189,13 @@ def confusion_picture(counts: NDArray[np.int64], names: list[str], title: str) -
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _save_picture(picture: NDArray[np.uint8], path: Path) -> None:
+def _save_image(image: NDArray[np.uint8], path: Path) -> None:
     from PIL import Image
 
     path.parent.mkdir(exist_ok=True)
     draft = path.with_name(f".{path.name}")
     with open(create(draft), "wb") as file:
-        Image.fromarray(picture).save(file, format="PNG")
+        Image.fromarray(image).save(file, format="PNG")
     draft.replace(path)
 
 

@@ -1,0 +1,123 @@
+"""What the callbacks keep, print and end."""
+
+import os
+import time
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from recur.training.callbacks import Throughput, epoch_line
+from recur.training.checkpointing import Files, best_checkpoint
+from recur.training.failures import leave_with_launcher
+
+METRICS = {
+    "train/epoch_loss": 0.5,
+    "train/epoch_accuracy": 0.75,
+    "val/loss": 0.4,
+    "val/accuracy": 0.8,
+    "train/tokens_per_second": 12345.6,
+}
+
+
+def test_an_epoch_without_a_validation_shows_none() -> None:
+    line = epoch_line(3, 61.0, METRICS, validated=False)
+    assert line == "epoch   4 | 1m 01s | train loss 0.5000 accuracy 75.00 % | 12,346 tokens/s"
+    assert "| val loss 0.4000 accuracy 80.00 % |" in epoch_line(3, 61.0, METRICS, validated=True)
+
+
+class _Scores(pl.LightningModule):
+    """Validations with given scores and losses."""
+
+    def __init__(self, scores: list[tuple[float, float]]) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.scores = scores
+
+    def training_step(self, batch, number):
+        return self.weight.sum()
+
+    def validation_step(self, batch, number):
+        accuracy, loss = self.scores[self.current_epoch]
+        self.log_dict({"val/accuracy": accuracy, "val/loss": loss})
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        ([(1.0, 0.5), (1.0, 0.3), (1.0, 0.4)], 1),
+        ([(0.9, 0.1), (1.0, 0.3), (0.8, 0.0)], 1),
+        ([(1.0, 0.5), (1.0, 0.5), (1.0, 0.6)], 0),
+    ],
+    ids=["lower loss", "higher score", "the same"],
+)
+def test_a_tie_keeps_the_checkpoint_of_lower_loss(tmp_path: Path, scores, kept: int) -> None:
+    best = best_checkpoint("val/accuracy", "max", str(tmp_path))
+
+    class Kept(pl.Callback):
+        def on_save_checkpoint(self, trainer, task, checkpoint):
+            checkpoint["recur"] = {"format": 2}
+
+    trainer = pl.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[best, Kept()],
+        plugins=[Files()],
+    )
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(_Scores(scores), DataLoader(torch.ones(1, 1)), DataLoader(torch.ones(1, 1)))
+    content = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    assert content["epoch"] == kept
+    state = next(state for key, state in content["callbacks"].items() if "Checkpoint" in key)
+    assert state["best_loss"] == pytest.approx(scores[kept][1])
+
+
+def test_seconds_are_those_of_all_lives() -> None:
+    first = Throughput()
+    first.tokens, first.seconds = 10, 2.0
+    time.sleep(0.02)
+    second = Throughput()
+    second.load_state_dict(first.state_dict())
+    assert second.wall_seconds > first.state_dict()["wall_seconds"] - 0.02 > 0
+    assert second.wall_seconds >= 0.02 and (second.tokens, second.seconds) == (10, 2.0)
+
+
+def test_a_rank_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    """A rank that waits for others would outlive rank 0 by minutes."""
+    pids = tmp_path / "pid"
+    launcher = os.fork()
+    if launcher == 0:
+        os.environ["RECUR_LAUNCHER"] = str(os.getpid())
+        if os.fork() == 0:
+            os.environ["LOCAL_RANK"] = "1"
+            leave_with_launcher(seconds=0.05)
+            pids.write_text(str(os.getpid()))
+            time.sleep(60)
+            os._exit(0)
+        while not pids.exists() or not pids.read_text():
+            time.sleep(0.01)
+        os._exit(0)
+    os.waitpid(launcher, 0)
+    rank, until = int(pids.read_text()), time.monotonic() + 10
+    while time.monotonic() < until and _alive(rank):
+        time.sleep(0.02)
+    assert not _alive(rank)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
