@@ -23,7 +23,7 @@ from recur.leaderboard.table import Leaderboard
 from recur.runs import trust
 from recur.runs.journal import Journal
 from recur.runs.run import load_checkpoint
-from recur.sweeps.job import Job
+from recur.sweeps.job import Job, SweepId
 from support.commands import run_command
 
 CANARY = "canary"  # a file that only planted code would make, in the folder where a door is called
@@ -158,6 +158,7 @@ def test_what_the_user_types_is_the_users_own():
         ("hydra/launcher=evil", "no option of this package"),
         ("hydra.sweeper.params.logger=evil", "no option of this package"),
         ("~callbacks", "no plain setting"),
+        ("~hydra.sweep.subdir", "Hydra's own"),
         ("evil@callbacks=x", "no plain setting"),
         ("model._target_=os.system", "not this package's"),
         ("+callbacks.x={_target_:os.system}", "not this package's"),
@@ -179,7 +180,12 @@ def test_a_recorded_command_is_repeated():
     words = ["-m", "optimizer.lr=1e-3,1e-2", "model=bilstm,advanced_lstm", "trainer=cpu", "hydra.launcher.cpu_slots=2"]
     words += ["hydra/sweeper=random", "hydra.sweeper.n_trials=3", "name=${hydra:job.num}", "+model.net.x=1"]
     words += ["optimizer._target_=torch.optim.NAdam,torch.optim.SGD", "hydra.sweep.subdir=${hydra.job.num}"]
-    words += ["experiment=null", "model=choice(bilstm, advanced_lstm)", "hydra.sweeper.params.optimizer.lr=1,2"]
+    words += [
+        "~callbacks.pages",
+        "experiment=null",
+        "model=choice(bilstm, advanced_lstm)",
+        "hydra.sweeper.params.optimizer.lr=1,2",
+    ]
     assert trust.check_arguments(words, "s", group_options()) == words
 
 
@@ -188,7 +194,7 @@ def test_a_job_that_goes_on_says_again_what_only_a_user_may_say(tmp_path):
         (tmp_path / name).parent.mkdir()
         torch.save({}, tmp_path / name)
     words = ("optimizer.lr=1", "+callbacks.mine._target_=mine.Callback", "data.allow_pickle=true")
-    job = Job(0, words, tmp_path, tmp_path / "lock")
+    job = Job(0, words, tmp_path, SweepId(tmp_path.parent, "0" * 32))
     again = job.command()[3:]
     assert again == [f"resume={tmp_path}", "++callbacks.mine._target_=mine.Callback", "++data.allow_pickle=true"]
     config = {"callbacks": {"mine": {"_target_": "mine.Callback"}}, "data": {"allow_pickle": True}}

@@ -62,6 +62,7 @@ _OWN_SETTINGS = re.compile(
     r"|hydra\.launcher\.(gpus|gpus_per_job|jobs_per_gpu|cpu_slots|threads|fail_fast|grace_seconds|retries|cpus_per_job"
     r"|jobs_at_once|cluster)"
 )
+_LEFT_OUT = re.compile(r"~(?P<key>[A-Za-z_]\w*(\.[\w-]+)+)")  # an entry of a group, such as ~callbacks.pages
 _SETTING = re.compile(r"\+{0,2}(?P<key>[A-Za-z_][\w/]*(\.[\w/-]+)*)=(?P<value>.*)", re.DOTALL)
 # The interpolations that a run writes: its folder and number, what was chosen, the time, other settings.
 _INTERPOLATION = re.compile(
@@ -312,6 +313,8 @@ def _objection(word: str, options: Mapping[str, Collection[str]]) -> str | None:
         return None
     if word.startswith("-"):
         return "is a flag"
+    if left_out := _LEFT_OUT.fullmatch(word):  # what remains is checked with the whole config
+        return "sets what is Hydra's own" if left_out["key"].startswith("hydra") else None
     parts = _SETTING.fullmatch(word)
     if parts is None:
         return "is no plain setting"
