@@ -15,7 +15,7 @@ from recur.runs import trust
 from support.commands import run_command
 from support.environment import Environment
 
-SMALL = [f"data.synthetic.{split}={count}" for split, count in (("train", 300), ("val", 80), ("test", 80))]
+SMALL = [f"data.synthetic.{split}_size={count}" for split, count in (("train", 300), ("val", 80), ("test", 80))]
 
 
 @pytest.fixture(scope="module")

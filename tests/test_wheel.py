@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from support.environment import Environment
 
-SMALL = [f"data.synthetic.{split}={count}" for split, count in (("train", 300), ("val", 80), ("test", 80))]
+SMALL = [f"data.synthetic.{split}_size={count}" for split, count in (("train", 300), ("val", 80), ("test", 80))]
 SMALL += ["trainer.accelerator=cpu", "trainer.max_epochs=1", "model.net.cell=mingru"]
 
 pytestmark = pytest.mark.slow
