@@ -9,6 +9,7 @@ by nobody.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +112,7 @@ def _operator(
     w, r = (graph.tensor(stacked[name], f"recurrent.{name}_l{index}") for name in ("weight_ih", "weight_hh"))
     b = graph.tensor(np.concatenate([stacked["bias_ih"], stacked["bias_hh"]], axis=1), f"recurrent.bias_l{index}")
     two = len(weights) == 2
-    attributes = {"hidden_size": hidden, "direction": "bidirectional" if two else "forward"}
+    attributes: dict[str, Any] = {"hidden_size": hidden, "direction": "bidirectional" if two else "forward"}
     if cell == "gru":
         attributes["linear_before_reset"] = 1  # as torch and cuDNN have it
     elif cell in ("rnn", "rnn_relu"):
