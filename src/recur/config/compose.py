@@ -303,4 +303,4 @@ def _groups_alone(folder: Path, name: str, overrides: Sequence[str]) -> dict[str
         config: Any = OmegaConf.to_container(OmegaConf.masked_copy(whole, [str(k) for k in whole if k != "hydra"]))
     except Exception:  # it serves a hint
         return {}
-    return config  # type: ignore[no-any-return]
+    return config

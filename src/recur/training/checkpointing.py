@@ -303,7 +303,8 @@ class LastCheckpoint(Callback):
         self._saved_step = trainer.global_step
         self._cut = False
         # The one who knows the moment between two batches is the loader, when it is asked for the next.
-        trainer.train_dataloader.before_batch = lambda: self._between(trainer)
+        loader: Any = trainer.train_dataloader
+        loader.before_batch = lambda: self._between(trainer)
 
     def _between(self, trainer: pl.Trainer) -> None:
         loop = trainer.fit_loop.epoch_loop
