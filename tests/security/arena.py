@@ -44,6 +44,7 @@ class Case:
         quick: whether it represents its class in the default tests.
         check: looks at what a command left and said; returns what is wrong.
         codes: exit codes that are right.
+        fails: why the case is known to fail, empty where it must not.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Case:
     quick: bool = False
     check: Callable[["Arena", "Done"], Iterable[str]] | None = None
     codes: Sequence[int] = (0, 2)
+    fails: str = ""
 
 
 @dataclass

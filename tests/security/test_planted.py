@@ -17,9 +17,6 @@ CLASSES = sorted(path.parent.name for path in Path(__file__).parent.glob("*/case
 ALL = [(kind, case) for kind in CLASSES for case in importlib.import_module(f"security.{kind}.cases").CASES]
 
 
-AWAITED = {"refusals", "changed_data"}  # whose promises are being built
-
-
 @pytest.fixture(scope="session")
 def listener():
     """A socket that nobody may call."""
@@ -55,12 +52,15 @@ def attempt(case: Case, arena) -> list[str]:
     return found
 
 
+def marks(case: Case) -> list[pytest.MarkDecorator]:
+    """Slow unless it represents its class; expected to fail where it says why."""
+    known = [pytest.mark.xfail(reason=case.fails, strict=True)] if case.fails else []
+    return [*known, *([] if case.quick else [pytest.mark.slow])]
+
+
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(case, id=f"{kind}: {case.name}", marks=[] if case.quick else [pytest.mark.slow])
-        for kind, case in ALL
-    ],
+    [pytest.param(case, id=f"{kind}: {case.name}", marks=marks(case)) for kind, case in ALL],
 )
 def test_a_planted_artefact_does_no_harm(case, arena):
     found = attempt(case, arena)
@@ -69,7 +69,7 @@ def test_a_planted_artefact_does_no_harm(case, arena):
 
 def test_every_class_is_represented_and_there_are_enough_cases():
     assert len(ALL) >= 250
-    assert {kind for kind, case in ALL if case.quick} >= set(CLASSES) - AWAITED
+    assert {kind for kind, case in ALL if case.quick} == set(CLASSES)
     names = [(kind, case.name) for kind, case in ALL]
     assert len(set(names)) == len(names)
 

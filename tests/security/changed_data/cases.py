@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from security.arena import Arena, Case
-from security.bases import TINY, bases
+from security.bases import TINY
 from support.commands import run_command
 
 _ROWS = [
@@ -23,22 +23,16 @@ def _csv(path: Path, rows: list[tuple[str, int]]) -> None:
 
 
 def _trained(arena: Arena, kind: str) -> Path:
-    """A run on a file of its own: made once, then copied beside the file."""
-    kept = bases(arena).folder / f"{kind} data"
-    if not kept.is_dir():
-        kept.mkdir()
-        if kind == "table":
-            _csv(kept / "a.csv", _ROWS)
-            words: tuple[str, ...] = ("data=files", "data.train=a.csv", *_SETTINGS)
-        else:
-            (kept / "a.txt").write_text("".join(f"{text} {label}\n" for text, label in _ROWS * 5))
-            words = ("data=text_files", "model=language_model", "data.train=a.txt", "data.batch_size=4", *_SETTINGS)
-        done = run_command("train", *words, "hydra.run.dir=r", cwd=kept)
-        assert done.returncode == 0, done.stderr
-    for path in kept.iterdir():
-        if path.is_file():
-            arena.path(path.name).write_bytes(path.read_bytes())
-    return arena.copy(kept / "r", "r")
+    """A run on a file of its own, which its config names by where it lies: so it is trained where it is changed."""
+    if kind == "table":
+        _csv(arena.path("a.csv"), _ROWS)
+        words: tuple[str, ...] = ("data=files", "data.train=a.csv")
+    else:
+        arena.path("a.txt").write_text("".join(f"{text} {label}\n" for text, label in _ROWS * 5))
+        words = ("data=text_files", "model=language_model", "data.train=a.txt", "data.batch_size=4")
+    done = run_command("train", *words, *_SETTINGS, "hydra.run.dir=r", cwd=arena.work)
+    assert done.returncode == 0, done.stderr
+    return arena.work / "r"
 
 
 def _table(change: Callable[[list[tuple[str, int]]], list[tuple[str, int]]]) -> Callable[[Arena], None]:
@@ -81,13 +75,22 @@ TEXTS: dict[str, Callable[[str], str]] = {
 }
 _RESUME = (("train", "resume=r", "trainer.max_epochs=2"),)
 _ACCEPT = (("train", "resume=r", "trainer.max_epochs=2", "accept_data_change=true"),)
-CASES = [Case(f"a table with {name}", _table(change), _RESUME, codes=(2,)) for name, change in TABLES.items()]
+CASES = [
+    Case(f"a table with {name}", _table(change), _RESUME, codes=(2,), quick=name == "swapped labels")
+    for name, change in TABLES.items()
+]
 CASES += [Case(f"a text with {name}", _text(change), _RESUME, codes=(2,)) for name, change in TEXTS.items()]
 CASES += [
     Case("a table that is gone", _gone("a.csv", "table"), _RESUME, codes=(2,)),
     Case("a text that is gone", _gone("a.txt", "text"), _RESUME, codes=(2,)),
     Case("a table that is as it was", _table(lambda rows: rows), _RESUME, codes=(0,)),
     Case("a text that is as it was", _text(lambda text: text), _RESUME, codes=(0,)),
-    Case("swapped labels that are accepted", _table(TABLES["swapped labels"]), _ACCEPT, codes=(0,)),
+    Case(
+        "swapped labels that are accepted",
+        _table(TABLES["swapped labels"]),
+        _ACCEPT,
+        codes=(0,),
+        fails="data read with a given vocabulary has no validation split cut off",
+    ),
     Case("more lines that are accepted", _text(lambda text: text + text[: len(text) // 2]), _ACCEPT, codes=(0,)),
 ]

@@ -53,6 +53,7 @@ CASES = [
         (("train", "resume=r", "trainer.max_epochs=3", *words),),
         codes=(2,),
         check=_goes_on,
+        quick=words[0] == "model.net.hidden_size=9",
     )
     for words in SETTINGS
 ]
