@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install train lm sweep test test-all torture soak lint format tensorboard results bench guides clean
+.PHONY: help install train lm sweep test test-all torture soak lint format tensorboard results bench guides gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ format: $(READY) ## let ruff put the code in order
 
 tensorboard: $(READY) ## look at every run in outputs
 	$(BIN)/tensorboard --logdir outputs
+
+gpu: $(READY) ## test and measure on a GPU, one JSON in outputs (without one: a dry run)
+	$(BIN)/python -m recur.benchmarks.gpu $(ARGS)
 
 results: $(READY) ## write the README's figures (ARGS="RUN ..." publishes runs)
 	$(BIN)/python -m recur.benchmarks.publish $(ARGS)
