@@ -65,15 +65,15 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small shapes, as without a GPU")
     arguments = parser.parse_args()
     began = time.monotonic()
-    found = torch.cuda.is_available()
-    record: dict[str, Any] = {"measured_on_a_gpu": found, "tests": run_tests(LIMIT / 2)}
-    quick = arguments.quick or not found
-    record["bench"] = run_benchmarks("cuda" if found else "cpu", quick, began + LIMIT * 0.8)
+    on_gpu = torch.cuda.is_available()
+    record: dict[str, Any] = {"measured_on_a_gpu": on_gpu, "tests": run_tests(LIMIT / 2)}
+    quick = arguments.quick or not on_gpu
+    record["bench"] = run_benchmarks("cuda" if on_gpu else "cpu", quick, began + LIMIT * 0.8)
     record["seconds"] = round(time.monotonic() - began, 1)
     path = Path(arguments.out)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"\nwritten: {path} ({'on a GPU' if found else 'a dry run on a CPU: nothing was measured on a GPU'})")
+    print(f"\nwritten: {path} ({'on a GPU' if on_gpu else 'a dry run on a CPU: nothing was measured on a GPU'})")
     tests = record["tests"]
     return int(tests.get("timed_out", False) or any(tests["counts"].get(bad) for bad in ("failure", "error")))
 

@@ -228,7 +228,7 @@ def matrix_products(device: str, bf16: bool = False) -> tuple[dict[str, Callable
     word = "bfloat16" if bf16 else "float32"
     runs = {f"torch.mm, {word}": repeated(torch.mm)}
     if device == "cpu" and torch.backends.mkldnn.is_available() and not bf16:
-        onednn = torch.ops.mkldnn._linear_pointwise  # which `torch.mm` takes for bfloat16 anyway
+        onednn = getattr(torch.ops.mkldnn, "_linear_pointwise")  # noqa: B009 - `torch.mm` takes it for bfloat16 alone
         runs[f"oneDNN, {word}"] = repeated(onednn, None, "none", [], "")
     return runs, 2.0 * size**3 * count
 

@@ -35,9 +35,12 @@ GRU (Cho et al. 2014, in cuDNN's variant that torch uses: the reset gate acts af
 
 Elman's RNN: h' = tanh(a) or relu(a), a = W x + b + U h + d; d_a = dh' (1 - h'^2) or dh' [h' > 0]; dh <- U^T d_a.
 
-**How they are computed.** The cell state is kept as $\hat c = -2c$ and pre-activations of tanh are scaled by -2, which
-turns every activation into $\sigma$ (three times as fast as tanh) and a step into seven operations. The signs and
-powers of two (exact in floating point) are folded into the weights before the walk and into the weight gradients after.
+**How they are computed.** In float32, where numba and a matrix micro-kernel are at hand, by `recur.nn.compiled`: all
+steps of a direction in one call. What follows serves float64, and float32 elsewhere.
+
+The cell state is kept as $\hat c = -2c$ and pre-activations of tanh are scaled by -2, which turns every activation into
+$\sigma$ (three times as fast as tanh) and a step into seven operations. The signs and powers of two (exact in floating
+point) are folded into the weights before the walk and into the weight gradients after.
 Backwards, every factor that does not depend on dh or dc is formed for a chunk of steps at once, small enough to
 stay in cache, so that a step is left with one matrix product and four pointwise operations. The two directions of a
 bidirectional layer run in two threads: no barrier a step, and each core keeps one direction's weights in its own cache.

@@ -50,7 +50,8 @@ def _without_controls(record: logging.LogRecord) -> bool:
 def precision(wanted: str, accelerator: str) -> str:
     """Resolve `auto`: bf16 mixed precision on a GPU that has it in hardware, else 32 bits.
 
-    On CPUs bf16 products can be hundreds of times slower than 32-bit ones.
+    On a CPU `bf16-mixed` is for those to ask for whose processor multiplies bfloat16 (`recur.nn.products.bf16_pays`):
+    others only emulate it, hundreds of times slower than float32.
     """
     if wanted != "auto":
         return str(wanted)
