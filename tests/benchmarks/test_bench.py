@@ -93,11 +93,14 @@ def test_a_section_writes_tables_json_and_a_plot(tmp_path, capsys):
     assert (tmp_path / "bench.png").stat().st_size > 1000
 
 
+LOW_LOSSES = {"fused, bf16-mixed", "plain, bf16-mixed"}  # where the processor multiplies bfloat16
+
+
 def test_loss_rivals_agree_and_are_measured(tmp_path):
     bench.main(["loss", "--quick", "--device", "cpu", "--repeats", "1", "--out", str(tmp_path)])
     tables = json.loads((tmp_path / "bench.json").read_text())["sections"]["loss"]["tables"]
     (rows,) = tables.values()
-    assert {row[""] for row in rows} == {"fused", "plain"}
+    assert {"fused", "plain"} <= {row[""] for row in rows} <= {"fused", "plain", *LOW_LOSSES}
     assert all(row["extra MB"] > 0 for row in rows)
 
 

@@ -90,7 +90,8 @@ class _DropIn(nn.RNNBase):
                 f"a nested tensor must be jagged, (batch, lengths, features), got {nested.dim()} dimensions and layout "
                 f"{nested.layout}: build it with torch.nested.nested_tensor(sequences, layout=torch.jagged)"
             )
-        offsets = nested.contiguous().offsets().cpu()
+        jagged: Any = nested.contiguous()
+        offsets = jagged.offsets().cpu()
         lengths = offsets.diff()
         if len(lengths) == 0 or lengths.min() < 1:
             raise ValueError(f"every sequence of a nested tensor must have a step, got lengths {lengths.tolist()}")
@@ -102,7 +103,7 @@ class _DropIn(nn.RNNBase):
         rows = (offsets[order][layout.places] + times).to(nested.device)  # of each packed row in the jagged values
         inverse = torch.empty_like(rows).scatter_(0, rows, torch.arange(len(rows), device=rows.device))
         order = order.to(nested.device)
-        packed = PackedSequence(nested.contiguous().values()[rows], batch_sizes, order, order.argsort())
+        packed = PackedSequence(jagged.values()[rows], batch_sizes, order, order.argsort())
         output, last = self(packed, hx)
         values = output.data[inverse]
         return torch.nested.nested_tensor_from_jagged(values, offsets.to(nested.device)), last
