@@ -9,7 +9,7 @@ import pytest
 
 from conftest import ROOT
 from recur import completion
-from recur.__main__ import COMMANDS
+from recur.cli import COMMANDS
 from support.commands import run_command
 
 

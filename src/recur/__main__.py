@@ -5,19 +5,8 @@ from collections.abc import Sequence
 from importlib import import_module, util
 
 from recur import __version__, cli
+from recur.cli import COMMANDS
 from recur.errors import nearest
-
-COMMANDS = {
-    "train": "train a model, or many with -m",
-    "evaluate": "print a run's metrics as JSON",
-    "predict": "label texts, or rate each of their tokens",
-    "generate": "let a language run write",
-    "results": "write a sweep's leaderboard again",
-    "export": "write a model as ONNX, torch.export or safetensors",
-    "bench": "measure speed",
-    "new": "write a project of your own",
-    "completion": 'print the shell\'s completion: eval "$(recur completion bash)"',
-}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

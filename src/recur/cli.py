@@ -13,6 +13,18 @@ from recur.errors import UserError, nearest, reason
 from recur.render import printable
 
 TRUST = "RECUR_TRUST"  # variable that names the packages of which a run may build classes
+# The commands, in the order of `recur --help`, and what each does.
+COMMANDS = {
+    "train": "train a model, or many with -m",
+    "evaluate": "print a run's metrics as JSON",
+    "predict": "label texts, or rate each of their tokens",
+    "generate": "let a language run write",
+    "results": "write a sweep's leaderboard again",
+    "export": "write a model as ONNX, torch.export or safetensors",
+    "bench": "measure speed",
+    "new": "write a project of your own",
+    "completion": 'print the shell\'s completion: eval "$(recur completion bash)"',
+}
 _LONGEST = 1000  # characters of a message
 
 

@@ -54,7 +54,7 @@ def completions(line: str) -> list[str]:
     Args:
         line: from the word `recur` up to the cursor.
     """
-    from recur.__main__ import COMMANDS
+    from recur.cli import COMMANDS
 
     words = line.split(" ")
     current, before = words[-1], [word for word in words[1:-1] if word]
@@ -71,7 +71,7 @@ def _options(command: str) -> list[str]:
     """The options of a command, read from its help."""
     if command == "train":  # whose help is about configs
         return list(_TRAIN)
-    from recur.__main__ import COMMANDS
+    from recur.cli import COMMANDS
 
     if command not in COMMANDS:
         return []

@@ -103,16 +103,16 @@ def may_build(target: str, allowed: Sequence[str]) -> bool:
         return False
     module, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        named = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         return False
     if package == "torch.optim.":
         from torch.optim import Optimizer
         from torch.optim.lr_scheduler import LRScheduler
 
-        return inspect.isclass(found) and issubclass(found, (Optimizer, LRScheduler))
-    imported = package.endswith(".") and not f"{getattr(found, '__module__', '')}.".startswith(tuple(allowed))
-    return (inspect.isclass(found) or inspect.isfunction(found)) and not imported
+        return inspect.isclass(named) and issubclass(named, (Optimizer, LRScheduler))
+    imported = package.endswith(".") and not f"{getattr(named, '__module__', '')}.".startswith(tuple(allowed))
+    return (inspect.isclass(named) or inspect.isfunction(named)) and not imported
 
 
 def check_targets(
@@ -250,10 +250,10 @@ def check_run_folder(folder: Path, typed: Sequence[str]) -> None:
         UserError: no config that a run wrote, or one that may not be used.
     """
     inner = folder / ".hydra"
-    for found in sorted(inner.iterdir()):
-        if found.name not in _HYDRA_WRITES:
+    for named in sorted(inner.iterdir()):
+        if named.name not in _HYDRA_WRITES:
             raise UserError(
-                str(found), rule="was not written by a run, and Hydra would read it as a config", remedy="remove it"
+                str(named), rule="was not written by a run, and Hydra would read it as a config", remedy="remove it"
             )
     file = inner / "config.yaml"
     config = read_yaml(file)
@@ -328,7 +328,7 @@ def _objection(word: str, options: Mapping[str, Collection[str]]) -> str | None:
     if key.startswith("hydra.sweeper.params."):
         return _objection(f"{key.removeprefix('hydra.sweeper.params.')}={value}", options)
     if key == "hydra.sweeper.cases":
-        return next((found for one in _cases(value) if (found := _objection(one, options))), None)
+        return next((named for one in _cases(value) if (named := _objection(one, options))), None)
     if key == "hydra.sweep.subdir" and (".." in value or value.strip("'\"").startswith(("/", "~"))):
         return "leads out of the sweep's folder"
     if key == "resume":
