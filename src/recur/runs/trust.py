@@ -47,6 +47,7 @@ RUN = (
     "recur.training.loggers.wandb",
     "lightning.pytorch.Trainer",
     "lightning.pytorch.callbacks.LearningRateMonitor",
+    "lightning.pytorch.profilers.SimpleProfiler",
     "lightning.pytorch.loggers.CSVLogger",
     "lightning.pytorch.loggers.TensorBoardLogger",
 )

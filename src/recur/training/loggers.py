@@ -117,6 +117,8 @@ def log_settings(loggers: list[Any], settings: Mapping[str, Any], folder: Path) 
         logger.log_hyperparams(plain)
         if isinstance(logger, MLFlowLogger):
             write_atomic(folder / MLFLOW_ID, f"{logger.run_id}\n")
+        if isinstance(logger, WandbLogger):
+            _remove_links(folder / "wandb")
 
 
 def log_results(loggers: list[Any], results: Mapping[str, Mapping[str, float]], step: int) -> None:
@@ -140,3 +142,11 @@ def log_results(loggers: list[Any], results: Mapping[str, Mapping[str, float]], 
         logger.finalize("success")
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()
+            _remove_links(Path(logger.save_dir or ".") / "wandb")
+
+
+def _remove_links(folder: Path) -> None:
+    """Remove W&B's links to its logs elsewhere: a run's folder may hold no link out of it, or it cannot be resumed."""
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            path.unlink()
