@@ -570,3 +570,14 @@ def test_the_pages_of_a_run_have_no_tag_from_its_data(tmp_path):
             break
     else:
         pytest.fail("no page of mistakes")
+
+
+@pytest.mark.parametrize("key", ["save_dir", "name", "version", "sub_dir"])
+@pytest.mark.parametrize("value", ["..", "../x", "..//x", "a/../../x", "/x", "~/x"])
+def test_no_part_of_a_loggers_path_leads_out_of_the_runs_folder(key, value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    node = {"logger": {"tensorboard": {"save_dir": str(tmp_path), "name": "", "version": "", key: value}}}
+    with pytest.raises(ValueError, match=rf"logger\.tensorboard\.{key} is .*, out of "):
+        trust.check_paths(node, "", tmp_path)
+    trust.check_paths(node, "", tmp_path, [f"logger.tensorboard.{key}={value}"])
+    trust.check_paths({"logger": {"csv": {"save_dir": str(tmp_path), key: "a/b"}}}, "", tmp_path)

@@ -197,7 +197,7 @@ def check_paths(node: Any, path: str, folder: Path, typed: Sequence[str] = ()) -
         below = key in _WRITTEN_BELOW or (key in ("name", "version") and path.startswith("logger."))
         if not isinstance(value, str) or not value or "${" in value or not (below or key in _WRITTEN):
             continue
-        where = (folder / "logger" if below else Path()) / Path(value).expanduser()
+        where = (folder if below else Path()) / Path(value).expanduser()
         if not is_inside(where, folder) and not is_typed(place, typed):
             raise UserError(
                 place, rule=f"is {value!r}, out of {folder}", remedy=f"if you want that, type {place}=... too"
