@@ -10,6 +10,7 @@ from recur.nn import compiled, engine, products
 from recur.nn.cells import Peephole
 from recur.nn.engine import FUSED_CELLS
 from recur.nn.packed import Layout
+from recur.nn.recurrent import Recurrent
 
 pytest.importorskip("numba")
 pytestmark = pytest.mark.skipif(not compiled.available(torch.float32), reason="no compiled kernels on this machine")
@@ -184,3 +185,14 @@ def test_a_weight_of_another_shape_is_refused_before_memory_is_touched():
         compiled.layer("lstm", rows[:-1], layout, tuple(state), [good])
     with pytest.raises(RuntimeError, match="do not fit"):
         compiled.layer("lstm", rows, layout, (state[0][:, :-1], state[1]), [good])
+
+
+@pytest.mark.parametrize("cell", sorted(BLOCKS))
+def test_no_two_gradients_share_their_storage(cell):
+    """Clipping scales gradients in place: a shared one would be scaled twice."""
+    torch.manual_seed(0)
+    layer = Recurrent(24, 32, 2, cell=cell, bidirectional=True, forget_bias=None)
+    texts = nn.utils.rnn.pack_sequence([torch.randn(n, 24) for n in range(40, 8, -1)])
+    layer(texts)[0].data.square().sum().backward()
+    places = [p.grad.untyped_storage().data_ptr() for p in layer.parameters()]
+    assert len(set(places)) == len(places)

@@ -192,8 +192,8 @@ _P3, _P4, _P5 = _F(4.1665795894e-2), _F(1.6666665459e-1), _F(5.0000001201e-1)
 
 
 @inlined
-def exp(x):  # type: ignore[no-untyped-def]
-    """e^x to one unit in the last place. NaN stays NaN: the comparisons are false for it."""
+def expm1(x):  # type: ignore[no-untyped-def]
+    """e^x - 1 to a few units in the last place, near 0 too. NaN stays NaN: the comparisons are false for it."""
     x = _LOW if x < _LOW else x
     x = _HIGH if x > _HIGH else x
     shifted = x * _LOG2_E + _ROUND
@@ -205,7 +205,14 @@ def exp(x):  # type: ignore[no-untyped-def]
     p = p * r + _P3
     p = p * r + _P4
     p = p * r + _P5
-    return (p * (r * r) + r + ONE) * _power_of_two(shifted)
+    scale = _power_of_two(shifted)
+    return (p * (r * r) + r) * scale + (scale - ONE)
+
+
+@inlined
+def exp(x):  # type: ignore[no-untyped-def]
+    """e^x to one unit in the last place."""
+    return expm1(x) + ONE
 
 
 @inlined
@@ -216,8 +223,9 @@ def sigmoid(x):  # type: ignore[no-untyped-def]
 
 @inlined
 def tanh(x):  # type: ignore[no-untyped-def]
-    """2 sigmoid(2 x) - 1: absolute error below 2e-7, which is all that a state needs."""
-    return TWO / (ONE + exp(-TWO * x)) - ONE
+    """e^2x - 1 over e^2x + 1, accurate near 0 too: Adam divides small gradients by their size."""
+    t = expm1(TWO * x)
+    return t / (t + TWO)
 
 
 @compiled
