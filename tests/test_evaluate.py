@@ -208,7 +208,7 @@ def test_language_run_gives_what_it_wrote_down_and_more_when_asked(run_command, 
     words = [
         "eval_batch_size=1",
         "--dynamic",
-        "0.001",
+        "0.0001",
         "--cache",
         "100",
         "--cache-flatness",

@@ -15,7 +15,7 @@ from support.commands import run_command
 SMALL = [
     "data=synthetic_text",
     "model=language_model",
-    *(f"data.synthetic.{split}={size}" for split, size in (("train", 6000), ("val", 800), ("test", 800))),
+    *(f"data.synthetic.{split}_size={size}" for split, size in (("train", 6000), ("val", 800), ("test", 800))),
     "data.eval_batch_size=2",
     "data.batch_size=4",
     "model.net.embedding_dim=24",

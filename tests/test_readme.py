@@ -25,7 +25,7 @@ def commands() -> list[str]:
     found = []
     for block in re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
-            command = re.sub(r"\s{2,}#.*$", "", line).strip()
+            command = re.sub(r"\s+#\s.*$", "", line).strip()
             if command and not command.startswith("#"):
                 found.append(command)
     assert len(found) > 20

@@ -61,7 +61,8 @@ def test_the_smaller_model_is_smaller_and_close(trained_run: Path, exports: dict
     net = Run.open(trained_run).task.net
     texts = agreement.drawn_texts(net.embedding.num_embeddings)
     found = agreement.compare(agreement.onnx_answers(small.read_bytes(), net, "sentiment"), net, "sentiment", texts)
-    assert 0 < found.difference < 0.05
+    assert 0 < found.difference < 0.2  # a few dozen weights, each of 8 bits
+    assert found.same_answers > 0.98
 
 
 @pytest.mark.parametrize("family", ["sentiment", "language"])
@@ -110,7 +111,7 @@ def test_the_hub_folder_has_what_a_hub_shows(exports: dict[str, Path]) -> None:
         ("config.json", "{}", "library_name is another"),
         ("config.json", '{"library_name": "recur", "format": 99}', "must be at most 1, got 99"),
         ("model.safetensors", "nothing", "cannot be read as safetensors"),
-        ("tokenizer.json", "{}", "not a tokenizer"),
+        ("tokenizer.json", "{}", "tokenizer has no model"),
     ],
 )
 def test_a_damaged_folder_is_refused(

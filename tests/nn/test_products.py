@@ -56,13 +56,18 @@ def test_activations_to_rounding():
     import numpy as np
     from numba import njit
 
-    from recur.nn.jit.primitives import exp, sigmoid, tanh
+    from recur.nn.jit.primitives import exp, expm1, sigmoid, tanh
 
     x = torch.cat([torch.linspace(-30, 30, 601), torch.tensor([-200.0, 200.0, -torch.inf, torch.inf])])
     for mine, exact, bound in ((sigmoid, torch.sigmoid, 2e-7), (tanh, torch.tanh, 4e-7)):
         call = njit(lambda v, f=mine: f(v))
         got = torch.tensor([float(call(np.float32(v))) for v in x.tolist()], dtype=torch.float64)
         assert (got - exact(x.double())).abs().max() < bound
+    near = torch.cat([torch.logspace(-20, 0, 101), -torch.logspace(-20, 0, 101)])
+    for mine, exact in ((expm1, torch.expm1), (tanh, torch.tanh)):  # relative: what is small counts too
+        call = njit(lambda v, f=mine: f(v))
+        got = torch.tensor([float(call(np.float32(v))) for v in near.tolist()], dtype=torch.float64)
+        assert (got / exact(near.double()) - 1).abs().max() < 5e-7
     call = njit(lambda v: exp(v))
     small = x[x.abs() <= 30]
     got = torch.tensor([float(call(np.float32(v))) for v in small.tolist()], dtype=torch.float64)

@@ -148,7 +148,7 @@ ROWS["data"] = {
     "empty parquet": Row("data=files data.train=a.parquet", ("a.parquet", "parquet"), {"a.parquet": b""}),
     "compressed": Row(FILES, ("a.csv is compressed", "unpack"), {"a.csv": gzip.compress(LABELLED.encode())}),
     "another suffix": Row("data=files data.train=a.csv.gz", ("a.csv.gz", ".parquet"), {"a.csv.gz": b"\x1f\x8b"}),
-    "folder for a file": Row(FILES, ("'a.csv'", "folder", "data.path"), {"a.csv": None}),
+    "folder for a file": Row(FILES, ("a.csv'", "folder", "data.path"), {"a.csv": None}),
     "dangling link": Row(FILES, ("'a.csv'",), {"a.csv": lambda path, runs: path.symlink_to("nowhere")}),
     "no such split": Row(
         "data=files data.path=d data.train=trian",
@@ -229,7 +229,7 @@ ROWS["text"] = {
     "no such file": Row("model=language_model data=text_files data.train=absent.txt", ("data.train", "'absent.txt'")),
     "empty file": Row(BOOK, ("a.txt", "empty"), {"a.txt": ""}),
     "blanks only": Row(BOOK, ("a.txt", "empty"), {"a.txt": " \n\n "}),
-    "folder for a file": Row(BOOK, ("'a.txt'", "folder", "data.path"), {"a.txt": None}),
+    "folder for a file": Row(BOOK, ("a.txt'", "folder", "data.path"), {"a.txt": None}),
     "NUL byte": Row(BOOK, ("a.txt", "NUL"), {"a.txt": "a\0b"}),
     "not UTF-8": Row(BOOK, ("a.txt", "0xe9", "iconv"), {"a.txt": b"caf\xe9"}),
     "UTF-16": Row(BOOK, ("a.txt", "UTF-8"), {"a.txt": TEXT.encode("utf-16")}),

@@ -146,7 +146,7 @@ def test_the_next_commands_run_as_they_are_printed(trained_run, monkeypatch) -> 
     monkeypatch.setenv("PATH", "/nowhere")  # no virtual environment is active
     predict, evaluate, tensorboard = report.next_commands(trained_run, CONFIG, SentimentLike())
     for line in (predict, evaluate, tensorboard):
-        assert line.split()[0] == sys.executable and str(trained_run.parent) in line
+        assert Path(line.split()[0]).absolute() == Path(sys.executable) and str(trained_run.parent) in line
     assert "recur.predict" in predict and "recur.evaluate" in evaluate
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     assert report.next_commands(trained_run, CONFIG, SentimentLike())[0].startswith("python -m recur.predict")
@@ -255,11 +255,6 @@ def test_confusion_counts_and_pictures() -> None:
 def test_no_mistakes_is_said() -> None:
     page = pages.mistakes_page(np.array([1]), np.array([[0.1, 0.9]]), ["no", "yes"], str, 5)
     assert page.strip() == "0 of 1 texts got the wrong label."
-
-
-def test_wrong_numbers_are_named() -> None:
-    with pytest.raises(ValueError, match=r"callbacks\.pages\.mistakes must be at least 0, got -1"):
-        pages.Pages(mistakes=-1)
 
 
 @pytest.mark.slow

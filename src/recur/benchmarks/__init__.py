@@ -5,6 +5,7 @@
     kernels.py   the recurrent engine, equal lengths of many shapes, the output layer's loss
     training.py  the bucket plan, whole training steps, start-up
     language.py  an epoch of WikiText-2 beside torch's own example
+    gpu.py       every GPU test and benchmark into one JSON (`make gpu`)
     clock.py     callbacks that time a training command from inside it
     publish.py   the figures of runs and benches as Markdown (`make results`)
 

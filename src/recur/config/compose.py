@@ -191,7 +191,8 @@ class Composed:
 
     def hydra_files(self) -> dict[str, str]:
         """What Hydra keeps of a run, by file name: the config to resume from, its own settings, the overrides."""
-        kept = OmegaConf.merge(self.cfg, {**_ONCE, "name": self.config["name"]})
+        once: Any = {**_ONCE, "name": self.config["name"]}
+        kept = OmegaConf.merge(self.cfg, once)
         files = {"config.yaml": kept, "hydra.yaml": {"hydra": self.hydra}, "overrides.yaml": list(self.overrides)}
         return {name: OmegaConf.to_yaml(OmegaConf.create(content)) for name, content in files.items()}
 
@@ -264,8 +265,8 @@ def interpolated(raw: str) -> frozenset[str]:
 
 def _keep_absolute_paths(cfg: DictConfig) -> None:
     """Give the data's files and folders absolute paths, by which a run finds them from anywhere, copied or not."""
-    data: Any = OmegaConf.to_container(cfg.data, resolve=False) if "data" in cfg else None
-    if isinstance(data, Mapping):
+    if OmegaConf.is_dict(cfg.get("data")):  # a word in its place is refused where the config is checked
+        data: Any = OmegaConf.to_container(cfg.data, resolve=False)
         for key, value in absolute_paths(data).items():
             if value != data[key]:
                 cfg.data[key] = value

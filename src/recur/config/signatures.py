@@ -77,12 +77,12 @@ def _as_written(annotation: Any) -> Any:
     """The annotation for values as YAML writes them: a path is a word, a tuple a list, a class or protocol anything."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
-        return Annotated[(_as_written(arguments[0]), *arguments[1:])]  # type: ignore[return-value]
+        return Annotated[(_as_written(arguments[0]), *arguments[1:])]
     if origin in (typing.Union, types.UnionType):
         return typing.Union[tuple(_as_written(part) for part in arguments)]  # noqa: UP007
     if origin is tuple:
-        inner = tuple(part if part is Ellipsis else _as_written(part) for part in arguments)
-        return Annotated[tuple[inner], Strict(False)]
+        inner: Any = tuple(part if part is Ellipsis else _as_written(part) for part in arguments)
+        return Annotated[tuple.__class_getitem__(inner), Strict(False)]
     if origin is not None and issubclass_safely(origin, Mapping) and arguments:
         return Mapping[_as_written(arguments[0]), _as_written(arguments[1])]  # type: ignore[misc]
     if inspect.isclass(annotation) and issubclass(annotation, os.PathLike):

@@ -231,7 +231,7 @@ class LanguageData(pl.LightningDataModule):
         common: dict[str, Any] = {
             "batch_size": self._batch_size if train else self._eval_batch_size,
             "seed": self._seed,
-            "repeat": bool(trainer and trainer.overfit_batches),
+            "repeat": bool(trainer and trainer.overfit_batches),  # type: ignore[attr-defined]
             "rank": trainer.global_rank if trainer else 0,
             "world_size": trainer.world_size if trainer else 1,
         }

@@ -337,7 +337,7 @@ class SentimentData(pl.LightningDataModule):
             max_tokens=self._max_tokens,
             shuffle=shuffle,
             seed=self._seed if shuffle else self._split_seed,
-            repeat=bool(trainer and trainer.overfit_batches),
+            repeat=bool(trainer and trainer.overfit_batches),  # type: ignore[attr-defined]
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )

@@ -211,8 +211,19 @@ def expm1(x):  # type: ignore[no-untyped-def]
 
 @inlined
 def exp(x):  # type: ignore[no-untyped-def]
-    """e^x to one unit in the last place."""
-    return expm1(x) + ONE
+    """e^x to one unit in the last place. NaN stays NaN, as in `expm1`, whose sum with 1 is not exact where x < 0."""
+    x = _LOW if x < _LOW else x
+    x = _HIGH if x > _HIGH else x
+    shifted = x * _LOG2_E + _ROUND
+    n = shifted - _ROUND
+    r = x - n * _LN2_HIGH
+    r = r - n * _LN2_LOW
+    p = _P0 * r + _P1
+    p = p * r + _P2
+    p = p * r + _P3
+    p = p * r + _P4
+    p = p * r + _P5
+    return (p * (r * r) + r + ONE) * _power_of_two(shifted)
 
 
 @inlined
