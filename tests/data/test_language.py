@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from recur.data import corpus
+from recur.data import synthetic as s
 from recur.data.corpus import Inline, Reader, clipped, cuts, encoded, readable
 from recur.data.language import LanguageData
 from recur.data.synthetic import SyntheticText
@@ -187,12 +188,10 @@ def test_more_streams_than_tokens_are_refused(tmp_path):
 def test_the_floor_is_the_texts_own_probability():
     """Recompute a short text's probability by reading it, independently of how it was written."""
     lines, nats = SyntheticText(200, 10, 10, seed=3).split("train").write()
-    from recur.data import synthetic as s
-
     singular = {noun: (pronoun, False) for noun, (_, pronoun) in s._NOUNS.items()}
     plural = {many: ("they", True) for many, _ in s._NOUNS.values()}
     order = list(s._NOUNS)
-    total = 0.0
+    total, topic = 0.0, None
 
     def zipf(words, word):
         weights = [1 / (i + 1) for i in range(len(words))]
@@ -247,7 +246,6 @@ def test_the_floor_is_the_texts_own_probability():
         if words[0] in s._TIMES:
             say(zipf(s._TIMES, words.pop(0)))
 
-    topic = None
     for line in lines:
         words = line.split()
         if topic is not None:

@@ -300,7 +300,7 @@ class _Writer:
         self.nats -= math.log(p if yes else 1 - p)
         return yes
 
-    def _pick(self, words: Sequence[str]) -> str:
+    def _draw_word(self, words: Sequence[str]) -> str:
         """One of the words: the i-th with probability proportional to 1 / (i + 1)."""
         weights = [1 / (i + 1) for i in range(len(words))]
         index = self._rng.choices(range(len(words)), weights)[0]
@@ -325,10 +325,10 @@ class _Writer:
     def _noun_phrase(self, deep: bool) -> tuple[list[str], str]:
         """Words, and the pronoun they can be taken up by."""
         many = self._chance(0.4)
-        words = [self._pick(("the", "some", "three") if many else ("the", "one", "this"))]
+        words = [self._draw_word(("the", "some", "three") if many else ("the", "one", "this"))]
         if self._chance(0.3):
-            words.append(self._pick(_KINDS))
-        noun = self._pick(list(_NOUNS))
+            words.append(self._draw_word(_KINDS))
+        noun = self._draw_word(list(_NOUNS))
         plural, pronoun = _NOUNS[noun]
         words.append(plural if many else noun)
         if not deep and self._chance(0.25):  # a clause about it, with a verb that agrees with it or with another
@@ -346,11 +346,11 @@ class _Writer:
         else:
             words = [self._verb(_INTRANSITIVE, many)]
             if self._chance(0.4):
-                words += ["in", "the", self._pick(_PLACES)]
+                words += ["in", "the", self._draw_word(_PLACES)]
         if self._chance(0.2):
-            words.append(self._pick(_TIMES))
+            words.append(self._draw_word(_TIMES))
         return words
 
     def _verb(self, verbs: dict[str, str], many: bool) -> str:
-        verb = self._pick(list(verbs))
+        verb = self._draw_word(list(verbs))
         return verbs[verb] if many else verb

@@ -67,14 +67,11 @@ class Plot(NamedTuple):
 
 def draw(leaderboard: Leaderboard, folder: Path) -> list[Plot]:
     """Write every plot that the leaderboard has matter for as PNG; return them for the page."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib import rc_context
 
     name, share = leaderboard.metric, "Importance of each setting, as Optuna estimates it"
     plots = []
-    with plt.rc_context(STYLE), warnings.catch_warnings():
+    with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # a setting in a script the font lacks
         shares = importance(leaderboard)
         whole = settings(leaderboard, leaderboard.varied, shares)
@@ -111,11 +108,8 @@ def _save(figure: "Figure", path: Path) -> None:
 
 def _inline(figure: "Figure", name: str) -> str:
     """A figure as SVG to be put into a page: no prologue, its ink the page's, its ids its own."""
-    from matplotlib import pyplot as plt
-
     text = StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    plt.close(figure)
     svg = text.getvalue()
     body = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(GROUND, "var(--card)")
     body = re.sub(r'\bid="', f'id="{name}-', body)
@@ -152,7 +146,7 @@ def settings(leaderboard: Leaderboard, keys: Sequence[str], shares: Mapping[str,
         keys: of the settings.
         shares: importance of each, where it is known.
     """
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     done = _done(leaderboard)
     if not keys or len(done) < 2:
@@ -160,7 +154,8 @@ def settings(leaderboard: Leaderboard, keys: Sequence[str], shares: Mapping[str,
     columns = min(4, len(keys))
     rows = math.ceil(len(keys) / columns)
     size = (PANEL[0] * columns, PANEL[1] * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for place, key in zip(axes.flat, keys, strict=False):
         _setting(place, leaderboard, key, done, shares.get(key))
     for index, place in enumerate(axes.flat):
@@ -221,7 +216,8 @@ def _mean(values: list[float]) -> float:
 
 def curves(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure | None":
     """The metric at every validation; the best settings in colour, the others faint, pruned runs dashed."""
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     known = [
         (rank, group, r.points(leaderboard.metric), r)
@@ -231,7 +227,8 @@ def curves(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure | Non
     known = [item for item in known if item[2]]
     if not known:
         return None
-    figure, place = plt.subplots(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    place = figure.subplots()
     shown: set[int] = set()
     every: list[float] = []
     bold = [rank for rank, group in enumerate(leaderboard.groups) if group.mean is not None][: len(SERIES)]
@@ -249,7 +246,7 @@ def curves(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure | Non
     place.set_xlabel("epoch")
     _value_axis(place, leaderboard, every)
     place.set_ylabel(_clip(leaderboard.metric, 60))
-    place.xaxis.get_major_locator().set_params(integer=True)
+    place.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = place.get_legend_handles_labels()
     if labels:
         figure.legend(handles[::-1], labels[::-1], loc="outside lower left", fontsize=9)
@@ -258,9 +255,9 @@ def curves(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure | Non
 
 def coordinates(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure | None":
     """Parallel coordinates: one line a run through all its settings to its metric."""
-    from matplotlib import pyplot as plt
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
+    from matplotlib.figure import Figure
 
     done = _done(leaderboard)
     if len(leaderboard.varied) < 2 or len(done) < 3:
@@ -272,7 +269,8 @@ def coordinates(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure 
     norm = scale(min(values), max(values)) if min(values) < max(values) else Normalize(0, 1)
     colours = ScalarMappable(norm, ground if leaderboard.mode == "max" else ground.reversed())
     keys = [*leaderboard.varied, leaderboard.metric]
-    figure, place = plt.subplots(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    place = figure.subplots()
     tracks: list[list[float]] = []
     for index, key in enumerate(keys):
         last = key == leaderboard.metric
@@ -327,11 +325,12 @@ def _axis(
 
 def shares_of_settings(shares: Mapping[str, float], size: tuple[float, float]) -> "Figure | None":
     """How much each setting matters."""
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     if len(shares) < 2:
         return None
-    figure, place = plt.subplots(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    place = figure.subplots()
     names = [_clip(short(key), 30) for key in shares]
     bars = place.barh(
         range(len(names)),

@@ -325,8 +325,7 @@ def _walk_back(
 ) -> list[Tensor | None]:
     """One direction, backward: gradients of input, initial hidden, initial cell, w_ih, w_hh, b_ih, b_hh."""
     w_ih, w_hh, b_ih, _ = weights
-    assert w_ih is not None
-    assert w_hh is not None
+    assert w_ih is not None and w_hh is not None  # noqa: PT018
     size = w_hh.shape[1]
     gates, *extras = saved or [output]  # a kernel that keeps no gates looks at none
     w_rec = _rearranged(w_hh, kernel.hidden_order, kernel.hidden_kappa, kernel.torch_blocks)
@@ -384,14 +383,21 @@ def _walk_back(
     if needs[3]:
         gradients[3] = _restored(d_in.t() @ inputs, kernel.input_order, kernel.input_kappa)
     if needs[4]:
-        before_rows = output.index_select(0, layout.previous_rows(reverse))
-        before_rows[entry] = hidden
-        gradients[4] = _restored(d_rec.t() @ before_rows, kernel.hidden_order, kernel.hidden_kappa)
+        gradients[4] = _recurrent_gradient(kernel, layout, reverse, d_rec, output, hidden)
     if b_ih is not None and (needs[5] or needs[6]):
         total = d_gates.sum(0)
         gradients[5] = _restored(total[in_columns], kernel.input_order, kernel.input_kappa)
         gradients[6] = _restored(total[rec_columns], kernel.hidden_order, kernel.hidden_kappa)
     return gradients
+
+
+def _recurrent_gradient(
+    kernel: Any, layout: Layout, reverse: bool, d_rec: Tensor, output: Tensor, hidden: Tensor
+) -> Tensor:
+    """Gradient of w_hh, from the hidden states before each row."""
+    before = output.index_select(0, layout.previous_rows(reverse))
+    before[layout.entry_rows(reverse)] = hidden
+    return _restored(d_rec.t() @ before, kernel.hidden_order, kernel.hidden_kappa)
 
 
 _pool: ThreadPoolExecutor | None = None

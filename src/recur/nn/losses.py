@@ -240,6 +240,19 @@ def _kernels() -> Any:
     return losses
 
 
+def _by_kernels(
+    ctx: Any, tensors: tuple[Tensor, Tensor, Tensor | None], target: Tensor, sizes: Any, with_correct: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `_LinearCrossEntropy.forward` returns, and the gradients it keeps; `sizes` go to `_Blocks`."""
+    with torch.autocast("cpu", enabled=False):
+        x, w, b = tensors
+        own_bias = None if b is None else b.detach()
+        nll, correct, gradients = _Blocks(x.detach(), w.detach(), own_bias, *sizes).run(target, with_correct)
+    ctx.save_for_backward(*gradients)
+    ctx.mark_non_differentiable(nll, correct)
+    return nll.sum() * sizes[0], nll, correct
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """See the head of this file; `loss` is differentiable, `nll` and `correct` are not."""
 
@@ -255,28 +268,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk_rows: int | None,
         training: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        rows, features = input.shape
-        vocabulary = len(weight)
-        device = input.device.type
+        (rows, features), vocabulary, device = input.shape, len(weight), input.device.type
         product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
         exact = torch.promote_types(product, torch.float32)  # of the softmax: float32 or float64
         scale = 1.0 / max(rows, 1) if mean else 1.0
         # needs_input_grad says what requires a gradient, under no_grad too, where none will be asked for
         want_input, want_weight, want_bias = (training and needed for needed in ctx.needs_input_grad[:3])
-        want_any = want_input or want_weight or want_bias
-
         if _is_compiled(input, weight, product):
             step = chunk_rows or min(block_rows(rows, features, vocabulary, 4, device), _COMPILED_ROWS)
             wants = (want_input, want_weight, want_bias and bias is not None)
-            own_bias = None if bias is None else bias.detach()
-            with torch.autocast(device, enabled=False):
-                blocks = _Blocks(
-                    input.detach(), weight.detach(), own_bias, scale, product == torch.bfloat16, step, wants
-                )
-                nll, correct, gradients = blocks.run(target, with_correct)
-            ctx.save_for_backward(*gradients)
-            ctx.mark_non_differentiable(nll, correct)
-            return nll.sum() * scale, nll, correct
+            sizes = (scale, product == torch.bfloat16, step, wants)
+            return _by_kernels(ctx, (input, weight, bias), target, sizes, with_correct)
 
         with torch.autocast(device, enabled=False):
             x_all, w = input.to(product), weight.to(product)
@@ -301,7 +303,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 of_target[block] = q.gather(1, y[:, None]).squeeze(1)
                 if with_correct:
                     correct[block] = q.argmax(1) == y
-                if not want_any:
+                if not (want_input or want_weight or want_bias):
                     continue
                 p = q.to(product)
                 # The one-hot part of softmax - onehot touches one row of W each: taken from the products, not from p.

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from recur.nn import compiled, products
+from recur.nn import compiled, products, torch_internals
 from recur.nn.arguments import ArgumentError
 from recur.nn.cells import CELLS, Cell, Weights
 from recur.nn.engine import FUSED_CELLS, layer
@@ -236,7 +236,7 @@ class Recurrent(nn.Module):
         parameters = list(self.parameters())
         if (
             not self._kind.fused
-            or not torch._use_cudnn_rnn_flatten_weight()
+            or not torch_internals.cudnn_wants_flat_weights()
             or not all(p.is_cuda and torch.backends.cudnn.is_acceptable(p) for p in parameters)
         ):
             return
@@ -247,17 +247,8 @@ class Recurrent(nn.Module):
             for group in groups:
                 flat = [w for index in group for own in self._weights(index) for w in own.values()]
                 fan_in, width = self.layer_sizes[group[0]]
-                torch._cudnn_rnn_flatten_weight(
-                    flat,
-                    4 if self.bias else 2,
-                    fan_in,
-                    _CUDNN_MODE[self.cell],
-                    width,
-                    0,
-                    len(group),
-                    False,
-                    self.bidirectional,
-                )
+                each, mode = 4 if self.bias else 2, _CUDNN_MODE[self.cell]
+                torch_internals.flatten_for_cudnn(flat, each, fan_in, mode, width, len(group), self.bidirectional)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Recurrent":
         super()._apply(fn, recurse)

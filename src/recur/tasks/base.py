@@ -115,8 +115,7 @@ class Stepping(pl.LightningModule):
 
     def log_step(self, name: str, value: Any, **settings: Any) -> None:
         """Log a training step's value, if this step is one that is written: logging in vain takes a millisecond."""
-        stepped = self.trainer.fit_loop.epoch_loop._batches_that_stepped
-        if (stepped + 1) % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+        if (self.trainer.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
             self.log(name, value, **settings)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:

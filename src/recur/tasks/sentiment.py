@@ -68,7 +68,7 @@ class _MulticlassBalancedAccuracy(MulticlassConfusionMatrix):
 
 
 class _Mean(MeanMetric):
-    """A weighted mean. torchmetrics' own drops what is NaN, and so hides it; told to keep it, it drops the weights."""
+    """A weighted mean. torchmetrics' own drops what is NaN, and so hides it; asked to keep it, it drops the weights."""
 
     def _cast_and_nan_check_input(self, x: Any, weight: Any = None) -> tuple[Tensor, Tensor]:
         return x.to(self.dtype), weight.to(self.dtype)

@@ -1,0 +1,26 @@
+"""Every private name of torch's cuDNN interface that this package uses; `torch.nn.RNNBase` uses the same two."""
+
+import torch
+from torch import Tensor
+
+
+def cudnn_wants_flat_weights() -> bool:
+    """Whether this torch lays a recurrent layer's weights out for cuDNN at all."""
+    return bool(torch._use_cudnn_rnn_flatten_weight())
+
+
+def flatten_for_cudnn(
+    weights: list[Tensor], each: int, features: int, mode: int, hidden: int, layers: int, bidirectional: bool
+) -> None:
+    """Give the weights of some layers one piece of memory, in the order in which cuDNN reads them.
+
+    Args:
+        weights: on a GPU; `each` of them a direction and layer.
+        each: 4 with biases, 2 without.
+        features: size of the first layer's input.
+        mode: cuDNN's number of the cell.
+        hidden: size of the hidden state.
+        layers: how many.
+        bidirectional: whether there are two directions.
+    """
+    torch._cudnn_rnn_flatten_weight(weights, each, features, mode, hidden, 0, layers, False, bidirectional)
