@@ -73,7 +73,7 @@ def placed(words: list[str], run: Path, shared: Path) -> list[str]:
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(c, marks=pytest.mark.slow if "imdb_fast" in c or "wikitext2" in c else ())
+        pytest.param(c, marks=pytest.mark.slow if "imdb" in c or "wikitext2" in c else ())
         for c in of("python -m recur.train")
         if " -m " not in c.removeprefix("python -m")
     ],

@@ -112,7 +112,7 @@ def extended(folder: Path, *changes: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("family", COURSES)
+@pytest.mark.parametrize("family", [pytest.param("sentiment", marks=pytest.mark.slow), "language"])
 def test_weights_of_64_bits_are_not_rounded_by_a_kill(tmp_path, family):
     """Lightning converts the weights only after it has loaded a checkpoint's into 32 bits."""
     words = [*(SENTIMENT if family == "sentiment" else language(tmp_path)), "trainer.max_epochs=2"]
@@ -123,7 +123,7 @@ def test_weights_of_64_bits_are_not_rounded_by_a_kill(tmp_path, family):
     assert compare(tmp_path / "whole", tmp_path / "parts") == []
 
 
-@pytest.mark.parametrize("family", COURSES)
+@pytest.mark.parametrize("family", ["sentiment", pytest.param("language", marks=pytest.mark.slow)])
 def test_an_epoch_that_max_steps_cut_short_goes_on_where_it_was(tmp_path, family):
     """Thirteen batches an epoch, or seven steps; each run ends in the middle of one."""
     words = [*(SENTIMENT if family == "sentiment" else language(tmp_path)), "trainer.max_epochs=4", "scheduler=none"]

@@ -54,7 +54,12 @@ def test_every_option_composes_and_fits_the_signature_of_its_class(group, option
 EXPERIMENTS = [path.stem for path in sorted((CONF / "experiment").glob("*.yaml"))]
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+QUICK = ("lm", "imdb_strong")  # one of each family; `make test-all` takes every experiment
+
+
+@pytest.mark.parametrize(
+    "experiment", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in EXPERIMENTS]
+)
 @pytest.mark.parametrize("group", ["optimizer", "scheduler"])
 def test_a_group_can_be_exchanged_under_any_experiment(experiment, group):
     """The other option then stands with its own keys and values: none of the experiment's is left over."""

@@ -15,6 +15,8 @@ from recur.inference.classification import classify
 from recur.runs.run import Run
 from support.commands import run_command
 
+pytestmark = pytest.mark.slow  # every format of both families is written first; CI runs it
+
 TEXTS = ["the plot was clever and fresh", "terrible acting, not good at all", "fresh"]
 
 
