@@ -70,10 +70,14 @@ def placed(words: list[str], run: Path, shared: Path) -> list[str]:
     return [word.replace("=input.txt", f"={shared / 'tinyshakespeare' / 'input.txt'}") for word in filled]
 
 
+# Each takes seconds; `make test` runs one command of each kind, CI all of them.
+SLOW = ("imdb", "wikitext2", "shakespeare", "advanced_lstm", "callbacks.")
+
+
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(c, marks=pytest.mark.slow if "imdb" in c or "wikitext2" in c else ())
+        pytest.param(c, marks=pytest.mark.slow if any(word in c for word in SLOW) else ())
         for c in of("python -m recur.train")
         if " -m " not in c.removeprefix("python -m")
     ],

@@ -120,6 +120,7 @@ def test_no_text_acts_on_a_terminal(text):
         assert text == view.escape_controls(text) == view.printable(text)
 
 
+@pytest.mark.slow
 def test_strange_texts_are_answered_and_cannot_act(runs, tmp_path):
     lines = "\n".join(text for name, text in STRANGE.items() if name not in ("separators", "control characters"))
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in STRANGE.values()))

@@ -86,7 +86,7 @@ COURSES = {
 }
 
 
-@pytest.mark.parametrize("family", COURSES)
+@pytest.mark.parametrize("family", ["sentiment", pytest.param("language", marks=pytest.mark.slow)])
 def test_a_run_killed_at_any_moment_ends_as_one_never_killed(tmp_path, family):
     words = SENTIMENT if family == "sentiment" else language(tmp_path)
     torture(tmp_path / "whole", words, 1, [])
@@ -97,6 +97,7 @@ def test_a_run_killed_at_any_moment_ends_as_one_never_killed(tmp_path, family):
     assert len(scalars(tmp_path / "parts")["val/loss"]) >= 5
 
 
+@pytest.mark.slow
 def test_two_ranks_killed_together_end_as_two_never_killed(tmp_path):
     """Each rank's own carried state, sums and place."""
     words = [*language(tmp_path), "trainer=ddp_cpu", "trainer.max_epochs=2", "trainer.log_every_n_steps=2"]
@@ -123,6 +124,7 @@ def test_weights_of_64_bits_are_not_rounded_by_a_kill(tmp_path, family):
     assert compare(tmp_path / "whole", tmp_path / "parts") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sentiment", pytest.param("language", marks=pytest.mark.slow)])
 def test_an_epoch_that_max_steps_cut_short_goes_on_where_it_was(tmp_path, family):
     """Thirteen batches an epoch, or seven steps; each run ends in the middle of one."""
@@ -145,6 +147,7 @@ def test_a_run_killed_before_it_can_go_on_begins_without_the_curves_of_before(tm
     assert compare(tmp_path / "whole", tmp_path / "parts") == []
 
 
+@pytest.mark.slow
 def test_a_table_of_curves_is_not_lost(tmp_path):
     """Lightning's CSV logger deletes its file when it is started again."""
     words = [*SENTIMENT, "logger=csv"]

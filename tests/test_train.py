@@ -97,8 +97,11 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
 
 @pytest.mark.parametrize(
     "more",
-    [[], ["callbacks.ema.decay=0.9"], ["trainer.precision=bf16-mixed", "model.net.hidden_size=32"]],
-    ids=["raw", "averaged", "bf16"],
+    [
+        pytest.param([], id="raw"),
+        pytest.param(["callbacks.ema.decay=0.9"], id="averaged", marks=pytest.mark.slow),
+        pytest.param(["trainer.precision=bf16-mixed", "model.net.hidden_size=32"], id="bf16", marks=pytest.mark.slow),
+    ],
 )
 def test_resuming_in_place_ends_where_an_uninterrupted_run_ends(tmp_path, more):
     settings = [*EASY, *more, "test=false", "scheduler=step"]

@@ -102,6 +102,7 @@ def test_tied_weights_are_stored_once() -> None:
     assert untied - tied >= VOCABULARY * 6 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn", "rnn_relu"])
 def test_torch_export_answers_the_same(cell: str) -> None:
     nets: list[Classifier | LanguageModel] = [classifier(cell=cell, pooling="concat"), language_model(cell)]

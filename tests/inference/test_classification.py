@@ -24,6 +24,7 @@ def probabilities(run: Run, text: str) -> list[float]:
     return list(classify(run, [text])[0].probabilities.values())
 
 
+@pytest.mark.slow
 def test_each_text_is_answered_alone_whatever_stands_beside_it(run) -> None:
     texts = [GOOD, BAD, "film", " ".join([GOOD] * 40), "unheard of words", BAD + " . " + GOOD]
     together = classify(run, texts)

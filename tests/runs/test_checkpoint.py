@@ -123,6 +123,7 @@ def test_a_writer_killed_anywhere_leaves_a_whole_checkpoint(tmp_path):
 # ---------------------------------------------------------------------------------------------------- through the doors
 
 
+@pytest.mark.slow
 def test_a_damaged_best_checkpoint_is_named_with_what_to_use_instead(trained_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained_run, run)

@@ -69,6 +69,7 @@ def test_training_goes_on_after_a_skipped_step(tmp_path, words):
     assert all(math.isfinite(value) for _, value in shown["train/epoch_loss"] + shown["val/loss"])
 
 
+@pytest.mark.slow
 def test_two_ranks_decide_alike(tmp_path):
     """The NaN is in one rank's batch only."""
     words = [*language(tmp_path), "trainer=ddp_cpu", "trainer.max_epochs=1"]

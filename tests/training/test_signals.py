@@ -37,6 +37,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, which, code):
     assert json.loads((run / "metrics.json").read_text())["epochs"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sentiment", pytest.param("language", marks=pytest.mark.slow)])
 def test_a_run_stopped_and_resumed_ends_as_one_never_stopped(tmp_path, family):
     """In a training step, in the middle of accumulation, and in the middle of a validation."""
