@@ -122,6 +122,7 @@ class LanguageData(pl.LightningDataModule):
 
         self.tokenizer: Tokenizer
         self._given_tokenizer: Tokenizer | None = None
+        self._carves = True  # whether splits that are missing are cut off the training text
         self._sources: dict[str, Source] | None = None
         self._facts: dict[str, dict[str, int]] = {}
         self._tokens: dict[str, NDArray[Any]] = {}
@@ -160,10 +161,15 @@ class LanguageData(pl.LightningDataModule):
         """What stands before the first token of a split."""
         return corpus.start_id(self.tokenizer)
 
-    def use(self, tokenizer: Tokenizer) -> None:
-        """Read with a trained model's tokenizer instead of making one; nothing is cut off the training text."""
+    def use(self, tokenizer: Tokenizer, *, carve: bool = False) -> None:
+        """Read with a trained model's tokenizer instead of making one.
+
+        Args:
+            tokenizer: of the model.
+            carve: cut validation and test text off the training text, as without this call; else nothing is cut off.
+        """
         assert not self._tokens, "call use before setup"
-        self._given_tokenizer = tokenizer
+        self._given_tokenizer, self._carves = tokenizer, carve
 
     def model_arguments(self) -> dict[str, Any]:
         """What the model has to know."""
@@ -278,7 +284,7 @@ class LanguageData(pl.LightningDataModule):
 
     def _cut_off(self) -> dict[str, float]:
         """Shares to cut off the training text, for the splits that are not there."""
-        if self._given_tokenizer is not None:
+        if not self._carves:
             return {}
         return {split: share for split, share in self._fractions.items() if split not in self._find() and share}
 

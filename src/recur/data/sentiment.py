@@ -163,6 +163,7 @@ class SentimentData(pl.LightningDataModule):
         self._rows: dict[str, NDArray[np.int64]] = {}  # rows of an encoded split that make up train or val
         self._vectors: WordVectors | None = None
         self._given_model: tuple[Tokenizer, list[str]] | None = None
+        self._carves = True  # whether validation rows are taken off the training rows where they have no split
 
     # ---- what others ask for
 
@@ -184,7 +185,7 @@ class SentimentData(pl.LightningDataModule):
     @property
     def splits(self) -> list[str]:
         """The labelled splits there are: of train, val, test."""
-        carved = self._given_model is None and "val" not in self._find()
+        carved = self._carves and "val" not in self._find()
         return [split for split in ("train", "val", "test") if split in self._find() or (split == "val" and carved)]
 
     @property
@@ -192,10 +193,16 @@ class SentimentData(pl.LightningDataModule):
         """Whether there is a test split."""
         return "test" in self._find()
 
-    def use(self, tokenizer: Tokenizer, class_names: Sequence[str]) -> None:
-        """Read with a trained model's tokenizer and classes instead of making them from a training split."""
+    def use(self, tokenizer: Tokenizer, class_names: Sequence[str], *, carve: bool = False) -> None:
+        """Read with a trained model's tokenizer and classes instead of making them from a training split.
+
+        Args:
+            tokenizer: of the model.
+            class_names: of the model.
+            carve: take validation rows off the training rows, as without this call; for a run that goes on training.
+        """
         assert self._base is None, "call use before setup"
-        self._given_model = (tokenizer, list(class_names))
+        self._given_model, self._carves = (tokenizer, list(class_names)), carve
 
     def prepare_data(self) -> None:
         """Fill the cache; other ranks wait for the one that does."""
@@ -443,6 +450,15 @@ class SentimentData(pl.LightningDataModule):
         assert self._given_model is not None
         self.tokenizer, self.class_names = self._given_model
         self._base = content_key([self.tokenizer.to_json(), self.class_names])
+        if self._carves:
+            encoded = self._open("train")
+            rows = self._rows["train"]
+            if "val" not in self._find():
+                chosen = carved(encoded.labels, self._val_fraction, self._split_seed)
+                self._encoded["val"], self._rows["val"], rows = encoded, rows[chosen], rows[~chosen]
+            if self._limit is not None and self._limit < len(rows):
+                rows = np.sort(np.random.default_rng(self._split_seed).permutation(rows)[: self._limit])
+            self._rows["train"] = rows
 
     def _open(self, split: str) -> Encoded:
         """A split's token ids, made by the present tokenizer where the cache does not have them."""

@@ -22,7 +22,7 @@ NAME = "sweep.jsonl"
 FORMAT = 1
 # What `read` vouches for; whoever reads a sweep may count on it.
 _FIELDS: dict[str, dict[str, type]] = {
-    "sweep": {"monitor": str, "mode": str},
+    "sweep": {"monitor": str, "mode": str, "space": dict},
     "start": {"job": int, "overrides": list, "folder": str},
     "end": {"job": int, "state": str},
 }

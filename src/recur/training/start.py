@@ -107,7 +107,7 @@ def _data_of_before(composed: Composed, checkpoint: Path) -> Any:
     own = load_checkpoint(checkpoint)["recur"]
     data = build(composed.config["data"], "data")
     names = [own["data"]["class_names"]] if "class_names" in own["data"] else []
-    data.use(Tokenizer.from_json(own["tokenizer"]), *names)
+    data.use(Tokenizer.from_json(own["tokenizer"]), *names, carve=True)
     data.prepare_data()
     data.setup("fit")
     return data

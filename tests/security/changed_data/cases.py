@@ -90,7 +90,6 @@ CASES += [
         _table(TABLES["swapped labels"]),
         _ACCEPT,
         codes=(0,),
-        fails="data read with a given vocabulary has no validation split cut off",
     ),
     Case("more lines that are accepted", _text(lambda text: text + text[: len(text) // 2]), _ACCEPT, codes=(0,)),
 ]
