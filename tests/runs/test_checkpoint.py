@@ -178,7 +178,7 @@ def test_a_run_folder_in_use_is_left_alone(tmp_path):
 
 @pytest.mark.slow
 def test_two_runs_at_once_in_one_folder(tmp_path):
-    """The lock of a real run: the second is told, the first ends as if nothing had been."""
+    """The lock of a real run: the second is refused, the first ends as if nothing had been."""
     start = [sys.executable, "-m", "recur.train", *SHORT, "trainer.max_epochs=100", f"hydra.run.dir={tmp_path}/run"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as first:
@@ -189,8 +189,8 @@ def test_two_runs_at_once_in_one_folder(tmp_path):
         again = run_command("train", f"resume={tmp_path}/run")
         first.terminate()
         said = first.communicate()[1]
-    for done in (second, again):
-        assert done.returncode == 2 and "in use by process" in done.stderr and len(done.stderr.splitlines()) == 1
+    for done, why in ((second, "holds a run"), (again, "in use by process")):
+        assert done.returncode == 2 and why in done.stderr and len(done.stderr.splitlines()) == 1
     assert first.returncode == 143, said
 
 

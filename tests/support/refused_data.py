@@ -75,7 +75,7 @@ ROWS["data"] = {
     "no source at all": Row("data=files", ("data.path", "data.train")),
     "empty file": Row(FILES, ("a.csv is empty", "columns"), {"a.csv": ""}),
     "blank lines only": Row(FILES, ("a.csv is empty", "columns"), {"a.csv": "\n\r\n\n"}),
-    "empty folder": Row("data=files data.path=empty", ("'empty'", "is empty"), {"empty": None}),
+    "empty folder": Row("data=files data.path=empty", ("/empty'", "is empty"), {"empty": None}),
     "column names only": Row(FILES, ("a.csv", "'text'", "no rows"), {"a.csv": "text,label\n"}),
     "no text column": Row(
         FILES, ("'text'", "'review'", "data.text_column"), {"a.csv": LABELLED.replace("text", "review")}
@@ -149,7 +149,9 @@ ROWS["data"] = {
     "compressed": Row(FILES, ("a.csv is compressed", "unpack"), {"a.csv": gzip.compress(LABELLED.encode())}),
     "another suffix": Row("data=files data.train=a.csv.gz", ("a.csv.gz", ".parquet"), {"a.csv.gz": b"\x1f\x8b"}),
     "folder for a file": Row(FILES, ("a.csv'", "folder", "data.path"), {"a.csv": None}),
-    "dangling link": Row(FILES, ("'a.csv'",), {"a.csv": lambda path, runs: path.symlink_to("nowhere")}),
+    "dangling link": Row(
+        FILES, ("a.csv", "a link to 'nowhere'"), {"a.csv": lambda path, runs: path.symlink_to("nowhere")}
+    ),
     "no such split": Row(
         "data=files data.path=d data.train=trian",
         ("'trian'", "train, test"),
@@ -159,7 +161,9 @@ ROWS["data"] = {
     "one folder of texts": Row(
         "data=files data.path=d", ("'pos'", "two classes"), {"d/pos/1.txt": "a", "d/pos/2.txt": "b"}
     ),
-    "folder of something else": Row("data=files data.path=d", ("'d'",), {"d/a.bin": b"\0", "d/b.exe": b"\0"}),
+    "folder of something else": Row(
+        "data=files data.path=d", ("/d'", "No (supported) data files"), {"d/a.bin": b"\0", "d/b.exe": b"\0"}
+    ),
     "pickled frame": Row("data=files data.train=a.pkl", ("a.pkl", "data.allow_pickle=true"), {"a.pkl": pickled_frame}),
     "no pickle": Row(
         "data=files data.train=a.pkl data.allow_pickle=true", ("a.pkl", "not a pickled"), {"a.pkl": b"no pickle"}
