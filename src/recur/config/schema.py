@@ -132,6 +132,8 @@ def check_run(config: Mapping[str, Any], used: frozenset[str] = frozenset()) -> 
     check_top_level(config, used)
     trainer = {key: value for key, value in config["trainer"].items() if key != "precision"}  # `auto` is ours
     check({**config, "trainer": trainer})
+    if trainer.get("max_epochs") == -1 and trainer.get("max_steps", -1) == -1:  # the schedulers plan the whole run
+        raise UserError("trainer.max_epochs", -1, "must end the run, or trainer.max_steps must", "set one of them")
     dry_run(config)
 
 

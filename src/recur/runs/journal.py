@@ -22,7 +22,7 @@ NAME = "sweep.jsonl"
 FORMAT = 1
 # What `read` vouches for; whoever reads a sweep may count on it.
 _FIELDS: dict[str, dict[str, type]] = {
-    "sweep": {"monitor": str, "mode": str, "space": dict},
+    "sweep": {"monitor": str, "mode": str},
     "start": {"job": int, "overrides": list, "folder": str},
     "end": {"job": int, "state": str},
 }
@@ -90,6 +90,8 @@ def read(folder: Path) -> list[dict[str, Any]]:
     for number, event in enumerate(events, start=1):
         needed = _FIELDS.get(str(event["event"]), {})
         wrong = next((key for key, kind in needed.items() if not isinstance(event.get(key), kind)), None)
+        if wrong is None and not isinstance(event.get("space", {}), dict):
+            wrong, needed = "space", {"space": dict}
         if wrong is not None:
             what = f"event {number} ({event['event']}) has {wrong} {event.get(wrong)!r}"
             raise UserError(str(path), rule=f"is damaged: {what}, which must be {needed[wrong].__name__}")
