@@ -192,8 +192,8 @@ _P3, _P4, _P5 = _F(4.1665795894e-2), _F(1.6666665459e-1), _F(5.0000001201e-1)
 
 
 @inlined
-def expm1(x):  # type: ignore[no-untyped-def]
-    """e^x - 1 to a few units in the last place, near 0 too. NaN stays NaN: the comparisons are false for it."""
+def _scaled(x):  # type: ignore[no-untyped-def]
+    """e^r - 1 and 2^n for e^x = e^r 2^n with |r| <= ln 2 / 2. NaN stays NaN: the comparisons are false for it."""
     x = _LOW if x < _LOW else x
     x = _HIGH if x > _HIGH else x
     shifted = x * _LOG2_E + _ROUND
@@ -205,25 +205,21 @@ def expm1(x):  # type: ignore[no-untyped-def]
     p = p * r + _P3
     p = p * r + _P4
     p = p * r + _P5
-    scale = _power_of_two(shifted)
-    return (p * (r * r) + r) * scale + (scale - ONE)
+    return p * (r * r) + r, _power_of_two(shifted)
+
+
+@inlined
+def expm1(x):  # type: ignore[no-untyped-def]
+    """e^x - 1 to a few units in the last place, near 0 too."""
+    part, scale = _scaled(x)
+    return part * scale + (scale - ONE)
 
 
 @inlined
 def exp(x):  # type: ignore[no-untyped-def]
-    """e^x to one unit in the last place. NaN stays NaN, as in `expm1`, whose sum with 1 is not exact where x < 0."""
-    x = _LOW if x < _LOW else x
-    x = _HIGH if x > _HIGH else x
-    shifted = x * _LOG2_E + _ROUND
-    n = shifted - _ROUND
-    r = x - n * _LN2_HIGH
-    r = r - n * _LN2_LOW
-    p = _P0 * r + _P1
-    p = p * r + _P2
-    p = p * r + _P3
-    p = p * r + _P4
-    p = p * r + _P5
-    return (p * (r * r) + r + ONE) * _power_of_two(shifted)
+    """e^x to one unit in the last place, which `expm1(x) + 1` is not where x < 0."""
+    part, scale = _scaled(x)
+    return (part + ONE) * scale
 
 
 @inlined
