@@ -98,7 +98,8 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
 @pytest.mark.parametrize(
     "more",
     [
-        pytest.param([], id="raw"),
+        pytest.param([], id="raw"),  # in the precision that auto chooses
+        pytest.param(["trainer.precision=32-true"], id="float32", marks=pytest.mark.slow),
         pytest.param(["callbacks.ema.decay=0.9"], id="averaged", marks=pytest.mark.slow),
         pytest.param(["trainer.precision=bf16-mixed", "model.net.hidden_size=32"], id="bf16", marks=pytest.mark.slow),
     ],

@@ -53,6 +53,7 @@ def _run(arguments: argparse.Namespace) -> None:
     _check(arguments)
     from recur.inference import evaluation
     from recur.inference.run import load
+    from recur.runs import precision
     from recur.runs.metrics import plain
 
     with cli.typed_names():
@@ -73,6 +74,7 @@ def _run(arguments: argparse.Namespace) -> None:
         dynamic = dynamic or evaluation.tuned_dynamic(run, training, statistics)
     record: dict[str, Any] = {"run": str(arguments.run), "checkpoint": str(run.checkpoint), "family": run.family}
     record["data"] = arguments.data or {key: run.config["data"].get(key) for key in ("path", "train", "test")}
+    record["precision"] = precision.of_evaluation(run.config, run.task.device)[0]
     for split in splits:
         record[split] = evaluation.evaluate_split(run, data, split)
         if cache:

@@ -2,10 +2,11 @@
 
 import argparse
 import contextlib
+import copy
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,19 @@ class Composed:
     def config_text(self) -> str:
         """That, as YAML."""
         return OmegaConf.to_yaml(OmegaConf.create(self.record()))
+
+    def changed(self, key: str, value: Any) -> "Composed":
+        """The same config with another value of a setting, such as `trainer.precision`."""
+        cfg = copy.deepcopy(self.cfg)
+        OmegaConf.set_readonly(cfg, False)
+        OmegaConf.update(cfg, key, value, force_add=True)
+        config: dict[str, Any] = copy.deepcopy(self.config)
+        *groups, name = key.split(".")
+        node = config
+        for group in groups:
+            node = node[group]
+        node[name] = value
+        return replace(self, config=config, cfg=cfg)
 
     def configure_logging(self) -> None:
         """Send what the run prints to its log file, too; its folder is there."""

@@ -15,10 +15,12 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 
+from recur.cli import notify
 from recur.config import data_settings
 from recur.data.streams import StreamLoader
 from recur.errors import ABSENT, UserError
 from recur.nn.packed import TokenWindow
+from recur.runs import precision
 from recur.runs import run as runs
 from recur.tasks.dynamic_evaluation import (
     DECAY,
@@ -132,7 +134,7 @@ def evaluate_split(run: "runs.Run", data: Any, split: str) -> dict[str, Any]:
     """Metrics of one split.
 
     Args:
-        run: an open run; its device is where it is computed.
+        run: an open run; its device is where it is computed, in the precision in which the run measured itself.
         data: its data module, set up.
         split: train, val or test.
 
@@ -140,6 +142,9 @@ def evaluate_split(run: "runs.Run", data: Any, split: str) -> dict[str, Any]:
         metrics by name, for a classifier also the confusion matrix as `confusion[true class][predicted class]`.
     """
     device = run.task.device
+    chosen, lacking = precision.of_evaluation(run.config, device)
+    if lacking:
+        notify(f"{run.checkpoint} measured itself in {precision.LOW}, which {device} lacks: evaluated in {chosen}")
     with _quiet():
         loader = data.loader(split)
         trainer = pl.Trainer(
@@ -150,8 +155,7 @@ def evaluate_split(run: "runs.Run", data: Any, split: str) -> dict[str, Any]:
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            # a run that asked for mixed precision measured itself in it
-            precision=cast(Any, low if (low := run.config["trainer"].get("precision")) == "bf16-mixed" else "32-true"),
+            precision=cast(Any, chosen),
         )
         trainer.test(run.task, loader, verbose=False)
         run.task.to(device)  # where the trainer found it

@@ -8,6 +8,7 @@
     fingerprint  what a run was trained on, in a few numbers
     build        building what a config names, and whose mistake it is when that fails
     trust        what a foreign run, checkpoint or sweep may make this program do
+    precision    what a run computes in, and what its `auto` means on a machine
     limits       how much a foreign file may ask for
     files        files written inside a run's folder and nowhere else
     marks        which sweep made a folder

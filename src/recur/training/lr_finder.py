@@ -43,7 +43,7 @@ def find(data: Any, task: Any, config: dict[str, Any]) -> RangeTest:
     Args:
         data: the data module, set up.
         task: with its optimizer.
-        config: of the run, for the trainer's accelerator and clipping.
+        config: of the run, for the trainer's accelerator, precision and clipping.
 
     Raises:
         UserError: no rate made the loss fall, or there are too few batches to tell.
@@ -53,6 +53,7 @@ def find(data: Any, task: Any, config: dict[str, Any]) -> RangeTest:
         trainer = pl.Trainer(
             accelerator=settings["accelerator"],
             devices=1,
+            precision=settings["precision"],
             max_epochs=10_000,  # the test ends it
             gradient_clip_val=settings.get("gradient_clip_val"),
             gradient_clip_algorithm=settings.get("gradient_clip_algorithm"),

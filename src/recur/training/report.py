@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
@@ -45,18 +44,6 @@ def _without_controls(record: logging.LogRecord) -> bool:
     """Names of files, columns and classes come from anybody: none of them may act on a terminal."""
     record.msg, record.args = escape_controls(record.getMessage()), ()
     return True
-
-
-def precision(wanted: str, accelerator: str) -> str:
-    """Resolve `auto`: bf16 mixed precision on a GPU that has it in hardware, else 32 bits.
-
-    On a CPU `bf16-mixed` is for those to ask for whose processor multiplies bfloat16 (`recur.nn.products.bf16_pays`):
-    others only emulate it, hundreds of times slower than float32.
-    """
-    if wanted != "auto":
-        return str(wanted)
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
 def metrics_of(trainer: pl.Trainer, prefix: str) -> dict[str, float]:

@@ -12,7 +12,7 @@ from recur import cli
 from recur.config import schema
 from recur.config.compose import Composed, build
 from recur.data.text import Tokenizer
-from recur.runs import fingerprint
+from recur.runs import fingerprint, precision
 from recur.runs.build import Part
 from recur.runs.run import load_checkpoint
 from recur.training import lr_finder, report, weights
@@ -47,6 +47,7 @@ def run(composed: Composed, stop: Stop, pruning: Pruning | None = None) -> Train
     """
     report.quiet()
     schema.check_run(composed.config, composed.used)
+    composed = with_precision(composed)
     checkpoint = take_up(composed)
     data = _data(composed, checkpoint)
     task = _task(composed.config, data)
@@ -74,6 +75,22 @@ def run(composed: Composed, stop: Stop, pruning: Pruning | None = None) -> Train
             composed.folder, composed.config, data, task, trainer, trained.results, baseline=beside, pruned=pruned
         )
     return trained
+
+
+def with_precision(composed: Composed) -> Composed:
+    """The config with what `trainer.precision=auto` comes to here: a resumed run goes on in what it began with."""
+    trainer = composed.config["trainer"]
+    wanted, accelerator = trainer.get("precision", "auto"), str(trainer["accelerator"])
+    typed = any(word.lstrip("+").startswith("trainer.precision=") for word in composed.overrides)
+    former = composed.resumed and not typed
+    chosen = (precision.resolve_former if former else precision.resolve)(wanted, accelerator)
+    if cli.rank() == 0 and precision.emulated(chosen, accelerator):
+        cli.notify(
+            f"warning: trainer.precision={chosen}, and this machine only emulates bfloat16, which takes many times as "
+            f"long{' and rounds otherwise than the run did so far' if composed.resumed else ''}; "
+            f"set trainer.precision={precision.EXACT} to compute in float32"
+        )
+    return composed.changed("trainer.precision", chosen)
 
 
 def _find_lr(config: dict[str, Any], data: Any, task: Any) -> Trained:
@@ -137,7 +154,6 @@ def _trainer(config: dict[str, Any], callbacks: list[Any]) -> Any:
     loggers = [build(node, f"logger.{name}") for name, node in config["logger"].items()]
     if not loggers:  # which it would complain about
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
-    settings["precision"] = report.precision(settings["precision"], settings["accelerator"])
     best = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
     settings["enable_checkpointing"] = best  # else Lightning would add one
     plugins = [Files(), *build(settings.pop("plugins", None) or [], "trainer.plugins")]
