@@ -130,3 +130,14 @@ def test_dropout_drops_in_training_only(locked):
 def test_a_wrong_setting_is_refused_with_its_value(setting, message):
     with pytest.raises(ValueError, match=message):
         Classifier(**{"vocab_size": 10, "num_classes": 2, **setting})
+
+
+def test_scores_in_mixed_precision_keep_their_digits():
+    """The head of few products is in float32: in bfloat16 a third of a set of reviews would share its scores."""
+    torch.manual_seed(0)
+    net = Classifier(40, 2, embedding_dim=8, hidden_size=8).eval()
+    text = pack_sequence([torch.randint(40, (5,)) for _ in range(200)])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = net(text)
+    assert logits.dtype == torch.float32
+    assert len(logits.unique()) > 190 > len(logits.bfloat16().unique())

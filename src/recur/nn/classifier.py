@@ -166,7 +166,9 @@ class Classifier(nn.Module):
         else:
             pooled = [last, max_over_time(states), mean_over_time(states)]
         features = torch.cat(list(pooled), dim=1)  # (batch, width or 3 * width)
-        logits: Tensor = self.head(nn.functional.dropout(features, self.head_dropout, self.training))
+        with torch.autocast(features.device.type, enabled=False):  # scores of three digits would tie
+            features = features.to(self.head.weight.dtype)
+            logits: Tensor = self.head(nn.functional.dropout(features, self.head_dropout, self.training))
         return logits if text.unsorted_indices is None else logits[text.unsorted_indices]
 
     def forward(self, text: PackedSequence) -> Tensor:
