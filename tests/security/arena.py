@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import TimeoutExpired
 
-from support.commands import _PRELOAD, _enter, _server
+from support.commands import _enter, server
 
 SPARE = 3 << 30  # bytes of address space that a command may ask for
 PEAK = 1 << 20  # KiB by which its resident memory may grow
@@ -188,8 +188,7 @@ class Arena:
                 SECRET: self.secret,
             }
             arguments = (str(record), f"recur.{words[0]}", words[1:], str(self.work), surroundings, streams)
-            _server.set_forkserver_preload(_PRELOAD)
-            process = _server.Process(target=_confined, args=arguments)
+            process = server().Process(target=_confined, args=arguments)
             process.start()
             process.join(SECONDS)
             if process.exitcode is None:

@@ -1,6 +1,6 @@
-"""Runs the doors as processes of their own, quickly.
+"""Runs the commands as processes of their own, quickly.
 
-Importing torch and Lightning takes seconds, and the tests go through the doors hundreds of times. So a server imports
+Importing torch and Lightning takes seconds, and the tests run the commands hundreds of times. So a server imports
 them once and forks: each call still is a fresh process that runs the module as `__main__`, with its own arguments,
 folder, environment, standard streams and exit code.
 """
@@ -12,20 +12,27 @@ import runpy
 import sys
 import tempfile
 import traceback
+from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 
-_PRELOAD = [
-    "torch",
-    "lightning.pytorch",
-    "torchmetrics.classification",
-    "hydra",
-    "datasets",
-    "tokenizers",
-    "matplotlib",
-]
-_PRELOAD += ["torch.utils.tensorboard", "lightning.pytorch.loggers", "captum.attr", "rich.console"]
-_server = multiprocessing.get_context("forkserver")
+_context = multiprocessing.get_context("forkserver")
+
+
+@cache
+def server() -> multiprocessing.context.ForkServerContext:
+    """The server, which has imported what `support.preload` names; its `Process` is a fork of it."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [before])])
+    try:
+        _context.set_forkserver_preload(["support.preload"])
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+    return _context
 
 
 def _enter(module: str, words: list[str], cwd: str, environment: dict[str, str], streams: list[str]) -> None:
@@ -63,7 +70,7 @@ def run_command(
     """Run `python -m recur.<module> words...` and wait.
 
     Args:
-        module: the door's name.
+        module: the command's name.
         words: its command line.
         cwd: folder to run in.
         environment: variables besides this process's own.
@@ -75,8 +82,7 @@ def run_command(
         Path(streams[0]).write_bytes(text if isinstance(text, bytes) else text.encode())
         surroundings = {**os.environ, **(environment or {})}
         arguments = (f"recur.{module}", [str(word) for word in words], str(cwd or Path.cwd()), surroundings, streams)
-        _server.set_forkserver_preload(_PRELOAD)
-        process = _server.Process(target=_enter, args=arguments)
+        process = server().Process(target=_enter, args=arguments)
         process.start()
         process.join(timeout)
         if process.exitcode is None:

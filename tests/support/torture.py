@@ -222,7 +222,7 @@ def _write(folder: str, count: int, tally: str) -> None:
 
 def written_until(folder: Path, count: int, tally: Path) -> int:
     """Write two checkpoints and die at the so-manieth write, sync, rename or link, 0 for never; gives the exit code."""
-    process = commands._server.Process(target=_write, args=(str(folder), count, str(tally)))
+    process = commands.server().Process(target=_write, args=(str(folder), count, str(tally)))
     process.start()
     process.join()
     return int(process.exitcode or 0)
@@ -247,7 +247,6 @@ def start(
     """
     again = (folder / "checkpoints" / "last.ckpt").is_file()
     command = [f"resume={folder}", *more] if again else [*words, f"hydra.run.dir={folder}"]
-    commands._server.set_forkserver_preload(commands._PRELOAD)
     with tempfile.TemporaryDirectory() as scratch:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
         crew = []
@@ -261,7 +260,7 @@ def start(
                 surroundings |= {**place, "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
             doomed = moment if moment is not None and moment.rank == rank else None
             arguments = (doomed, str(record), "recur.train", [*command, *mine], scratch, surroundings, streams)
-            process = commands._server.Process(target=_enter, args=arguments)
+            process = commands.server().Process(target=_enter, args=arguments)
             process.start()
             crew.append(process)
         try:
