@@ -3,6 +3,7 @@
 - `primitives`: calls of the matrix micro-kernel, bfloat16, activations, panels.
 - `cells`: one row of each cell, forward and backward. A new cell that fits the walk of the LSTM is two functions there,
   a number in `forward_rows` and `backward_rows`, and a line in `recur.nn.compiled.SHAPES`.
+- `numba_internals`: where the machine code is kept on disk.
 - `walks`: all steps of one direction of a layer, forward and backward.
 
 Every function releases the GIL and works on flat contiguous arrays: torch tensors of float32, and of bfloat16 seen as

@@ -6,8 +6,11 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import njit, types
+from numba.core.ccallback import CFunc
 from numba.extending import intrinsic, overload
+
+from recur.nn.jit.numba_internals import keep_on_disk
 
 LLVM_VERSION = 22  # the one whose options below were tried: another might not know them, and would end the process
 if llvm.llvm_version_info[0] != LLVM_VERSION:
@@ -22,10 +25,7 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "nsz", "arcp
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile `function` when it is first called, and keep the machine code on disk where a place can be written."""
-    try:
-        return njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # numba finds no folder for its cache
-        return njit(**_OPTIONS)(function)
+    return keep_on_disk(njit(**_OPTIONS)(function))
 
 
 class Rows:
@@ -44,10 +44,10 @@ class Rows:
             like = types.CPointer(types.int16 if bf16 else types.float32)
             signature = types.void(types.int64, types.int64, types.int64, like)
             options = {name: value for name, value in _OPTIONS.items() if name != "nogil"}
-            try:
-                self._built[bf16] = cfunc(signature, cache=True, **options)(self._function)
-            except RuntimeError:  # numba finds no folder for its cache
-                self._built[bf16] = cfunc(signature, **options)(self._function)
+            # What `numba.cfunc` does, which would compile before a place on disk can be given.
+            built = CFunc(self._function, (signature.args, signature.return_type), locals={}, options=options)
+            keep_on_disk(built).compile()
+            self._built[bf16] = built
         return int(self._built[bf16].address)
 
 
