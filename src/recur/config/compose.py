@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,7 @@ class Composed:
         """The resolved config as the run keeps it, without the settings that belong to one command."""
         return {**self.config, **_ONCE}
 
+    @cached_property
     def config_text(self) -> str:
         """That, as YAML."""
         return OmegaConf.to_yaml(OmegaConf.create(self.record()))
@@ -268,13 +270,17 @@ def _composed(line: CommandLine, folder: Path, name: str, overrides: Sequence[st
         cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
         _keep_absolute_paths(cfg)
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    used = interpolated(OmegaConf.to_yaml(cfg))
+        used = interpolated(OmegaConf.to_container(cfg, resolve=False))
     return Composed(config, cfg, whole.hydra, out, tuple(line.overrides), resumed, used)
 
 
-def interpolated(raw: str) -> frozenset[str]:
-    """The top-level keys to which interpolations in a config's YAML refer."""
-    return frozenset(re.findall(r"\$\{([A-Za-z_]\w*)", raw))
+def interpolated(raw: Any) -> frozenset[str]:
+    """The top-level keys to which interpolations refer, in plain containers that are not resolved."""
+    if isinstance(raw, Mapping):
+        return frozenset[str]().union(*map(interpolated, raw.values()))
+    if isinstance(raw, list):
+        return frozenset[str]().union(*map(interpolated, raw))
+    return frozenset(re.findall(r"\$\{([A-Za-z_]\w*)", raw)) if isinstance(raw, str) else frozenset()
 
 
 def _keep_absolute_paths(cfg: DictConfig) -> None:

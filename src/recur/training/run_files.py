@@ -39,7 +39,7 @@ def take_up(composed: Composed) -> Path | None:
             notify(f"warning: {trouble}")
         return checkpoint
     if rank() == 0:
-        folders.check_free(composed.folder, composed.config_text(), overwrite=composed.config["overwrite"])
+        folders.check_free(composed.folder, composed.config_text, overwrite=composed.config["overwrite"])
     return None
 
 
@@ -78,7 +78,7 @@ def begin(composed: Composed, data: Any, task: Any, trainer: pl.Trainer, checkpo
         report.quiet()
     if trainer.is_global_zero:
         if checkpoint is None:
-            write_atomic(folder / "config.yaml", composed.config_text())
+            write_atomic(folder / "config.yaml", composed.config_text)
             write_atomic(folder / "tokenizer.json", data.tokenizer.to_json())
         report.opening(folder, data, task, trainer)
         announce_hparams(trainer.loggers, composed.config, task.family)
@@ -105,7 +105,7 @@ class RewrittenConfig(Callback):
 
     def _write(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero:
-            write_atomic(self._composed.folder / "config.yaml", self._composed.config_text())
+            write_atomic(self._composed.folder / "config.yaml", self._composed.config_text)
             _write_hydra(self._composed)
 
 
