@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from filelock import lock_descriptor
+
 from recur.cli import rank
 from recur.errors import UserError
 from recur.runs import checkpoint as checkpoints
@@ -67,7 +69,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(str(path), rule=rule, remedy="loading such a file could run any code") from None
     except UserError:
         raise
-    except Exception as error:  # damage makes the reader fail in any way whatever
+    except Exception as error:  # with a damaged file the reader can raise anything
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(str(path), rule=checkpoints.UNREADABLE, remedy=first[:200]) from None
     return _of_known_format(path, content)
@@ -185,7 +187,7 @@ def _built(checkpoint: Path, model: dict[str, Any], data: dict[str, Any]) -> Any
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what was odd about the settings was said when it was trained
             return build({**model, "net": net, "_partial_": True}, "model")(**data)
-    except Exception as error:  # a description by anybody makes constructors fail in any way whatever
+    except Exception as error:  # with a description of unknown origin a constructor can raise anything
         raise UserError(str(checkpoint), rule=f"describes no model: {error}") from error
 
 
@@ -214,8 +216,6 @@ def claim(folder: Path) -> None:
     Raises:
         UserError: another process holds it.
     """
-    import fcntl
-
     folder = folder.resolve()
     if rank() or folder in _claimed:
         return
@@ -223,16 +223,16 @@ def claim(folder: Path) -> None:
     handle = files.open_inside(folder, ".lock", os.O_RDWR | os.O_CREAT | os.O_APPEND)
     file = open(handle, "a+", encoding="utf-8")  # noqa: SIM115 (held until the process ends)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        held = lock_descriptor(handle, blocking=False)
+    except OSError:  # a file system without locks
+        file.close()
+        return
+    if not held:
         file.seek(0)
         holder = file.read().strip() or "another process"
         file.close()
         remedy = "wait until that run has ended, or name another folder with hydra.run.dir=..."
-        raise UserError(str(folder), rule=f"is in use by {holder}", remedy=remedy) from None
-    except OSError:  # a file system without locks
-        file.close()
-        return
+        raise UserError(str(folder), rule=f"is in use by {holder}", remedy=remedy)
     _claimed[folder] = file
 
 
