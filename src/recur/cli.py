@@ -29,7 +29,7 @@ _LONGEST = 1000  # characters of a message
 
 
 def one_line(message: object) -> str:
-    """A message on one line of bearable length, in which nothing that a user or a file brought along can act."""
+    """A message on one line, shortened, in which control characters of a user's or a file's text are written out."""
     text = printable(" ".join(str(message).split()))
     cut = _LONGEST // 2
     return text if len(text) <= _LONGEST else f"{text[:cut]} ... {text[-cut:]}"
@@ -135,7 +135,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def rank() -> int:
-    """0 for the process that speaks and writes for all that train together, by what the environment says."""
+    """This process's rank, from the environment: the one of rank 0 prints and writes files for all."""
     return max(int(os.environ.get(key) or 0) for key in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 

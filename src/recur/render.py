@@ -1,6 +1,6 @@
 """How texts and their tokens are shown: on a terminal, as HTML, as Markdown; nothing in a text can act there.
 
-Texts come from people nobody knows. A control character could move a terminal's cursor or recolour it, a bidirectional
+Texts are of unknown origin. A control character could move a terminal's cursor or recolour it, a bidirectional
 override could reorder a line, `<script>` could run in a page and `|` could break a table. So every text passes
 `printable` first, and then `html.escape` or `markdown`.
 """

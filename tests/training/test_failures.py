@@ -4,13 +4,17 @@ import math
 import multiprocessing
 import os
 import re
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
+from recur.data.buckets import TextLoader, Texts
+from recur.data.cache import Ragged
 from recur.data.streams import StreamLoader
-from recur.nn.packed import TextBatch
+from recur.errors import UserError
+from recur.nn.packed import TextBatch, TokenWindow
 from recur.runs.run import load_checkpoint
 from recur.training.failures import Finite, is_lack_of_memory, is_lost_rank, out_of_memory, place, size
 from support.torture import Moment, compare, finish, free_port, scalars, start
@@ -137,11 +141,34 @@ def test_places_are_those_of_the_data():
     tokens = torch.arange(100).numpy()
     loader = StreamLoader(tokens, batch_size=3, bptt=7)
     for number, window in enumerate(loader):
-        told = re.search(r"the (\d+) training tokens from ([\d, ]+), a stream each", loader.where(number))
-        assert told is not None
-        first = [int(word) for word in told[2].split(",")]
+        said = re.search(r"the (\d+) training tokens from ([\d, ]+), a stream each", place(window, loader, number))
+        assert said is not None
+        first = [int(word) for word in said[2].split(",")]
         assert window.targets[:3].tolist() == first  # a token is its own place here
-    text = window.text
-    assert "3 streams" in size(window) or "1 streams" in size(window)
-    rows = TextBatch(text, torch.zeros(2), torch.tensor([9, 4]))
-    assert place(rows, SimpleNamespace(), 0) == "training rows 4, 9"
+    texts = Texts(Ragged(tokens[:60], np.arange(0, 61, 6)))
+    loader = TextLoader(texts, np.zeros(10, np.int64), batch_size=4, shuffle=True)
+    for number, batch in enumerate(loader):
+        rows = sorted(batch.rows.tolist())
+        assert place(batch, loader, number) == f"training rows {', '.join(map(str, rows))}"
+
+
+def test_sizes_are_in_the_units_of_the_family():
+    text = PackedSequence(torch.zeros(5, dtype=torch.int64), torch.tensor([3, 2]))
+    window = TokenWindow(text, torch.zeros(5), first=True, lr_scale=1.0)
+    rows = TextBatch(text, torch.zeros(3), torch.arange(3))
+    assert size(window) == "3 streams, longest 2 tokens, 5 in all"
+    assert size(rows) == "3 texts, longest 2 tokens, 5 in all"
+    assert size([1, 2]) == "unknown size"
+    assert place(rows, [], 0) == size(rows)  # a loader of the user's own
+    watch = Finite()
+    for batch, setting in ((rows, "data.max_length"), (window, "data.bptt")):
+        watch.batch = batch
+        assert setting in str(out_of_memory(MemoryError(), watch))
+
+
+def test_steps_are_skipped_only_of_a_task_that_can_undo_them():
+    import lightning.pytorch as pl
+
+    with pytest.raises(UserError, match=r"callbacks\.finite\.on_nonfinite needs a task with snapshot and restore"):
+        Finite("skip").on_fit_start(pl.Trainer(logger=False, accelerator="cpu"), pl.LightningModule())
+    Finite("stop").on_fit_start(pl.Trainer(logger=False, accelerator="cpu"), pl.LightningModule())

@@ -19,7 +19,7 @@ class Turns:
         path: the file.
         name: who this is.
         other: who the other is.
-        alone: whether the other has died, and is not to be waited for.
+        alone: whether the other process has ended, and is not to be waited for.
     """
 
     def __init__(self, path: Path, name: str, other: str, alone: Callable[[], bool]) -> None:

@@ -9,7 +9,7 @@ from recur.config import schema
 from recur.errors import ABSENT, UserError, nearest
 from recur.runs import trust
 
-# What says where a run's own data is; none of it holds for somebody else's file.
+# What says where a run's own data is; none of it applies to another file.
 _PLACES = frozenset(
     ("path", "subset", "revision", "train", "val", "test", "unlabelled", "text", "synthetic", "limit_train", "vectors")
 )
@@ -40,7 +40,7 @@ def changed(
     known = sorted(inspect.signature(get_class(config["_target_"])).parameters)
     kept: dict[str, Any] = dict(config)
     if "allow_pickle" in kept:
-        kept["allow_pickle"] = False  # a run may come from anybody: only who types this command may allow it
+        kept["allow_pickle"] = False  # a run may be of unknown origin: only the user of this command may allow it
     words = [setting.removeprefix("data.") for setting in settings]
     trust.check_paths(kept, "data", folder, [f"data.{word}" for word in words])
     for word in words:

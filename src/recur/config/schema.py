@@ -282,7 +282,7 @@ def _check_metrics(config: Mapping[str, Any]) -> None:
 
 
 def _check_memory(task: Any) -> None:
-    """Refuse weights that this machine cannot hold: Linux would promise the memory and then kill the run."""
+    """Refuse weights that this machine cannot hold: Linux grants more than there is, and kills the run later."""
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not on every system

@@ -63,7 +63,7 @@ def _cached(annotation: Any) -> TypeAdapter[Any] | None:
     try:
         return TypeAdapter(_as_written(annotation), config=_STRICT)
     except (PydanticUserError, TypeError, NameError, AttributeError):
-        return None  # nothing that pydantic knows about: whoever is called must check
+        return None  # nothing that pydantic knows about: what is called must check it
 
 
 def _adapter(annotation: Any) -> TypeAdapter[Any] | None:

@@ -10,7 +10,7 @@ What happens to a file, in this order:
     buckets.py     which texts make a batch              streams.py     which tokens make a window
     loader.py      the resumable loader of both          checks.py      limits on settings
     sentiment.py, language.py                            the LightningDataModules that do all of this
-    synthetic.py, memory.py                              corpora that are generated
+    families.py    what other packages may ask of either synthetic.py, memory.py   corpora that are generated
 
 To add a source of data, write a class with the two methods of `recur.data.sources.Source`, `fingerprint` and `read`,
 and return it from `find_splits` where it is recognised; `ZippedSplit`, there, is the shortest one. To add a generated

@@ -5,7 +5,7 @@ run, and ranks that wait for each other finish together. So an epoch is a list o
 steps, each step cut into one batch a rank.
 
 - The order is blurred each epoch: before sorting, every length is multiplied by a random factor within `BLUR` of one.
-  A row so meets other neighbours every time, while a batch stays within a few percent of one length.
+  So a row shares its batch with other rows every time, while the lengths in a batch stay within a few percent.
 - A step holds `batch_size * world_size` rows (the last rows are spread over all steps: they differ by at most one
   row). Inside a step the ranks get equal numbers of *tokens*, not of rows: a rank with longer texts has fewer.
   Averaging gradients over ranks therefore needs each rank's mean loss weighted by `TextBatch.scale`.

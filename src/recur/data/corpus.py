@@ -187,7 +187,7 @@ def encoded(blocks: Iterable[str], tokenizer: Tokenizer) -> Iterator[NDArray[np.
             yield tokenizer.encode_batch([block])[0]
         return
     eos = np.array([] if tokenizer.eos_id is None else [tokenizer.eos_id], dtype=np.int32)
-    rest, begun = "", False  # begun: words of the last line are out already, and its <eos> is still owed
+    rest, begun = "", False  # begun: words of the last line have been given, and its <eos> has not
     for block in blocks:
         lines = (rest + block).split("\n")
         rest = lines.pop()

@@ -48,7 +48,7 @@ class LanguageData(pl.LightningDataModule):
             or tsv without a line of names, its number from 1.
         tokenizer: settings of `Tokenizer.train`: kind, min_frequency, max_size.
         val_fraction: share of the training text, at its end, used for validation where there is no such split; 0
-            validates on the training text itself (to see a text learned by heart).
+            validates on the training text itself (to see a text memorised).
         test_fraction: share cut off after that for the test; 0 for none.
         batch_size: streams a device; with `window`, windows a batch and device.
         eval_batch_size: streams of validation and test. One stream never cuts the text, many are faster.

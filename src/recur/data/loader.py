@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from recur.errors import UserError
+from recur.nn.packed import Batch
 
-Batch = TypeVar("Batch")
+Given = TypeVar("Given", bound=Batch)
 
 
-class ResumableLoader(ABC, Generic[Batch]):
+class ResumableLoader(ABC, Generic[Given]):
     """Batches of an epoch for one rank, resumable in mid-epoch.
 
     Iterating starts at the epoch's first batch, or, once after `load_state_dict`, where that state was taken.
@@ -29,12 +30,12 @@ class ResumableLoader(ABC, Generic[Batch]):
         self._epoch = 0
         self._given = 0  # batches handed out in this epoch
         self._resume_at = 0
-        self.before_batch: Callable[[], None] | None = None  # called whenever the next window is asked for
+        self.before_batch: Callable[[], None] | None = None  # called whenever the next batch is asked for
 
     batch_sampler = None  # Lightning asks whatever has a sampler for it
 
     @property
-    def sampler(self) -> "ResumableLoader[Batch]":
+    def sampler(self) -> "ResumableLoader[Given]":
         """The loader itself: Lightning calls `set_epoch` on a loader's sampler, never on the loader."""
         return self
 
@@ -48,7 +49,7 @@ class ResumableLoader(ABC, Generic[Batch]):
         """Batches of an epoch, the same in every epoch and on every rank."""
 
     @abstractmethod
-    def batches(self, first: int) -> Iterator[Batch]:
+    def batches(self, first: int) -> Iterator[Given]:
         """This rank's batches of the present epoch, from number `first` on."""
 
     @abstractmethod
@@ -60,7 +61,7 @@ class ResumableLoader(ABC, Generic[Batch]):
         if epoch != self._epoch:
             self._epoch, self._given, self._resume_at = epoch, 0, 0
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Given]:
         """Batches to come. Nothing happens until the first is asked for: Lightning sets the epoch after `iter`."""
         first, self._resume_at = self._resume_at, 0
         self._given = first

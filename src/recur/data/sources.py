@@ -362,7 +362,7 @@ def _find_in_zip(file: Path) -> dict[str, ZippedSplit]:
 
 
 def _quiet_datasets() -> Any:
-    """The `datasets` library, without its progress bars and its chatter about where it caches."""
+    """The `datasets` library, without its progress bars and its messages about where it caches."""
     import datasets
 
     datasets.disable_progress_bars()

@@ -10,7 +10,7 @@
 `basic_english` is torchtext's tokenizer of that name, with two differences: lower-casing is per character (Greek final
 sigma stays σ), and white space is Unicode's (torchtext also splits at the control characters 0x1c to 0x1f).
 
-There is no pad token. `<unk>` is always id 0 and `<eos>`, where asked for, id 1. Both live in the vocabulary only: the
+There is no pad token. `<unk>` is always id 0 and `<eos>`, where asked for, id 1. Both are in the vocabulary only: the
 text `<unk>` becomes the unknown word where a tokenizer can yield it as one word (`whitespace`, as WikiText needs), and
 nowhere else does text turn into a special token.
 """

@@ -28,7 +28,7 @@ _FASTTEXT = b"\xba\x16\x4f\x2f"
 _MOST_NUMBERS = 100_000  # a word; a vocabulary of them would fill any memory
 _LONGEST_LINE = 1 << 22  # bytes
 _CUT = "was the file cut short? Get it again, or correct that line"
-_SENTENCE = 10_000  # gensim drops what a longer sentence has beyond this, without a word
+_SENTENCE = 10_000  # gensim silently drops what a longer sentence has beyond this
 
 
 @dataclass(frozen=True)

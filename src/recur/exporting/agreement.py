@@ -123,7 +123,7 @@ def compare(
 
 
 def _timed(answer: Callable[[], Answers]) -> tuple[Answers, float]:
-    """The answers, and the shortest of some timings: others may be at work on this machine."""
+    """The answers, and the shortest of some timings: other programs may run on this machine."""
     answers = answer()
     best = float("inf")
     for _ in range(_TIMINGS):
@@ -144,7 +144,7 @@ def _probabilities(logits: Answers, family: str) -> Answers:
 
 
 def onnx_answers(model: bytes, net: Any, family: str) -> Callable[[Ids, Ids], Answers]:
-    """What onnxruntime says, as `compare` takes it."""
+    """What onnxruntime gives, as `compare` takes it."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

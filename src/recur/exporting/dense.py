@@ -167,7 +167,7 @@ def export(net: Any) -> Any:
 
 
 def answers(program: Any, net: Any) -> Callable[[Any, Any], Any]:
-    """What an exported program says, as `agreement.compare` takes it."""
+    """What an exported program gives, as `agreement.compare` takes it."""
     module = program.module()
 
     def answer(ids: Any, lengths: Any) -> Any:

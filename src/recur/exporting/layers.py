@@ -3,8 +3,8 @@
 LSTM (with peepholes or without), GRU and RNN are operators of the opset, which take each sequence's length
 (`sequence_lens`). The other cells are written for one step and walked by the operator `Scan`; a step behind a
 sequence's end leaves its state as it is. Walked from the end that is an initial state which waits until the sequence's
-last token has come. So in both kinds the final state is that of the last real step, and rows behind the end are read
-by nobody.
+last token has come. So in both kinds the final state is that of the last real step, and rows behind the end are
+not read.
 """
 
 from collections.abc import Callable, Sequence

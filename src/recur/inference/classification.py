@@ -172,8 +172,8 @@ def integrated_gradients(net: nn.Module, text: PackedSequence, target: int) -> t
     own, times these vectors, summed over each vector. The contributions add up to the difference of the logits: so
     they do on every piece of the path, and the piece on which they are farthest from it is halved until the sum is
     within `TOLERANCE`. Those are the places where a pooled maximum passes from one step to another and, in long texts,
-    where the state tips over: cliffs no float can resolve. What is left of a cliff is divided among the tokens as the
-    gradient at its edge divides it.
+    where the state changes almost at a point: cliffs that no float can resolve. What is left of a cliff is divided
+    among the tokens as the gradient at its edge divides it.
 
     Args:
         net: a classifier with `embed` and `classify`, in evaluation mode, best in float64: cliffs can be that narrow.

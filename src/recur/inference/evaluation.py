@@ -190,7 +190,7 @@ def by_class(confusion: Sequence[Sequence[int]], names: Sequence[Any]) -> dict[s
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what Lightning says about every evaluation and nobody can act on."""
+    """Without Lightning's messages about every evaluation, which no user can act on."""
     loggers = [logging.getLogger(f"lightning.pytorch.{name}") for name in ("utilities.rank_zero", "accelerators.cuda")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

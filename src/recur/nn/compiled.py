@@ -284,7 +284,7 @@ class _Direction:
             back = [self.shape.order.index(i) for i in range(len(self.shape.order))]
             g_hh = None if g_hh is None else _ordered(g_hh.t(), back)
             assert bias is not None
-            # Two tensors: whoever scales gradients in place, as clipping does, would scale a shared one twice.
+            # Two tensors: gradient clipping scales in place, and would scale a shared one twice.
             b_ih, b_hh = bias[self.in_columns].clone(), _ordered(bias[: len(self.w_hh)], back)
             own_cell = d_cell if cell is not None else None
             if self.biased:

@@ -7,13 +7,33 @@ sequences still run at step `t` and always lives on the CPU. There are no pad to
 
 import math
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 CHUNK_ROWS = 256
+
+
+@runtime_checkable
+class Batch(Protocol):
+    """What the batches of both families have.
+
+    Attributes:
+        text: token ids, packed.
+        unit: what a sequence of `text` is, in the plural: `texts` or `streams`.
+    """
+
+    @property
+    def text(self) -> PackedSequence:
+        """Token ids, packed."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """What a sequence is, in the plural."""
+        ...
 
 
 class TextBatch(NamedTuple):
@@ -32,6 +52,11 @@ class TextBatch(NamedTuple):
     rows: Tensor
     scale: float = 1.0
 
+    @property
+    def unit(self) -> str:
+        """What a sequence is, in the plural."""
+        return "texts"
+
 
 class TokenWindow(NamedTuple):
     """A window of parallel token streams for truncated back-propagation through time.
@@ -49,6 +74,11 @@ class TokenWindow(NamedTuple):
     targets: Tensor
     first: bool
     lr_scale: float
+
+    @property
+    def unit(self) -> str:
+        """What a sequence is, in the plural."""
+        return "streams"
 
 
 class Layout:

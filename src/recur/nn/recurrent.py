@@ -122,7 +122,7 @@ class Recurrent(nn.Module):
         weight_drop: probability of zeroing an entry of each `weight_hh` (each `weight_ih` where a cell has no other)
             for a whole batch (Merity et al. 2018).
         state_dropout: probability of zeroing a feature of the hidden state on its way to the next step, a new mask a
-            step. It disturbs what is carried, which is why nobody should use it: it is here to be measured. Only the
+            step. It disturbs what is carried and is not recommended: it is here to be measured. Only the
             cells of torch have it, and training walks step by step.
         output_size: hidden size of the last layer, where it differs.
         forget_bias: initial bias of the forget gates (Jozefowicz et al. 2015): `bias_ih` gets it, `bias_hh` zero.

@@ -1,6 +1,6 @@
 """What keeps a recurrent language model from learning its text by heart (Merity et al. 2018, "AWD-LSTM").
 
-Weight drop lives in `recur.nn.recurrent`, where the weights are.
+Weight drop is in `recur.nn.recurrent`, where the weights are.
 """
 
 import torch

@@ -52,7 +52,7 @@ class _Sealed:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing is held that could go."""
+        """Nothing is buffered."""
 
     def _pass_on(self, data: Any) -> None:
         if self._failure is None and len(data):
@@ -76,7 +76,7 @@ def write(content: dict[str, Any], path: Path, keep: str | None = None) -> None:
     Args:
         content: what `torch.save` takes.
         path: file to write.
-        keep: name for the former file, in the same folder; None to let it go.
+        keep: name for the former file, in the same folder; None to remove it.
 
     Raises:
         UserError: the disk is full, the folder cannot be written, ...; the former file is as it was.
@@ -119,7 +119,7 @@ def _keep(path: Path, former: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Make a rename outlive a power cut, where folders can be synced."""
+    """Make a rename durable, where folders can be synced."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -132,7 +132,7 @@ def check(path: Path) -> bool:
     """Compare a checkpoint with its seal.
 
     Returns:
-        whether it has one. A whole archive without is somebody's who saved it with `torch.save` alone.
+        whether it has one. A whole archive without one was saved with `torch.save` alone.
 
     Raises:
         DamagedError: it is cut off, or its bytes have changed.
@@ -168,7 +168,7 @@ def _ends_archive(data: bytes) -> bool:
 
 
 def whole(path: Path) -> bool:
-    """Whether there is a checkpoint that can be believed."""
+    """Whether there is a checkpoint that is not damaged."""
     try:
         return path.is_file() and (check(path) or True)
     except (DamagedError, OSError):

@@ -70,7 +70,7 @@ def open_inside(folder: Path, name: str, flags: int) -> int:
             inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=handle)
             os.close(handle)
             handle = inner
-        # Without blocking, since a pipe that nobody reads would wait for ever.
+        # Without blocking: a pipe without a reader would wait for ever.
         file = os.open(last, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644, dir_fd=handle)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from recur.data.families import LabelledTexts
 from recur.errors import UserError
 
 Fingerprint = dict[str, dict[str, Any]]
@@ -21,7 +22,7 @@ def fingerprint(data: Any) -> Fingerprint:
     """
     parts: Fingerprint = {"vocabulary": {"hash": _hash(data.tokenizer.to_json().encode())}}
     for split in data.splits:
-        if hasattr(data, "labels"):
+        if isinstance(data, LabelledTexts):
             texts = data.texts(split)
             digest = hashlib.blake2b(digest_size=16)
             for row in range(len(texts)):

@@ -1,4 +1,4 @@
-"""The memory of a sweep: `sweep.jsonl` in its folder, one JSON object a line, only ever added to.
+"""The record of a sweep: `sweep.jsonl` in its folder, one JSON object a line, only ever added to.
 
     {"event": "sweep", ...}   first line: what the sweep is
     {"event": "start", "job": 3, "overrides": [...], "folder": "3", "place": "gpu 1", "time": ...}
@@ -20,7 +20,7 @@ from recur.runs.limits import parse_json
 VALIDATIONS = "history.jsonl"
 NAME = "sweep.jsonl"
 FORMAT = 1
-# What `read` vouches for; whoever reads a sweep may count on it.
+# What `read` checks of each event.
 _FIELDS: dict[str, dict[str, type]] = {
     "sweep": {"monitor": str, "mode": str},
     "start": {"job": int, "overrides": list, "folder": str},
@@ -51,7 +51,7 @@ class Journal:
         return cls(folder)
 
     def add(self, event: str, **fields: Any) -> None:
-        """Add one line with a single write: whoever is killed, it is there whole or not at all."""
+        """Add one line with a single write: a kill leaves the whole line or none of it."""
         os.write(self._file, _line(event, fields).encode())
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """How much a file of unknown origin may ask for, before anything is made of it.
 
-Whatever a run writes stays far below these limits. What lies above them was made to exhaust memory, time or the stack
-of whoever opens it.
+Whatever a run writes stays far below these limits. What lies above them was made to exhaust the memory,
+the time or the stack of the process that opens it.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The mark of a job: a small file in its folder that says which sweep made the folder, and for what settings.
 
-A sweep deletes and reuses nothing but folders that carry its own mark, and a job whose lines in the sweep's journal are
-lost is known by its mark all the same.
+A sweep deletes and reuses only folders with its own mark, and a job whose lines in the sweep's journal are lost is
+still known by its mark.
 """
 
 import json

@@ -96,7 +96,7 @@ def how_to_trust(target: str) -> str:
 def may_build(target: str, allowed: Sequence[str]) -> bool:
     """Whether `target` names a class or function that is defined where one of `allowed` says.
 
-    A prefix alone proves nothing: `recur.tasks.sentiment.torch.load` begins well.
+    A prefix is not enough: `recur.tasks.sentiment.torch.load` begins with a package of ours.
     """
     allowed = (*allowed, *(f"{name}." for name in trusted_packages()))
     package = next((one for one in allowed if target == one or (one.endswith(".") and target.startswith(one))), None)
@@ -125,7 +125,7 @@ def check_targets(
         node: plain containers.
         path: where they stand in the whole, for messages.
         allowed: what may be built.
-        typed: overrides of the user, who may name whatever he likes.
+        typed: overrides of the user, who may name anything.
         resolved: whether every interpolation is refused: in a config that was resolved once there are none. Else those
             that a run writes are let through.
 

@@ -1,4 +1,4 @@
-"""Sweeps: many runs, each a fresh process that anyone could have typed.
+"""Sweeps: many runs, each a process of its own, started by a command that anyone can type.
 
     launcher    checks a sweep whole, runs it, writes its leaderboard
     sweeper     grid, random, Optuna

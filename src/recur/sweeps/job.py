@@ -1,4 +1,4 @@
-"""A job: one run of a command in a process of its own, in run mode, started as anyone could have typed it."""
+"""A job: one run of a command in a process of its own, in run mode, started by a command that anyone can type."""
 
 import os
 import re
@@ -24,7 +24,7 @@ from recur.runs.metrics import read_record
 from recur.runs.trust import must_be_typed
 
 TRIAL = "RECUR_TRIAL"  # JSON for a job of an Optuna sweep: the journal, the trial's number, the pruner
-# Variables of a former or surrounding process that would make a fresh one believe that it is a rank of another run.
+# Variables of a former or surrounding process that would make a fresh one take itself for a rank of another run.
 _LEAKS = re.compile(
     r"^((LOCAL_|GROUP_|NODE_|ROLE_)?(RANK|WORLD_SIZE)|LOCAL_WORLD_SIZE|GROUP_WORLD_SIZE|ROLE_NAME|MASTER_(ADDR|PORT)"
     r"|TORCHELASTIC_.*|PL_GLOBAL_SEED|PL_SEED_WORKERS|SLURM_.*|OMPI_.*|PMIX?_.*|JSM_.*|HYDRA_MAIN_MODULE|RECUR_TRIAL)$"
@@ -97,7 +97,7 @@ class Job:
 
     @property
     def lock(self) -> Path:
-        """The file that is locked while the job's processes live."""
+        """The file that is locked while the job's processes run."""
         return self.sweep.folder / ".locks" / str(self.number)
 
     @property
@@ -165,7 +165,7 @@ class Job:
             marks.write_mark(self.folder, self.mark)
         if not self.can_continue():
             for inner in self.folder.iterdir():
-                if inner.name == marks.NAME:  # it stays to the last: a kill in between leaves a folder that is ours
+                if inner.name == marks.NAME:  # removed last: a killed sweep still knows the folder by it
                     continue
                 if inner.is_dir() and not inner.is_symlink():
                     shutil.rmtree(inner)
@@ -174,7 +174,7 @@ class Job:
         self.lock.parent.mkdir(parents=True, exist_ok=True)
 
     def lives(self) -> bool:
-        """Whether any of its processes lives, by the lock that they hold."""
+        """Whether any of its processes runs, by the lock that they hold."""
         if not self.lock.exists():
             return False
         try:
@@ -200,7 +200,7 @@ def clean_environment(added: Mapping[str, str], inherited: Mapping[str, str] | N
 
 
 def start_supervised(job: Job, granted: Mapping[str, str], grace: float) -> "subprocess.Popen[bytes]":
-    """Start a job under a supervisor; its standard input is the lifeline."""
+    """Start a job under a supervisor; when its standard input closes, the job is killed."""
     job.prepare()
     command = job.command()
     supervisor = str(Path(__file__).with_name("supervisor.py"))
@@ -212,7 +212,7 @@ def start_supervised(job: Job, granted: Mapping[str, str], grace: float) -> "sub
             stdout=log,
             stderr=subprocess.STDOUT,
             env=clean_environment({**granted, **job.environment}),
-            start_new_session=True,  # Ctrl-C is the sweep's to pass on
+            start_new_session=True,  # Ctrl-C reaches the sweep, which passes it on
         )
 
 

@@ -199,7 +199,7 @@ class FreshProcessLauncher(Launcher):
         return Job(number, tuple(overrides), folder, self.sweep, needs, monitor, command_module(), flags)
 
     def _check_foreign(self, number: int, cfg: DictConfig) -> None:
-        """Look at a job's config as at a foreign run's: nobody typed it in this command."""
+        """Check a job's config as that of a run of unknown origin: it was not typed in this command."""
         own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         for resolve in (False, True):
             content: Any = OmegaConf.to_container(own, resolve=resolve)
@@ -244,7 +244,7 @@ class FreshProcessLauncher(Launcher):
         """
         folder = self.folder
         if self.resuming:
-            journal.read(folder)  # before anything is made there
+            journal.read(folder)  # before anything is written there
         with contextlib.ExitStack() as held:
             held.enter_context(contextlib.closing(executor))
             self._compare(plan)
@@ -266,7 +266,7 @@ class FreshProcessLauncher(Launcher):
         return outcomes
 
     def _begin(self, plan: Plan) -> Journal:
-        self._compare(plan)  # once more: now nobody else begins it
+        self._compare(plan)  # again, now that the folder is locked
         if self.resuming or self._begun:
             return Journal(self.folder)
         self._begun = True
@@ -309,7 +309,7 @@ class FreshProcessLauncher(Launcher):
         progress.say(f"compare    tensorboard --logdir {folder}")
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run a batch for a sweeper that is not ours."""
+        """Run a batch for a sweeper of another package."""
         rows = [[text for text in row if not text.startswith("resume=")] for row in job_overrides]
         made = self.jobs(rows, initial_job_idx)
         plan = self.plan_of_list("a list", made, {"fixed": {}, "varied": {"jobs": [" ".join(row) for row in rows]}})

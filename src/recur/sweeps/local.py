@@ -1,7 +1,7 @@
 """Slots: the places on this machine where one job at a time can run, and the executor that fills them.
 
 A slot is some GPUs, or a share of the CPU's threads. What it grants is put into a job's environment before the job's
-process starts, since a process that has touched CUDA no longer listens.
+process starts, since CUDA reads these variables once, when a process first uses it.
 """
 
 import os
@@ -221,7 +221,7 @@ class Machine:
         return [(job, process.returncode) for _, job, process in ended]
 
     def wait(self, seconds: float) -> None:
-        """Sleep until a supervisor ends: its end of the lifeline closes then, which `poll` reports at once."""
+        """Sleep until a supervisor ends: its end of the pipe closes then, which `poll` reports at once."""
         ends = select.poll()
         for _, process in self.busy.values():
             if process.poll() is None:
@@ -233,7 +233,7 @@ class Machine:
             time.sleep(0.001)  # its exit code comes a moment later
 
     def stop(self) -> None:
-        """End every job, gently first."""
+        """End every job: SIGTERM first, SIGKILL later."""
         for _, process in self.busy.values():
             process.terminate()
         for _, process in self.busy.values():
@@ -242,7 +242,7 @@ class Machine:
             except subprocess.TimeoutExpired:
                 print(f"recur: process {process.pid} would not end", file=sys.stderr)
             assert process.stdin is not None
-            process.stdin.close()  # the lifeline: whatever is left ends now
+            process.stdin.close()  # closing the pipe ends whatever is left
 
     def close(self) -> None:
         """There is nothing to free."""

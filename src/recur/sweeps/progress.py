@@ -27,7 +27,7 @@ class _Row:
 
 
 class SweepProgress:
-    """Listens to a sweep and shows it.
+    """Shows a sweep's events as they come.
 
     Args:
         total: number of jobs.
@@ -135,7 +135,7 @@ class SweepProgress:
 
     def _left(self) -> float | None:
         """Seconds until the whole sweep ends, from what ended so far."""
-        rows = list(self._rows.values())  # the live table asks from a thread of its own
+        rows = list(self._rows.values())  # the live table calls this from a thread of its own
         took = [row.seconds for row in rows if row.state in ("done", "pruned") and row.seconds]
         if not took:
             return None

@@ -62,7 +62,7 @@ def _check_port(address: str | None) -> None:
     """Try a cluster's port, since Ray itself would try for many minutes.
 
     Raises:
-        UserError: nobody listens there.
+        UserError: there is no server.
     """
     host, _, port = (address or "").rpartition(":")
     if not host or not port.isdecimal():
@@ -137,11 +137,11 @@ class Ray:
         return f"Ray, {nodes} node(s), {self.capacity} job(s) at a time of {self._part}"
 
     def has_capacity(self) -> bool:
-        """Whether the cluster, were it ours alone, had a place; where it is not, the job waits in Ray's queue."""
+        """Whether the cluster, used by nobody else, could run another job; otherwise the job waits in Ray's queue."""
         return len(self._running) < self.capacity
 
     def start(self, job: Job) -> str:
-        """Hand a job to Ray."""
+        """Submit a job to Ray."""
         granted = {} if self._part.gpus else {"CUDA_VISIBLE_DEVICES": ""}
         reference = self._serve.remote(job, os.getcwd(), self._part.cpus, granted)
         self._running[reference] = job
@@ -169,7 +169,7 @@ class Ray:
             self._ray.wait(list(self._running), num_returns=1, timeout=seconds)
 
     def stop(self) -> None:
-        """Take the jobs back; their supervisors end with Ray's workers."""
+        """Cancel the jobs; their supervisors end with Ray's workers."""
         for reference in self._running:
             self._ray.cancel(reference, force=True)
         if self._running:
@@ -188,7 +188,7 @@ class Submitit:
         folder: of the sweep; submitit's own files go into `.submitit` there.
         cluster: `slurm`, or `local` to try it without one.
         part: what one job takes.
-        at_once: jobs in SLURM's hands at a time.
+        at_once: jobs queued or running at a time.
         parameters: further settings for submitit: `slurm_partition`, `timeout_min`, `mem_gb`, ...
 
     Raises:

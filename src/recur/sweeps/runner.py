@@ -1,4 +1,4 @@
-"""The loop of a sweep: hand jobs to an executor while it has capacity, and record what ended."""
+"""The loop of a sweep: give jobs to an executor while it has capacity, and record what ended."""
 
 import math
 import os
@@ -121,7 +121,7 @@ def judge(job: Job, code: int, seconds: float | None = None) -> Outcome:
     A run writes `metrics.json` last: where it is, the run is complete, whatever became of its process or supervisor.
 
     Args:
-        job: no process of it lives.
+        job: none of its processes runs any more.
         code: its exit code.
         seconds: it took; None to read them from its record.
     """
@@ -170,7 +170,7 @@ def run_jobs(
                     if not running:
                         return outcomes
                     break
-                if job.record() is not None:  # it ended while nobody looked
+                if job.record() is not None:  # it ended between two polls
                     end(job, judge(job, 0))
                     continue
                 place = executor.start(job)
@@ -193,7 +193,7 @@ def run_jobs(
         if isinstance(stop, KeyboardInterrupt):
             raise
         return outcomes
-    except BaseException:  # the disk is full, a cluster is gone, ...: nothing may run on unseen
+    except BaseException:  # the disk is full, a cluster is gone, ...: no job may go on without a sweep
         executor.stop()
         raise
 

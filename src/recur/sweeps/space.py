@@ -110,7 +110,7 @@ class Space:
 
 
 def check_count(count: float) -> None:
-    """Refuse a sweep that nobody can mean.
+    """Refuse a sweep of too many jobs.
 
     Raises:
         UserError: it has too many jobs.

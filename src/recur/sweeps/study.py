@@ -1,6 +1,6 @@
 """Optuna's search as a source of jobs: a setting is asked for when a slot is free, never before.
 
-The study lives in a journal file in the sweep's folder. The sweep asks for settings and reports results; a job itself
+The study is kept in a journal file in the sweep's folder. The sweep asks for settings and reports results; a job itself
 reports its validations there and stops where the pruner says so. Job n is trial n.
 """
 
@@ -32,7 +32,7 @@ NAME = "recur"
 
 
 def require() -> Any:
-    """Optuna itself, silent.
+    """Optuna itself, with its log messages off.
 
     Raises:
         UserError: it is not installed.
@@ -354,7 +354,7 @@ class Trials:
             elif trial.state == states.RUNNING:
                 if set(trial.params) == set(self._distributions):
                     self._again.append(self._job(trial))
-                else:  # cut while it was being asked for
+                else:  # the sweep was killed while it asked for this trial
                     self._study.tell(trial.number, state=states.FAIL)
         return [job for job in ended if job.record() is not None]
 

@@ -1,13 +1,14 @@
-"""Supervises one job: it ends when the sweep that started it does, and all processes of the job with it.
+"""Supervises one job: when the sweep that started it ends, all processes of the job are ended.
 
     python supervisor.py LOCK GRACE COMMAND...
 
-Standard input is a lifeline: when it closes, because the sweep was killed, the job's process group is killed at once.
-SIGTERM is passed on to the group, SIGKILL follows after GRACE seconds. While the job lives, LOCK is locked, so a sweep
+Standard input is a pipe from the sweep: when it closes, because the sweep was killed, the job's process group is
+killed at once.
+SIGTERM is passed on to the group, SIGKILL follows after GRACE seconds. While the job runs, LOCK is locked, so a sweep
 that is resumed can wait until no process of its jobs is left.
 
-Nothing but quick parts of the standard library (`flock` by hand and not `filelock`): a slot is idle until this has
-started, and the lock must pass to the job.
+Nothing but quick parts of the standard library is imported (`flock` and not `filelock`): a slot is idle until this has
+started. The job inherits the open file, and with it the lock.
 """
 
 import fcntl
@@ -63,7 +64,7 @@ def main(lock: str, grace: float, command: list[str]) -> int:
         if until is not None and time.monotonic() >= until:
             kill(signal.SIGKILL)
             until = time.monotonic() + 1.0
-    kill(signal.SIGKILL)  # ranks that hang on a lost leader
+    kill(signal.SIGKILL)  # ranks that still wait for one that has ended
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 

@@ -123,7 +123,7 @@ class Random(OwnSweeper):
 
 
 class Optuna(OwnSweeper):
-    """Optuna's search: a setting is asked for when a slot is free, trials without a chance stop early.
+    """Optuna's search: a setting is asked for when a slot is free, trials that fall behind the others stop early.
 
     Args:
         params: settings and their values.

@@ -1,9 +1,12 @@
 """What both tasks share: a step whose gradient is clipped, logged and may be refused, sums that survive a resume.
 
+Protocols say what callbacks and tasks ask of each other: `GradientObserver`, `Restorable`.
+
 To add a metric, compute it in the task of its family under the name that `recur.runs.metrics.METRICS` has for it.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -62,7 +65,42 @@ def step_plan(trainer: pl.Trainer) -> StepPlan:
     return StepPlan(min(totals), per_epoch)
 
 
-def save_metrics(task: pl.LightningModule, metrics: Sequence[Metric], checkpoint: dict[str, Any]) -> None:
+class Sums(Metric, ABC):
+    """Sums over an epoch, each a number, which go into a checkpoint and come back out of it."""
+
+    full_state_update = False
+
+    @abstractmethod
+    def update_with_nothing(self) -> None:
+        """An update that adds nothing: torchmetrics warns of the value of a metric that was never updated."""
+
+
+class Mean(Sums):
+    """A weighted mean. torchmetrics' own drops what is NaN, and so hides it; asked to keep it, it drops the weights."""
+
+    mean_value: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("mean_value", "weight"):
+            self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor, weight: float) -> None:
+        """Add a value, a number, with its weight."""
+        self.mean_value += value.to(self.mean_value) * weight
+        self.weight += weight
+
+    def compute(self) -> Tensor:
+        """The mean so far."""
+        return self.mean_value / self.weight
+
+    def update_with_nothing(self) -> None:
+        """Add nothing."""
+        self.update(torch.zeros_like(self.mean_value), 0)
+
+
+def save_metrics(task: pl.LightningModule, metrics: Sequence[Sums], checkpoint: dict[str, Any]) -> None:
     """Put what an epoch's training metrics have summed up so far into a checkpoint, each rank's own."""
     values: Any = torch.stack([value.double() for metric in metrics for _, value in _states(metric)])
     if task.trainer.world_size > 1:
@@ -70,19 +108,19 @@ def save_metrics(task: pl.LightningModule, metrics: Sequence[Metric], checkpoint
     checkpoint["train_metrics"] = values.reshape(task.trainer.world_size, -1).cpu()  # (ranks, sums)
 
 
-def load_metrics(task: pl.LightningModule, metrics: Sequence[Metric], checkpoint: dict[str, Any]) -> None:
+def load_metrics(task: pl.LightningModule, metrics: Sequence[Sums], checkpoint: dict[str, Any]) -> None:
     """Go on summing up from there. Another number of ranks cannot be in the middle of an epoch: it sums up anew."""
     saved = checkpoint.get("train_metrics")
     if saved is None or len(saved) != task.trainer.world_size:
         return
     values = iter(saved[task.trainer.global_rank])
     for metric in metrics:
+        metric.update_with_nothing()
         for name, value in _states(metric):
             setattr(metric, name, next(values).to(value))
-        metric._update_count = 1  # else torchmetrics warns of a mean of nothing
 
 
-def _states(metric: Metric) -> list[tuple[str, Tensor]]:
+def _states(metric: Sums) -> list[tuple[str, Tensor]]:
     """A metric's sums by name, each a number."""
     return [(name, value) for name, value in metric.metric_state.items() if isinstance(value, Tensor)]
 
@@ -125,7 +163,7 @@ class Stepping(pl.LightningModule):
             return
         super().lr_scheduler_step(scheduler, metric)
 
-    def training_metrics(self) -> list[Metric]:
+    def training_metrics(self) -> Sequence[Sums]:
         """What an epoch sums up."""
         raise NotImplementedError
 
@@ -139,6 +177,11 @@ class Stepping(pl.LightningModule):
         for metric in self.training_metrics():
             for name, _ in _states(metric):
                 setattr(metric, name, next(values))
+
+
+def skipped(task: pl.LightningModule) -> bool:
+    """Whether a task's last step was not made."""
+    return isinstance(task, Stepping) and task.skipped
 
 
 def clip_gradients(parameters: Any, value: float | None, algorithm: str | None) -> torch.Tensor:

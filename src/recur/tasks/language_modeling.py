@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from torchmetrics import Metric
 
 from recur.errors import UserError
 from recur.nn.language_model import Hidden, LanguageModel
@@ -15,18 +14,17 @@ from recur.nn.losses import TokenLoss, linear_cross_entropy
 from recur.nn.packed import TokenWindow
 from recur.nn.recurrent import State, detach_state
 from recur.nn.regularization import activation_penalty, temporal_penalty
-from recur.tasks.base import Stepping, load_metrics, save_metrics, step_plan
+from recur.tasks.base import Stepping, Sums, load_metrics, save_metrics, step_plan
 
 _READ_AT_ONCE = 1024  # tokens of a text to be scored
 
 
-class TokenStatistics(Metric):
+class TokenStatistics(Sums):
     """Sums over tokens: perplexity is exp(sum of NLL / tokens), never a mean of batch perplexities.
 
     Sums are in float64 and added over ranks, so the figure is that of the whole split, whatever the batches.
     """
 
-    full_state_update = False
     nll: Tensor
     tokens: Tensor
     correct: Tensor
@@ -43,6 +41,10 @@ class TokenStatistics(Metric):
         self.tokens += nll.numel()
         if correct is not None:
             self.correct += correct.sum()
+
+    def update_with_nothing(self) -> None:
+        """Add no token."""
+        self.update(self.nll.new_zeros(0))
 
     def compute(self) -> dict[str, Tensor]:
         """Nats a token, perplexity, bits a token and accuracy."""
@@ -209,7 +211,7 @@ class LanguageModelingTask(Stepping):
 
     # -------------------------------------------------------------------------------------------------------- resuming
 
-    def training_metrics(self) -> list[Metric]:
+    def training_metrics(self) -> list[TokenStatistics]:
         """The epoch's sums."""
         return [self.train_statistics]
 
@@ -219,7 +221,7 @@ class LanguageModelingTask(Stepping):
         return [*super().snapshot(), *(part for layer in state for part in layer)]
 
     def restore(self, before: list[Tensor]) -> None:
-        """Put them back, the state only where it is spoilt: the text goes on, and a good state has read more of it."""
+        """Put them back, the state only where it is not finite: a finite one has read more of the text and is kept."""
         super().restore(before)
         state = self._carried["train"]
         if state is None or all(bool(part.isfinite().all()) for layer in state for part in layer):

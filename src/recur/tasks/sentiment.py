@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import MetricCollection
 from torchmetrics.classification import (
     BinaryAccuracy,
     BinaryAUROC,
@@ -22,7 +22,7 @@ from torchmetrics.classification import (
 
 from recur.errors import UserError
 from recur.nn.packed import TextBatch
-from recur.tasks.base import Stepping, load_metrics, save_metrics, step_plan
+from recur.tasks.base import Mean, Stepping, load_metrics, save_metrics, step_plan
 
 log = logging.getLogger(__name__)
 
@@ -65,13 +65,6 @@ class _BinaryBalancedAccuracy(BinaryConfusionMatrix):
 class _MulticlassBalancedAccuracy(MulticlassConfusionMatrix):
     def compute(self) -> Tensor:
         return _mean_recall(super().compute())
-
-
-class _Mean(MeanMetric):
-    """A weighted mean. torchmetrics' own drops what is NaN, and so hides it; asked to keep it, it drops the weights."""
-
-    def _cast_and_nan_check_input(self, x: Any, weight: Any = None) -> tuple[Tensor, Tensor]:
-        return x.to(self.dtype), weight.to(self.dtype)
 
 
 class SentimentTask(Stepping):
@@ -125,8 +118,8 @@ class SentimentTask(Stepping):
         self._optimizer, self._scheduler = optimizer, scheduler
         self._weights = self._class_weights(class_weights, class_counts)
 
-        self.train_loss, self.train_accuracy = _Mean(), _Mean()
-        self.val_loss, self.test_loss = _Mean(), _Mean()
+        self.train_loss, self.train_accuracy = Mean(), Mean()
+        self.val_loss, self.test_loss = Mean(), Mean()
         self.val_metrics = _metrics(num_classes, "val/")
         self.test_metrics = _metrics(num_classes, "test/")
         self.confusion = BinaryConfusionMatrix() if num_classes == 2 else MulticlassConfusionMatrix(num_classes)
@@ -195,7 +188,7 @@ class SentimentTask(Stepping):
         self.log("train/epoch_loss", self.train_loss)
         self.log("train/epoch_accuracy", self.train_accuracy)
 
-    def training_metrics(self) -> list[Metric]:
+    def training_metrics(self) -> list[Mean]:
         """The epoch's means."""
         return [self.train_loss, self.train_accuracy]
 
@@ -207,7 +200,7 @@ class SentimentTask(Stepping):
         """Go on with this rank's."""
         load_metrics(self, self.training_metrics(), checkpoint)
 
-    def _evaluate(self, batch: TextBatch, mean_loss: MeanMetric, metrics: MetricCollection) -> Tensor:
+    def _evaluate(self, batch: TextBatch, mean_loss: Mean, metrics: MetricCollection) -> Tensor:
         logits = self(batch).float()
         mean_loss.update(self.loss(logits, batch.labels), len(batch.labels))
         scores = logits.sigmoid().squeeze(1) if self.num_classes == 2 else logits.softmax(1)

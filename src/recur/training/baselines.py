@@ -1,4 +1,4 @@
-"""What a model without a network reaches on the same rows, so that everybody sees what a network earns.
+"""What a model without a network reaches on the same rows, to show what a network gains.
 
 A classifier stands beside a linear model on TF-IDF weighted words and pairs of words, a language model beside an
 interpolated Kneser-Ney 5-gram. Both read the tokens that the network reads: the same vocabulary, the same cuts.
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recur.data.cache import TokenCache
+from recur.data.families import LabelledTexts, TokenStream
 from recur.errors import UserError
 from recur.runs.fingerprint import fingerprint
 
@@ -252,7 +253,7 @@ def baseline(data: Any, splits: Iterable[str], cache_dir: str | None = None) -> 
         UserError: scikit-learn is missing.
     """
     names = [split for split in splits if split in data.splits]
-    compute = _of_texts if hasattr(data, "labels") else _of_a_stream if hasattr(data, "tokens") else None
+    compute = _of_texts if isinstance(data, LabelledTexts) else _of_a_stream if isinstance(data, TokenStream) else None
     if compute is None or not names:
         return {}
     key = {"baseline": _VERSION, "splits": names, "data": fingerprint(data)}

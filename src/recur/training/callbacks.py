@@ -18,6 +18,7 @@ from recur.data.corpus import readable
 from recur.render import escape_controls
 from recur.runs import journal
 from recur.runs.metrics import METRICS, format_value
+from recur.tasks.base import skipped
 from recur.training import lightning_internals as internals
 
 
@@ -33,7 +34,7 @@ class _Ema(EMAWeightAveraging):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Average, unless the step was skipped."""
-        if not getattr(pl_module, "skipped", False):
+        if not skipped(pl_module):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -83,7 +84,7 @@ class PlannedNoise(Callback):
 class Throughput(Callback):
     """Logs `train/tokens_per_second`: tokens trained on over time spent training, loading included, validation not.
 
-    A run that is resumed counts on: tokens and seconds are those of all its lives.
+    A resumed run counts on: tokens and seconds are those of all processes that trained it.
 
     Attributes:
         tokens: trained on so far by this rank.
@@ -275,7 +276,7 @@ class NonMonotonicAveraging(WeightAveraging):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Average, unless the step was skipped."""
-        if not getattr(pl_module, "skipped", False):
+        if not skipped(pl_module):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     # Until the first average there is none to swap in, save or keep: Lightning would take the initial weights.

@@ -40,7 +40,7 @@ from recur.training.failures import Stop, Stopped
 class Files(CheckpointIO):
     """Reads and writes every checkpoint of a trainer through `recur.runs.checkpoint`.
 
-    Rank 0 writes, and the others wait for it: an error is kept here until all ranks hear of it (`settle`).
+    Rank 0 writes, and the others wait for it: an error is kept here until it is raised on all ranks (`settle`).
 
     Attributes:
         failure: the first error of this process.
@@ -59,7 +59,7 @@ class Files(CheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read, without running code and without believing damage."""
+        """Read, without running code; a damaged file is refused."""
         return load_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -80,10 +80,10 @@ class Files(CheckpointIO):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's, which breaks ties and survives a move.
+    """Lightning's, but it breaks ties, and the run's folder may be moved.
 
     Of two checkpoints with the same score it keeps the one with the lower validation loss: once every text is right,
-    the model still learns to be sure. What it keeps of the best follows the run's folder.
+    the loss still falls. What it keeps of the best follows the run's folder.
     """
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
@@ -139,7 +139,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class RankAgreement:
-    """Brings the ranks to one mind, on the CPU, so that no GPU is waited for."""
+    """Lets the ranks take the same decision, over the CPU, so that no GPU is waited for."""
 
     def __init__(self, trainer: pl.Trainer) -> None:
         together = trainer.world_size > 1 and torch.distributed.is_initialized()
@@ -155,7 +155,7 @@ class RankAgreement:
 
 
 def bounds(trainer: pl.Trainer) -> dict[str, Any]:
-    """What decides how long training goes on: one that stopped early goes on where somebody changed it."""
+    """What decides how long training goes on: one that stopped early goes on once it was changed."""
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     patience = [getattr(callback, "patience", None) for callback in callbacks]
     return {
@@ -257,7 +257,7 @@ class LastCheckpoint(Callback):
         dirpath: folder of the checkpoints.
         every_minutes: so often besides; None for not.
         every_steps: after so many optimizer steps besides; None for not.
-        stop: hears signals.
+        stop: receives signals.
     """
 
     def __init__(
@@ -283,7 +283,7 @@ class LastCheckpoint(Callback):
     # -------------------------------------------------------------------------------------------------------- when
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Get between the batches; take up what Lightning forgot."""
+        """Let the loader call between two batches; restore what Lightning does not keep."""
         self._stop.patient = True
         self._agreement = RankAgreement(trainer)
         restore_tables(trainer, self._tables)
@@ -302,7 +302,7 @@ class LastCheckpoint(Callback):
         internals.restore_metrics(trainer, self._scored)
         self._saved_step = trainer.global_step
         self._cut = False
-        # The one who knows the moment between two batches is the loader, when it is asked for the next.
+        # The moment between two batches is when the loader is asked for the next one.
         loader: Any = trainer.train_dataloader
         loader.before_batch = lambda: self._between(trainer)
 
@@ -360,7 +360,7 @@ class LastCheckpoint(Callback):
             raise Stopped(signalled)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on a signal has nothing to wait for."""
+        """From here on a signal ends the process at once."""
         self._stop.listen()
         self._stop.patient = False
         if self._stop.number and rank() == 0:

@@ -1,7 +1,7 @@
 """When numbers go wrong, or memory runs out: which batch it was, what came before, and what to try.
 
 The gradient's norm, which is taken in every step anyway, is looked at before the step is made. It is not finite as soon
-as one gradient of one rank is not, and the ranks share it: they decide alike without asking each other.
+as one gradient of one rank is not, and the ranks share it: they take the same decision without communicating.
 """
 
 import contextlib
@@ -24,15 +24,16 @@ import torch
 from annotated_types import Ge
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 from recur.cli import notify, rank
+from recur.data.loader import ResumableLoader
 from recur.errors import UserError
+from recur.nn.packed import Batch
 from recur.runs import checkpoint as checkpoints
+from recur.tasks.base import Restorable
 
 HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is SLURM's, before a job's time is up
-_ECHO = 0.5  # seconds in which the same signal again is the same wish: `timeout` and others send it twice
-_SHOWN = 20  # rows named in a message
+_ECHO = 0.5  # seconds in which the same signal again counts as one: `timeout` and others send it twice
 
 
 class NotFiniteError(UserError):
@@ -42,8 +43,9 @@ class NotFiniteError(UserError):
 class Finite(Callback):
     """Stops a run, or skips a step, whose loss or gradient is NaN or infinite.
 
-    A skipped step leaves weights, optimizer, schedule and averages as they were; batches go on. The task asks
-    (`on_gradient_norm`), since only it takes the norm.
+    A skipped step leaves weights, optimizer, schedule and averages as they were; batches go on. It is a
+    `recur.tasks.base.GradientObserver`: the task asks it, since only the task takes the norm. To skip steps the task
+    must be a `recur.tasks.base.Restorable`.
 
     Args:
         on_nonfinite: `stop` or `skip`.
@@ -59,7 +61,8 @@ class Finite(Callback):
         self.stage, self.batch, self.number = "training", None, 0
         self._norms: deque[Tensor] = deque(maxlen=remember)
         self._loss: Tensor | None = None
-        self._before: Any = None
+        self._task: Restorable | None = None
+        self._before: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
         """What was skipped."""
@@ -69,26 +72,41 @@ class Finite(Callback):
         """Count on."""
         self.skipped = state_dict["skipped"]
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse to skip steps of a task that cannot undo them.
+
+        Raises:
+            UserError: the task is not `Restorable`.
+        """
+        self._task = pl_module if isinstance(pl_module, Restorable) else None
+        if self.skip and self._task is None:
+            raise UserError(
+                "callbacks.finite.on_nonfinite",
+                "skip",
+                f"needs a task with snapshot and restore, and {type(pl_module).__name__} has none",
+                "set it to stop",
+            )
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note the batch; keep what a skipped step must not change."""
+        """Keep the batch, and what a skipped step must not change."""
         self._see("training", batch, batch_idx)
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._loss = None
-            if self.skip:
-                self._before = pl_module.snapshot()  # type: ignore[operator]
+            if self.skip and self._task is not None:
+                self._before = self._task.snapshot()
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, *rest: Any
     ) -> None:
-        """Note the batch."""
+        """Keep the batch."""
         self._see("validation", batch, batch_idx)
 
     def on_test_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, *rest: Any
     ) -> None:
-        """Note the batch."""
+        """Keep the batch."""
         self._see("the test", batch, batch_idx)
 
     def _see(self, stage: str, batch: Any, number: int) -> None:
@@ -116,20 +134,20 @@ class Finite(Callback):
         assert self._loss is not None
         seen = norm
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            seen = self._loss  # float16: its scaler looks at the gradient and tries steps that are too large on purpose
+            seen = self._loss  # float16: its scaler checks the gradient, and tries too large steps on purpose
         elif trainer.world_size == 1:
             seen = norm + 0 * self._loss  # not finite where either is not
         if torch.isfinite(seen):
             self._norms.append(norm.detach())
             return False
-        if self.skip:
+        if self.skip and self._task is not None:
             self.skipped += 1
-            pl_module.restore(self._before)  # type: ignore[operator]
+            self._task.restore(self._before)
             if trainer.is_global_zero:
                 notify(f"skipped step {trainer.global_step + 1}: {self._what(norm)} on {self._where(trainer)}")
             return True
         if trainer.global_rank and torch.isfinite(self._loss):
-            raise SystemExit(2)  # the rank whose batch it was says so, and rank 0
+            raise SystemExit(2)  # rank 0 and the rank whose batch it was report it
         before = ", ".join(f"{float(value):.3g}" for value in self._norms) or "none, it was the first step"
         raise NotFiniteError(
             "",
@@ -150,22 +168,16 @@ class Finite(Callback):
 
 
 def place(batch: Any, loader: Any, number: int) -> str:
-    """Which part of the data a batch is."""
-    rows = getattr(batch, "rows", None)
-    if rows is not None:
-        named = sorted(int(row) for row in rows)
-        more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
-        return f"training rows {', '.join(map(str, named[:_SHOWN]))}{more}"
-    return str(loader.where(number)) if hasattr(loader, "where") else f"{size(batch)}"
+    """Which part of the data a batch is; where the loader is not one of ours, how large it is."""
+    return loader.where(number) if isinstance(loader, ResumableLoader) else size(batch)
 
 
 def size(batch: Any) -> str:
     """How large a batch is, in words."""
-    text = getattr(batch, "text", None)
-    if not isinstance(text, PackedSequence):
+    if not isinstance(batch, Batch):
         return "unknown size"
-    what = "texts" if hasattr(batch, "rows") else "streams"
-    return f"{int(text.batch_sizes[0]):,} {what}, longest {len(text.batch_sizes):,} tokens, {len(text.data):,} in all"
+    sizes = batch.text.batch_sizes
+    return f"{int(sizes[0]):,} {batch.unit}, longest {len(sizes):,} tokens, {len(batch.text.data):,} in all"
 
 
 # What torch and Gloo say, with a test that holds them to it: they have no classes of their own for these.
@@ -196,7 +208,7 @@ def out_of_memory(error: BaseException, watch: Finite | None) -> UserError:
     lower = "data.batch_size, model.net.hidden_size"
     if watch is not None and watch.batch is not None:
         where = f" in {watch.stage}, batch {watch.number} of {size(watch.batch)}"
-        texts = hasattr(watch.batch, "rows")
+        texts = isinstance(watch.batch, Batch) and watch.batch.unit == "texts"
         length = "data.max_length" if texts else "data.bptt"
         if watch.stage == "training":
             lower = f"data.batch_size (and raise trainer.accumulate_grad_batches), {length}, model.net.hidden_size"
@@ -216,14 +228,14 @@ class Stopped(SystemExit):
 
 
 class Stop:
-    """Hears SIGTERM, SIGINT and SIGUSR1.
+    """Receives SIGTERM, SIGINT and SIGUSR1.
 
     While a model is trained (`patient`) a signal is only recorded, and `LastCheckpoint` saves after the
     step; at other times it ends the process, since nothing would be lost. A second signal ends it at once.
 
     Attributes:
         number: of the signal that came, 0 before.
-        patient: whether somebody will look.
+        patient: whether training goes on to the end of the step and then looks at `number`.
     """
 
     def __init__(self) -> None:
@@ -232,7 +244,7 @@ class Stop:
         self._at = 0.0
 
     def listen(self) -> None:
-        """Take the signals over; again after somebody else may have."""
+        """Install the handlers; again after another library may have installed its own."""
         if threading.current_thread() is threading.main_thread():
             for number in HEARD:
                 signal.signal(number, self._hear)
@@ -325,7 +337,7 @@ def leave_with_launcher(seconds: float = 1.0) -> None:
     A rank that waits for others in a collective would otherwise outlive a killed rank 0 by minutes.
 
     Args:
-        seconds: between two looks.
+        seconds: between two checks.
     """
     if rank() == 0:
         os.environ[_LAUNCHER] = str(os.getpid())

@@ -74,7 +74,7 @@ def train(
 
 
 def check_lengths(data: Any, trainer: pl.Trainer) -> None:
-    """Refuse a step of more batches than an epoch has: nobody means it, and every epoch would be one short step.
+    """Refuse a step of more batches than an epoch has: every epoch would be one short step, which cannot be intended.
 
     Raises:
         UserError: names both numbers.

@@ -23,7 +23,7 @@ from recur.training.loggers import log_results
 
 
 def quiet() -> None:
-    """Silence what Lightning says on every run and nobody can act on; let no name in a message act on a terminal."""
+    """Leave out Lightning's messages that no user can act on; write out control characters of names in messages."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(_without_controls)
     connector = "lightning.pytorch.trainer.connectors.checkpoint_connector"
@@ -41,7 +41,7 @@ def quiet() -> None:
 
 
 def _without_controls(record: logging.LogRecord) -> bool:
-    """Names of files, columns and classes come from anybody: none of them may act on a terminal."""
+    """Names of files, columns and classes are of unknown origin: none of them may act on a terminal."""
     record.msg, record.args = escape_controls(record.getMessage()), ()
     return True
 
@@ -92,7 +92,7 @@ def closing(
         config: of the run.
         data: its data module.
         task: its task.
-        trainer: that trained it. Its `Throughput` has counted tokens and seconds, those of former lives as well.
+        trainer: that trained it. Its `Throughput` has counted tokens and seconds, before a resumption too.
         results: metrics by split and name.
         baseline: what a model of n-grams reaches, see `recur.training.baselines`.
         pruned: whether a study ended the run before its time.

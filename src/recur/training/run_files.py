@@ -67,7 +67,7 @@ def begin(composed: Composed, data: Any, task: Any, trainer: pl.Trainer, checkpo
         claim(folder)
         name_holder(folder)
         if checkpoint is None:
-            take_up(composed)  # once more: now nobody else begins it
+            take_up(composed)  # again, now that the folder is locked
             folders.clear(folder)
             _write_hydra(composed)
         else:

@@ -35,7 +35,7 @@ def run(composed: Composed, stop: Stop, pruning: Pruning | None = None) -> Train
 
     Args:
         composed: the config.
-        stop: hears the signals that end a run after a step.
+        stop: receives the signals that end a run after a step.
         pruning: one more callback, in a study.
 
     Returns:

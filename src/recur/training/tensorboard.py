@@ -63,13 +63,13 @@ class Pages(pl.Callback):
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Remember the scores, which the step returns."""
+        """Keep the scores, which the step returns."""
         self._remember(pl_module, outputs, batch)
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Remember the scores, which the step returns."""
+        """Keep the scores, which the step returns."""
         self._remember(pl_module, outputs, batch)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
