@@ -26,12 +26,12 @@ def fingerprint(data: Any) -> Fingerprint:
             texts = data.texts(split)
             digest = hashlib.blake2b(digest_size=16)
             for row in range(len(texts)):
-                digest.update(memoryview(texts[row]).cast("B"))
+                digest.update(texts[row].data.cast("B"))
                 digest.update(b"\n")
             parts[split] = {
                 "rows": len(texts),
                 "texts": digest.hexdigest(),
-                "labels": _hash(memoryview(data.labels(split)).cast("B")),
+                "labels": _hash(data.labels(split).data.cast("B")),
             }
         else:
             tokens = data.tokens(split)
