@@ -105,7 +105,8 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
     ],
 )
 def test_resuming_in_place_ends_where_an_uninterrupted_run_ends(tmp_path, more):
-    settings = [*EASY, *more, "test=false", "scheduler=step"]
+    few = ["data.synthetic.train_size=160", "data.synthetic.val_size=60"]
+    settings = [*EASY, *few, *more, "test=false", "scheduler=step"]
     train(tmp_path / "whole", *settings, "trainer.max_epochs=3")
     train(tmp_path / "parts", *settings, "trainer.max_epochs=2")
     moved = (tmp_path / "parts").rename(tmp_path / "moved")

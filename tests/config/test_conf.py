@@ -1,6 +1,7 @@
 """Every config composes, names real classes, and knows only keys that those take."""
 
 import inspect
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,15 @@ OPTIONS = [
 ]
 
 
-def composed(*overrides: str) -> DictConfig:
+@cache
+def _composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", list(overrides), return_hydra_config=True)
+        return compose("train", list(overrides), return_hydra_config=True)
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The config with these overrides, which nobody changes: composed once."""
+    cfg = _composed(*overrides)
     HydraConfig.instance().set_config(cfg)
     return cfg
 
