@@ -1,4 +1,4 @@
-"""Fixtures every room uses."""
+"""Fixtures for the tests of every package."""
 
 import os
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def train(folder: Path, *overrides: str) -> "CompletedProcess[str]":
-    """Train through the real door into `folder`; fails with the door's output where the door fails."""
+    """Train by the real command into `folder`; fails with its output where it fails."""
     done = run_command("train", f"hydra.run.dir={folder}", *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     return done

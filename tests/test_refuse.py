@@ -40,8 +40,8 @@ TABLE = [
     for group, rows in ROWS.items()
     for number, (name, row) in enumerate(rows.items())
 ]
-DOORS = {group: group for group in ("predict", "evaluate", "generate", "results", "bench")}
-DOORS["readme"] = "benchmarks.publish"
+COMMANDS = {group: group for group in ("predict", "evaluate", "generate", "results", "bench")}
+COMMANDS["readme"] = "benchmarks.publish"
 
 
 def call(group: str, row: Row, place: Path, runs: Runs):
@@ -58,13 +58,13 @@ def call(group: str, row: Row, place: Path, runs: Runs):
             path.write_bytes(content.encode() if isinstance(content, str) else content)
     words = (
         shlex.split(row.words.format(**runs._asdict()))
-        if group in DOORS
+        if group in COMMANDS
         else shlex.split(row.words.replace("'", '"\'"'))
     )
-    if group not in DOORS and group not in ("resume", "new run"):
+    if group not in COMMANDS and group not in ("resume", "new run"):
         words += ["hydra.run.dir=new"] + ([] if "trainer=" in row.words else ["trainer=cpu"])
     before = snapshot(place)
-    done = run_command(DOORS.get(group, "train"), *words, cwd=place, text=row.text, environment={"RECUR_DEBUG": ""})
+    done = run_command(COMMANDS.get(group, "train"), *words, cwd=place, text=row.text, environment={"RECUR_DEBUG": ""})
     return done, before
 
 

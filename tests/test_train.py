@@ -1,4 +1,4 @@
-"""The train door: composing, mistakes in one line, what a run leaves behind, going on in place, many processes."""
+"""The train command: composing, mistakes in one line, what a run leaves behind, going on in place, many processes."""
 
 import json
 import math
@@ -19,7 +19,7 @@ TINY = [*EASY, "trainer.max_epochs=1"]
 
 
 def shell(*words: str, cwd: Path | None = None, module: bool = True) -> subprocess.CompletedProcess[str]:
-    """The door as a person types it."""
+    """The command as a person types it."""
     start = [sys.executable, "-m", "recur.train"] if module else [str(Path(sys.executable).with_name("recur-train"))]
     return subprocess.run([*start, *words], capture_output=True, text=True, timeout=300, cwd=cwd, check=False)
 

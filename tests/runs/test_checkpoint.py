@@ -202,7 +202,7 @@ def test_a_folder_that_cannot_be_made(tmp_path, place):
 
 
 def limited(tmp_path: Path, size: int, *words: str) -> "subprocess.CompletedProcess[str]":
-    """The door where no file may grow beyond `size` bytes: writing fails as on a full disk, for root too."""
+    """The command where no file may grow beyond `size` bytes: writing fails as on a full disk, for root too."""
     return subprocess.run(
         [sys.executable, "-m", "recur.train", *words],
         capture_output=True,

@@ -28,7 +28,7 @@ from recur.runs.run import load_checkpoint
 from recur.sweeps.job import Job, SweepId
 from support.commands import run_command
 
-CANARY = "canary"  # a file that only planted code would make, in the folder where a door is called
+CANARY = "canary"  # a file that only planted code would make, in the folder where a command is called
 
 
 class Payload:

@@ -1,6 +1,6 @@
 """Runs that are killed again and again, and what is left of them.
 
-A run goes through the real door in a process of its own, which SIGKILLs itself at a chosen moment: in the k-th training
+The real command runs in a process of its own, which SIGKILLs itself at a chosen moment: in the k-th training
 batch, between two micro-batches of one step, before the k-th optimizer step, in a validation, after so many writes of a
 checkpoint, before a rename, or simply after some time. Nothing can be tidied up then, exactly as if somebody had pulled
 the plug; with two ranks the other one dies too. The run is started again, from its last checkpoint where it has one,
@@ -82,7 +82,7 @@ def moments(seed: int, number: int, ranks: int = 1) -> list[Moment]:
     ]
 
 
-# ----------------------------------------------------------------------------------------------- inside the doomed door
+# ------------------------------------------------------------------------------------------ inside the killed command
 
 
 class _Death:
@@ -249,7 +249,7 @@ def start(
     command = [f"resume={folder}", *more] if again else [*words, f"hydra.run.dir={folder}"]
     with tempfile.TemporaryDirectory() as scratch:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
-        crew = []
+        processes = []
         record = Path(scratch) / "record"
         for rank in range(ranks):
             streams = [f"{scratch}/{name}{rank}" for name in ("in", "out", "err")]
@@ -262,15 +262,15 @@ def start(
             arguments = (doomed, str(record), "recur.train", [*command, *mine], scratch, surroundings, streams)
             process = commands.server().Process(target=_enter, args=arguments)
             process.start()
-            crew.append(process)
+            processes.append(process)
         try:
             until = time.monotonic() + 170
-            while any(process.exitcode is None for process in crew) and time.monotonic() < until:
-                if any(process.exitcode == -signal.SIGKILL for process in crew):
+            while any(process.exitcode is None for process in processes) and time.monotonic() < until:
+                if any(process.exitcode == -signal.SIGKILL for process in processes):
                     break
                 time.sleep(0.01)
         finally:
-            for process in crew:
+            for process in processes:
                 with contextlib.suppress(AttributeError):
                     process.kill()
                 process.join()
@@ -280,7 +280,7 @@ def start(
             hit = json.loads(record.read_text()) if record.is_file() else None
         said = "".join(Path(f"{scratch}/err{rank}").read_text() for rank in range(ranks))
         out = Path(f"{scratch}/out0").read_text()
-        return Ended(hit, [int(process.exitcode or 0) for process in crew], out, said)
+        return Ended(hit, [int(process.exitcode or 0) for process in processes], out, said)
 
 
 def finish(folder: Path, words: list[str], ranks: int = 1) -> Ended:
@@ -361,7 +361,7 @@ def compare(whole: Path, parts: Path) -> list[str]:
     found = []
     for name in ("last.ckpt", "best.ckpt"):
         one, other = _content(whole, name), _content(parts, name)
-        if name == "best.ckpt":  # whose loops tell in how many lives it was made
+        if name == "best.ckpt":  # whose loops show in how many processes it was made
             one, other = ({k: v for k, v in content.items() if k != "loops"} for content in (one, other))
         found += differences(one, other, name)
     one, other = (_timeless(json.loads((run / "metrics.json").read_text())) for run in (whole, parts))
