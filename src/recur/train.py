@@ -34,7 +34,7 @@ def _hydra(line: "CommandLine") -> None:
     """A sweep, the help, the composed config: what Hydra does by itself."""
     import hydra
 
-    from recur.config.compose import conf_dir, translated
+    from recur.config.compose import translated
     from recur.errors import UserError
 
     def task(cfg: Any) -> None:  # with another launcher or sweeper than ours
@@ -42,8 +42,8 @@ def _hydra(line: "CommandLine") -> None:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach cli.guard
     sys.argv[1:] = line.words
-    with translated(conf_dir(), line.config_name, line.overrides):
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(task)()
+    with translated(line.configs, line.config_name, line.overrides):
+        hydra.main(version_base="1.3", config_path=str(line.configs), config_name="train")(task)()
 
 
 def _run(composed: "Composed") -> None:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from recur import cli
 from recur.config.settings import check_changes
 from recur.config.translate import composition_error
+from recur.data.cards import check_aliases
 from recur.data.sources import absolute_paths
 from recur.errors import UserError
 from recur.runs import journal, trust
@@ -68,6 +69,7 @@ class CommandLine:
         overrides: the settings among them.
         config_name: of the root config.
         config_dir: a further folder of configs.
+        config_path: the folder of configs to use in place of this package's; None for that.
         hydra: whether it asks Hydra for something else than one run: a sweep, help, the composed config.
     """
 
@@ -76,6 +78,12 @@ class CommandLine:
     config_name: str
     config_dir: str | None
     hydra: bool
+    config_path: Path | None = None
+
+    @property
+    def configs(self) -> Path:
+        """The folder of the root config."""
+        return conf_dir() if self.config_path is None else self.config_path
 
     def value(self, key: str) -> str | None:
         """The last value typed for a setting, as text; None where it was not typed or is null."""
@@ -127,17 +135,42 @@ def command_line(words: Sequence[str], environment: Mapping[str, str] = os.envir
     folder = line.value("hydra.run.dir")
     again = int(environment.get("SLURM_RESTART_COUNT") or 0) > 0 and line.value("resume") is None
     if again and not line.hydra and folder is not None and (Path(folder) / "checkpoints" / LAST).is_file():
-        words = [f"resume={folder}"]
+        # What the run's own config may not say by itself is said again.
+        typed = [word.lstrip("+") for word in line.overrides if not word.startswith("hydra")]
+        again_typed = [f"++{word}" for word in typed if trust.must_be_typed(word)]
+        if "logger=wandb" in typed:
+            again_typed.append("++logger.wandb.offline=false")
+        words = [f"resume={folder}", *again_typed]
         return _line(words, parser().parse_intermixed_args(words))
     return line
 
 
 def _line(words: Sequence[str], given: argparse.Namespace) -> CommandLine:
     other = ("help", "hydra_help", "version", "multirun", "cfg", "info", "shell_completion", "experimental_rerun")
-    hydra = any(getattr(given, name) for name in other) or given.config_path is not None
+    hydra = any(getattr(given, name) for name in other)
+    path = None if given.config_path is None else Path(given.config_path).expanduser().absolute()
+    if path is not None:  # Hydra would take it for relative to this package
+        if not path.is_dir():
+            raise UserError("--config-path", given.config_path, "must name a folder of configs")
+        words = _with_path(words, str(path))
     # Hydra reads `a=1 -m` and `-m a=1 b=2`, but not `a=1 -m b=2`.
     words = sorted(words, key=lambda word: word not in ("-m", "--multirun"))
-    return CommandLine(tuple(words), tuple(given.overrides), given.config_name, given.config_dir, hydra)
+    line = CommandLine(tuple(words), tuple(given.overrides), given.config_name, given.config_dir, hydra, path)
+    _check_own_configs(line)
+    return line
+
+
+def _with_path(words: Sequence[str], path: str) -> list[str]:
+    """The words, their `--config-path` with this path."""
+    written: list[str] = []
+    for word in words:
+        if written and written[-1] in ("-cp", "--config-path"):
+            written.append(path)
+        elif word.startswith(("-cp=", "--config-path=")):
+            written += ["--config-path", path]
+        else:
+            written.append(word)
+    return written
 
 
 def recorded_arguments(folder: str) -> list[str]:
@@ -234,7 +267,7 @@ def compose_run(line: CommandLine) -> Composed:
     setup_globals()
     resume = line.value("resume")
     if resume is None:
-        return _composed(line, conf_dir(), line.config_name, line.overrides, resumed=False)
+        return _composed(line, line.configs, line.config_name, line.overrides, resumed=False)
     folder = Path(resume).expanduser().resolve()
     if not (folder / ".hydra" / "config.yaml").is_file():
         raise UserError("resume", resume, "is not a run folder", "it has no .hydra/config.yaml")
@@ -272,6 +305,15 @@ def _composed(line: CommandLine, folder: Path, name: str, overrides: Sequence[st
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         used = interpolated(OmegaConf.to_container(cfg, resolve=False))
     return Composed(config, cfg, whole.hydra, out, tuple(line.overrides), resumed, used)
+
+
+def _check_own_configs(line: CommandLine) -> None:
+    """Refuse configs whose aliases would take all memory: Hydra unfolds every file that it reads."""
+    for place in filter(None, (line.config_dir, line.config_path)):
+        for pattern in ("*.yaml", "*/*.yaml", "*/*/*.yaml"):
+            for path in sorted(Path(place).glob(pattern)):
+                if path.is_file():
+                    check_aliases(path, path.read_text(encoding="utf-8", errors="replace"))
 
 
 def interpolated(raw: Any) -> frozenset[str]:

@@ -29,6 +29,10 @@ log = logging.getLogger(__name__)
 VERSION = 1
 _MANIFEST = "entry.json"
 _BLOCK = 1 << 22
+_UNWRITABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR),
+    None,  # numpy's own error where less was written than it gave
+)
 
 
 def cache_folder(setting: str | os.PathLike[str] | None = None) -> Path:
@@ -144,7 +148,7 @@ class TokenCache:
                 finally:
                     shutil.rmtree(draft, ignore_errors=True)
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR):
+            if error.errno in _UNWRITABLE:
                 raise self._unwritable(error) from error
             raise
         return place
@@ -159,7 +163,7 @@ class TokenCache:
         return UserError(
             "data.cache_dir",
             str(self.folder),
-            f"must be a folder that can be written ({error.strerror})",
+            f"must be a folder that can be written ({error.strerror or error})",
             "set it, or the environment's RECUR_CACHE, to another, or free some space",
         )
 

@@ -77,12 +77,18 @@ class ResumableLoader(ABC, Generic[Given]):
         """The place: epoch, batches handed out, and what they were made from. The same on every rank."""
         return {"epoch": self._epoch, "given": self._given, "plan": dict(self._plan)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a place.
+    def check_place(self, state: Any) -> None:
+        """Refuse a place to which this loader cannot go.
+
+        Args:
+            state: as `state_dict` gives it, from a checkpoint of unknown origin.
 
         Raises:
-            UserError: in mid-epoch, with settings or data that make other batches.
+            UserError: in mid-epoch, with settings or data that make other batches; or it is no such state.
         """
+        kinds = {"epoch": int, "given": int, "plan": dict}
+        if not isinstance(state, dict) or any(not isinstance(state.get(key), kind) for key, kind in kinds.items()):
+            raise UserError("resume", rule="has a checkpoint that does not say which batches were trained on")
         if 0 < state["given"] < len(self) and state["plan"] != self._plan:
             name = next(name for name in self._plan if state["plan"].get(name) != self._plan[name])
             raise UserError(
@@ -91,5 +97,13 @@ class ResumableLoader(ABC, Generic[Given]):
                 f"is {self._plan[name]}",
                 remedy="resume with the same data, batch settings, seed and number of devices",
             )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a place.
+
+        Raises:
+            UserError: as `check_place`.
+        """
+        self.check_place(state)
         self._epoch = state["epoch"]
         self._given = self._resume_at = state["given"]

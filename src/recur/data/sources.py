@@ -9,6 +9,7 @@ To add a kind of source, write a class with the methods of `Source` and return i
 the shortest example.
 """
 
+import contextlib
 import glob
 import hashlib
 import os
@@ -18,7 +19,7 @@ import stat
 import time
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from recur.data.cache import TokenCache, content_key
+from recur.data.cards import check_card
 from recur.data.checks import Column
 from recur.data.readers import SUFFIXES, Origin, Rows, class_rows, joined, log, numbered, read_file
 from recur.errors import UserError
@@ -36,6 +38,7 @@ _SPLIT_FOLDERS = ("train", "training", "test", "testing", "val", "valid", "valid
 _UNLABELLED_FOLDERS = ("unsup", "unsupervised", "unlabeled", "unlabelled")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _ZIP_LIMIT = 4 << 30  # bytes that a zip may unpack to: it is held in memory
+_here_alone = False  # whether the hub is not asked: see `without_network`
 _RACY_SECONDS = 2.0  # a file changed this recently can change again without its time stamp moving
 
 
@@ -372,6 +375,7 @@ def _quiet_datasets() -> Any:
 
 def _find_in_repository(folder: Path, name: str | None, cache: Path) -> dict[str, Any]:
     """Let `datasets` read the README or the file names; gives plain values that the cache can keep."""
+    check_card(folder)
     datasets = _quiet_datasets()
     try:
         builder = datasets.load_dataset_builder(str(folder), name, cache_dir=str(cache / "datasets"))
@@ -394,6 +398,38 @@ def _find_in_repository(folder: Path, name: str | None, cache: Path) -> dict[str
     return splits
 
 
+@contextlib.contextmanager
+def without_network(active: bool = True) -> Iterator[None]:
+    """Take hub data sets from this machine's cache alone: a config of unknown origin may not have anything fetched.
+
+    Args:
+        active: whether to do so; False does nothing.
+    """
+    global _here_alone
+    before, _here_alone = _here_alone, active or _here_alone
+    try:
+        yield
+    finally:
+        _here_alone = before
+
+
+@contextlib.contextmanager
+def _hub() -> Iterator[Any]:
+    """The `datasets` library, set to work offline where the hub is not to be asked."""
+    datasets = _quiet_datasets()
+    if not _here_alone:
+        yield datasets
+        return
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield datasets
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
 def _hub_commit(path: str, revision: str | None) -> str | None:
     """The commit that a hub data set's revision stands for today, or None where the hub does not say.
 
@@ -405,6 +441,8 @@ def _hub_commit(path: str, revision: str | None) -> str | None:
     huggingface_hub.logging.set_verbosity_error()
     if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
+    if _here_alone or huggingface_hub.constants.HF_HUB_OFFLINE:
+        return None
     host = urlsplit(huggingface_hub.constants.ENDPOINT).hostname
     try:
         if not getproxies():
@@ -426,10 +464,14 @@ def _find_on_hub(path: str, name: str | None, revision: str | None, cache: Token
     commit = _hub_commit(path, revision)
 
     def split_names() -> list[str]:
-        datasets = _quiet_datasets()
         try:
-            return [str(split) for split in datasets.get_dataset_split_names(path, name, revision=commit or revision)]
+            with _hub() as datasets:
+                known = datasets.get_dataset_split_names(path, name, revision=commit or revision)
+            return [str(split) for split in known]
         except Exception as error:  # no network, no such id, gated, several configs: each of another kind
+            if _here_alone:
+                rule = "is no file or folder here, and a run's own config may not have it fetched from the hub"
+                raise UserError("data.path", path, rule, f"to fetch it, type data.path={path} too") from None
             message = " ".join(str(error).split())
             raise UserError(
                 "data.path",
@@ -446,7 +488,8 @@ def _hub_fingerprint(hub: tuple[str, str | None, str | None, str]) -> str:
     """The commit of a hub data set, or, offline, the hash under which `datasets` keeps its copy."""
     path, name, revision, split = hub
     if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
-        revision = str(_quiet_datasets().load_dataset_builder(path, name, revision=revision).hash)
+        with _hub() as datasets:
+            revision = str(datasets.load_dataset_builder(path, name, revision=revision).hash)
     return f"hub {path} {name} {revision} {split}"
 
 
@@ -455,7 +498,8 @@ def _read_hub(hub: tuple[str, str | None, str | None, str], columns: Sequence[Co
     path, name, revision, split = hub
     if numbered(columns):
         raise UserError(path, rule="is no csv or tsv file, whose columns could be numbered", remedy="give their names")
-    data = datasets.load_dataset(path, name, revision=revision, split=split)
+    with _hub():
+        data = datasets.load_dataset(path, name, revision=revision, split=split)
     wanted = [column for column in data.column_names if columns is None or column in columns]
     rows = Rows(
         {column: data[column][:] for column in wanted},
