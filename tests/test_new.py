@@ -87,11 +87,34 @@ def test_nobody_is_advised_to_trust_what_can_do_anything(target: str) -> None:
     assert "--trust" not in str(raised.value)
 
 
-def test_the_option_reaches_processes_that_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_option_reaches_processes_that_are_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("two", "three"):
+        (tmp_path / f"{name}.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("RECUR_TRUST", "one")
     arguments = cli.Parser(prog="x").parse_args(["--trust", "two", "--trust", "three", "--trust", "two"])
     assert os.environ["RECUR_TRUST"] == "one,two,three"
     assert arguments.trust is None
+
+
+@pytest.mark.parametrize(
+    "package", ["os", "torch.optim", "recur", "../evil", "evil;x", "", "not_installed_here", "yaml,os"]
+)
+def test_what_is_no_package_of_the_users_own_is_not_trusted(
+    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RECUR_TRUST", "")
+    with pytest.raises(SystemExit, match="2"):
+        cli.Parser(prog="x").parse_args([f"--trust={package}"])
+    assert capsys.readouterr().err.startswith("recur: --trust must")
+    assert os.environ["RECUR_TRUST"] == ""
+
+
+@pytest.mark.parametrize("package", ["os", "builtins", "recur.runs", "a b"])
+def test_the_environment_may_not_name_it_either(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECUR_TRUST", package)
+    with pytest.raises(UserError, match="RECUR_TRUST must"):
+        trust.may_build("os.system", trust.MODEL)
 
 
 @pytest.mark.slow

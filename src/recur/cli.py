@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import re
 import sys
@@ -25,6 +26,9 @@ COMMANDS = {
     "new": "write a project of your own",
     "completion": 'print the shell\'s completion: eval "$(recur completion bash)"',
 }
+# Packages that no run is trusted with: who needs something of them types its `_target_`.
+NEVER_TRUSTED = ("recur", "hydra", "omegaconf", "lightning", "torch", "numpy", "builtins")
+_PACKAGE = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*")
 _LONGEST = 1000  # characters of a message
 
 
@@ -41,11 +45,45 @@ def fail(message: object) -> NoReturn:
     raise SystemExit(2)
 
 
+def check_trusted(package: str, key: str) -> None:
+    """Refuse to trust what is no package of the user's own: with Python's own modules a run could do anything.
+
+    Args:
+        package: its name.
+        key: where it was typed.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not _PACKAGE.fullmatch(package):
+        raise UserError(key, package, "must be the name of a package", "such as my_models")
+    top = package.partition(".")[0]
+    if top in sys.stdlib_module_names or top in NEVER_TRUSTED:
+        remedy = "if a run should build one thing of it, type that setting's _target_ again"
+        raise UserError(key, package, "must be a package of your own, not one that anything could be done with", remedy)
+
+
+def _check_there(package: str) -> None:
+    try:
+        spec = importlib.util.find_spec(package.partition(".")[0])
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        remedy = "install it, or put its folder into PYTHONPATH"
+        raise UserError("--trust", package, "must name a package that is installed", remedy)
+
+
 class _Trust(argparse.Action):
     """`--trust PACKAGE`: what a run names of this package may be built, here and in processes that are started."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        known = [*filter(None, os.environ.get(TRUST, "").split(",")), str(values)]
+        for package in str(values).split(","):
+            try:
+                check_trusted(package, "--trust")
+                _check_there(package)
+            except UserError as error:
+                fail(error)
+        known = [*filter(None, os.environ.get(TRUST, "").split(",")), *str(values).split(",")]
         os.environ[TRUST] = ",".join(dict.fromkeys(known))
 
 
@@ -112,6 +150,7 @@ def guard(command: Callable[[], Any]) -> None:
     warnings.formatwarning = _warning_line  # type: ignore[assignment]
     try:
         command()
+        sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
@@ -119,10 +158,21 @@ def guard(command: Callable[[], Any]) -> None:
         print("recur: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None:
+            _name_stream(error)
         message = explain(error)
         if message is None or os.environ.get("RECUR_DEBUG") == "1":
             raise
         fail(message)
+
+
+def _name_stream(error: OSError) -> None:
+    """Name standard output where it is what could not be written, such as a file on a full disk."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain once more
+        error.filename = "standard output"
 
 
 def explain(error: BaseException) -> str | None:

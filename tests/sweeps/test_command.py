@@ -1,6 +1,7 @@
 """`python -m recur.train -m`: what a user can get wrong is one line before any job starts; what is right runs."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from recur import train
+from recur.config.compose import command_line, compose_run, conf_dir
 from recur.errors import UserError
 from recur.leaderboard.table import Leaderboard
 from recur.runs import journal
 from recur.sweeps.extras import require_extra
-from recur.sweeps.job import TRIAL
+from recur.sweeps.job import TRIAL, Job, SweepId
+from recur.sweeps.launcher import reaching_out
 from support.commands import run_command
 from support.real_sweeps import TINY, environment, sweep
 
@@ -74,6 +77,39 @@ def test_an_absent_extra_is_named_with_what_installs_it(module, extra, monkeypat
     with pytest.raises(UserError, match=rf"x=y needs {module}, .*: python -m pip install .*'{module}[<>=]") as caught:
         require_extra(extra, module, "x=y")
     assert "recur[" not in str(caught.value), "recur is in no index"
+
+
+@pytest.mark.slow
+def test_a_sweep_with_its_own_folder_of_configs_runs(tmp_path):
+    """Its jobs are given the same folder, whether it was typed relative to here or not."""
+    own = tmp_path / "own"
+    shutil.copytree(conf_dir(), own, ignore=shutil.ignore_patterns("claims"))
+    (own / "train.yaml").write_text((own / "train.yaml").read_text().replace("seed: 0", "seed: 77"))
+    words = ["-m", "--config-path", "own", "optimizer.lr=1e-3,1e-2", *TINY, "hydra.sweep.dir=s"]
+    done = run_command("train", *words, cwd=tmp_path, environment=environment(), timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {r.record["seed"] for r in Leaderboard.of([tmp_path / "s"]).results} == {77}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "retyped"),
+    [
+        (["logger=wandb"], ("logger.wandb.offline=False",)),
+        (["logger=wandb", "logger.wandb.offline=true"], ()),
+        (["logger=mlflow", "logger.mlflow.tracking_uri=http://h:1"], ("logger.mlflow.tracking_uri=http://h:1",)),
+        (["data=imdb", "data.path=org/name"], ("data.path=org/name",)),
+        ([], ()),
+    ],
+)
+def test_a_job_that_goes_on_types_again_what_uses_the_network(tmp_path, overrides, retyped):
+    """Its run's own config, which is read as a foreign one, may not say so."""
+    composed = compose_run(command_line([*overrides, "trainer=cpu", f"hydra.run.dir={tmp_path / '0'}"]))
+    assert reaching_out(composed.cfg) == retyped
+    job = Job(0, tuple(overrides), tmp_path / "0", SweepId(tmp_path, "5" * 32), retyped=retyped)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Job, "can_continue", lambda self: True)
+        words = job.command()
+    assert all(f"++{word}" in words for word in retyped)
 
 
 def test_a_plain_run_imports_no_sweep():

@@ -17,6 +17,7 @@ import lightning.pytorch as pl
 
 from recur.cli import notify
 from recur.config import data_settings
+from recur.data.sources import without_network
 from recur.data.streams import StreamLoader
 from recur.errors import ABSENT, UserError
 from recur.nn.packed import TokenWindow
@@ -104,13 +105,14 @@ def open_data(run: "runs.Run", path: str | None = None, settings: Sequence[str] 
     Raises:
         UserError: an unknown setting, or the run's own data has changed since.
     """
-    data = data_settings.build(
-        data_settings.changed(run.config["data"], settings, run.folder or run.checkpoint.parent, path)
-    )
+    folder = run.folder or run.checkpoint.parent
+    data = data_settings.build(data_settings.changed(run.config["data"], settings, folder, path))
     if path is not None:
         data.use(run.tokenizer, *([run.data["class_names"]] if run.family == "sentiment" else []))
-    data.prepare_data()
-    data.setup()
+    typed = path is not None or any(word.removeprefix("data.").startswith("path=") for word in settings)
+    with without_network(not typed):
+        data.prepare_data()
+        data.setup()
     if path is None and data.tokenizer.to_json() != run.tokenizer.to_json():
         rule = "has changed since the run was trained, its vocabulary is another one now"
         raise UserError(f"the data of {run.checkpoint}", ABSENT, rule, "name the data to evaluate on with --data")

@@ -4,7 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TextIO
@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Protocol, TextIO
 from recur.data.readers import JSON_LINES, PICKLES, checked, read_file
 from recur.errors import UserError
 from recur.render import csv_cell, printable, shortened
+from recur.runs.files import naming
 
 CHUNK = 256  # most texts read, answered and shown together
 FORMATS = ("auto", "text", "jsonl")
@@ -301,11 +302,14 @@ def check_folder(option: str, path: str) -> None:
         raise UserError(option, path, "cannot be written, it is a folder")
 
 
-def open_out(path: str | None) -> AbstractContextManager[TextIO]:
-    """The file for answers, opened for writing; standard output without one."""
+@contextmanager
+def open_out(path: str | None) -> Iterator[TextIO]:
+    """The file for answers, opened for writing; standard output without one. An error of the system names it."""
     if path is None:
-        return nullcontext(sys.stdout)
-    return open(path, "w", encoding="utf-8", errors="backslashreplace", newline="")
+        yield sys.stdout
+        return
+    with naming(path), open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        yield file
 
 
 def records(stream: TextIO, path: str | None) -> Records:

@@ -1,6 +1,7 @@
 """What goes on inside a recurrent net: gradients by lag, and the gates of an LSTM over a text."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from recur.errors import UserError
 from recur.nn.recurrent import Recurrent, State
+from recur.runs.files import naming
+
+_PROGRAM = "recur.predict"  # by which a chart of ours is known
 
 
 def gradient_by_lag(recurrent: Recurrent, rows: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
@@ -136,7 +140,20 @@ def gates_chart(tokens: list[str], gates: list[Gates], path: Any, *, bidirection
         shown = [token.replace("$", r"\$") for token in tokens]
         axis.set_xticks(range(len(tokens)), shown if last else [], rotation=60, ha="right", rotation_mode="anchor")
     figure.colorbar(image, ax=list(axes), label="mean over units, 0 closed to 1 open", fraction=0.05)
-    figure.savefig(path, dpi=150, facecolor="white")
+    by = "Software" if Path(path).suffix == ".png" else "Creator"
+    with naming(path):
+        figure.savefig(path, dpi=150, facecolor="white", metadata={by: _PROGRAM})
+
+
+def check_chart(path: str) -> None:
+    """Refuse a file for a chart that holds something else than such a chart.
+
+    Raises:
+        UserError: it is another file.
+    """
+    place = Path(path)
+    if place.exists() and not (place.is_file() and _PROGRAM.encode() in place.read_bytes()):
+        raise UserError("--gates", path, "is no chart of recur.predict", "remove it, or give another name")
 
 
 def write_gates(run: Any, text: str, path: Any) -> None:

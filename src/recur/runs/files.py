@@ -9,11 +9,14 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from recur.errors import UserError
 
 _REMEDY = "remove it, or put in its place what it points to"
+_HARD_REMEDY = "put a copy in its place, or it would be changed under both names"
+_REPLACED = (".ckpt", ".part")  # never written in place: a new file takes the name
 
 
 def is_inside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
@@ -29,9 +32,11 @@ def check_links(folder: Path) -> None:
         folder: of a run or a sweep. It may be reached through links itself.
 
     Raises:
-        UserError: a link in it leads out of it, or something in it is neither a file nor a folder.
+        UserError: a link in it leads out of it, a file in it has a further name elsewhere (a hard link), or something
+            in it is neither a file nor a folder.
     """
     waiting = [str(folder)]
+    names: dict[tuple[int, int], list[str]] = {}  # of files with several, by device and number
     while waiting:
         try:
             entries = list(os.scandir(waiting.pop()))
@@ -46,6 +51,39 @@ def check_links(folder: Path) -> None:
                 waiting.append(entry.path)
             elif not entry.is_file(follow_symlinks=False):
                 raise UserError(entry.path, rule="is neither a file nor a folder", remedy="remove it")
+            elif not entry.name.endswith(_REPLACED):
+                state = entry.stat(follow_symlinks=False)
+                if state.st_nlink > 1:
+                    names.setdefault((state.st_dev, state.st_ino), []).append(entry.path)
+    for paths in names.values():
+        if os.stat(paths[0], follow_symlinks=False).st_nlink > len(paths):
+            raise UserError(
+                paths[0], rule=f"is a hard link: the same file has a name outside {folder}", remedy=_HARD_REMEDY
+            )
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The bytes of a file, links followed; a pipe, which could make a reader wait for ever, is none.
+
+    Args:
+        path: of the file.
+        limit: most bytes that it may have.
+
+    Raises:
+        ValueError: it is no regular file, or larger.
+        OSError: it cannot be read.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        state = os.fstat(handle)
+        if not stat.S_ISREG(state.st_mode):
+            raise ValueError(f"{path} is no file")
+        if state.st_size > limit:
+            raise ValueError(f"{path} is too large")
+        with open(handle, "rb", closefd=False) as file:
+            return file.read(limit)
+    finally:
+        os.close(handle)
 
 
 def open_inside(folder: Path, name: str, flags: int) -> int:
@@ -92,13 +130,30 @@ def create(path: Path) -> int:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, whole."""
+    """Write a text file so that a reader sees the old one or the new one, whole.
+
+    Raises:
+        OSError: it cannot be written; the error names the file.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(create(temporary), "w", encoding="utf-8") as file:
             file.write(text)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError):  # a full disk is noticed by `write`, which knows no name
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Add the file's name to an error of the system that has none: `write` to a full disk knows only a number."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
         raise

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from recur.errors import UserError
+from recur.runs import limits
+from recur.runs.files import read_regular
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 FORMAT = 1
@@ -80,9 +82,11 @@ def read(folder: Path) -> dict[str, Any]:
             str(folder), rule="is read with the extra `export`", remedy="pip install 'recur[export]'"
         ) from None
     try:
-        config: Any = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tokenizer: Any = json.loads((folder / TOKENIZER).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        # Links are followed: the hub's own cache is made of them.
+        config, tokenizer = (
+            limits.parse_json(read_regular(folder / name, limits.JSON_BYTES).decode()) for name in (CONFIG, TOKENIZER)
+        )
+    except (OSError, ValueError) as error:
         raise UserError(str(folder), rule=f"is damaged: {error}") from None
     if not isinstance(config, dict) or config.get("library_name") != "recur":
         raise UserError(str(folder / CONFIG), rule="is not what recur writes: its library_name is another")
@@ -90,11 +94,15 @@ def read(folder: Path) -> dict[str, Any]:
     if not isinstance(written, int) or written > FORMAT:
         raise UserError(f"{folder / CONFIG}: format", written, f"must be at most {FORMAT}", "update recur")
     shared, kind = config.get("shared_tensors"), config.get("tokenizer")
-    if not isinstance(shared, dict) or not isinstance(kind, dict):
+    if (
+        not isinstance(shared, dict)
+        or not isinstance(kind, dict)
+        or not all(isinstance(s, str) for s in shared.values())
+    ):
         raise UserError(str(folder / CONFIG), rule="is damaged: it lacks shared_tensors or tokenizer")
     try:
         state = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(str(folder / WEIGHTS), rule=f"cannot be read as safetensors: {first}") from None
     for name, source in shared.items():

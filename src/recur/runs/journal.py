@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from recur.errors import UserError
-from recur.runs.files import is_inside, open_inside, write_atomic
-from recur.runs.limits import parse_json
+from recur.runs.files import is_inside, naming, open_inside, read_regular, write_atomic
+from recur.runs.limits import JSON_BYTES, parse_json
 
 VALIDATIONS = "history.jsonl"
 NAME = "sweep.jsonl"
@@ -52,7 +52,8 @@ class Journal:
 
     def add(self, event: str, **fields: Any) -> None:
         """Add one line with a single write: a kill leaves the whole line or none of it."""
-        os.write(self._file, _line(event, fields).encode())
+        with naming(self.path):
+            os.write(self._file, _line(event, fields).encode())
 
     def close(self) -> None:
         """Close the file."""
@@ -74,8 +75,12 @@ def read(folder: Path) -> list[dict[str, Any]]:
         raise UserError("", rule=f"there is no sweep at {folder}")
     if not path.is_file():
         raise UserError(str(folder), rule=f"is not a sweep: it has no {NAME}", remedy="a sweep is what `-m` makes")
+    try:
+        text = read_regular(path, JSON_BYTES).decode("utf-8", "replace")
+    except ValueError as error:
+        raise UserError(str(path), rule="is damaged", remedy=str(error)) from None
     events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in text.splitlines():
         try:
             event = parse_json(line)
         except ValueError:
@@ -111,8 +116,8 @@ def read_validations(folder: Path) -> list[dict[str, Any]]:
     process so far) and `metrics`, by name.
     """
     try:
-        lines = (folder / VALIDATIONS).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        lines = read_regular(folder / VALIDATIONS, JSON_BYTES).decode("utf-8", "replace").splitlines()
+    except (OSError, ValueError):
         return []
     steps: dict[int, dict[str, Any]] = {}
     for line in lines:
@@ -130,6 +135,7 @@ def append_validation(folder: Path, entry: dict[str, Any]) -> None:
     """Add one validation with a single write."""
     file = open_inside(folder, VALIDATIONS, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
-        os.write(file, (json.dumps(entry) + "\n").encode())
+        with naming(folder / VALIDATIONS):
+            os.write(file, (json.dumps(entry) + "\n").encode())
     finally:
         os.close(file)

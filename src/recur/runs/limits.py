@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recur.errors import UserError
+from recur.runs.files import read_regular
 
 YAML_BYTES = 4 << 20
 YAML_EVENTS = 200_000  # scalars, lists and dictionaries of one file
@@ -34,13 +35,13 @@ def read_yaml(path: Path) -> Any:
     """
     import yaml
 
-    size = path.stat().st_size
-    if size > YAML_BYTES:
-        raise UserError(str(path), rule=f"has {size:,} bytes: a run writes a few thousand", remedy="it is damaged")
+    try:
+        text = read_regular(path, YAML_BYTES).decode()
+    except ValueError as error:  # no UTF-8, no file, too large
+        raise UserError(str(path), rule=f"is not the YAML that a run writes: {error}") from None
     # The parser that is written in C, where there is one: the limits are looked at as it goes along.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        text = path.read_text(encoding="utf-8")
         _check_events(path, yaml.parse(text, Loader=loader))
         return yaml.load(text, Loader=loader)  # noqa: S506 (both are safe loaders)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # ValueError: no UTF-8, numbers too long
@@ -75,9 +76,7 @@ def read_json(path: Path) -> Any:
         ValueError: it is no JSON, or too large.
         OSError: it cannot be read.
     """
-    if path.stat().st_size > JSON_BYTES:
-        raise ValueError(f"{path} is too large")
-    return parse_json(path.read_text(encoding="utf-8"))
+    return parse_json(read_regular(path, JSON_BYTES).decode())
 
 
 def parse_json(text: str) -> Any:

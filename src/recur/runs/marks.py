@@ -9,9 +9,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from recur.runs.files import write_atomic
+from recur.runs.files import read_regular, write_atomic
 
 NAME = ".recur-job.json"
+_LONGEST = 1 << 20  # bytes
 _KEY = re.compile(r"[0-9a-f]{32}")
 
 
@@ -46,7 +47,7 @@ def read_mark(folder: Path) -> Mark | None:
     try:
         if folder.is_symlink() or (folder / NAME).is_symlink():
             return None
-        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        content = json.loads(read_regular(folder / NAME, _LONGEST))
         mark = Mark(content["sweep"], content["job"], tuple(content["overrides"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

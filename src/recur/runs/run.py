@@ -240,9 +240,10 @@ def name_holder(folder: Path) -> None:
     """Write into a folder's lock, if this process holds it, who it is that holds it."""
     file = _claimed.get(folder.resolve())
     if file is not None:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
+        with files.naming(folder / ".lock"):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
 
 
 def release(folder: Path) -> None:

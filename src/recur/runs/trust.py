@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from recur.cli import TRUST
+from recur.cli import NEVER_TRUSTED, TRUST, check_trusted
 from recur.errors import UserError
 from recur.runs.files import is_inside
 from recur.runs.limits import YAML_DEPTH, read_yaml
@@ -51,8 +51,6 @@ RUN = (
     "lightning.pytorch.loggers.CSVLogger",
     "lightning.pytorch.loggers.TensorBoardLogger",
 )
-_PACKAGE = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*")
-_NEVER_ADVISED = ("recur", "hydra", "omegaconf", "lightning", "torch", "numpy", "builtins")  # who needs them types them
 _NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
 _HYDRA_WRITES = ("config.yaml", "hydra.yaml", "overrides.yaml")
 _PARTS = ("data", "model", "optimizer", "scheduler", "trainer", "callbacks", "logger", "seed", "monitor", "mode")
@@ -79,16 +77,21 @@ def trusted_packages() -> tuple[str, ...]:
 
     Those that `RECUR_TRUST` names (`--trust` adds to it), separated by commas, and those that an installed package
     declares in its entry points of the group `recur.trusted`: to install it was to trust it.
+
+    Raises:
+        UserError: `RECUR_TRUST` names what may not be trusted.
     """
-    typed = [name.strip() for name in os.environ.get(TRUST, "").split(",")]
+    typed = [name for name in (part.strip() for part in os.environ.get(TRUST, "").split(",")) if name]
+    for name in typed:
+        check_trusted(name, TRUST)
     declared = [point.value for point in metadata.entry_points(group="recur.trusted")]
-    return tuple(name for name in (*typed, *declared) if _PACKAGE.fullmatch(name))
+    return (*typed, *(name for name in declared if _NAME.fullmatch(f"{name}.x")))
 
 
 def how_to_trust(target: str) -> str:
     """What to do where a run names a class of a package that is not trusted; nothing for Python's own modules."""
     package = target.partition(".")[0]
-    if not _NAME.fullmatch(target) or package in sys.stdlib_module_names or package in _NEVER_ADVISED:
+    if not _NAME.fullmatch(target) or package in sys.stdlib_module_names or package in NEVER_TRUSTED:
         return ""
     return f"if you trust the package, give --trust {package} or set {TRUST}={package}"
 
@@ -172,8 +175,36 @@ def is_typed(path: str, typed: Sequence[str]) -> bool:
 
 def must_be_typed(word: str) -> bool:
     """Whether a run's own config may not say what this override says, so that a job that goes on types it again."""
-    key = word.partition("=")[0]
+    key = word.partition("=")[0].lstrip("+")
+    if key == "data.path" or (key.startswith("logger.") and key.endswith((".offline", ".tracking_uri"))):
+        return True
     return "_target_" in word or "allow_pickle" in word or "${" in word or key.rpartition(".")[2] in _WRITTEN
+
+
+def services(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, path to value, by which a config's loggers would send a run to a service.
+
+    Args:
+        config: plain containers. Interpolations that are not resolved are passed over.
+    """
+    reached: dict[str, Any] = {}
+    loggers = config.get("logger")
+    for name, node in loggers.items() if isinstance(loggers, Mapping) else ():
+        target = node.get("_target_") if isinstance(node, Mapping) else None
+        if target == "recur.training.loggers.wandb":
+            key, value, kept = "offline", node.get("offline", False), (True,)
+        elif target == "recur.training.loggers.mlflow":
+            key, value, kept = "tracking_uri", node.get("tracking_uri"), (None,)
+        else:
+            continue
+        if value not in kept and not (isinstance(value, str) and "${" in value):
+            reached[f"logger.{name}.{key}"] = value
+    return reached
+
+
+def is_remote(path: object) -> bool:
+    """Whether `data.path` names what is not on this machine, so that it would have to be fetched."""
+    return isinstance(path, str) and not os.path.exists(os.path.expanduser(path))
 
 
 def check_paths(node: Any, path: str, folder: Path, typed: Sequence[str] = ()) -> None:
@@ -216,7 +247,8 @@ def check_config(
         folder: of the run, in which every path that it writes to must lie; None where it writes nothing.
 
     Raises:
-        UserError: it would build what it may not, load pickles, read the environment or write elsewhere.
+        UserError: it would build what it may not, load pickles, read the environment, write elsewhere or send itself
+            to a service.
     """
     try:
         check_targets(config, "", RUN, typed=typed, resolved=False)
@@ -224,6 +256,10 @@ def check_config(
         remedy = f"if you trust it, type {error.key}=... as well"
         remedy += f"; {error.remedy}" if error.remedy else ""
         raise UserError(f"{where}: {error.key}", rule=error.rule, remedy=remedy) from None
+    for place, value in services(config).items():
+        if not is_typed(place, typed):
+            rule = f"{place} is {value!r}: the run would be sent to a service"
+            raise UserError(f"{where}:", rule=rule, remedy=f"if you want that, type {place}=... too")
     for place in _true_pickles(config, ""):
         if not is_typed(place, typed):
             rule = f"{place}=true lets a data file run any code"

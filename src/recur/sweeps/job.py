@@ -19,7 +19,7 @@ from recur.config.compose import quoted
 from recur.errors import UserError
 from recur.runs import marks
 from recur.runs.checkpoint import to_resume
-from recur.runs.files import open_inside
+from recur.runs.files import naming, open_inside
 from recur.runs.metrics import read_record
 from recur.runs.trust import must_be_typed
 
@@ -73,6 +73,7 @@ class Job:
         module: the command.
         flags: Hydra's flags for the command.
         environment: further variables.
+        retyped: settings that a run's own config may not say by itself; a job that goes on types them again.
     """
 
     number: int
@@ -84,6 +85,7 @@ class Job:
     module: str = "recur.train"
     flags: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    retyped: tuple[str, ...] = ()
 
     @property
     def log(self) -> Path:
@@ -140,7 +142,7 @@ class Job:
         start = [sys.executable, "-m", self.module]
         if self.can_continue():
             # What a run folder's config may not name by itself (`recur.runs.trust`) is said again.
-            own = [text for text in self.overrides if must_be_typed(text)]
+            own = [*self.retyped, *(text for text in self.overrides if must_be_typed(text))]
             return [*start, f"resume={quoted(str(self.folder))}", *[f"++{text.lstrip('+~')}" for text in own]]
         return [*start, *self.flags, *self.overrides, f"hydra.run.dir={quoted(str(self.folder))}"]
 
@@ -204,7 +206,7 @@ def start_supervised(job: Job, granted: Mapping[str, str], grace: float) -> "sub
     job.prepare()
     command = job.command()
     supervisor = str(Path(__file__).with_name("supervisor.py"))
-    with job.open_log() as log:
+    with naming(job.log), job.open_log() as log:
         print("$", " ".join(map(shlex.quote, ["python", *command[1:]])), file=log, flush=True)
         return subprocess.Popen(  # noqa: S603
             [sys.executable, "-I", "-S", supervisor, str(job.lock), str(grace), *command],

@@ -18,10 +18,10 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from recur.config.compose import conf_dir, repeats_a_recorded_command
+from recur.config.compose import conf_dir, quoted, repeats_a_recorded_command
 from recur.errors import UserError
 from recur.runs import journal, marks, trust
-from recur.runs.files import check_links
+from recur.runs.files import check_links, write_atomic
 from recur.runs.journal import Journal
 from recur.runs.metrics import check_metric, family_of
 from recur.sweeps.checks import ConfigChecks
@@ -31,6 +31,7 @@ from recur.sweeps.runner import Executor, Listed, Outcome, Source, run_jobs
 from recur.sweeps.space import check_count, difference
 
 _MANY = 100  # jobs, whose checks take long enough to be mentioned
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # for jobs that nobody typed
 # Overrides of Hydra's own settings that concern the sweep and not a job.
 _OF_THE_SWEEP = (
     "hydra.launcher",
@@ -190,13 +191,16 @@ class FreshProcessLauncher(Launcher):
             check_metric(monitor, family, key="monitor")
             needs = needs_of(cfg)
             self._checks.add(cfg)
-            if repeats_a_recorded_command():
+            foreign = repeats_a_recorded_command()
+            if foreign:
                 self._check_foreign(number, cfg)
+            environment, retyped = (dict(_OFFLINE), ()) if foreign else ({}, reaching_out(cfg))
         finally:
             HydraConfig.instance().set_config(self.config)
         flags = (*config_flags(self.config), *inherited_overrides(self.config))
         folder = self.folder / subdir
-        return Job(number, tuple(overrides), folder, self.sweep, needs, monitor, command_module(), flags)
+        own = (needs, monitor, command_module(), flags, environment, retyped)
+        return Job(number, tuple(overrides), folder, self.sweep, *own)
 
     def _check_foreign(self, number: int, cfg: DictConfig) -> None:
         """Check a job's config as that of a run of unknown origin: it was not typed in this command."""
@@ -271,7 +275,7 @@ class FreshProcessLauncher(Launcher):
             return Journal(self.folder)
         self._begun = True
         entries = Journal.begin(self.folder, **plan.header(self.sweep.key))
-        OmegaConf.save(self.config, self.folder / "multirun.yaml")
+        write_atomic(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
         return entries
 
     def _compare(self, plan: Plan) -> None:
@@ -379,6 +383,16 @@ def command_module() -> str:
 def resume_command(folder: Path) -> str:
     """What to type to complete the sweep."""
     return f"python -m {command_module()} -m resume={shlex.quote(str(folder))}"
+
+
+def reaching_out(cfg: DictConfig) -> tuple[str, ...]:
+    """The settings of a job by which it uses the network: its run's own config could not say so when it goes on."""
+    loggers: Any = OmegaConf.to_container(cfg.get("logger") or OmegaConf.create(), resolve=False)
+    reached = trust.services({"logger": loggers})
+    path = OmegaConf.select(cfg, "data.path", default=None)
+    if trust.is_remote(path):
+        reached["data.path"] = path
+    return tuple(f"{key}={quoted(str(value))}" for key, value in reached.items())
 
 
 def config_flags(config: DictConfig) -> list[str]:

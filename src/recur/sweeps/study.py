@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from recur.errors import UserError
 from recur.runs import journal as run_journal
+from recur.runs.files import naming
 from recur.runs.metrics import metric
 from recur.sweeps.extras import require_extra
 from recur.sweeps.job import TRIAL, Job
@@ -70,8 +71,13 @@ def storage(journal: Path) -> Any:
         def release(self) -> None:
             self._held.release()
 
+    class Backend(files.JournalFileBackend):  # type: ignore[name-defined]
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            with naming(journal):
+                super().append_logs(logs)
+
     with _without_warnings():
-        return optuna.storages.JournalStorage(files.JournalFileBackend(str(journal), Lock()))
+        return optuna.storages.JournalStorage(Backend(str(journal), Lock()))
 
 
 @dataclass(frozen=True)

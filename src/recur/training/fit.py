@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 
 from recur.errors import UserError
 from recur.runs.run import load_checkpoint
+from recur.training import lightning_internals as internals
 from recur.training.failures import explained
 from recur.training.report import metrics_of
 
@@ -71,6 +72,23 @@ def train(
             trainer.test(task, datamodule=data, verbose=False, weights_only=True)
             results["test"] = metrics_of(trainer, "test/")
     return Trained(results, score)
+
+
+def check_place(data: Any, trainer: pl.Trainer, checkpoint: Path) -> None:
+    """Refuse to go on in the middle of an epoch whose other batches would not be those of before.
+
+    Args:
+        data: set up.
+        trainer: whose number of processes counts.
+        checkpoint: from which to go on.
+
+    Raises:
+        UserError: says what is different.
+    """
+    data.trainer = trainer
+    states = internals.loader_states(load_checkpoint(checkpoint)["loops"]["fit_loop"])
+    for state in states:
+        data.train_dataloader().check_place(state)
 
 
 def check_lengths(data: Any, trainer: pl.Trainer) -> None:

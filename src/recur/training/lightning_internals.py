@@ -67,6 +67,13 @@ def write_epoch_open(loops: dict[str, Any]) -> None:
         loops["epoch_progress"][scope]["processed"] -= 1
 
 
+def loader_states(loops: dict[str, Any]) -> list[Any]:
+    """The states of the training loaders in a checkpoint's counters; none where it was taken without a loader."""
+    state = loops.get("state_dict")
+    states = state.get("combined_loader", []) if isinstance(state, dict) else []
+    return states if isinstance(states, list) else [states]
+
+
 def as_tensors(metrics: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Metrics as tensors on the CPU, for a checkpoint."""
     return {name: torch.as_tensor(value).cpu() for name, value in metrics.items()}

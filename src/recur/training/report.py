@@ -1,5 +1,6 @@
 """What a run says: at its start, at its end, in `metrics.json` and in TensorBoard's HParams tab."""
 
+import functools
 import logging
 import os
 import shlex
@@ -26,6 +27,8 @@ def quiet() -> None:
     """Leave out Lightning's messages that no user can act on; write out control characters of names in messages."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(_without_controls)
+        if isinstance(handler, logging.FileHandler):
+            handler.handleError = functools.partial(_cannot_log, handler)  # type: ignore[method-assign]
     connector = "lightning.pytorch.trainer.connectors.checkpoint_connector"
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", connector, "gensim"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -38,6 +41,15 @@ def quiet() -> None:
         r".*isinstance\(treespec, LeafSpec\).*",  # Lightning 2.6 against torch 2.13
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _cannot_log(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+    """Let a full disk end the run, which can save nothing either, in place of a stack for every line."""
+    error = sys.exc_info()[1]
+    if isinstance(error, OSError):
+        error.filename = handler.baseFilename
+        raise error
+    logging.Handler.handleError(handler, record)
 
 
 def _without_controls(record: logging.LogRecord) -> bool:

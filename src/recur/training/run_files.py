@@ -3,6 +3,8 @@
 Everything is checked first (`take_up`) and written in one place (`begin`), so that a refused command changes nothing.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from recur.runs import checkpoint as checkpoints
 from recur.runs import folder as folders
 from recur.runs.files import write_atomic
 from recur.runs.limits import check_training_state
-from recur.runs.run import claim, load_checkpoint, name_holder
+from recur.runs.run import claim, load_checkpoint, name_holder, release
 from recur.training import checkpointing, report
+from recur.training.failures import NotFiniteError
 from recur.training.loggers import log_settings
 from recur.training.tensorboard import announce_hparams, settings_of
 
@@ -83,6 +86,32 @@ def begin(composed: Composed, data: Any, task: Any, trainer: pl.Trainer, checkpo
         report.opening(folder, data, task, trainer)
         announce_hparams(trainer.loggers, composed.config, task.family)
         log_settings(trainer.loggers, settings_of(composed.config), folder)
+
+
+@contextlib.contextmanager
+def withdrawn_if_refused(folder: Path, trainer: pl.Trainer) -> Iterator[None]:
+    """Take a new run's folder away again where the run is refused before its first step.
+
+    Most refusals come before anything is written; what only the first batches show, such as memory that does not
+    suffice, comes after it.
+
+    Args:
+        folder: of the run.
+        trainer: of the run.
+    """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        yield
+    except UserError as error:
+        refused = trainer.global_step == 0 and not isinstance(error, NotFiniteError)
+        if refused and folder in missing and rank() == 0:
+            release(folder)
+            folders.clear(folder)
+            (folder / ".lock").unlink(missing_ok=True)
+            for place in missing:
+                with contextlib.suppress(OSError):  # something else is in it
+                    place.rmdir()
+        raise
 
 
 class RewrittenConfig(Callback):

@@ -11,17 +11,20 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from recur import cli
 from recur.config import schema
 from recur.config.compose import Composed, build
+from recur.data.sources import without_network
 from recur.data.text import Tokenizer
 from recur.runs import fingerprint, precision
 from recur.runs.build import Part
+from recur.runs.files import naming
 from recur.runs.run import load_checkpoint
+from recur.runs.trust import is_typed
 from recur.training import lr_finder, report, weights
 from recur.training.baselines import Baseline, baseline
 from recur.training.callbacks import PlannedNoise, ValidationLog
 from recur.training.checkpointing import Files, SelfContained
 from recur.training.failures import Stop
-from recur.training.fit import Trained, check_lengths, train
-from recur.training.run_files import begin, take_up
+from recur.training.fit import Trained, check_lengths, check_place, train
+from recur.training.run_files import begin, take_up, withdrawn_if_refused
 
 
 class Pruning(Protocol):
@@ -46,6 +49,11 @@ def run(composed: Composed, stop: Stop, pruning: Pruning | None = None) -> Train
         Stopped: a signal came.
     """
     report.quiet()
+    with without_network(composed.resumed and not is_typed("data.path", composed.overrides)):
+        return _run(composed, stop, pruning)
+
+
+def _run(composed: Composed, stop: Stop, pruning: Pruning | None) -> Trained:
     schema.check_run(composed.config, composed.used)
     composed = with_precision(composed)
     checkpoint = take_up(composed)
@@ -59,6 +67,16 @@ def run(composed: Composed, stop: Stop, pruning: Pruning | None = None) -> Train
     callbacks = _callbacks(composed, data, stop)
     trainer = _trainer(composed.config, [*callbacks, *([] if pruning is None else [pruning])])
     check_lengths(data, trainer)
+    if checkpoint is not None:
+        check_place(data, trainer, checkpoint)
+    # The folder's name for what libraries write there.
+    with naming(composed.folder), withdrawn_if_refused(composed.folder, trainer):
+        return _train(composed, data, task, trainer, checkpoint, pruning)
+
+
+def _train(
+    composed: Composed, data: Any, task: Any, trainer: Any, checkpoint: Path | None, pruning: Pruning | None
+) -> Trained:
     begin(composed, data, task, trainer, checkpoint)
     trained = train(
         data,

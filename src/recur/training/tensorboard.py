@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.tensorboard.summary import hparams
 
 from recur.render import markdown, printable, shortened
-from recur.runs.files import create, write_atomic
+from recur.runs.files import create, naming, write_atomic
 from recur.runs.metrics import hparam_metrics
 
 # Settings that say nothing about a result: they would push the others out of sight.
@@ -194,7 +194,7 @@ def _save_image(image: NDArray[np.uint8], path: Path) -> None:
 
     path.parent.mkdir(exist_ok=True)
     draft = path.with_name(f".{path.name}")
-    with open(create(draft), "wb") as file:
+    with naming(path), open(create(draft), "wb") as file:
         Image.fromarray(image).save(file, format="PNG")
     draft.replace(path)
 
