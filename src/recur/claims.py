@@ -96,14 +96,15 @@ def _measure(one: "Claim", where: Path, extra: list[str]) -> dict[str, Any]:
 def _publish(content: dict[str, Any], folder: Path) -> None:
     from recur.course import record
     from recur.errors import UserError
+    from recur.runs.files import write_atomic
 
     claims: dict[str, Any] = content["claims"]
     if quick := sorted(name for name, one in claims.items() if one["quick"]):
         raise UserError("--publish", rule=f"refuses quick figures ({quick[0]})", remedy="run without --quick")
     slim = {name: {**one, "observations": []} for name, one in claims.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "claims.json").write_text(json.dumps({**content, "claims": slim}, indent=1) + "\n", encoding="utf-8")
-    (folder / "claims.md").write_text(record.table(content), encoding="utf-8")
+    write_atomic(folder / "claims.json", json.dumps({**content, "claims": slim}, indent=1) + "\n")
+    write_atomic(folder / "claims.md", record.table(content))
     print(f"published  {folder / 'claims.json'} and {folder / 'claims.md'}")
 
 

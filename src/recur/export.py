@@ -46,12 +46,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from recur.exporting.folder import export
+    from recur.exporting.folder import default_folder, export
+    from recur.runs.files import check_links
     from recur.runs.run import Run
 
     run = Run.open(arguments.run)
-    base = run.folder or run.checkpoint.parent
-    folder = Path(arguments.out) if arguments.out else base / "export" / arguments.format
+    if run.folder is not None and (run.folder / ".hydra").is_dir():
+        check_links(run.folder)  # it is read and, by default, written to
+    # A folder that is typed may be a link; one in the run's folder may not.
+    folder = Path(arguments.out).resolve() if arguments.out else default_folder(run, arguments.format)
     texts = None if arguments.texts is None else _texts(run, Path(arguments.texts))
     done = export(run, arguments.format, folder, int8=arguments.int8, force=arguments.force, texts=texts)
     if arguments.json:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from recur import cli
 from recur.errors import UserError
+from recur.runs.files import write_atomic
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -70,7 +71,7 @@ def _copy(source: Traversable, target: Path, name: str) -> None:
         if entry.is_dir():
             _copy(entry, place, name)
         else:
-            place.write_text(entry.read_text(encoding="utf-8").replace("@NAME@", name), encoding="utf-8")
+            write_atomic(place, entry.read_text(encoding="utf-8").replace("@NAME@", name))
 
 
 if __name__ == "__main__":

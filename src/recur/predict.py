@@ -64,6 +64,10 @@ def _run(arguments: argparse.Namespace) -> None:
         io.check_out(arguments.out, arguments.overwrite, arguments.file)
     if arguments.html:
         check_page(arguments.html)
+    if arguments.gates:
+        from recur.inference.probes import check_chart
+
+        check_chart(arguments.gates)
     run = load(arguments.run, arguments.device)
     if arguments.gates:
         from recur.inference.probes import write_gates

@@ -22,7 +22,6 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\
 _MARKDOWN = re.compile(r"[^\w\s,?]|_")
 _MARKUP = re.compile(r"[&<>|\\`*~\[\]]|(?<!\w)_|_(?!\w)")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-PAGE_MARK = b'<meta name="generator" content="recur.predict">'  # by which a page of ours is known
 _PALE = 0.1  # logits or nats: a text in which no token has more is shaded as if one had, and so looks pale
 FOR, AGAINST = (64, 132, 214), (226, 112, 40)  # blue and orange: colour-blind readers can tell them apart
 
@@ -164,11 +163,15 @@ def page(title: str, texts: Sequence[Shaded], legend: Sequence[tuple[float, str]
     return template.render(title=title, texts=texts, legend=legend)
 
 
-def is_page(path: Path) -> bool:
-    """Whether a file is a page that `page` made."""
+def _page_mark(command: str) -> bytes:
+    return f'<meta name="generator" content="{command}">'.encode()
+
+
+def is_page(path: Path, command: str = "recur.predict") -> bool:
+    """Whether a file is a page that a command of this package wrote."""
     try:
         with path.open("rb") as file:
-            return PAGE_MARK in file.read(1024)
+            return _page_mark(command) in file.read(1024)
     except OSError:
         return False
 

@@ -29,6 +29,8 @@ def _results() -> None:
     from recur.leaderboard.table import Leaderboard
     from recur.leaderboard.text import as_text
 
+    if given.out:
+        page.check_out(Path(given.out))
     leaderboard = Leaderboard.of(given.folder, given.metric, given.mode)
     print(as_text(leaderboard, given.top))
     several = "comparison" if len(given.folder) > 1 else "results"

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +18,17 @@ from recur.errors import UserError
 from recur.exporting import agreement, card
 from recur.exporting.agreement import Agreement, Ids
 from recur.runs import hub
+from recur.runs.files import is_inside, naming
+from recur.runs.limits import read_json
+from recur.runs.metrics import read_record
 from recur.runs.run import Run, load_checkpoint
 
 FORMATS = ("onnx", "torch", "safetensors")
+# All that any of them writes; a folder with anything else is not replaced.
+_NAMES = (
+    *("model.onnx", "model.int8.onnx", "model.pt2", hub.WEIGHTS, hub.CONFIG, hub.TOKENIZER),
+    *("README.md", "use.py", "metrics.json"),
+)
 _LARGEST = 2**31 - 2**20  # bytes of an ONNX file, which is a protocol buffer
 
 
@@ -68,8 +78,7 @@ def export(
         raise UserError("--format", kind, f"must be one of {', '.join(FORMATS)}")
     if int8 and kind != "onnx":
         raise UserError("--int8", rule="goes with --format onnx")
-    if folder.exists() and not force:
-        raise UserError(str(folder), rule="is there already", remedy="give --force to replace it, or another --out")
+    _check_free(folder, force)
     run.task.cpu().float().eval()
     texts = texts if texts is not None else agreement.drawn_texts(run.tokenizer.vocab_size)
     files, measured, small = _Files(), None, None
@@ -85,9 +94,10 @@ def export(
         files.text("config.json", json.dumps(config, indent=2, ensure_ascii=False))
         tokenizer = json.loads(run.tokenizer.to_json())["tokenizer"]
         files.text("tokenizer.json", json.dumps(tokenizer, ensure_ascii=False))
-    if run.folder and (run.folder / "metrics.json").is_file():
-        files.content["metrics.json"] = (run.folder / "metrics.json").read_bytes()
-    _write(folder, files.content)
+    record = read_record(run.folder) if run.folder else None
+    if record is not None:
+        files.text("metrics.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    _write(folder, files.content, force)
     return Export(folder, {name: len(content) for name, content in files.content.items()}, measured, small)
 
 
@@ -189,17 +199,68 @@ def _torch(run: Run, files: _Files, texts: Sequence[Ids]) -> Agreement:
     return measured
 
 
-def _write(folder: Path, content: dict[str, bytes]) -> None:
-    """Write beside the place and rename: a reader sees the former folder or this one, whole."""
-    draft = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+def default_folder(run: Run, kind: str) -> Path:
+    """Where a run is exported to unless somebody says otherwise: below its own folder.
+
+    Raises:
+        UserError: a link there leads out of it.
+    """
+    base = run.folder or run.checkpoint.parent
+    folder = base / "export" / kind
+    if not is_inside(folder, base):
+        raise UserError(str(folder), rule=f"leads out of {base}", remedy="name a folder with --out")
+    return folder
+
+
+def _check_free(folder: Path, force: bool) -> None:
+    """Refuse a folder that is there, unless it is an export and may be replaced.
+
+    Raises:
+        UserError: it may not be written.
+    """
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir() or folder.is_symlink():
+        raise UserError(str(folder), rule="is no folder", remedy="give another --out")
+    if not force:
+        raise UserError(str(folder), rule="is there already", remedy="give --force to replace it, or another --out")
+    inner = sorted(folder.iterdir())
+    if not inner:
+        return
+    theirs = [path.name for path in inner if path.name not in _NAMES or path.is_symlink() or not path.is_file()]
+    if theirs or not _is_ours(folder):
+        rule = f"is no export of recur: it holds {(theirs or [inner[0].name])[0]}"
+        raise UserError(str(folder), rule=rule, remedy="--force replaces exports alone; give another --out")
+
+
+def _is_ours(folder: Path) -> bool:
     try:
+        config = read_json(folder / hub.CONFIG)
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("library_name") == "recur"
+
+
+def _write(folder: Path, content: dict[str, bytes], force: bool) -> None:
+    """Write beside the place and rename: a reader sees the former folder or this one, whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        draft.chmod(0o777 & ~_umask())
         for name, data in content.items():
-            (draft / name).write_bytes(data)
+            with naming(folder / name):
+                (draft / name).write_bytes(data)
+        _check_free(folder, force)  # once more: comparing took a while
         if folder.exists():
             shutil.rmtree(folder)
         draft.replace(folder)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def _umask() -> int:
+    """What new files are not allowed: the system says it only to who sets it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -9,17 +9,33 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from recur.errors import UserError
+from recur.errors import UserError, reason
 from recur.leaderboard.columns import Column, columns
-from recur.leaderboard.plots import Plot, draw
+from recur.leaderboard.plots import FILES, Plot, draw
 from recur.leaderboard.reading import Result
 from recur.leaderboard.table import Group, Leaderboard, brief, short
 from recur.leaderboard.text import as_csv, as_markdown
-from recur.render import seconds_in_words, templates
+from recur.render import is_page, seconds_in_words, templates
 from recur.runs.files import check_links, write_atomic
 from recur.runs.metrics import format_value, metric
 
 _TEMPLATES = Path(__file__).with_name("templates")
+_PAGE, _TABLE, _RUNS = "index.html", "leaderboard.md", "runs.csv"
+_WRITTEN = (_PAGE, _TABLE, _RUNS, *FILES)
+
+
+def check_out(folder: Path) -> None:
+    """Refuse a folder that somebody named for the page and that holds files of the same names which are not ours.
+
+    Raises:
+        UserError: names such a file.
+    """
+    if is_page(folder / _PAGE, "recur.results"):
+        return
+    theirs = sorted(path.name for path in folder.glob("*") if path.name in _WRITTEN) if folder.is_dir() else []
+    if theirs:
+        rule = f"holds {theirs[0]}, which recur.results did not write and would replace"
+        raise UserError("--out", str(folder), rule, "name another folder")
 
 
 def write(leaderboard: Leaderboard, folder: Path) -> Path:
@@ -33,14 +49,14 @@ def write(leaderboard: Leaderboard, folder: Path) -> Path:
         raise UserError(str(folder), rule="is a link", remedy="name the folder that it points to with --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "leaderboard.md", as_markdown(leaderboard))
-        write_atomic(folder / "runs.csv", as_csv(leaderboard))
-        write_atomic(folder / "index.html", render(leaderboard, draw(leaderboard, folder), folder))
+        write_atomic(folder / _TABLE, as_markdown(leaderboard))
+        write_atomic(folder / _RUNS, as_csv(leaderboard))
+        write_atomic(folder / _PAGE, render(leaderboard, draw(leaderboard, folder), folder))
     except OSError as error:
         raise UserError(
-            str(folder), rule=f"cannot be written ({error.strerror})", remedy="name another folder with --out"
+            str(folder), rule=f"cannot be written ({reason(error)})", remedy="name another folder with --out"
         ) from error
-    return folder / "index.html"
+    return folder / _PAGE
 
 
 class Cell(NamedTuple):

@@ -65,6 +65,9 @@ class Plot(NamedTuple):
     wide: bool
 
 
+FILES = tuple(f"{stem}.png" for stem in ("settings", "curves", "importance", "coordinates"))  # that `draw` may write
+
+
 def draw(leaderboard: Leaderboard, folder: Path) -> list[Plot]:
     """Write every plot that the leaderboard has matter for as PNG; return them for the page."""
     from matplotlib import rc_context
