@@ -381,6 +381,18 @@ def test_top_k_and_top_p_keep_the_likeliest():
     assert shares(temperature=0.1)[0] > 0.99 and shares(top_k=9)[3] > 0
 
 
+@pytest.mark.parametrize("temperature", [1e-320, 1e-45, 1e-30, 1e30, 1e300])
+@pytest.mark.parametrize("settings", [{}, {"top_k": 2}, {"top_p": 0.9}])
+def test_no_temperature_is_too_extreme(temperature, settings):
+    """What `callbacks.samples.temperature` may be: the smallest takes the likeliest token, the largest any."""
+    logits = torch.tensor([[-3.0, 30.0, 29.0, -math.inf]]).expand(64, 4)
+    drawn = sample_token(logits, temperature, generator=torch.Generator().manual_seed(0), **settings)
+    assert set(drawn.tolist()) == {1} if temperature < 1 else 3 not in drawn
+    task = new_task(text_data()).eval()
+    (made,) = ids(task.generate(torch.tensor([[1]]), temperature=temperature, exclude=[0]), 5)
+    assert len(made) == 5 and 0 not in made
+
+
 def test_a_window_model_learns_the_guides_sentence_and_says_it_back(tmp_path):
     sentence = "hello pytorch, this is a simple character-level language model."
     data = LanguageData(

@@ -348,7 +348,8 @@ def sample_token(
     """Draw one token of each row: `(rows, vocabulary)` to `(rows,)` int64; arguments as in `generate`."""
     if temperature == 0:
         return logits.argmax(1)
-    logits = logits / temperature
+    # The largest becomes 0 and a temperature has to be a number of 32 bits, so that nothing overflows or is 0 / 0.
+    logits = (logits - logits.max(dim=1, keepdim=True).values) / min(max(temperature, 1e-37), 1e37)
     if top_k is not None and top_k < logits.shape[1]:
         least = logits.topk(top_k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
