@@ -2,10 +2,15 @@
 
 import ast
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -47,6 +52,94 @@ def test_make_has_the_target(command):
         ["make", "-n", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository in which `make` writes its outputs."""
+    folder = tmp_path_factory.mktemp("checkout") / "recur"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "outputs", "__pycache__", ".*_cache"))
+    return folder
+
+
+def make(checkout: Path, *words: str) -> tuple[list[str], dict[str, str]]:
+    """`make` as somebody types it who has run `make install`: here, with this interpreter's environment."""
+    ready = checkout.parent / "ready"
+    ready.touch()  # newer than what it depends on
+    environment = {**os.environ, "PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
+    return ["make", f"VENV={sys.prefix}", f"READY={ready}", *words], environment
+
+
+# What shortens a target; `make train` and `make lm` are short as they are.
+SHORT = {
+    "make sweep": " ".join(word for word in TINY if not word.startswith("model.net")),
+    "make guides": "quiz --quick",
+}
+ENDS = {
+    "make train": "recur.predict outputs/",
+    "make lm": "perplexity",
+    "make sweep": "results/index.html",
+    "make guides": "index.html",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in of("make ") if c in ENDS])
+def test_make_runs_to_its_end(command, checkout):
+    short = [f"ARGS={SHORT[command]}"] if command in SHORT else []
+    words, environment = make(checkout, *shlex.split(command)[1:], *short)
+    done = subprocess.run(
+        words, cwd=checkout, env=environment, capture_output=True, text=True, timeout=1500, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert ENDS[command] in done.stdout
+
+
+def test_every_target_of_the_readme_is_run_somewhere():
+    elsewhere = {"make test"}  # this is it
+    inline = set(re.findall(r"`(make [a-z-]+)`", (ROOT / "README.md").read_text(encoding="utf-8")))
+    others = {"make help", "make install", "make tensorboard", "make torture"}  # no run of their own, or a test below
+    assert {*of("make "), *inline} <= {*ENDS, *elsewhere, *others}
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_the_metrics_of_every_run(checkout, trained_run):
+    """`make tensorboard`, asked over HTTP for what its HParams tab shows."""
+    shutil.copytree(trained_run, checkout / "outputs" / "example" / "one")
+    words, environment = make(checkout, "tensorboard")
+    with subprocess.Popen(
+        words, cwd=checkout, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as server:
+        try:
+            lines = iter(server.stderr.readline, "")
+            address = next(found[0] for line in lines if (found := re.search(r"http://localhost:\d+/", line)))
+            request = urllib.request.Request(
+                f"{address}data/plugin/hparams/experiment",
+                data=json.dumps({"experimentName": ""}).encode(),
+                headers={"Content-Type": "application/json"},
+            )
+            names: set[str] = set()
+            for _ in range(60):  # it loads runs while it serves
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    names = {info["name"]["tag"] for info in json.load(answer).get("metricInfos", [])}
+                if "result/test/accuracy" in names:
+                    break
+                time.sleep(1)
+            assert "result/test/accuracy" in names
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", of("python -m recur.claims"))
+def test_claims_are_measured(command, tmp_path):
+    words = shlex.split(command)[3:]
+    if words == ["--quick"]:
+        pytest.skip("all claims, quick: an hour of two cores; tests/course holds each claim's runs")
+    quick = [] if "--list" in words else ["--quick"]
+    done = run_command("claims", *words, *quick, "--out", tmp_path / "claims", cwd=tmp_path, timeout=1500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "rnn_forgets" in done.stdout
 
 
 @pytest.fixture

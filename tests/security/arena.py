@@ -151,8 +151,10 @@ class Arena:
     def call(self, words: Sequence[str], own: Sequence[str], codes: Sequence[int] = (0, 2)) -> Done:
         """Run a command in `work` and look at what it did."""
         before, calls = self._seen(), self.listener.calls
-        code, out, err, grown = self._run([str(word) for word in words])
+        code, out, err, grown, asked = self._run([str(word) for word in words])
         done = Done([str(word) for word in words], code, out, err)
+        if asked:
+            done.wrong.append(f"network: {asked[:200]}")
         if self.canary.exists():
             done.wrong.append("executed: the canary is there")
             self.canary.unlink()
@@ -170,7 +172,7 @@ class Arena:
             done.wrong.append(f"memory: {grown >> 10} MiB")
         return done
 
-    def _run(self, words: list[str]) -> tuple[int, str, str, int]:
+    def _run(self, words: list[str]) -> tuple[int, str, str, int, str]:
         with tempfile.TemporaryDirectory() as scratch:
             streams = [str(Path(scratch) / name) for name in ("in", "out", "err")]
             record = Path(scratch) / "peak"
@@ -182,7 +184,7 @@ class Arena:
                 "TMPDIR": str(self.root / "tmp"),
                 "RECUR_CACHE": str(self.cache),
                 "MPLCONFIGDIR": str(self.cache / "matplotlib"),
-                "HF_HUB_OFFLINE": "1",
+                "HF_ENDPOINT": f"http://127.0.0.1:{self.listener.port}",  # for processes that a command starts
                 "OMP_NUM_THREADS": "1",
                 "CUDA_VISIBLE_DEVICES": "",
                 SECRET: self.secret,
@@ -194,10 +196,12 @@ class Arena:
             if process.exitcode is None:
                 process.kill()
                 process.join()
-                return -signal.SIGKILL, "", str(TimeoutExpired(words, SECONDS)), 0
+                return -signal.SIGKILL, "", str(TimeoutExpired(words, SECONDS)), 0, ""
             out, err = (Path(name).read_bytes().decode("utf-8", "replace") for name in streams[1:])
             grown = int(record.read_text()) if record.is_file() else 0
-            return process.exitcode or 0, out, err, grown
+            network = record.with_suffix(".network")
+            asked = network.read_text() if network.is_file() else ""
+            return process.exitcode or 0, out, err, grown, asked
 
     def _seen(self) -> dict[str, str]:
         """Everything in the arena but its temporary folder: path to what is there."""
@@ -230,11 +234,32 @@ def _confined(record: str, *arguments: object) -> None:
     limit = pages * resource.getpagesize() + SPARE
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
+    _watch_network(Path(record).with_suffix(".network"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         _enter(*arguments)  # type: ignore[arg-type]
     finally:
         Path(record).write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+
+
+def _watch_network(record: Path) -> None:
+    """Write down whom this process asks for anything; on the loopback the listener counts."""
+    local = {None, "", "localhost", "127.0.0.1", "::1", "0.0.0.0", socket.gethostname()}
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "socket.getaddrinfo":
+            host = arguments[0]
+        elif event in ("socket.connect", "socket.sendto"):
+            address = arguments[1]
+            host = address[0] if isinstance(address, tuple) else None  # a path is a socket of this machine
+        else:
+            return
+        host = host.decode() if isinstance(host, bytes) else host
+        if host not in local:
+            with record.open("a") as file:
+                file.write(f"{event} {host}\n")
+
+    sys.addaudithook(hook)
 
 
 def _content(path: Path) -> str:

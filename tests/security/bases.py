@@ -48,6 +48,13 @@ TEXT_RUN = (
     ("generate", "r", "--tokens", "5"),
     ("predict", "r", "the cat"),
 )
+NEW = (*TINY, "hydra.run.dir=new")
+EXPORT = (
+    ("evaluate", "h"),
+    ("predict", "h", "a fine film"),
+    ("train", "init_from=h", *NEW),
+    ("export", "h", "--format", "safetensors", "--out", "out"),
+)
 FILE = (("evaluate", "a.ckpt"), ("predict", "a.ckpt", "a fine film"))
 SWEEP = (("train", "-m", "resume=s"), ("results", "s"))
 
@@ -69,6 +76,14 @@ class Bases:
     def text_run(self) -> Path:
         """A language run of one epoch."""
         return self._made("text", *TINY_TEXT)
+
+    def export(self) -> Path:
+        """The sentiment run as a folder of safetensors."""
+        path = self.folder / "hub"
+        if not path.is_dir():
+            done = run_command("export", self.run(), "--format", "safetensors", "--out", path)
+            assert done.returncode == 0, done.stderr
+        return path
 
     def _made(self, name: str, *words: str) -> Path:
         path = self.folder / name
@@ -148,6 +163,11 @@ def change_configs(run: Path, change: Callable[[dict[str, Any]], object]) -> Non
 def a_run(arena: Arena, name: str = "r") -> Path:
     """A copy of the valid sentiment run."""
     return arena.copy(bases(arena).run(), name)
+
+
+def an_export(arena: Arena, name: str = "h") -> Path:
+    """A copy of the valid folder of safetensors."""
+    return arena.copy(bases(arena).export(), name)
 
 
 def a_text_run(arena: Arena, name: str = "r") -> Path:

@@ -1,5 +1,6 @@
 """What TensorBoard is given: read back from the event files, through TensorBoard's own code."""
 
+import json
 import re
 import sys
 import warnings
@@ -17,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
 from tensorboard.plugins import base_plugin
-from tensorboard.plugins.hparams import backend_context
+from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 from tensorboard.util import tensor_util
 
 from conftest import EASY, train
@@ -136,6 +137,13 @@ def test_a_run_alone_shows_its_metrics_in_hparams(trained_run) -> None:
     request = RequestContext()
     found = backend.experiment_from_metadata(request, "", True, backend.hparams_metadata(request, ""), None)
     assert ("result/test/accuracy", "") in {(info.name.tag, info.name.group) for info in found.metric_infos}
+    asked = api_pb2.ListSessionGroupsRequest(allowed_statuses=[0, 1, 2, 3], slice_size=100)
+    answer = list_session_groups.Handler(request, backend, "", asked).run()
+    groups = {group.sessions[0].name: group for group in answer.session_groups}
+    shown = {value.name.tag: value.value for value in groups[trained_run.name].metric_values}
+    record = json.loads((trained_run / "metrics.json").read_text())
+    for split in ("val", "test"):
+        assert shown[f"result/{split}/accuracy"] == pytest.approx(record[split]["accuracy"])
 
 
 class SentimentLike:

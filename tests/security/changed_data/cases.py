@@ -22,7 +22,7 @@ def _csv(path: Path, rows: list[tuple[str, int]]) -> None:
     path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
 
 
-def _trained(arena: Arena, kind: str) -> Path:
+def _trained(arena: Arena, kind: str, *more: str) -> Path:
     """A run on a file of its own, which its config names by where it lies: so it is trained where it is changed."""
     if kind == "table":
         _csv(arena.path("a.csv"), _ROWS)
@@ -30,7 +30,7 @@ def _trained(arena: Arena, kind: str) -> Path:
     else:
         arena.path("a.txt").write_text("".join(f"{text} {label}\n" for text, label in _ROWS * 5))
         words = ("data=text_files", "model=language_model", "data.train=a.txt", "data.batch_size=4")
-    done = run_command("train", *words, *_SETTINGS, "hydra.run.dir=r", cwd=arena.work)
+    done = run_command("train", *words, *_SETTINGS, *more, "hydra.run.dir=r", cwd=arena.work)
     assert done.returncode == 0, done.stderr
     return arena.work / "r"
 
@@ -48,6 +48,16 @@ def _text(change: Callable[[str], str]) -> Callable[[Arena], None]:
         _trained(arena, "text")
         path = arena.path("a.txt")
         path.write_text(change(path.read_text()))
+
+    return plant
+
+
+def _cut(change: Callable[[list[tuple[str, int]]], list[tuple[str, int]]]) -> Callable[[Arena], None]:
+    """A run that has ended in the middle of an epoch, whose other batches would not be those of before."""
+
+    def plant(arena: Arena) -> None:
+        _trained(arena, "table", "trainer.max_epochs=4", "trainer.max_steps=2")
+        _csv(arena.path("a.csv"), change(list(_ROWS)))
 
     return plant
 
@@ -90,6 +100,21 @@ CASES += [
         _table(TABLES["swapped labels"]),
         _ACCEPT,
         codes=(0,),
+    ),
+    *(
+        Case(
+            f"{name} accepted in the middle of an epoch",
+            _cut(change),
+            (("train", "resume=r", "trainer.max_steps=9", "accept_data_change=true", *more),),
+            codes=(code,),
+            quick=name == "more rows",
+        )
+        for name, change, code, more in (
+            ("more rows", TABLES["more rows"], 2, ()),
+            ("fewer rows", TABLES["fewer rows"], 2, ()),
+            ("swapped labels", TABLES["swapped labels"], 0, ()),
+            ("other processes", lambda rows: rows, 2, ("trainer.devices=2", "trainer.strategy=ddp")),
+        )
     ),
     Case("more lines that are accepted", _text(lambda text: text + text[: len(text) // 2]), _ACCEPT, codes=(0,)),
 ]

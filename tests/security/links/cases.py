@@ -75,10 +75,21 @@ def _moved(arena: Arena, path: Path, name: str) -> None:
     replace(path, lambda path: os.symlink(target, path))
 
 
+def _twin(arena: Arena, path: Path) -> None:
+    """The real file, which somebody has under another name too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    os.link(path, arena.victim / "twin")
+
+
 KINDS: dict[str, Callable[[Arena, Path], object]] = {
     "to a letter": lambda arena, path: replace(path, _to(arena, "letter.txt")),
     "to nothing yet": lambda arena, path: replace(path, _to(arena, "new")),
     "moved out": lambda arena, path: _moved(arena, path, "moved"),
+}
+HARD_KINDS: dict[str, Callable[[Arena, Path], object]] = {
+    "is a letter's other name": lambda arena, path: replace(path, lambda p: os.link(arena.victim / "letter.txt", p)),
+    "has another name": lambda arena, path: _twin(arena, path),
 }
 FOLDER_KINDS: dict[str, Callable[[Arena, Path], object]] = {
     "to somebody's": lambda arena, path: replace(path, lambda path: os.symlink(arena.victim, path)),
@@ -122,6 +133,25 @@ CASES += [
     for kind, make in KINDS.items()
 ]
 CASES += [
+    Case(f"{name} {kind}", _in_run(name, make), RUN[:2])
+    for name in (*RUN_FILES, "events")
+    for kind, make in HARD_KINDS.items()
+    if name.endswith(("log", "lock", "jsonl", "events", "hparams.yaml", "png", "tsv"))
+]
+CASES += [
+    Case(f"sweep's {name} {kind}", _in_sweep(name, make), _SWEEP, own=("s",))
+    for name in ("sweep.jsonl", ".locks/sweep", "1/output.log", "1/train.log", "results/curves.png", "results/runs.csv")
+    for kind, make in HARD_KINDS.items()
+]
+CASES += [
+    Case(
+        "a checkpoint that has another name, never written in place",
+        _in_run("checkpoints/best.ckpt", HARD_KINDS["has another name"]),
+        RUN[:2],
+        codes=(0,),
+    )
+]
+CASES += [
     Case(f"folder {name} {kind}", _in_run(name, make), RUN[:2])
     for name in RUN_FOLDERS
     for kind, make in FOLDER_KINDS.items()
@@ -138,13 +168,15 @@ CASES += [
     for kind, make in FOLDER_KINDS.items()
 ]
 CASES += [
-    Case(f"{name} is a pipe", _in_run(name, _pipe), _RESUME)
+    Case(f"{name} is a pipe", _in_run(name, _pipe), (*_RESUME, ("results", "r"), ("predict", "r", "a film")))
     for name in (
         "train.log",
         ".lock",
         "history.jsonl",
         "metrics.json",
         "config.yaml",
+        ".hydra/overrides.yaml",
+        ".recur-job.json",
         "checkpoints/last.ckpt",
         "events",
     )
