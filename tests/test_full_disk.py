@@ -37,17 +37,17 @@ def check(done: "subprocess.CompletedProcess[str]", *names: str) -> None:
     assert any(name in done.stderr for name in names), done.stderr
 
 
-@pytest.mark.parametrize("size", [0, 40, 700, 3000, 12_000, 40_000])
+@pytest.mark.parametrize("size", [40, 700, 3000, 12_000, 40_000])
 def test_training(tmp_path: Path, size: int) -> None:
     """The smaller the limit, the earlier the file that hits it: the cache, config, log, curves, checkpoint."""
     done = limited(size, "train", *SMALL, "hydra.run.dir=run", cwd=tmp_path)
     check(done, str(tmp_path / "run"), str(tmp_path / "cache"), "data.cache_dir")
 
 
-@pytest.mark.parametrize("size", [0, 200, 3000])
+@pytest.mark.parametrize("size", [200, 3000, 20_000])
 def test_a_sweep(tmp_path: Path, size: int) -> None:
     done = limited(size, "train", "-m", "seed=0,1", *SMALL, "hydra.sweep.dir=s", cwd=tmp_path)
-    if size < 3000:
+    if size < 20_000:
         check(done, str(tmp_path / "s"), "s/", "s cannot be written")
     else:  # the sweep can write its own lines; its jobs fail, and say so
         assert done.returncode == 1, done.stderr

@@ -2,9 +2,11 @@
 
 import argparse
 import contextlib
+import errno
 import importlib.util
 import os
 import re
+import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -167,10 +169,14 @@ def guard(command: Callable[[], Any]) -> None:
 
 
 def _name_stream(error: OSError) -> None:
-    """Name standard output where it is what could not be written, such as a file on a full disk."""
+    """Name standard output where it is what could not be written: all else that is written names its file."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or sys.stdout.isatty():
+        return
     try:
-        sys.stdout.flush()
-    except OSError:
+        kind = os.fstat(sys.stdout.fileno()).st_mode
+    except (OSError, ValueError):  # no file at all
+        return
+    if stat.S_ISREG(kind) or stat.S_ISCHR(kind):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain once more
         error.filename = "standard output"
 

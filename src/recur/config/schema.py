@@ -1,5 +1,6 @@
 """Holds a config against the classes that it names, before anything is built and before anything is written."""
 
+import importlib.util
 import inspect
 import math
 import os
@@ -15,6 +16,7 @@ from recur.errors import ABSENT, UserError, nearest
 from recur.runs.build import build, resolve
 from recur.runs.metrics import check_metric, family_of
 
+_SERVICES = "recur.training.loggers."  # W&B's and MLflow's
 _DEEPEST = 60  # levels of a config
 
 
@@ -112,7 +114,7 @@ def check_top_level(config: Mapping[str, Any], used: frozenset[str] = frozenset(
         raise UserError("name", config["name"], "must be a relative path below outputs, without '..'")
     for part in ("callbacks", "logger"):
         for inner, node in config[part].items():
-            if not isinstance(node, Mapping) and (node is not None or part == "logger"):
+            if not (isinstance(node, Mapping) and "_target_" in node) and (node is not None or part == "logger"):
                 raise UserError(f"{part}.{inner}", node, "must be settings with a _target_")
 
 
@@ -162,9 +164,19 @@ def dry_run(config: Mapping[str, Any]) -> None:
             schedule(optimizer, StepPlan(total=100, per_epoch=10))
         for part in ("callbacks", "logger"):
             for name, node in config[part].items():
-                build(node, f"{part}.{name}")
+                if node is None or not str(node["_target_"]).startswith(_SERVICES):
+                    build(node, f"{part}.{name}")
+                else:
+                    _check_service(str(node["_target_"]))
         _dry_run_trainer(config["trainer"])
     _check_memory(task)
+
+
+def _check_service(target: str) -> None:
+    """Refuse a logger whose package is missing. It is not built: MLflow's would make its database at once."""
+    name = target.removeprefix(_SERVICES)
+    if importlib.util.find_spec(name) is None:
+        raise UserError(f"logger={name}", rule="needs the extra", remedy=f"pip install 'recur[{name}]'")
 
 
 def _dry_run_trainer(trainer: Mapping[str, Any]) -> None:

@@ -145,6 +145,6 @@ def _named(ends: Sequence[tuple[float, str, str]]) -> list[str]:
     """Names at the right, pushed apart where they would overlap."""
     parts, before = [], -math.inf
     for y, kind, name in sorted(ends):
-        before = max(y, before + 15)
+        before = max(y, before + 20)
         parts.append(f'<text class="{kind}" x="{WIDTH - RIGHT + 10}" y="{before + 4:.1f}">{html.escape(name)}</text>')
     return parts

@@ -78,9 +78,14 @@ def _config_of(folder: Path) -> str | None:
         return None
 
 
-def clear(folder: Path) -> None:
-    """Remove what a former run wrote into a folder, and nothing else."""
-    if not holds_run(folder):
+def clear(folder: Path, *, marked: bool = True) -> None:
+    """Remove what a run wrote into a folder, and nothing else.
+
+    Args:
+        folder: of the run.
+        marked: do so only where it carries the mark of a run; False for a folder that this process has just made.
+    """
+    if marked and not holds_run(folder):
         return
     for path in [path for pattern in _PATTERNS for path in folder.glob(pattern)]:
         path.unlink()

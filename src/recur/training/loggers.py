@@ -11,6 +11,7 @@ in `conf/logger`, and its name to `recur.runs.trust.RUN`.
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def wandb(folder: str, name: str, project: str = "recur", offline: bool = False,
         UserError: the extra is missing.
     """
     place = Path(folder)
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing is sent but what is asked for
     try:
         return WandbLogger(
             name=run_name(place, name),
@@ -79,9 +81,8 @@ def mlflow(folder: str, name: str, experiment: str = "recur", tracking_uri: str 
     Raises:
         UserError: the extra is missing.
     """
-    import os
-
     place = Path(folder)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing is sent but what is asked for
     known = place / MLFLOW_ID
     sweep = sweep_of(place)
     database = f"sqlite:///{place.resolve() / 'mlflow.db'}"

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ def quiet() -> None:
         handler.addFilter(_without_controls)
         if isinstance(handler, logging.FileHandler):
             handler.handleError = functools.partial(_cannot_log, handler)  # type: ignore[method-assign]
+    threading.excepthook = _without_writers
     connector = "lightning.pytorch.trainer.connectors.checkpoint_connector"
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", connector, "gensim"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -41,6 +43,12 @@ def quiet() -> None:
         r".*isinstance\(treespec, LeafSpec\).*",  # Lightning 2.6 against torch 2.13
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _without_writers(given: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writer cannot write: the run will hear of it with its next curve, and says so in one line."""
+    if not (isinstance(given.exc_value, OSError) and type(given.thread).__module__.startswith("tensorboard.")):
+        threading.__excepthook__(given)
 
 
 def _cannot_log(handler: logging.FileHandler, record: logging.LogRecord) -> None:

@@ -89,7 +89,7 @@ def begin(composed: Composed, data: Any, task: Any, trainer: pl.Trainer, checkpo
 
 
 @contextlib.contextmanager
-def withdrawn_if_refused(folder: Path, trainer: pl.Trainer) -> Iterator[None]:
+def withdrawn_if_refused(folder: Path) -> Iterator[list[pl.Trainer]]:
     """Take a new run's folder away again where the run is refused before its first step.
 
     Most refusals come before anything is written; what only the first batches show, such as memory that does not
@@ -97,17 +97,21 @@ def withdrawn_if_refused(folder: Path, trainer: pl.Trainer) -> Iterator[None]:
 
     Args:
         folder: of the run.
-        trainer: of the run.
+
+    Yields:
+        an empty list, for the trainer once it is built.
     """
+    built: list[pl.Trainer] = []
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        yield
+        yield built
     except UserError as error:
-        refused = trainer.global_step == 0 and not isinstance(error, NotFiniteError)
+        refused = not any(trainer.global_step for trainer in built) and not isinstance(error, NotFiniteError)
         if refused and folder in missing and rank() == 0:
             release(folder)
-            folders.clear(folder)
-            (folder / ".lock").unlink(missing_ok=True)
+            folders.clear(folder, marked=False)
+            for name in (".lock", "mlflow.db"):  # MLflow's logger makes its database when it is built
+                (folder / name).unlink(missing_ok=True)
             for place in missing:
                 with contextlib.suppress(OSError):  # something else is in it
                     place.rmdir()

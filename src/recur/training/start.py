@@ -64,13 +64,14 @@ def _run(composed: Composed, stop: Stop, pruning: Pruning | None) -> Trained:
         cli.notify(f"init_from  {copied}")
     if composed.config.get("find_lr"):
         return _find_lr(composed.config, data, task)
-    callbacks = _callbacks(composed, data, stop)
-    trainer = _trainer(composed.config, [*callbacks, *([] if pruning is None else [pruning])])
-    check_lengths(data, trainer)
-    if checkpoint is not None:
-        check_place(data, trainer, checkpoint)
     # The folder's name for what libraries write there.
-    with naming(composed.folder), withdrawn_if_refused(composed.folder, trainer):
+    with naming(composed.folder), withdrawn_if_refused(composed.folder) as built:
+        callbacks = _callbacks(composed, data, stop)
+        trainer = _trainer(composed.config, [*callbacks, *([] if pruning is None else [pruning])])
+        built.append(trainer)
+        check_lengths(data, trainer)
+        if checkpoint is not None:
+            check_place(data, trainer, checkpoint)
         return _train(composed, data, task, trainer, checkpoint, pruning)
 
 

@@ -56,7 +56,7 @@ def _cut(change: Callable[[list[tuple[str, int]]], list[tuple[str, int]]]) -> Ca
     """A run that has ended in the middle of an epoch, whose other batches would not be those of before."""
 
     def plant(arena: Arena) -> None:
-        _trained(arena, "table", "trainer.max_epochs=4", "trainer.max_steps=2")
+        _trained(arena, "table", "trainer.max_epochs=4", "trainer.max_steps=2", "data.batch_size=10")
         _csv(arena.path("a.csv"), change(list(_ROWS)))
 
     return plant
@@ -112,7 +112,7 @@ CASES += [
         for name, change, code, more in (
             ("more rows", TABLES["more rows"], 2, ()),
             ("fewer rows", TABLES["fewer rows"], 2, ()),
-            ("swapped labels", TABLES["swapped labels"], 0, ()),
+            ("swapped labels", TABLES["swapped labels"], 2, ()),  # another validation split is carved off
             ("other processes", lambda rows: rows, 2, ("trainer.devices=2", "trainer.strategy=ddp")),
         )
     ),

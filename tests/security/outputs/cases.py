@@ -101,7 +101,7 @@ CASES = [
     _case("an export onto a folder with a link", _linked_inner, "--out", "mine", "--force"),
     _case("a draft that is a link", _draft, "--out", "out", codes=(0,)),
     *(
-        _case(f"{name} is a link to {what}", _at(name, _link(target)), *force)
+        _case(f"{name} is a link to {what}{', by force' * bool(force)}", _at(name, _link(target)), *force)
         for name in ("export", "export/safetensors")
         for what, target in (
             ("a folder", lambda arena: arena.victim),
