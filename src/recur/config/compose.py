@@ -309,7 +309,9 @@ def _composed(line: CommandLine, folder: Path, name: str, overrides: Sequence[st
 
 def _check_own_configs(line: CommandLine) -> None:
     """Refuse configs whose aliases would take all memory: Hydra unfolds every file that it reads."""
-    for place in filter(None, (line.config_dir, line.config_path)):
+    for place in (line.config_dir, line.config_path):
+        if place is None:
+            continue
         for pattern in ("*.yaml", "*/*.yaml", "*/*/*.yaml"):
             for path in sorted(Path(place).glob(pattern)):
                 if path.is_file():

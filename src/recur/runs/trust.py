@@ -191,6 +191,8 @@ def services(config: Mapping[str, Any]) -> dict[str, Any]:
     loggers = config.get("logger")
     for name, node in loggers.items() if isinstance(loggers, Mapping) else ():
         target = node.get("_target_") if isinstance(node, Mapping) else None
+        key: str
+        kept: tuple[object, ...]
         if target == "recur.training.loggers.wandb":
             key, value, kept = "offline", node.get("offline", False), (True,)
         elif target == "recur.training.loggers.mlflow":
