@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from recur.benchmarks.harness import Report, Settings, Times, imdb_lengths, ratio, spread, synchronize
 from recur.config.compose import build, command_line, compose_run
+from recur.nn import compiled
+from recur.runs.precision import EXACT, LOW, cpu_gains
 
 
 # -- loader ------------------------------------------------------------------------------------------------------------
@@ -62,52 +64,97 @@ def _batches(plan: Any) -> set[frozenset[int]]:
 
 # -- train -------------------------------------------------------------------------------------------------------------
 def train(settings: Settings, report: Report) -> None:
-    """Whole training steps through the command, against a bare loop and the guides' own pipeline.
+    """Whole training steps through the command, against a bare loop, the former kernels and the guides' own pipeline.
 
-    Command and bare loop take the same steps in turn, and each step's fastest round counts for the overhead: a busy
-    neighbour, who costs several times the 5 % looked for, only ever adds to a step.
+    Command and bare loops take the same steps in turn, and each step's fastest round counts: a busy neighbour, who
+    costs several times the 5 % looked for, only ever adds to a step. The former kernels are those of torch's operations
+    (`recur.nn.engine`, products by MKL), in float32. With `--imdb` and `--wikitext` the published recipes are measured
+    too.
     """
-    steps, quick = (4, True) if settings.quick else (8, False)
     trainer = "trainer=gpu" if settings.device == "cuda" else "trainer=cpu"
-    reviews = ["model=advanced_lstm", "data.max_length=null", trainer]
-    if settings.imdb:
-        reviews += ["data=imdb", f"data.path={Path(settings.imdb).resolve()}"]
-    if quick:
-        reviews += ["model.net.hidden_size=32"]
-    words = ["data=synthetic_text", "model=language_model", trainer]
+    lows = settings.device == "cuda" or cpu_gains()
     rows: list[dict[str, Any]] = []
-    for family, overrides, count in (("sentiment", reviews, steps), ("language", words, steps * 10)):
-        rounds: dict[str, list[_Steps]] = {"recur.train": [], "bare loop": []}
-        for _ in range(settings.repeats):
-            for name, run in (("recur.train", _through_the_command), ("bare loop", _alone(_bare_loop))):
-                rounds[name].append(run(overrides, count, settings.device))
-        every = [one for some in rounds.values() for one in some]
-        assert all(one.tokens == every[0].tokens for one in every), "the two loops had different batches"
-        fastest = {
-            name: sum(map(min, zip(*(one.seconds for one in some), strict=True))) for name, some in rounds.items()
-        }
-        overhead = fastest["recur.train"] / fastest["bare loop"]
-        for name, some in rounds.items():
-            values = [sum(one.tokens) / sum(one.seconds) for one in some]
-            rows.append(
-                {
-                    "family": family,
-                    "": name,
-                    "tokens/s": statistics.median(values),
-                    "spread": spread(values),
-                    "tokens/s, fastest steps": sum(every[0].tokens) / fastest[name],
-                    "last loss": some[-1].loss,
-                }
-            )
-        report.bar(f"{family}: time as a multiple of the bare loop's", overhead, 1.05, at_most=True)
-        if family == "sentiment":
-            slow = _guides_pipeline(overrides, 1, settings.device)  # minutes a batch
-            rows.append({"family": family, "": "the guides' pipeline", "tokens/s": slow})
-            times = rows[0]["tokens/s"] / slow
+    for name, overrides, count in _trained(settings):
+        words = [*overrides, trainer]
+        exact = _race(words, count, settings, f"trainer.precision={EXACT}", former=settings.device == "cpu")
+        low = _race(words, count, settings, f"trainer.precision={LOW}", former=False) if lows else {}
+        steps = {f"{title}, {EXACT}": some for title, some in exact.items()}
+        steps |= {f"{title}, {LOW}": some for title, some in low.items()}
+        rows += [_row(name, title, some) for title, some in steps.items()]
+        for precision in (EXACT, LOW) if low else (EXACT,):
+            ours, bare = _fastest(steps[f"command, {precision}"]), _fastest(steps[f"bare loop, {precision}"])
+            report.bar(f"{name}, {precision}: time as a multiple of the bare loop's", ours / bare, 1.05, at_most=True)
+            former = steps.get(f"former kernels, {EXACT}")
+            if former:
+                bar = 1.3 if precision == EXACT else 1.8
+                report.bar(f"{name}, {precision}: times faster than the former kernels", _fastest(former) / ours, bar)
+        if name == "sentiment":
+            slow = _guides_pipeline(words, 1, settings.device)  # minutes a batch
+            rows.append({"": name, "loop": "the guides' pipeline", "tokens/s": slow})
+            times = _rate(steps[f"command, {EXACT}"]) / slow
             if settings.device == "cpu":
                 report.bar("sentiment: times faster than the guides' pipeline", times, 20.0)
     source = "full-length IMDB" if settings.imdb else "embedded reviews (give --imdb for the real ones)"
     report.table(f"training steps, {source}", rows)
+
+
+def _trained(settings: Settings) -> list[tuple[str, list[str], int]]:
+    """What is trained: a name, the config, and how many steps are measured."""
+    reviews, imdb = ["model=advanced_lstm", "data.max_length=null"], []
+    if settings.imdb:
+        imdb = [f"data.path={Path(settings.imdb).resolve()}"]
+        reviews += ["data=imdb", *imdb]
+    if settings.quick:
+        reviews += ["model.net.hidden_size=32"]
+    steps = 4 if settings.quick else 8
+    runs = [
+        ("sentiment", reviews, steps),
+        ("language", ["data=synthetic_text", "model=language_model"], 10 * steps),
+    ]
+    if settings.imdb:  # word vectors cost minutes and change no step
+        recipe = ["experiment=imdb_fast", *imdb, "data.vectors=null", "data.unlabelled=null"]
+        runs.append(("imdb_fast", recipe, 4 * steps))
+    if settings.wikitext:
+        where = Path(settings.wikitext).resolve() if Path(settings.wikitext).exists() else settings.wikitext
+        runs.append(("wikitext2_small", ["experiment=wikitext2_small", f"data.path={where}"], 10 * steps))
+    return runs
+
+
+def _race(
+    words: list[str], count: int, settings: Settings, precision: str, *, former: bool
+) -> dict[str, list["_Steps"]]:
+    """The steps of the command, the bare loop and, if wanted, that loop with the former kernels, in turn."""
+    rivals: dict[str, Callable[..., Any]] = {"command": _through_the_command, "bare loop": _alone(_bare_loop)}
+    if former:
+        rivals["former kernels"] = _alone(_former_loop)
+    rounds: dict[str, list[_Steps]] = {name: [] for name in rivals}
+    for _ in range(settings.repeats):
+        for name, run in rivals.items():
+            rounds[name].append(run([*words, precision], count, settings.device))
+    every = [one for some in rounds.values() for one in some]
+    assert all(one.tokens == every[0].tokens for one in every), "the loops had different batches"
+    return rounds
+
+
+def _fastest(rounds: list["_Steps"]) -> float:
+    """Seconds of all steps, each one's fastest round."""
+    return sum(map(min, zip(*(one.seconds for one in rounds), strict=True)))
+
+
+def _rate(rounds: list["_Steps"]) -> float:
+    return statistics.median(sum(one.tokens) / sum(one.seconds) for one in rounds)
+
+
+def _row(name: str, title: str, rounds: list["_Steps"]) -> dict[str, Any]:
+    values = [sum(one.tokens) / sum(one.seconds) for one in rounds]
+    return {
+        "": name,
+        "loop": title,
+        "tokens/s": statistics.median(values),
+        "spread": spread(values),
+        "tokens/s, fastest steps": sum(rounds[0].tokens) / _fastest(rounds),
+        "last loss": rounds[-1].loss,
+    }
 
 
 class _Steps(NamedTuple):
@@ -135,7 +182,9 @@ def _through_the_command(overrides: list[str], count: int, device: str) -> _Step
         path = Path(folder, "steps.json")
         command = [
             *(sys.executable, "-m", "recur.train", *overrides),
-            *(f"hydra.run.dir={folder}/run", "test=false", "trainer.max_epochs=1", "trainer.limit_val_batches=0"),
+            *(f"hydra.run.dir={folder}/run", "test=false", "trainer.max_epochs=1", "baseline=false"),
+            # the validation after the last step is not timed, and without any a metric would be missed
+            *("trainer.limit_val_batches=1", "trainer.num_sanity_val_steps=0"),
             f"trainer.limit_train_batches={count + 1}",
             *("callbacks.best=null", "callbacks.last=null"),
             f"+callbacks.clock={{_target_: recur.benchmarks.clock.clock, path: {path}}}",
@@ -170,6 +219,7 @@ def _bare_loop(overrides: list[str], count: int, device: str) -> _Steps:
     import torch
 
     config, data, task = _built(overrides)
+    low = config["trainer"]["precision"] == LOW
     torch.manual_seed(config["seed"])
     net = task.net.to(device).train()
     optimizer = task._optimizer(net.parameters())
@@ -179,12 +229,13 @@ def _bare_loop(overrides: list[str], count: int, device: str) -> _Steps:
     for _ in range(count + 1):
         batch = next(loader)
         text = batch.text.to(device)
-        if data.family == "sentiment":
-            value = task.loss(net(text), batch.labels.to(device))
-        else:
-            hidden = net(text, state)
-            value = task.token_loss(hidden, batch.targets.to(device)).loss
-            state = [tuple(part.detach() for part in one) for one in hidden.state]
+        with torch.autocast(device, torch.bfloat16, enabled=low):
+            if data.family == "sentiment":
+                value = task.loss(net(text), batch.labels.to(device))
+            else:
+                hidden = net(text, state)
+                value = task.token_loss(hidden, batch.targets.to(device)).loss
+                state = [tuple(part.detach() for part in one) for one in hidden.state]
         optimizer.zero_grad()
         value.backward()
         if clip:
@@ -194,6 +245,12 @@ def _bare_loop(overrides: list[str], count: int, device: str) -> _Steps:
         synchronize(text.data)
         ends.append((time.perf_counter(), text.data.shape[0], last))
     return _between(ends)
+
+
+def _former_loop(overrides: list[str], count: int, device: str) -> _Steps:
+    """The bare loop without the compiled kernels, in a process of its own."""
+    compiled.available = lambda dtype: False
+    return _bare_loop(overrides, count, device)
 
 
 def _guides_pipeline(overrides: list[str], count: int, device: str) -> float:

@@ -5,10 +5,12 @@
     cells           every cell: its parameters, its state, its steps
     engine          exact recurrence over packed sequences on a CPU
     compiled        the same in compiled kernels, with `jit/`
+    mogrifier       the Mogrifier LSTM in compiled kernels
     products        matrix products at the rate of the fastest library at hand
     drop_in         `LSTM`, `GRU` and `RNN` with the signature of `torch.nn`'s
     classifier      the text classifier
     language_model  the language model
+    stepping        the language model fed token by token, its weights laid out once
     losses          the output layer and its cross-entropy as one function
     regularization  what keeps a language model from learning its text by heart
     state_dropout   dropout on the state between two steps

@@ -9,7 +9,8 @@ products are done for all steps at once; one scan serves them all:
 - `qrnn` (Bradbury et al. 2017, fo-pooling): z = tanh(W_z *x), f, o = sigma(W_f *x), sigma(W_o *x), c = f c + (1 - f) z,
   h = o c, where * is a convolution over the last `window` inputs (1 or 2).
 
-*Stepwise* cells are written for one step and walked by `walk`, with autograd for the backward pass:
+*Stepwise* cells are written for one step and walked by `walk`, with autograd for the backward pass, where the compiled
+kernels of `recur.nn.compiled` do not take them (float32 on a CPU):
 
 - `lnlstm` (Ba et al. 2016): an LSTM whose gates are LN(W x) + LN(U h) + b and whose output is sigma(o) tanh(LN(c)).
 - `peephole` (Gers and Schmidhuber 2000): an LSTM whose gates also see the cell state, each through a weight of its own.
@@ -28,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from recur.nn import compiled
+from recur.nn import compiled, mogrifier
 from recur.nn.arguments import ArgumentError
 from recur.nn.engine import FUSED_CELLS
 from recur.nn.packed import Layout
@@ -69,6 +70,10 @@ class Cell:
         """Rows of the forget gate in `bias_ih`, where there is one that a bias of about 1 should open."""
         return slice(hidden_size, 2 * hidden_size) if self.name == "lstm" else None
 
+    def kernel_weights(self, weights: Weights) -> compiled.Quint:
+        """The weights of one direction as the kernels of `recur.nn.compiled` take them, where those walk the cell."""
+        return [*(weights.get(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")), None]
+
     def run(
         self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], weights: Weights, reverse: bool
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -103,6 +108,24 @@ class Cell:
         runs = [self.run(rows, layout, tuple(part[d] for part in state), own, bool(d)) for d, own in enumerate(weights)]
         outputs, finals = zip(*runs, strict=True)
         return torch.cat(outputs, 1), tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
+
+
+def _compiled_layer(
+    name: str,
+    rows: Tensor,
+    layout: Layout,
+    state: tuple[Tensor, ...],
+    weights: Sequence[compiled.Quint],
+    reverse: Sequence[bool] = (False, True),
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A layer by the compiled kernels, in the dtype of its weights whatever autocast made of the rows."""
+    assert weights[0][0] is not None
+    dtype = weights[0][0].dtype
+    return compiled.layer(name, rows.to(dtype), layout, tuple(part.to(dtype) for part in state), weights, reverse)
+
+
+def _is_compiled(rows: Tensor, weights: Sequence[Weights]) -> bool:
+    return rows.device.type == "cpu" and compiled.available(weights[0]["weight_ih"].dtype)
 
 
 # -- scanned cells -----------------------------------------------------------------------------------------------------
@@ -189,6 +212,14 @@ class MinGRU(Cell):
         """Rows z, h."""
         return {"weight_ih": (2 * hidden_size, input_size), "bias_ih": (2 * hidden_size,)}
 
+    def run_layer(
+        self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], weights: Sequence[Weights]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `Cell.run_layer`."""
+        if not _is_compiled(rows, weights):
+            return super().run_layer(rows, layout, state, weights)
+        return _compiled_layer(self.name, rows, layout, state, [self.kernel_weights(w) for w in weights])
+
     def run(
         self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], weights: Weights, reverse: bool
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -228,15 +259,40 @@ class QRNN(Cell):
         """The second block."""
         return slice(hidden_size, 2 * hidden_size)
 
+    def run_layer(
+        self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], weights: Sequence[Weights]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `Cell.run_layer`."""
+        if not _is_compiled(rows, weights):
+            return super().run_layer(rows, layout, state, weights)
+        own = [self.kernel_weights(w) for w in weights]
+        empty = torch.zeros_like(state[0])
+        if self.window == 1:
+            output, (_, c) = _compiled_layer(self.name, rows, layout, (empty, state[0]), own)
+            return output, (c,)
+        outputs, cells, last = [], [], []
+        for d in range(len(own)):  # each reads other neighbours
+            seen, one = self._seen(rows, layout, state[1][d], bool(d)), slice(d, d + 1)
+            initial = (empty[one], state[0][one])
+            output, (_, c) = _compiled_layer(self.name, seen, layout, initial, own[one], [bool(d)])
+            outputs.append(output)
+            cells.append(c)
+            last.append(rows[layout.final_rows(bool(d))])
+        return torch.cat(outputs, 1), (torch.cat(cells), torch.stack(last))
+
+    def _seen(self, rows: Tensor, layout: Layout, last: Tensor, reverse: bool) -> Tensor:
+        """What a gate sees: each row, and with a window of 2 the one before it."""
+        if self.window == 1:
+            return rows
+        entry = layout.entry_rows(reverse).to(rows.device)
+        before = rows[layout.previous_rows(reverse).to(rows.device)].index_copy(0, entry, last.to(rows.dtype))
+        return torch.cat([rows, before], 1)
+
     def run(
         self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], weights: Weights, reverse: bool
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `Cell.run`."""
-        seen = rows
-        if self.window == 2:
-            entry = layout.entry_rows(reverse).to(rows.device)
-            before = rows[layout.previous_rows(reverse).to(rows.device)].index_copy(0, entry, state[1].to(rows.dtype))
-            seen = torch.cat([rows, before], 1)
+        seen = self._seen(rows, layout, state[-1], reverse)
         z, f, o = F.linear(seen, weights["weight_ih"], weights.get("bias_ih")).chunk(3, 1)
         f = f.sigmoid()
         c = scan(f, (1 - f) * z.tanh(), layout, state[0], reverse)
@@ -282,6 +338,26 @@ def _lstm_update(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return f.sigmoid() * c + i.sigmoid() * g.tanh(), o.sigmoid()
 
 
+class _OwnWeights(torch.autograd.Function):
+    """Gains and shifts of a layer-norm LSTM as one vector, for `compiled.SHAPES`.
+
+    Their gradients have memory of their own: gradient clipping scales in place, and would scale a shared one twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, gain_h: Tensor, gain_x: Tensor, gain_c: Tensor, shift_x: Tensor, shift_h: Tensor, shift_c: Tensor
+    ) -> Tensor:
+        ctx.size = len(gain_c)
+        return torch.cat([gain_h, gain_x, shift_x + shift_h, gain_c, shift_c])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        gain_h, gain_x, shift, gain_c, shift_c = gradient.split([4 * ctx.size] * 3 + [ctx.size] * 2)
+        return gain_h.clone(), gain_x.clone(), gain_c.clone(), shift.clone(), shift.clone(), shift_c.clone()
+
+
 class LayerNormLSTM(Cell):
     """LSTM with layer normalisation of both products and of the cell state."""
 
@@ -308,6 +384,22 @@ class LayerNormLSTM(Cell):
     def forget_gate(self, hidden_size: int) -> slice | None:
         """The LSTM's."""
         return slice(hidden_size, 2 * hidden_size)
+
+    def run_layer(
+        self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], weights: Sequence[Weights]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `Cell.run_layer`."""
+        if not _is_compiled(rows, weights):
+            return super().run_layer(rows, layout, state, weights)
+        return _compiled_layer(self.name, rows, layout, state, [self.kernel_weights(w) for w in weights])
+
+    def kernel_weights(self, weights: Weights) -> compiled.Quint:
+        """Gains and shifts are one vector of the cell's own."""
+        gain_h, gain_x, gain_c = weights["gain_hh"], weights["gain_ih"], weights["gain_c"]
+        zero, zero_c = torch.zeros_like(gain_x), torch.zeros_like(gain_c)
+        shifts = (weights.get("bias_ih", zero), weights.get("bias_hh", zero), weights.get("bias_c", zero_c))
+        own = _OwnWeights.apply(gain_h, gain_x, gain_c, *shifts)
+        return [weights["weight_ih"], weights["weight_hh"], None, None, own]
 
     def run(
         self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], weights: Weights, reverse: bool
@@ -350,12 +442,13 @@ class Peephole(Cell):
         self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], weights: Sequence[Weights]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `Cell.run_layer`."""
-        dtype = weights[0]["weight_ih"].dtype
-        if rows.device.type != "cpu" or not compiled.available(dtype):
+        if not _is_compiled(rows, weights):
             return super().run_layer(rows, layout, state, weights)
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_ch")
-        own = [[w.get(name) for name in names] for w in weights]
-        return compiled.layer(self.name, rows.to(dtype), layout, tuple(s.to(dtype) for s in state), own)
+        return _compiled_layer(self.name, rows, layout, state, [self.kernel_weights(w) for w in weights])
+
+    def kernel_weights(self, weights: Weights) -> compiled.Quint:
+        """The peepholes are the cell's own."""
+        return [*super().kernel_weights(weights)[:4], weights["weight_ch"]]
 
     def run(
         self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], weights: Weights, reverse: bool
@@ -405,6 +498,18 @@ class Mogrifier(Cell):
     def forget_gate(self, hidden_size: int) -> slice | None:
         """The LSTM's."""
         return slice(hidden_size, 2 * hidden_size)
+
+    def run_layer(
+        self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], weights: Sequence[Weights]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `Cell.run_layer`."""
+        if not _is_compiled(rows, weights):
+            return super().run_layer(rows, layout, state, weights)
+        names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+        names += [f"weight_round{i}" for i in range(1, self.rounds + 1)]
+        dtype = weights[0]["weight_ih"].dtype
+        own = [[w.get(name) for name in names] for w in weights]
+        return mogrifier.layer(rows.to(dtype), layout, tuple(part.to(dtype) for part in state), own)
 
     def run(
         self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], weights: Weights, reverse: bool

@@ -120,19 +120,20 @@ def panel_width(rows: int, columns: int, bf16: bool) -> int:
     return min(widest, -(-columns // 16) * 16)
 
 
-def pack(matrix: Tensor, bf16: bool) -> tuple[Tensor, int]:
+def pack(matrix: Tensor, bf16: bool, width: int | None = None) -> tuple[Tensor, int]:
     """Cut a right operand `(k, n)` into panels.
 
     Args:
         matrix: of any strides; in bfloat16 an odd `k` is padded to an even one.
         bf16: the precision of the panels. Two rows are interleaved: the processor multiplies pairs.
+        width: columns of a panel, a multiple of 16; None for what suits products of many rows.
 
     Returns:
         The panels one after the other, flat; int16 where they are bfloat16, since numpy knows none. And the columns of
         a panel, the last one padded with zeros.
     """
     k, n = matrix.shape
-    width = panel_width(k, n, bf16)
+    width = width or panel_width(k, n, bf16)
     count, even = -(-n // width), k + k % 2 if bf16 else k
     if bf16:
         matrix = matrix.to(torch.bfloat16)

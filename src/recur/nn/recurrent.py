@@ -219,6 +219,10 @@ class Recurrent(nn.Module):
         names = [n for n in self._kind.shapes(*self.layer_sizes[index]) if self.bias or not n.startswith("bias")]
         return [{name: getattr(self, f"{name}_l{index}{suffix}") for name in names} for suffix in self.suffixes]
 
+    def kernel_weights(self, index: int) -> list[compiled.Quint]:
+        """A layer's weights as `recur.nn.compiled` takes them, of each direction, where its kernels walk the cell."""
+        return [self._kind.kernel_weights(own) for own in self._weights(index)]
+
     def _dropped_weights(self, index: int) -> list[dict[str, Tensor]]:
         weights = self._weights(index)
         if self.weight_drop and self.training:

@@ -1,7 +1,7 @@
 """Language modelling as a LightningModule: truncated back-propagation with carried state, perplexity, sampling."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from recur.nn.language_model import Hidden, LanguageModel
 from recur.nn.losses import TokenLoss, linear_cross_entropy
 from recur.nn.packed import TokenWindow
 from recur.nn.recurrent import State, detach_state
+from recur.nn.stepping import stepper
 from recur.nn.regularization import activation_penalty, temporal_penalty
 from recur.tasks.base import Stepping, Sums, load_metrics, save_metrics, step_plan
 
@@ -321,21 +322,35 @@ class LanguageModelingTask(Stepping):
         Yields:
             The next token of each sample, `(samples,)` int64.
         """
-        prompt = prompt.to(self.device)
-        state: State | None = None
-        recent = prompt  # (time, samples): what the model has not read yet
+        continued = self._continued(prompt.to(self.device))
+        logits = next(continued)  # (samples, vocabulary)
         while True:
+            if exclude:
+                logits[:, list(exclude)] = -math.inf
+            token = sample_token(logits, temperature, top_k, top_p, generator)
+            yield token
+            logits = continued.send(token)
+
+    def _continued(self, recent: Tensor) -> Generator[Tensor, Tensor, None]:
+        """Logits of the next token of each sample; takes the token that was chosen.
+
+        Args:
+            recent: what the model has not read yet, `(time, samples)` int64.
+        """
+        state: State | None = None
+        fed = None
+        while fed is None:
             if self.window is not None:  # trained on windows from an empty state: read the last one anew
                 recent, state = recent[-self.window :], None
             steps, samples = recent.shape
             hidden = self.net(PackedSequence(recent.reshape(-1), torch.full((steps,), samples)), state)
             state = hidden.state
-            logits = self.net.logits(hidden.features[-samples:]).float()  # (samples, vocabulary)
-            if exclude:
-                logits[:, list(exclude)] = -math.inf
-            token = sample_token(logits, temperature, top_k, top_p, generator)
-            yield token
+            token = yield self.net.logits(hidden.features[-samples:]).float()
             recent = token[None] if self.window is None else torch.cat([recent, token[None]])
+            fed = None if self.window is not None or self.net.training else stepper(self.net, samples)
+        fed.load(state)
+        while True:
+            token = yield fed.step(token)
 
 
 def sample_token(

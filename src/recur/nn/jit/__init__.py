@@ -2,7 +2,8 @@
 
 - `primitives`: calls of the matrix micro-kernel, bfloat16, activations, panels.
 - `cells`: one row of each cell, forward and backward. A new cell that fits the walk of the LSTM is two functions there,
-  a number in `forward_rows` and `backward_rows`, and a line in `recur.nn.compiled.SHAPES`.
+  a place in `FORWARD` and `BACKWARD`, and a line in `recur.nn.compiled.SHAPES`.
+- `mogrifier`: the walk of the Mogrifier LSTM, whose input depends on the step before.
 - `numba_internals`: where the machine code is kept on disk.
 - `walks`: all steps of one direction of a layer, forward and backward.
 

@@ -51,6 +51,11 @@ class Rows:
         return int(self._built[bf16].address)
 
 
+def summing(function: Callable[..., Any]) -> Any:
+    """Compile a function that adds up a row: in any order, so that the compiler may take several terms at once."""
+    return njit(fastmath={*_OPTIONS["fastmath"], "reassoc"}, error_model="numpy")(function)
+
+
 def inlined(function: Callable[..., Any]) -> Any:
     """Compile `function` into those that call it."""
     return njit(inline="always", **_OPTIONS)(function)
@@ -251,6 +256,17 @@ def product(address, m, n, k, a, lda, b, panel, c, ldc, add, bf16):  # type: ign
                 right = b + (column * k + first * panel) * size
                 more = 1 if first else add
                 call_kernel(address, rows, width, part, lda, panel, ldc, more, left, right, target, bf16)
+
+
+@compiled
+def linear(address, m, k, x, panels, panel, first, end, bias, out, stride):  # type: ignore[no-untyped-def]
+    """Columns `first` to `end`, both where panels begin, of x (m, k) times panels plus bias, to `out` (m, stride)."""
+    bf16 = is_bf16(x)
+    b, c = panels.ctypes.data + first * k * (2 if bf16 else 4), out.ctypes.data + 4 * first
+    product(address, m, end - first, k, x.ctypes.data, k, b, panel, c, stride, 0, bf16)
+    for row in range(m):
+        for j in range(first, end):
+            out[row * stride + j] += bias[j]
 
 
 @compiled

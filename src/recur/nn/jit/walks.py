@@ -14,6 +14,7 @@ import numpy as np
 
 from recur.nn.jit import cells as at
 from recur.nn.jit.primitives import call_rows, compiled, get, is_bf16, product, put, to_panels, transpose
+from recur.nn.jit.primitives import linear as linear
 
 
 class Walk(NamedTuple):
@@ -52,7 +53,7 @@ class Tensors(NamedTuple):
     w_in: Any  # panels
     w_rec: Any  # panels
     bias: Any  # (width,)
-    peep: Any  # (3 * size,) or none
+    own: Any  # the cell's own weights, or none
     hidden: Any  # initial (batch, size)
     cell: Any  # initial (batch, size) or none
     output: Any  # (rows, stride)
@@ -71,7 +72,7 @@ class Gradients(NamedTuple):
     w_in: Any  # (inputs, input_width), transposed, or none
     w_rec: Any  # (size, hidden_width), transposed
     bias: Any  # (width,)
-    peep: Any
+    own: Any
     d: Any  # operand (chunk, width)
     d_panels: Any
     turned: Any  # operand (inputs or size, chunk)
@@ -104,7 +105,7 @@ def _table(w, t):  # type: ignore[no-untyped-def]
     """What stays the same for all steps of the table that the cells read."""
     table = np.zeros(at.TABLE_SIZE, np.int64)
     size = 2 if is_bf16(t.rows) else 4
-    table[at.BIAS], table[at.PEEP] = t.bias.ctypes.data, t.peep.ctypes.data
+    table[at.BIAS], table[at.OWN] = t.bias.ctypes.data, t.own.ctypes.data
     table[at.GATES_STEP], table[at.STATE_STEP], table[at.OUTPUT_STEP] = 4 * w.width, 4 * w.size, 4 * w.stride
     table[at.OPERAND_STEP], table[at.D_STEP] = size * w.size, size * w.width
     return table
@@ -121,7 +122,9 @@ def _step(w, t, table, operand, cell, row, n, before, gate_row):  # type: ignore
         for k in range(n):
             start = (gate_row + k) * width
             t.gates[start : start + size] = 0
-    product(w.kernel, n, w.hidden_width, size, a, size, t.w_rec.ctypes.data, w.panel_rec, gates, width, 1, bf16)
+    if w.hidden_width:
+        add = 0 if w.kind == at.LNLSTM else 1  # whose two products stand side by side
+        product(w.kernel, n, w.hidden_width, size, a, size, t.w_rec.ctypes.data, w.panel_rec, gates, width, add, bf16)
     running = min(_running(w, t.offsets, before), n)
     row_before = t.offsets[before] + w.first if running else np.int64(0)
     keeps = len(t.cells) > 0
@@ -206,6 +209,8 @@ def _step_back(w, t, g, table, row, n, before, local):  # type: ignore[no-untype
         call_rows(w.cell, end - begin, table.ctypes.data, size)
         if len(g.w_rec):
             _keep_states(w, t, g, hidden, stride, local + begin, end - begin)
+    if w.hidden_width == 0:
+        return
     product(
         w.kernel,
         n,
@@ -282,8 +287,10 @@ def backward(w, t, g):  # type: ignore[no-untyped-def]
     n_chunks = len(t.chunks) - 1
     whole = w.first == 0 and w.end >= t.offsets[1]
     table = _table(w, t)
-    sums = np.zeros(w.width, np.float32)  # a chunk's first, then the total: fewer terms to one sum
-    table[at.SUMS], table[at.D_PEEP] = sums.ctypes.data, g.peep.ctypes.data
+    # Of a chunk first, then in all: fewer terms to one sum. The scratch lies behind.
+    sums = np.zeros(w.width + len(g.own) + at.ROOM * w.size, np.float32)
+    table[at.SUMS], table[at.D_OWN] = sums.ctypes.data, sums.ctypes.data + 4 * w.width
+    table[at.SCRATCH] = table[at.D_OWN] + 4 * len(g.own)
     for index in range(n_chunks):
         chunk = index if w.reverse else n_chunks - 1 - index
         begin, end = t.chunks[chunk], t.chunks[chunk + 1]
@@ -306,5 +313,7 @@ def backward(w, t, g):  # type: ignore[no-untyped-def]
             local = local + n if w.reverse else local
         for j in range(w.width):
             g.bias[j] += sums[j]
-            sums[j] = 0
+        for j in range(len(g.own)):
+            g.own[j] += sums[w.width + j]
+        sums[:] = 0
         _chunk_gradients(w, t, g, begin, end, count, whole)
