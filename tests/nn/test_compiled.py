@@ -81,18 +81,19 @@ def by_torch(cell, rows, layout, state, weights):
     return torch.cat(outputs, 1), tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
 
 
-def relative(got, want):
-    return ((got.double() - want).norm() / want.norm().clamp_min(1e-6)).item()
+def relative(got, want, least):
+    return ((got.double() - want).norm() / want.norm().clamp_min(least)).item()
 
 
-def compare(cell, sizes, features, hidden, directions, bias, bf16, bound):
+def compare(cell, sizes, features, hidden, directions, bias, bf16, bound, least=1e-6):
+    """Errors relative to each result's norm, or to `least`: of a few numbers, terms may cancel."""
     leaves = problem(cell, sizes, features, hidden, directions, bias)
     want = run(by_torch, cell, sizes, *leaves, torch.float64)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         got = run(compiled.layer, cell, sizes, *leaves, torch.float32)
     for mine, exact in zip(got, want, strict=True):
         assert mine.dtype == torch.float32 and mine.shape == exact.shape
-        assert relative(mine, exact) < bound
+        assert relative(mine, exact, least) < bound
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -142,7 +143,7 @@ def test_bf16_at_a_usual_size(cell):
 def test_any_shape(cell, lengths, features, hidden, directions, bias, bf16):
     sizes = [sum(n > t for n in lengths) for t in range(max(lengths))]
     low = bf16 and products.micro_kernel(True) is not None
-    compare(cell, sizes, features, hidden, directions, bias, low, 0.1 if low else 5e-6)
+    compare(cell, sizes, features, hidden, directions, bias, low, 0.1 if low else 5e-6, least=0.05)
 
 
 @pytest.mark.parametrize("sizes", [[300, 300, 299], [1] * 700, [65] * 9 + [64] * 9])

@@ -13,8 +13,8 @@ from recur.nn.language_model import Hidden, LanguageModel
 from recur.nn.losses import TokenLoss, linear_cross_entropy
 from recur.nn.packed import TokenWindow
 from recur.nn.recurrent import State, detach_state
-from recur.nn.stepping import stepper
 from recur.nn.regularization import activation_penalty, temporal_penalty
+from recur.nn.stepping import stepper
 from recur.tasks.base import Stepping, Sums, load_metrics, save_metrics, step_plan
 
 _READ_AT_ONCE = 1024  # tokens of a text to be scored
@@ -348,7 +348,8 @@ class LanguageModelingTask(Stepping):
             token = yield self.net.logits(hidden.features[-samples:]).float()
             recent = token[None] if self.window is None else torch.cat([recent, token[None]])
             fed = None if self.window is not None or self.net.training else stepper(self.net, samples)
-        fed.load(state)
+            if fed is not None:
+                fed.load(state)
         while True:
             token = yield fed.step(token)
 

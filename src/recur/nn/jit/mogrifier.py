@@ -15,8 +15,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recur.nn.jit import cells as at
-from recur.nn.jit.primitives import ONE, TWO, call_rows, compiled, get, is_bf16, product, put, set_float, sigmoid
-from recur.nn.jit.primitives import to_panels, transpose
+from recur.nn.jit.primitives import (
+    ONE,
+    TWO,
+    call_rows,
+    compiled,
+    get,
+    is_bf16,
+    product,
+    put,
+    set_float,
+    sigmoid,
+    to_panels,
+    transpose,
+)
 
 
 class Walk(NamedTuple):
