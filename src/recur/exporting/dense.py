@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recur.errors import UserError
+from recur.errors import ABSENT, UserError
 from recur.exporting.torch_internals import scan
 from recur.nn.classifier import Classifier
 from recur.nn.language_model import LanguageModel
@@ -142,6 +142,18 @@ class DenseLanguageModel(nn.Module):
         return self.net.logits(features).transpose(0, 1), final
 
 
+def check_ngrams(net: Any) -> None:
+    """Refuse a classifier with n-gram scores: their hashes have no form outside of this package.
+
+    Raises:
+        UserError: it has them.
+    """
+    if isinstance(net, Classifier) and net.ngrams is not None:
+        raise UserError(
+            "model.net.ngrams", ABSENT, "have no form outside of recur", "use --format safetensors, or train without"
+        )
+
+
 def export(net: Any) -> Any:
     """The `torch.export.ExportedProgram` of a network, for any batch and any number of steps.
 
@@ -150,6 +162,7 @@ def export(net: Any) -> Any:
     """
     if type(net) not in (Classifier, LanguageModel):
         raise UserError("model.net", type(net).__name__, "is no network of this package", "use --format safetensors")
+    check_ngrams(net)
     ids, lengths = torch.zeros(3, 5, dtype=torch.int64), torch.tensor([5, 2, 3])
     batch, time = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
     model: nn.Module

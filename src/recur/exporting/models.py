@@ -15,6 +15,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from recur.errors import UserError
+from recur.exporting.dense import check_ngrams
 from recur.exporting.graph import Graph, value
 from recur.exporting.layers import Batch, layer
 from recur.nn.classifier import Classifier
@@ -34,6 +35,7 @@ def build(task: Any) -> ModelProto:
         UserError: a network or a cell that is not of this package.
     """
     if type(task.net) is Classifier:
+        check_ngrams(task.net)
         return classifier(task.net)
     if type(task.net) is LanguageModel:
         return language_model(task.net)

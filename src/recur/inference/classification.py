@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from recur.data.buckets import Texts
 from recur.data.cache import Ragged
 from recur.errors import ABSENT, UserError
+from recur.nn.classifier import Classifier
 from recur.runs import run as runs
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Explanation:
         unknown: whether each is outside the vocabulary.
         contributions: what each added, same length.
         logit: of the text.
-        baseline: logit of the same text with every word vector zero.
+        baseline: logit of the same text with every word vector zero and no n-gram.
         towards: name of the class that positive contributions favour.
         against: name of the class that negative ones favour; None with more than two classes.
     """
@@ -277,7 +278,11 @@ class Explainer:
         packed, _ = cut.pack(np.array([0]))
         names = class_names(run)
         binary = len(names) == 2
-        values, logit, baseline = integrated_gradients(self._net, packed, 0 if binary else index)
+        target = 0 if binary else index
+        values, logit, baseline = integrated_gradients(self._net, packed, target)
+        if isinstance(self._net, Classifier) and self._net.ngrams is not None:  # a sum already: nothing to integrate
+            scores = self._net.ngrams.contributions(packed)[:, target].cpu()
+            values, logit = values + scores, logit + float(scores.sum())
         return Explanation(
             tokens=[pieces[place] for place in kept.tolist()],
             unknown=[number == tokenizer.unk_id for number in cut[0].tolist()],

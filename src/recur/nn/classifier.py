@@ -1,5 +1,6 @@
 """The text classifier: embedding, recurrent stack, pooling, one linear layer; packed from end to end."""
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from recur.nn.arguments import ArgumentError
+from recur.nn.ngrams import NgramScores
 from recur.nn.packed import Layout, max_over_time, mean_over_time
 from recur.nn.recurrent import Recurrent
 from recur.nn.regularization import locked_dropout
@@ -41,6 +43,7 @@ class Classifier(nn.Module):
         pooling: `last` (final state of each direction), `max`, `mean` over the steps, or `concat` of the three.
         forget_bias: initial forget-gate bias of an LSTM; None keeps torch's own.
         engine: `auto`, `fused` or `torch`; see `recur.nn.engine`.
+        ngrams: settings of `recur.nn.ngrams.NgramScores`, whose scores are added to the logits; None for none.
         cell_options: what the cell takes besides, such as `{rounds: 5}` of a mogrifier; None for nothing.
         vectors: initial word vectors `(vocab_size, embedding_dim)`, or None.
         scale_vectors: bring each of `vectors` to the length that `embedding_std` gives random ones. word2vec leaves
@@ -72,6 +75,7 @@ class Classifier(nn.Module):
         forget_bias: float | None = 1.0,
         engine: str = "auto",
         cell_options: Mapping[str, Any] | None = None,
+        ngrams: Mapping[str, Any] | None = None,
         vectors: Tensor | None = None,
         scale_vectors: bool = True,
         freeze_vectors: bool = False,
@@ -83,12 +87,8 @@ class Classifier(nn.Module):
         if num_classes < 2:
             rule = f"must be at least 2, got {num_classes}: give texts of two labels or more"
             raise ArgumentError("num_classes", rule)
-        rates = (
-            ("word_dropout", word_dropout),
-            ("embedding_dropout", embedding_dropout),
-            ("head_dropout", head_dropout),
-        )
-        for name, rate in rates:
+        rates = {"word_dropout": word_dropout, "embedding_dropout": embedding_dropout, "head_dropout": head_dropout}
+        for name, rate in rates.items():
             if not 0 <= rate < 1:
                 raise ArgumentError(name, f"must lie in [0, 1), got {rate}")
         if pooling not in POOLINGS:
@@ -131,6 +131,7 @@ class Classifier(nn.Module):
         )
         width = self.recurrent.output_dim * (3 if pooling == "concat" else 1)
         self.head = nn.Linear(width, 1 if num_classes == 2 else num_classes)
+        self.ngrams = None if ngrams is None else _ngram_scores(num_classes, ngrams)
 
     def embed(self, text: PackedSequence) -> Tensor:
         """Word vectors of the packed ids, dropped out in training: `(tokens,)` to `(tokens, embedding_dim)`."""
@@ -171,6 +172,19 @@ class Classifier(nn.Module):
             logits: Tensor = self.head(nn.functional.dropout(features, self.head_dropout, self.training))
         return logits if text.unsorted_indices is None else logits[text.unsorted_indices]
 
-    def forward(self, text: PackedSequence) -> Tensor:
-        """Logits of packed token ids; see `classify` for the shapes."""
-        return self.classify(self.embed(text), text)
+    def forward(self, text: PackedSequence, labels: Tensor | None = None) -> Tensor:
+        """Logits of packed token ids; see `classify` for the shapes.
+
+        Args:
+            text: the packed ids.
+            labels: class of each text while training, in the packed order: see `NgramScores`. Only n-grams use them.
+        """
+        logits = self.classify(self.embed(text), text)
+        return logits if self.ngrams is None else logits + self.ngrams(text, labels)
+
+
+def _ngram_scores(num_classes: int, settings: Mapping[str, Any]) -> NgramScores:
+    known = [name for name in inspect.signature(NgramScores).parameters if name != "num_classes"]
+    if unknown := [str(key) for key in settings if key not in known]:
+        raise ArgumentError("ngrams", f"takes no {unknown[0]}, but {', '.join(known)}")
+    return NgramScores(num_classes, **settings)

@@ -134,6 +134,9 @@ class Stepping(pl.LightningModule):
 
     skipped = False
 
+    def prepare(self, data: Any) -> None:
+        """Take from the training data what cannot be learnt by steps; called once, before the first one."""
+
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,

@@ -2,12 +2,14 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (
     BinaryAccuracy,
@@ -21,10 +23,12 @@ from torchmetrics.classification import (
 )
 
 from recur.errors import UserError
+from recur.nn.classifier import Classifier
 from recur.nn.packed import TextBatch
 from recur.tasks.base import Mean, Stepping, load_metrics, save_metrics, step_plan
 
 log = logging.getLogger(__name__)
+_COUNTED_AT_ONCE = 1024  # texts
 
 
 def _metrics(num_classes: int, prefix: str) -> MetricCollection:
@@ -144,8 +148,27 @@ class SentimentTask(Stepping):
 
     def forward(self, batch: TextBatch) -> Tensor:
         """Logits, `(batch, 1)` for two classes, else `(batch, classes)`."""
-        logits: Tensor = self.net(batch.text)
+        labels = (batch.labels,) if self.training and isinstance(self.net, Classifier) else ()
+        logits: Tensor = self.net(batch.text, *labels)
         return logits
+
+    def prepare(self, data: Any) -> None:
+        """Count the n-grams of the training texts, for a network that uses such counts.
+
+        Args:
+            data: with `texts` and `labels` of its split `train`, as `SentimentData` has them.
+        """
+        if not isinstance(self.net, Classifier) or self.net.ngrams is None:
+            return
+        texts, labels = data.texts("train"), data.labels("train")
+
+        def batches() -> Iterator[tuple[PackedSequence, Tensor]]:
+            order = np.argsort(-texts.lengths, kind="stable")
+            for first in range(0, len(order), _COUNTED_AT_ONCE):
+                packed, rows = texts.pack(order[first : first + _COUNTED_AT_ONCE])
+                yield packed, torch.from_numpy(labels[rows])
+
+        self.net.ngrams.count(batches())
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy in nats, with label smoothing and class weights.

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 
 from recur.errors import UserError
 from recur.runs.run import load_checkpoint
+from recur.tasks.base import Stepping
 from recur.training import lightning_internals as internals
 from recur.training.failures import explained
 from recur.training.report import metrics_of
@@ -53,6 +54,8 @@ def train(
         UserError: a loss that is not finite, memory that ran out, settings that do not fit the data.
     """
     check_lengths(data, trainer)
+    if checkpoint is None and isinstance(task, Stepping):
+        task.prepare(data)
     # Lightning converts the weights after it has loaded a checkpoint's, which would be rounded to 32 bits first.
     task = trainer.precision_plugin.convert_module(task)  # type: ignore[assignment]
     with explained(trainer):

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.tuner import Tuner
 
 from recur.errors import UserError
+from recur.tasks.base import Stepping
 
 LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100
 
@@ -48,6 +49,8 @@ def find(data: Any, task: Any, config: dict[str, Any]) -> RangeTest:
     Raises:
         UserError: no rate made the loss fall, or there are too few batches to tell.
     """
+    if isinstance(task, Stepping):
+        task.prepare(data)
     settings = config["trainer"]
     with tempfile.TemporaryDirectory() as scratch:
         trainer = pl.Trainer(

@@ -15,6 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.writer import FileWriter
 
 from recur.errors import UserError
 from recur.render import escape_controls
@@ -146,7 +147,10 @@ def closing(
             known = {f"{split}/{name}": value for split, values in results.items() for name, value in values.items()}
             final = {f"result/{name}": known[name] for name in hparam_metrics(task.family) if name in known}
             logger.log_metrics(final, trainer.global_step)
-            logger.experiment.file_writer.add_summary(hparams({}, {})[2])  # the session has ended well
+            # Lightning closes the writer after training; with nothing scored since, nothing has opened it again.
+            writer = logger.experiment.file_writer or FileWriter(logger.log_dir)
+            writer.add_summary(hparams({}, {})[2])  # the session has ended well
+            writer.flush()
             logger.save()
             logger.experiment.flush()
     log_results(trainer.loggers, results, trainer.global_step)
@@ -165,10 +169,11 @@ def _confusion(task: Any, trainer: pl.Trainer, results: dict[str, dict[str, floa
 
     Of a run on several processes there is none: their counts could only be added up while all of them wait here.
     """
-    if task.family != "sentiment" or trainer.world_size > 1 or not results:
+    scored = [split for split, values in results.items() if values]
+    if task.family != "sentiment" or trainer.world_size > 1 or not scored:
         return {}
     matrix = plain(task.confusion.compute().tolist())
-    return {"confusion": {"split": list(results)[-1], "matrix": matrix, "class_names": list(task.class_names)}}
+    return {"confusion": {"split": scored[-1], "matrix": matrix, "class_names": list(task.class_names)}}
 
 
 def next_commands(folder: Path, config: Mapping[str, Any], task: Any) -> list[str]:

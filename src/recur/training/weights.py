@@ -84,7 +84,7 @@ def copy_from(path: str | Path, task: Any, vocabulary: Sequence[str]) -> Copied:
 
 
 def _is_weight(name: str) -> bool:
-    return name.startswith("net.")
+    return name.startswith("net.") and not name.startswith("net.ngrams.")  # those are hashes of other token ids
 
 
 def _sizes(state: dict[str, Tensor]) -> str:
