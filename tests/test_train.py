@@ -136,6 +136,34 @@ def test_the_published_figures_are_the_best_checkpoint_s(tmp_path):
         assert json.loads(done.stdout)[split]["loss"] == pytest.approx(record[split]["loss"], rel=1e-5)
 
 
+def test_a_run_that_is_never_scored_ends_well(tmp_path):
+    unscored = ["trainer.limit_val_batches=0", "monitor=train/epoch_loss", "mode=min", "test=false", "baseline=false"]
+    train(tmp_path, *TINY, *unscored, "callbacks.best=null", "callbacks.last=null")
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["val"] == {} and record["steps"] > 0 and "confusion" not in record
+
+
+def test_n_grams_are_counted_once_and_kept(tmp_path):
+    counted = ["model.net.ngrams={max_n: 2, buckets: 65536}", "test=false", "baseline=false"]
+    train(tmp_path, *TINY, *counted)
+    best = load_checkpoint(tmp_path / "checkpoints" / "best.ckpt")["state_dict"]
+    assert best["net.ngrams.counts"].sum() == best["net.ngrams.totals"].sum() > 0
+    assert best["net.ngrams.weight"].any()
+    counts = best["net.ngrams.counts"].clone()
+    train(tmp_path, f"resume={tmp_path}", "trainer.max_epochs=2")
+    assert torch.equal(
+        load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["state_dict"]["net.ngrams.counts"], counts
+    )
+    explained = run_command("predict", tmp_path, "a good film", "--explain", "--json")
+    assert explained.returncode == 0, explained.stderr
+    parts = json.loads(explained.stdout)["explanation"]
+    assert sum(one["contribution"] for one in parts["tokens"]) == pytest.approx(
+        parts["logit"] - parts["baseline_logit"], abs=0.02
+    )
+    refused = run_command("export", tmp_path, "--format", "onnx", "--out", tmp_path / "onnx")
+    assert refused.returncode == 2 and "model.net.ngrams" in refused.stderr
+
+
 def test_two_processes_train_as_one(tmp_path):
     """DDP on a CPU: the ranks agree, and the metrics count every text of the split once."""
     train(tmp_path / "ddp", *TINY, "trainer=ddp_cpu", "trainer.accelerator=cpu", "trainer.log_every_n_steps=1")

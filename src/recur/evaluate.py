@@ -66,6 +66,8 @@ def _run(arguments: argparse.Namespace) -> None:
     run = load(arguments.run, arguments.device)
     if cache or dynamic or tune:
         run.require("language", "evaluate --dynamic or --cache")
+        if cache and run.task.window is not None:
+            raise UserError("--cache", rule="needs states along a text, and this run reads each window by itself")
     data = evaluation.open_data(run, arguments.data, arguments.settings)
     splits = evaluation.chosen_splits(data, arguments.split)
     if dynamic or tune:

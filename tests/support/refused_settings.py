@@ -312,6 +312,7 @@ ROWS["evaluate"] = {
     "dynamic rate": Row("{language} --dynamic -1", ("--dynamic", "-1", "above 0")),
     "no number": Row("{language} --dynamic fast", ("--dynamic", "'fast'")),
     "cache size": Row("{language} --cache 0", ("--cache", "0", "above 0")),
+    "cache over windows": Row("{language} --cache 100", ("--cache", "each window by itself")),
     "cache weight alone": Row("{language} --cache-weight .1", ("--cache-weight", "--cache")),
     "endless rate": Row("{language} --dynamic inf", ("--dynamic", "inf")),
     "device": Row("{sentiment} --device abacus", ("--device abacus",)),

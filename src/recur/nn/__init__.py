@@ -9,6 +9,7 @@
     products        matrix products at the rate of the fastest library at hand
     drop_in         `LSTM`, `GRU` and `RNN` with the signature of `torch.nn`'s
     classifier      the text classifier
+    ngrams          scores of hashed n-grams beside the recurrent classifier
     language_model  the language model
     stepping        the language model fed token by token, its weights laid out once
     losses          the output layer and its cross-entropy as one function

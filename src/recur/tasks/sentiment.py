@@ -148,8 +148,8 @@ class SentimentTask(Stepping):
 
     def forward(self, batch: TextBatch) -> Tensor:
         """Logits, `(batch, 1)` for two classes, else `(batch, classes)`."""
-        labels = (batch.labels,) if self.training and isinstance(self.net, Classifier) else ()
-        logits: Tensor = self.net(batch.text, *labels)
+        counted = self.training and isinstance(self.net, Classifier) and self.net.ngrams is not None
+        logits: Tensor = self.net(batch.text, batch.labels) if counted else self.net(batch.text)
         return logits
 
     def prepare(self, data: Any) -> None:
