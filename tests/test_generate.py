@@ -89,6 +89,9 @@ def test_mistakes_are_one_line(stories, trained_run, tmp_path):
             "--temperature must be from 0.001 to 1000, got 0.0: greedy takes the likeliest",
         ),
         ([stories, "--top-p", 1.5], "--top-p must be above 0 and at most 1, got 1.5"),
+        ([stories, "--beams", 4, "--temperature", 0.5], "--temperature is for sampling, and a beam search leaves"),
+        ([stories, "--beams", 0], "--beams must be from 1 to 1,000, got 0"),
+        ([stories, "--beams", 2, "--samples", 3], "--samples must be at most the 2 beams, got 3"),
         ([trained_run], "wants a language run"),
         ([tmp_path / "nothing"], "there is no run at"),
     ):
@@ -151,6 +154,26 @@ def test_from_python_it_is_the_same_text(stories):
     assert scores.tokens == ["the", "king", "sees", "the", "queen", "."] and len(scores.nll) == len(scores.ranks) == 6
     with pytest.raises(UserError, match="must have at least one token"):
         run.token_nll("")
+
+
+def test_a_beam_writes_what_is_likelier_than_the_greedy_text(stories):
+    run = load(stories)
+    greedy = run.generate("the king", tokens=8, greedy=True)[0]
+    found = run.beam_search("the king", beams=16, tokens=8)
+    assert [one.text for one in found[:3]] == run.generate("the king", tokens=8, beams=16, samples=3)
+    assert len({tuple(one.ids) for one in found}) == 16
+    logs = [one.log_probability for one in found]
+    assert logs == sorted(logs, reverse=True)
+    # By reading the whole text: what it says of the tokens behind the prompt.
+    for one in (found[0], found[-1]):
+        assert one.log_probability == pytest.approx(-sum(run.token_nll(one.text).nll[2:]), abs=1e-4)
+    assert logs[0] >= -sum(run.token_nll(greedy).nll[2:]) - 1e-4
+    done = run_command(
+        "generate", stories, "--prompt", "the king", "--tokens", 8, "--beams", 16, "--samples", 2, "--no-unknown"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"\n{'-' * 40}\n".join(one.text for one in found[:2]) + "\n"
+    assert f"recur: log-probability 1: {logs[0]:.6f} nats" in done.stderr
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_file_is_named_and_filled(project: Path) -> None:
     texts = [path.read_text() for path in project.rglob("*") if path.is_file()]
-    assert len(texts) == 11
+    assert len(texts) == 14
     assert not any("@NAME@" in text for text in texts)
     assert not list(project.rglob("*.in"))
     assert (project / "src" / "outsiders" / "cells.py").is_file()
@@ -139,12 +139,42 @@ def test_the_whole_life_of_an_installed_project(project: Path, tmp_path: Path) -
     resumed = environment.run("-m", "recur.train", f"resume={run}", "trainer.max_epochs=2", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads((run / "metrics.json").read_text())["epochs"] == 2
+    # Its own data, read by its own tokenizer: trained on, swept over, gone on with, predicted from, evaluated on.
+    lines = [f"{sign} it {verb} a {word} film {i % 7}" for i in range(60) for sign, verb, word in
+             (("+", "is", "good"), ("-", "isn't", "good"))]
+    for name in ("reviews", "others"):
+        (tmp_path / f"{name}.signed").write_text("\n".join(lines) + "\n")
+    own = [*words[:2], "experiment=outsiders", "data=outsiders", f"data.train={tmp_path / 'reviews.signed'}"]
+    own += [f"data.test={tmp_path / 'others.signed'}", "data.batch_size=8", "trainer.max_epochs=2"]
+    own += ["optimizer.lr=1e-2,2e-2", f"hydra.sweep.dir={tmp_path / 'own'}", "hydra.launcher.cpu_slots=1", "-m"]
+    done = environment.run("-m", "recur.train", *own, cwd=project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "own" / "1"
+    assert "is\"" in (run / "tokenizer.json").read_text() and "n't" in (run / "tokenizer.json").read_text()
+    assert json.loads((run / "metrics.json").read_text())["test"]["accuracy"] > 0.95
+    predicted = environment.run("-m", "recur.predict", run, "It isn't a good film", "--explain", "--json", cwd=tmp_path)
+    assert predicted.returncode == 0, predicted.stderr
+    answer = json.loads(predicted.stdout)
+    assert answer["explanation"]["tokens"] == ["it", "is", "n't", "a", "good", "film"] and answer["label"] == "bad"
+    for more in (["--split", "test"], ["--data", tmp_path / "others.signed", "eval_batch_size=4"]):
+        scored = environment.run("-m", "recur.evaluate", run, *more, cwd=tmp_path)
+        assert scored.returncode == 0, scored.stderr
+        assert json.loads(scored.stdout)["test"]["accuracy"] > 0.95
+    resumed = environment.run("-m", "recur.train", f"resume={run}", "trainer.max_epochs=3", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    exported = environment.run("-m", "recur.export", run, "--out", tmp_path / "onnx", cwd=tmp_path)
+    assert exported.returncode == 2 and "cannot hold the tokenizer 'outsiders'" in exported.stderr
+
     # A second config folder by Hydra's search path, and the whole sweep again by its own record.
     searched = [f"hydra.searchpath=[file://{project / 'conf'}]", *words[2:], f"hydra.run.dir={tmp_path / 'searched'}"]
     done = environment.run("-m", "recur.train", *searched, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
     # Elsewhere, where it is not installed and only can be imported, the same run is refused by name.
+    unknown = Environment(tmp_path / "unknown", ROOT / "src")
+    refused = unknown.run("-m", "recur.predict", tmp_path / "own" / "0", "x", cwd=tmp_path, PYTHONPATH=str(project / "src"), RECUR_TRUST="outsiders")
+    assert refused.returncode == 2 and "has the kind 'outsiders'" in refused.stderr
+    run = tmp_path / "sweep" / "0"
     bare, path = Environment(tmp_path / "bare", ROOT / "src"), str(project / "src")
     refused = bare.run("-m", "recur.predict", run, "a good film", cwd=tmp_path, PYTHONPATH=path)
     assert refused.returncode == 2

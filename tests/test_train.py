@@ -174,6 +174,29 @@ def test_two_processes_train_as_one(tmp_path):
     assert again.returncode == 0
 
 
+def test_the_config_is_shown_as_a_tree_and_every_metric_is_returned(tmp_path):
+    from recur.config.compose import command_line, compose_run
+    from recur.training import start
+    from recur.training.failures import Stop
+
+    few = ["trainer.limit_train_batches=3", "trainer.max_epochs=1", f"hydra.run.dir={tmp_path / 'run'}"]
+    done = run_command("train", *EASY, *few, "extras.print_config=true", "tags=[one]")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "synthetic_reviews-bilstm" and "├── tags: ['one']" in lines
+    at = lines.index("├── optimizer")
+    assert any(line.startswith("│   ├── lr: 0.01") for line in lines[at : at + 5])
+    refused = run_command("train", *EASY, "extras.print_confg=true")
+    assert refused.returncode == 2
+
+    few[-1] = f"hydra.run.dir={tmp_path / 'other'}"
+    trained = start.run(compose_run(command_line([*EASY, *few])), Stop())
+    for split, values in trained.results.items():
+        assert {f"{split}/{name}": value for name, value in values.items()}.items() <= trained.metrics.items()
+    assert {"train/loss", "train/epoch_loss", "train/epoch_accuracy", "val/f1", "test/accuracy"} <= set(trained.metrics)
+    assert any(name.startswith("lr-") for name in trained.metrics)
+
+
 def test_one_line_an_epoch_without_a_terminal(tmp_path):
     out = train(tmp_path / "run", *TINY).stdout
     lines = [line for line in out.splitlines() if line.startswith("epoch")]

@@ -19,6 +19,7 @@ SECTIONS = {  # name to the module of `recur.benchmarks` that has it as a functi
     "loader": "training",
     "train": "training",
     "startup": "training",
+    "predict": "inference",
     "language": "language",
 }
 

@@ -1,15 +1,20 @@
 """`python -m recur.generate RUN --prompt "..." --tokens 200`: text written by a language run.
 
-Text appears as it is made. The model carries its state, so a token costs the same however long the text has become.
+Text appears as it is made; with `--beams` it is searched for first. The model carries its state, so a token costs the same however long the text has become.
 The same run, prompt, settings and seed give the same text.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from recur import cli
 from recur.render import escape_controls
+
+if TYPE_CHECKING:
+    from recur.inference.language import Sampling
+    from recur.inference.run import Run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,6 +38,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-p", type=float, metavar="P", help="only the fewest tokens with probability P together")
     parser.add_argument("--no-unknown", action="store_true", help="never write <unk>")
     parser.add_argument("--samples", type=int, default=1, help="texts to write at once (default: 1)")
+    parser.add_argument(
+        "--beams",
+        type=int,
+        metavar="N",
+        help="no chance: the likeliest texts that a beam of N finds, best first (--samples says how many to show)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     return parser
@@ -43,13 +54,16 @@ def _run(arguments: argparse.Namespace) -> None:
     from recur.inference.language import Sampling, Writer, generate_ids, prompt_ids, unknown_words, written
     from recur.inference.run import load
 
-    names = ("tokens", "samples", "greedy", "temperature", "top_k", "top_p", "no_unknown", "seed")
+    names = ("tokens", "samples", "greedy", "temperature", "top_k", "top_p", "no_unknown", "seed", "beams")
     with cli.typed_names():
         sampling = Sampling(**{name: getattr(arguments, name) for name in names})
     run = load(arguments.run, arguments.device)
     run.require("language", "generate")
     if unknown := unknown_words(run.tokenizer, arguments.prompt):
         print(f"recur: not in the vocabulary, read as <unk>: {', '.join(unknown)}", file=sys.stderr)
+    if sampling.beams is not None:
+        _search(run, arguments.prompt, sampling)
+        return
     prompt = prompt_ids(run.tokenizer, arguments.prompt)
     # The first sample is shown as it comes; the others, made in the same steps, follow whole.
     others: list[list[int]] = [[] for _ in range(sampling.samples - 1)]
@@ -63,6 +77,19 @@ def _run(arguments: argparse.Namespace) -> None:
     for sample in others:
         print("-" * 40)
         print(escape_controls(written(run.tokenizer, [*prompt, *sample])))
+
+
+def _search(run: "Run", prompt: str, sampling: "Sampling") -> None:
+    """Print the best continuations of a beam; how likely each is goes to standard error, apart from the texts."""
+    found = run.beam_search(
+        prompt, beams=sampling.beams or 1, tokens=sampling.tokens, no_unknown=sampling.no_unknown
+    )
+    for number, one in enumerate(found[: sampling.samples], start=1):
+        if number > 1:
+            print("-" * 40)
+        print(escape_controls(one.text), flush=True)
+        log, each = one.log_probability, one.log_probability / sampling.tokens
+        print(f"recur: log-probability {number}: {log:.6f} nats, {each:.4f} a token", file=sys.stderr)
 
 
 if __name__ == "__main__":

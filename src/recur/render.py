@@ -7,11 +7,11 @@ override could reorder a line, `<script>` could run in a page and `|` could brea
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jinja2
@@ -174,6 +174,27 @@ def is_page(path: Path, command: str = "recur.predict") -> bool:
             return _page_mark(command) in file.read(1024)
     except OSError:
         return False
+
+
+def tree_lines(title: str, settings: Mapping[str, Any]) -> list[str]:
+    """Nested settings as the lines of a tree: groups in the order of their names, after the plain values."""
+    from rich.console import Console
+    from rich.text import Text
+    from rich.tree import Tree
+
+    def grow(tree: Tree, node: Mapping[str, Any]) -> Tree:
+        groups = {key: value for key, value in node.items() if isinstance(value, Mapping) and value}
+        for key, value in node.items():
+            if key not in groups:
+                tree.add(Text(printable(f"{key}: {'null' if value is None else value}")))
+        for key in sorted(groups, key=str):
+            grow(tree.add(Text(printable(str(key)))), groups[key])
+        return tree
+
+    console = Console(width=120, no_color=True)
+    with console.capture() as text:
+        console.print(grow(Tree(Text(printable(title))), settings))
+    return [line.rstrip() for line in text.get().splitlines()]
 
 
 def seconds_in_words(seconds: float) -> str:

@@ -30,6 +30,47 @@ def test_a_run_gives_its_record_and_its_history(trained_run: Path) -> None:
     assert best == pytest.approx(run.metrics["val"]["accuracy"], abs=1e-6)
 
 
+def test_the_curves_are_what_the_history_says(trained_run: Path) -> None:
+    run = recur.load(trained_run)
+    history, figure = run.history, run.plot()
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+    drawn = {axes.get_title(loc="left"): {line.get_label(): line for line in axes.lines} for axes in figure.axes}
+    assert list(drawn) == ["loss (nats)", "accuracy"]  # the second chose the best checkpoint
+    for title, name, column in (
+        ("loss (nats)", "validation", "val/loss"),
+        ("loss (nats)", "training", "train/epoch_loss"),
+        ("accuracy", "validation", "val/accuracy"),
+        ("accuracy", "training", "train/epoch_accuracy"),
+    ):
+        line = drawn[title][name]
+        assert list(line.get_xdata()) == history["epoch"].tolist()
+        assert list(line.get_ydata()) == history[column].tolist()
+    marked = figure.axes[1].lines[-1]
+    assert marked.get_ydata()[0] == history["val/accuracy"].max()
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert [axes.get_title(loc="left") for axes in run.plot("f1").axes] == ["f1"]
+    with pytest.raises(UserError, match="plot must be a metric that the run's validations have: .*got 'f2'"):
+        run.plot("f2")
+
+
+def test_a_notebook_shows_a_run_and_no_text_of_it_acts(trained_run: Path, tmp_path: Path) -> None:
+    run = recur.load(trained_run)
+    shown = run._repr_html_()
+    accuracy = f"{run.metrics['test']['accuracy']:.2%}".replace("%", " %")
+    for text in ("Classifier", "lstm", accuracy, "optimizer.lr", "0.01", str(trained_run)):
+        assert text in shown, text
+    run.config |= {"name": "<script>alert(1)</script>", "tags": ["<b>", "\u202e"]}
+    run.config["data"] = {**run.config["data"], "<img src=x>": "</td><script>"}
+    shown = run._repr_html_()
+    assert "<script" not in shown and "<img" not in shown and "<b>&lt;script" in shown and "\u202e" not in shown
+    alone = tmp_path / "alone.ckpt"
+    alone.write_bytes((trained_run / "checkpoints" / "best.ckpt").read_bytes())
+    run = recur.load(alone)
+    assert "test" not in run._repr_html_().partition("<details>")[0].replace(str(tmp_path), "")
+    with pytest.raises(UserError, match="has nothing to draw"):
+        run.plot()
+
+
 def test_a_checkpoint_alone_has_no_record(trained_run: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone.ckpt"
     alone.write_bytes((trained_run / "checkpoints" / "best.ckpt").read_bytes())

@@ -39,6 +39,7 @@ def test_a_csv_logger_gets_settings_and_final_figures(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_one_run_in_four_loggers_and_its_resumption(tmp_path: Path) -> None:
     words = ["logger=[csv,wandb,mlflow,tensorboard]", "logger.wandb.offline=true", *EASY, "trainer.max_epochs=1"]
+    words += ["tags=[first_try,wide]"]
     done = run_command("train", *words, "name=four", f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
@@ -58,8 +59,10 @@ def test_one_run_in_four_loggers_and_its_resumption(tmp_path: Path) -> None:
     assert figures["result/test/accuracy"] == pytest.approx(accuracy)
     assert "val/loss" in figures
 
+    assert dict(query("select key, value from tags"))["tags"] == "first_try, wide"
+
     written = b"".join(path.read_bytes() for path in run.rglob("*.wandb"))
-    for text in (b"four run", b"optimizer.lr", b"result/test/accuracy"):
+    for text in (b"four run", b"optimizer.lr", b"result/test/accuracy", b"first_try"):
         assert text in written
     assert list(run.glob("events.out.tfevents.*"))
 

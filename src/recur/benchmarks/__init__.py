@@ -4,6 +4,7 @@
     former_engine.py  the CPU engine before the compiled kernels, a rival
     kernels.py   the recurrent engine, equal lengths of many shapes, the output layer's loss
     training.py  the bucket plan, whole training steps, start-up
+    inference.py  predictions of short texts beside the network alone
     language.py  an epoch of WikiText-2 beside torch's own example
     gpu.py       every GPU test and benchmark into one JSON (`make gpu`)
     clock.py     callbacks that time a training command from inside it

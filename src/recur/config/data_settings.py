@@ -1,11 +1,11 @@
 """The data settings of a run, changed by `key=value` words, checked and built."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recur.config import schema
+from recur.config.signatures import parameters_of
 from recur.errors import ABSENT, UserError, nearest
 from recur.runs import trust
 
@@ -37,7 +37,7 @@ def changed(
     from omegaconf.errors import OmegaConfBaseException
 
     trust.check_targets(dict(config), "data", trust.DATA)
-    known = sorted(inspect.signature(get_class(config["_target_"])).parameters)
+    known = sorted(parameters_of(get_class(config["_target_"])))
     kept: dict[str, Any] = dict(config)
     if "allow_pickle" in kept:
         kept["allow_pickle"] = False  # a run may be of unknown origin: only the user of this command may allow it

@@ -7,11 +7,12 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from recur.config.signatures import check_value, hints
+from recur.config.signatures import check_value, hints, parameters_of
 from recur.errors import ABSENT, UserError, nearest
 from recur.runs.build import build, resolve
 from recur.runs.metrics import check_metric, family_of
@@ -83,8 +84,13 @@ def top_level(
     init_from: str | None = None,
     find_lr: bool = False,
     tags: Sequence[str] = (),
+    extras: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """The keys of a run's config, as a signature; one with a default may be missing."""
+
+
+def extras(print_config: bool = False) -> None:
+    """The keys of `extras`, as a signature."""
 
 
 def check_top_level(config: Mapping[str, Any], used: frozenset[str] = frozenset()) -> None:
@@ -109,6 +115,11 @@ def check_top_level(config: Mapping[str, Any], used: frozenset[str] = frozenset(
     optional = [name for name, p in inspect.signature(top_level).parameters.items() if p.default is not p.empty]
     if missing := [key for key in known if key not in config and key not in optional]:
         raise UserError(missing[0], rule="is missing from the config")
+    inner = hints(extras)
+    for key, value in (config.get("extras") or {}).items():
+        if key not in inner or key == "return":
+            raise UserError(f"extras.{key}", rule=f"is no setting{nearest(str(key), ['print_config'])}")
+        check_value(f"extras.{key}", value, inner[key])
     name = PurePosixPath(config["name"])
     if not name.parts or name.is_absolute() or ".." in name.parts:
         raise UserError("name", config["name"], "must be a relative path below outputs, without '..'")
@@ -219,20 +230,9 @@ def _miniature(config: Mapping[str, Any]) -> Any:
     }
     if data.get("vectors") and model["net"].get("freeze_vectors"):
         model["net"]["freeze_vectors"] = False  # there are no vectors yet
-    known = _parameters_of(task)
+    known = parameters_of(task)
     part = build({**model, "_partial_": True}, "model")
     return part(**{key: value for key, value in described.items() if key in known})
-
-
-def _parameters_of(called: Any) -> set[str]:
-    """What a class takes; where it passes `**settings` on to its base, also what that takes."""
-    names: set[str] = set()
-    for one in called.__mro__ if inspect.isclass(called) else (called,):
-        parameters = inspect.signature(one).parameters.values()
-        names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return names
 
 
 def check_trainer(trainer: Mapping[str, Any]) -> None:

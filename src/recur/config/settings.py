@@ -4,7 +4,7 @@
 | --- | --- |
 | `trainer.*`, but for the two below | honoured: from the checkpoint on |
 | `callbacks.*`, but for `ema` and `averaging` | honoured: patience, samples, how often to save, ... |
-| `logger.*`, `test`, `name` | honoured |
+| `logger.*`, `test`, `name`, `tags`, `extras` | honoured |
 | `data.eval_batch_size`, `data.eval_bptt`, `data.cache_dir`, `data.on_bad_row` | honoured |
 | `data.path`, `data.train`, `data.val`, `data.test`, `data.unlabelled` | honoured: where the same data is now |
 | everything else: `model`, `optimizer`, `scheduler`, `seed`, other `data`, `monitor`, `mode` | refused |
@@ -25,6 +25,8 @@ _HONOURED = (
     "test",
     "baseline",
     "name",
+    "tags",
+    "extras",
     "resume",
     "overwrite",
     "accept_data_change",

@@ -32,6 +32,17 @@ def hints(called: Callable[..., Any]) -> dict[str, Any]:
         return {}  # a library's own forward references; its own checks must do
 
 
+def parameters_of(called: Any) -> set[str]:
+    """What a class takes; where it passes `**settings` on to its base, also what that takes."""
+    names: set[str] = set()
+    for one in called.__mro__ if inspect.isclass(called) else (called,):
+        parameters = inspect.signature(one).parameters.values()
+        names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return names
+
+
 def check_value(key: str, value: Any, annotation: Any) -> None:
     """Hold one value against an annotation.
 

@@ -18,7 +18,7 @@ from recur.data.cache import Ragged, TokenCache, id_dtype
 from recur.data.checks import Column, OnBadRow
 from recur.data.readers import DELIMITED, JSON_LINES, PICKLES, Rows, checked
 from recur.data.sources import Source, Split
-from recur.data.text import WORDS, Tokenizer
+from recur.data.text import Tokenizer, joins_words
 from recur.errors import UserError
 
 BLOCK = 1 << 20  # characters read, encoded and written at a time
@@ -138,7 +138,7 @@ def cuts(
     for share in reversed(list(fractions.values())):
         left -= share
         edges.insert(0, int(total * left + 1e-6))  # not one too few where 1 - .1 is a little below .9
-    if kind in WORDS:
+    if joins_words(kind):
         edges = _line_ends(blocks(), edges, total)
     starts = [0, *edges]
     ends: list[int | None] = [*edges, None]
@@ -182,7 +182,7 @@ def readable(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
 
 def encoded(blocks: Iterable[str], tokenizer: Tokenizer) -> Iterator[NDArray[np.int32]]:
     """Ids of a text, a block at a time; words get `<eos>` after each line, a last line without newline included."""
-    if tokenizer.kind not in WORDS:
+    if not joins_words(tokenizer.kind):
         for block in blocks:
             yield tokenizer.encode_batch([block])[0]
         return
@@ -220,7 +220,7 @@ def build(
         tokenizer: use this one instead.
     """
     if tokenizer is None:
-        eos = settings["kind"] in WORDS
+        eos = joins_words(settings["kind"])
         tokenizer = Tokenizer.train(texts["train"](), **settings, eos=eos)
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     facts: dict[str, dict[str, int]] = {}

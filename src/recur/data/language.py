@@ -19,7 +19,7 @@ from recur.data.corpus import Inline, Reader
 from recur.data.sources import Source, choose_splits
 from recur.data.streams import StreamLoader, WindowLoader
 from recur.data.synthetic import SyntheticText
-from recur.data.text import WORDS, Tokenizer, check_settings
+from recur.data.text import Tokenizer, check_settings, joins_words
 from recur.errors import UserError
 
 _DEFAULTS: Mapping[str, Any] = MappingProxyType({})  # of the tokenizer
@@ -218,7 +218,7 @@ class LanguageData(pl.LightningDataModule):
             "sources": {split: source.fingerprint(self._cache) for split, source in sources.items()},
             "reader": [self._reader.text_column, self._reader.on_bad_row],
             "fractions": self._cut_off(),
-            "tokenizer": self._settings if given is None else content_key(given.to_json()),
+            "tokenizer": self._settings if given is None else content_key(given.key()),
         }
         folder = self._cache.entry(key, self._build)
         self.tokenizer = Tokenizer.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -296,7 +296,7 @@ class LanguageData(pl.LightningDataModule):
             for split, (first, end) in corpus.cuts(whole, fractions, self._settings["kind"]).items():
                 texts[split] = partial(lambda first, end: corpus.clipped(whole(), first, end), first, end)
         for split in texts:
-            if not any(block.strip() if self._settings["kind"] in WORDS else block for block in texts[split]()):
+            if not any(block.strip() if joins_words(self._settings["kind"]) else block for block in texts[split]()):
                 raise self._nothing_in(split, split in fractions)
         corpus.build(folder, texts, self._settings, self._given_tokenizer)
 

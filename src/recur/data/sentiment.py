@@ -449,7 +449,7 @@ class SentimentData(pl.LightningDataModule):
     def _use_given_model(self) -> None:
         assert self._given_model is not None
         self.tokenizer, self.class_names = self._given_model
-        self._base = content_key([self.tokenizer.to_json(), self.class_names])
+        self._base = content_key([self.tokenizer.key(), self.class_names])
         if self._carves:
             encoded = self._open("train")
             rows = self._rows["train"]

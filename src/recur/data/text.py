@@ -6,6 +6,7 @@
 | `whitespace` | at Unicode white space | by spaces |
 | `character` | into code points | exactly |
 | `bpe` | into byte-pair pieces over UTF-8 bytes, so nothing is ever unknown | exactly |
+| a name of one's own | as a function of another package does, see `recur.data.own_tokenizers` | by spaces |
 
 `basic_english` is torchtext's tokenizer of that name, with two differences: lower-casing is per character (Greek final
 sigma stays σ), and white space is Unicode's (torchtext also splits at the control characters 0x1c to 0x1f).
@@ -26,6 +27,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from recur.data import own_tokenizers
 from recur.data.checks import Count, hold, known_keys
 from recur.errors import UserError
 
@@ -57,7 +59,7 @@ def _pipeline(kind: str) -> tokenizers.Tokenizer:
         )
         words = Regex(_BASIC_ENGLISH.format(space=_UNICODE_SPACE))
         tokenizer.pre_tokenizer = pre_tokenizers.Split(words, "removed", invert=True)
-    elif kind == "whitespace":
+    elif kind == "whitespace" or kind in own_tokenizers.names():  # of one's own, this part splits nothing
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     elif kind == "character":
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -68,7 +70,13 @@ def _pipeline(kind: str) -> tokenizers.Tokenizer:
 
 
 def _wrong_kind(kind: Any) -> UserError:
-    return UserError("data.tokenizer.kind", kind, f"must be one of {', '.join(KINDS)}")
+    known = (*KINDS, *own_tokenizers.names())
+    return UserError("data.tokenizer.kind", kind, f"must be one of {', '.join(known)}")
+
+
+def joins_words(kind: str) -> bool:
+    """Whether the tokens of a kind are words, joined by spaces."""
+    return kind in WORDS or kind in own_tokenizers.names()
 
 
 # The ASCII part of the rules, for the short cut in `_plain_words`.
@@ -115,6 +123,8 @@ def utf8(text: str) -> str:
 def lacks_tokens(text: str, kind: str) -> bool:
     """Whether a text has no token at all, whatever the vocabulary."""
     # 0x1c to 0x1f are white space to Python and not to Unicode, whose rules the tokenizers follow.
+    if kind in own_tokenizers.names():
+        return not own_tokenizers.splitter(kind)(utf8(text))
     if kind == "basic_english":
         return re.search(rf"[^\s{_PARTING}]|[\x1c-\x1f]", _normalized(text)) is None
     return not text or (kind == "whitespace" and re.search(r"\S|[\x1c-\x1f]", text) is None)
@@ -135,13 +145,15 @@ def check_settings(settings: Mapping[str, Any], default_kind: str, eos: bool) ->
         raise UserError("data.tokenizer", settings, "must be settings: kind, min_frequency and max_size")
     known_keys("tokenizer", settings, ("kind", "min_frequency", "max_size"))
     given = {"kind": default_kind, **settings}
-    specials = 1 + (eos and given["kind"] in WORDS)
-    _checked_sizes(given["kind"], given.get("min_frequency", 1), given.get("max_size"), specials)
-    return given
+    kind = given["kind"]
+    own = isinstance(kind, str) and kind in own_tokenizers.names()
+    specials = 1 + (eos and (own or kind in WORDS))
+    _checked_sizes(kind, given.get("min_frequency", 1), given.get("max_size"), specials)
+    return {**given, "version": own_tokenizers.version(kind)} if own else given
 
 
 def _checked_sizes(kind: str, min_frequency: Count, max_size: int | None, specials: int) -> None:
-    if kind not in KINDS:
+    if kind not in KINDS and kind not in own_tokenizers.names():
         raise _wrong_kind(kind)
     hold(_checked_sizes, {"min_frequency": min_frequency}, "data.tokenizer")
     least = specials + (256 if kind == "bpe" else 1)
@@ -156,7 +168,7 @@ class Tokenizer:
     """A trained tokenizer: text to ids, ids to text, whole state as JSON.
 
     Attributes:
-        kind: one of `KINDS`.
+        kind: one of `KINDS`, or of `own_tokenizers.names()`.
         vocabulary: token of each id; ids are 0 to `vocab_size - 1` without a gap.
         vocab_size: number of ids, `<unk>` and `<eos>` included.
         unk_id: id of `<unk>`, always 0.
@@ -177,6 +189,7 @@ class Tokenizer:
         if sorted(vocabulary.values()) != list(range(self.vocab_size)) or self.vocabulary[: len(specials)] != specials:
             raise UserError("the vocabulary", rule=f"must start with {', '.join(specials)} and have no gap in its ids")
         self._ids = _Ids(vocabulary)
+        self._split = own_tokenizers.splitter(kind) if kind in own_tokenizers.names() else None
         self._table: NDArray[np.int32] | None = None
         if kind == "character":
             # One look-up a code point: 30 times faster than a split a character, with the same result (tested).
@@ -189,20 +202,22 @@ class Tokenizer:
     def train(
         cls,
         texts: Iterable[str],
-        kind: Kind = "basic_english",
+        kind: str = "basic_english",
         *,
         min_frequency: int = 1,
         max_size: int | None = None,
         eos: bool = False,
+        version: str = "",
     ) -> "Tokenizer":
         """Build the vocabulary, most frequent first and alphabetical among equals.
 
         Args:
             texts: the training split's texts.
-            kind: one of `KINDS`.
+            kind: one of `KINDS`, or of `own_tokenizers.names()`.
             min_frequency: leave out words (bpe: merges) seen fewer times.
             max_size: largest vocabulary, `<unk>` and `<eos>` included. None: no limit, or 8192 for bpe.
             eos: reserve `<eos>` as id 1. `encode` never adds it: where a text ends is the caller's to say.
+            version: of a tokenizer of another package, by which the cache tells its results apart; not used here.
 
         Raises:
             UserError: a setting outside its range, or no token in any text.
@@ -244,12 +259,16 @@ class Tokenizer:
         """Ids of one text; a word outside the vocabulary becomes `unk_id`."""
         if self._table is not None:
             return self._characters(text).tolist()
+        if self._split is not None:
+            return [self._ids[word] for word in self._split(utf8(text))]
         return self._tokenizer.encode(utf8(text)).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Ids of many texts, each `(tokens,)` int32, encoded on all cores."""
         if self._table is not None:
             return [self._characters(text) for text in texts]
+        if self._split is not None:
+            return [np.array(self.encode(text), dtype=np.int32) for text in texts]
         ids: list[Any] = [None] * len(texts)
         others: list[int] = []
         for row, text in enumerate(texts):
@@ -267,6 +286,8 @@ class Tokenizer:
     def tokens(self, text: str) -> list[str]:
         """The pieces of one text as they stand in it (after lower-casing), one for each id of `encode`."""
         text = utf8(text)
+        if self._split is not None:
+            return self._split(text)
         if self.kind == "character":
             return list(text)
         if self.kind == "bpe":
@@ -285,7 +306,7 @@ class Tokenizer:
             raise ValueError(f"ids run from 0 to {self.vocab_size - 1}, got {wrong}")
         if self.kind == "character":
             return "".join(self.vocabulary[index] for index in listed)
-        if self.kind in WORDS:
+        if joins_words(self.kind):
             return " ".join(self.vocabulary[index] for index in listed)
         return self._tokenizer.decode(listed, skip_special_tokens=False)
 
@@ -299,6 +320,10 @@ class Tokenizer:
         }
         return json.dumps(state, ensure_ascii=False)
 
+    def key(self) -> str:
+        """What determines the ids of a text: the state and, of a tokenizer of another package, its version."""
+        return self.to_json() + (own_tokenizers.version(self.kind) if self._split is not None else "")
+
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
         """Rebuild a tokenizer from `to_json`; only data is read, nothing in it is run.
@@ -311,7 +336,11 @@ class Tokenizer:
         except (ValueError, RecursionError) as error:
             raise UserError("the tokenizer", rule=f"is not JSON ({error})") from None
         kind = state.get("kind") if isinstance(state, dict) else None
-        if not isinstance(kind, str) or kind not in KINDS or "tokenizer" not in state:
+        own = own_tokenizers.names()
+        if isinstance(kind, str) and kind and kind not in (*KINDS, *own) and "tokenizer" in state:
+            rule = f"has the kind {kind[:40]!r}, which neither this package nor an installed one offers"
+            raise UserError("the tokenizer", rule=rule, remedy=f"install the package with the entry point {kind[:40]}")
+        if not isinstance(kind, str) or not kind or "tokenizer" not in state:
             raise UserError("the tokenizer", rule="lacks one of its keys format, kind, eos and tokenizer")
         if state.get("format") != FORMAT:
             raise UserError("the tokenizer's format", state.get("format"), f"must be {FORMAT} for this version")
@@ -381,8 +410,9 @@ def _words(tokenizer: tokenizers.Tokenizer, text: str) -> list[str]:
 def _word_counts(tokenizer: tokenizers.Tokenizer, kind: str, texts: Iterator[str]) -> list[tuple[str, int]]:
     """Each word and how often it is seen, most frequent first, alphabetical among equals."""
     counts: Counter[str] = Counter()
+    own = own_tokenizers.splitter(kind) if kind in own_tokenizers.names() else None
     for text in texts:
-        words = _plain_words(text, kind)
+        words = _plain_words(text, kind) if own is None else own(text)
         counts.update(_words(tokenizer, text) if words is None else words)
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 

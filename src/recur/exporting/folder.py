@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from recur import __version__
+from recur.data import own_tokenizers
 from recur.data.corpus import start_id
 from recur.errors import UserError
 from recur.exporting import agreement, card
@@ -79,6 +80,9 @@ def export(
     if int8 and kind != "onnx":
         raise UserError("--int8", rule="goes with --format onnx")
     _check_free(folder, force)
+    if kind != "safetensors" and run.tokenizer.kind in own_tokenizers.names():
+        rule = f"cannot hold the tokenizer {run.tokenizer.kind!r}, a function of another package"
+        raise UserError(f"--format {kind}", rule=rule, remedy="--format safetensors keeps its name")
     run.task.cpu().float().eval()
     texts = texts if texts is not None else agreement.drawn_texts(run.tokenizer.vocab_size)
     files, measured, small = _Files(), None, None

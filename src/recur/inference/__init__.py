@@ -2,7 +2,9 @@
 
     run.py             `load` and `Run`: a trained model with its methods; what the commands call too
     classification.py  labels and probabilities; each token's contribution by integrated gradients
-    language.py        negative log-likelihood and rank of each token; sampling
+    language.py        negative log-likelihood and rank of each token; sampling and beam search
+    curves.py          a run's training curves as a figure
+    summary.py         a run as a notebook shows it
     evaluation.py      metrics of a run's own data or of other data; dynamic evaluation and the neural cache
     probes.py          what goes on inside: gradients by lag, the gates of an LSTM over a text
     io.py              texts from the command line, files and pipes; answers as JSON lines, CSV and TSV

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from recur.data.text import joins_words
 from recur.errors import UserError
 from recur.inference.classification import Explanation, Prediction, class_names, classify
 from recur.inference.io import Given, Records, check_folder
-from recur.inference.language import WORD_KINDS, TokenScores, read_tokens, token_nll
+from recur.inference.language import TokenScores, read_tokens, token_nll
 from recur.inference.run import Run
 from recur.render import Shaded, is_page, page, printable, shortened, terminal
 from recur.runs.files import write_atomic
@@ -194,7 +195,7 @@ class ClassifierDisplay:
             values=explanation.contributions,
             notes=[f"{token}: {value:+.4f}" for token, value in pairs],
             footer=footer,
-            separator=" " if self._run.tokenizer.kind in WORD_KINDS else "",
+            separator=" " if joins_words(self._run.tokenizer.kind) else "",
             unknown=explanation.unknown,
         )
 
@@ -264,7 +265,7 @@ class LanguageDisplay:
                 for row in rows
             ],
             footer=[f"{len(rows):,} tokens"],
-            separator=" " if self._run.tokenizer.kind in WORD_KINDS else "",
+            separator=" " if joins_words(self._run.tokenizer.kind) else "",
             unknown=scores.unknown,
         )
 

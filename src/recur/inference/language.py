@@ -1,4 +1,4 @@
-"""Using a language model: negative log-likelihood of every token, sampling."""
+"""Using a language model: negative log-likelihood of every token, sampling, beam search."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,11 +8,10 @@ from itertools import islice
 import torch
 
 from recur.data import corpus
-from recur.data.text import Tokenizer
+from recur.data.text import Tokenizer, joins_words
 from recur.errors import UserError
 from recur.runs import run as runs
 
-WORD_KINDS = ("basic_english", "whitespace")  # tokenizers whose tokens are joined by spaces
 MOST_SAMPLES = 1000  # at once: a sample has a row of logits as wide as the vocabulary
 MOST_HELD = 10_000_000  # tokens of all samples together, held until the last one is written
 
@@ -98,9 +97,11 @@ class Sampling:
         top_p: sample among the fewest tokens that have this probability together.
         no_unknown: never write `<unk>`.
         seed: of the random numbers.
+        beams: in place of chance, the likeliest continuations that a beam of so many finds, see `beam_search`; the
+            best `samples` of them are written.
 
     Raises:
-        UserError: a value out of its range.
+        UserError: a value out of its range, or one that means nothing beside `beams`.
     """
 
     tokens: int = 200
@@ -111,9 +112,12 @@ class Sampling:
     top_p: float | None = None
     no_unknown: bool = False
     seed: int = 0
+    beams: int | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        if self.beams is not None:
+            self._check_beams(self.beams)
         if self.tokens < 1:
             raise UserError("tokens", self.tokens, "must be at least 1")
         if not 1 <= self.samples <= MOST_SAMPLES:
@@ -131,6 +135,18 @@ class Sampling:
             raise UserError("top_p", self.top_p, "must be above 0 and at most 1")
         if not 0 <= self.seed < 2**63:
             raise UserError("seed", self.seed, "must be a whole number from 0 to 2**63 - 1")
+
+    def _check_beams(self, beams: int) -> None:
+        if not 1 <= beams <= MOST_SAMPLES:
+            raise UserError("beams", beams, f"must be from 1 to {MOST_SAMPLES:,}")
+        if beams * self.tokens > MOST_HELD:
+            raise UserError("tokens", self.tokens, f"must be at most {MOST_HELD // beams:,} with {beams:,} beams")
+        if self.samples > beams:
+            raise UserError("samples", self.samples, f"must be at most the {beams:,} beams")
+        chance = {"greedy": False, "temperature": 1.0, "top_k": None, "top_p": None, "seed": 0}
+        for name, usual in chance.items():
+            if getattr(self, name) != usual:
+                raise UserError(name, getattr(self, name), "is for sampling, and a beam search leaves nothing to chance")
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -151,6 +167,12 @@ def unknown_words(tokenizer: Tokenizer, prompt: str) -> list[str]:
     return [repr(word) for word in dict.fromkeys(unknown)]
 
 
+def _begun(run: "runs.Run", prompt: Sequence[int]) -> list[int]:
+    """What the model reads before it writes: streams begin with the start token, single windows do not."""
+    first = [] if prompt and run.task.window is not None else [corpus.start_id(run.tokenizer)]
+    return [*first, *prompt]
+
+
 def generate_ids(run: "runs.Run", prompt: Sequence[int], sampling: Sampling) -> Iterator[list[int]]:
     """Continue a prompt.
 
@@ -162,9 +184,7 @@ def generate_ids(run: "runs.Run", prompt: Sequence[int], sampling: Sampling) -> 
     Yields:
         The next id of each sample, `sampling.tokens` times.
     """
-    # Streams begin with the start token, single windows do not.
-    first = [] if prompt and run.task.window is not None else [corpus.start_id(run.tokenizer)]
-    ids = torch.tensor([*first, *prompt])[:, None].expand(-1, sampling.samples)  # (tokens, samples)
+    ids = torch.tensor(_begun(run, prompt))[:, None].expand(-1, sampling.samples)  # (tokens, samples)
     tokens = run.task.generate(
         ids,
         temperature=0.0 if sampling.greedy else sampling.temperature,
@@ -183,12 +203,61 @@ def generate(run: "runs.Run", prompt: str, sampling: Sampling) -> list[str]:
     Raises:
         UserError: the run is not a language run.
     """
+    if sampling.beams is not None:
+        found = beam_search(run, prompt, sampling.beams, sampling.tokens, no_unknown=sampling.no_unknown)
+        return [one.text for one in found[: sampling.samples]]
     ids = prompt_ids(run.tokenizer, prompt)
     samples: list[list[int]] = [list(ids) for _ in range(sampling.samples)]
     for row in generate_ids(run, ids, sampling):
         for sample, index in zip(samples, row, strict=True):
             sample.append(index)
     return [written(run.tokenizer, sample) for sample in samples]
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """How a text may go on, and how likely that is.
+
+    Attributes:
+        text: prompt included.
+        ids: the tokens that follow the prompt.
+        log_probability: of these tokens after the prompt, in nats: exactly what the model says, summed in float64.
+    """
+
+    text: str
+    ids: list[int]
+    log_probability: float
+
+
+def beam_search(
+    run: "runs.Run", prompt: str, beams: int, tokens: int, *, no_unknown: bool = False
+) -> list[Continuation]:
+    """The likeliest continuations that a beam finds, best first.
+
+    All are `tokens` long, so their log-probabilities compare as they are; see
+    `recur.tasks.language_modeling.LanguageModelingTask.beam_search`.
+
+    Args:
+        run: an open language run.
+        prompt: text to begin with; empty begins where a text begins.
+        beams: continuations kept at each step, read in one batch.
+        tokens: length of each.
+        no_unknown: leave out those with `<unk>`.
+
+    Returns:
+        `beams` of them, or all where there are fewer.
+
+    Raises:
+        UserError: a number out of its range.
+    """
+    Sampling(beams=beams, tokens=tokens)  # refuses what is out of range
+    ids = prompt_ids(run.tokenizer, prompt)
+    exclude = [run.tokenizer.unk_id] if no_unknown else []
+    found, logs = run.task.beam_search(torch.tensor(_begun(run, ids)), tokens=tokens, beams=beams, exclude=exclude)
+    return [
+        Continuation(written(run.tokenizer, [*ids, *row]), row, log)
+        for row, log in zip(found.tolist(), logs.tolist(), strict=True)
+    ]
 
 
 class Writer:
@@ -200,7 +269,7 @@ class Writer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._words = tokenizer.kind in WORD_KINDS
+        self._words = joins_words(tokenizer.kind)
         self._space = ""
         self._pending: list[int] = []  # bytes of a character that is not complete yet
 

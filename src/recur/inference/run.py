@@ -18,12 +18,14 @@ import torch
 from recur.errors import UserError
 from recur.inference import classification, evaluation, language
 from recur.inference.classification import Explainer, Explanation, Prediction
-from recur.inference.language import Sampling, TokenScores
+from recur.inference.language import Continuation, Sampling, TokenScores
 from recur.runs import journal, metrics
 from recur.runs import run as runs
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
+
+    from recur.inference.curves import Curves
 
 
 @dataclass(eq=False)
@@ -95,8 +97,8 @@ class Run(runs.Run):
 
         Args:
             prompt: text to begin with; empty begins where a text begins.
-            sampling: `tokens`, `samples`, `greedy`, `temperature`, `top_k`, `top_p`, `no_unknown`, `seed`: see
-                `recur.inference.language.Sampling`.
+            sampling: `tokens`, `samples`, `greedy`, `temperature`, `top_k`, `top_p`, `no_unknown`, `seed`, `beams`:
+                see `recur.inference.language.Sampling`.
 
         Returns:
             Each sample, prompt included.
@@ -106,6 +108,16 @@ class Run(runs.Run):
         """
         self.require("language", "generate")
         return language.generate(self, prompt, Sampling(**sampling))
+
+    def beam_search(
+        self, prompt: str = "", *, beams: int = 4, tokens: int = 20, no_unknown: bool = False
+    ) -> list[Continuation]:
+        """The likeliest continuations that a beam finds, best first, with their log-probabilities.
+
+        Arguments, result and errors are those of `recur.inference.language.beam_search`.
+        """
+        self.require("language", "generate")
+        return language.beam_search(self, prompt, beams, tokens, no_unknown=no_unknown)
 
     # ---- both families
     def evaluate(self, data: str | Path | None = None, split: str | None = None, **settings: Any) -> dict[str, Any]:
@@ -142,6 +154,30 @@ class Run(runs.Run):
             {key: value for key, value in entry.items() if key != "metrics"} | entry["metrics"] for entry in entries
         ]
         return pd.DataFrame(rows)
+
+    def plot(self, *names: str) -> "Curves":
+        """Draw the training curves; a notebook shows them, `run.plot().savefig("curves.png")` writes them.
+
+        Args:
+            names: metrics without their split, such as `loss` or `f1`, a panel each; none for the loss and the metric
+                that chose the best checkpoint.
+
+        Returns:
+            A matplotlib figure, drawn without pyplot, so that nothing global changes.
+
+        Raises:
+            UserError: the run has no validations, or none has such a metric.
+        """
+        from recur.inference import curves  # brings matplotlib
+
+        return curves.draw(self.history, names, str(self.config.get("monitor", "")))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the main settings, the figures, and all settings to unfold."""
+        from recur.inference import summary
+
+        count = sum(parameter.numel() for parameter in self.task.parameters())
+        return summary.page(self.folder or self.checkpoint, self.config, self.metrics, self.family, count)
 
 
 def usable_device(name: str) -> torch.device:

@@ -23,6 +23,7 @@ from recur.runs.limits import read_json
 
 Direction = Literal["max", "min"]
 SENTIMENT, LANGUAGE = "sentiment", "language"
+COMMIT = "RECUR_COMMIT"  # variable that says from which commit a sweep's snapshot of the code is
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def provenance() -> dict[str, Any]:
 
     packages = ("recur", "torch", "lightning", "hydra-core", "torchmetrics", "datasets", "tokenizers")
     return {
-        "commit": _commit(),
+        "commit": os.environ.get(COMMIT) or describe_commit(),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in packages},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
@@ -151,7 +152,8 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
+def describe_commit() -> str | None:
+    """The commit of the checkout as `git describe` has it, `-dirty` where files differ; None outside of one."""
     here = Path(__file__).resolve().parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
     try:

@@ -51,15 +51,16 @@ RUN = (
     "lightning.pytorch.loggers.CSVLogger",
     "lightning.pytorch.loggers.TensorBoardLogger",
 )
+SEARCH = ("optuna.samplers.", "optuna.pruners.")  # what a search may build
 _NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
 _HYDRA_WRITES = ("config.yaml", "hydra.yaml", "overrides.yaml")
 _PARTS = ("data", "model", "optimizer", "scheduler", "trainer", "callbacks", "logger", "seed", "monitor", "mode")
 # Settings of Hydra's own that a recorded command may hold. Others can name programs, machines or folders of configs.
 _OWN_SETTINGS = re.compile(
     r"hydra\.sweep\.subdir"
-    r"|hydra\.sweeper\.(params\..+|cases|n_trials|seed|sampler|startup_trials|objectives|pruner(\.\w+)?)"
+    r"|hydra\.sweeper\.(params\..+|cases|n_trials|seed|sampler|startup_trials|objectives|(sampler|pruner)\.\w+|pruner)"
     r"|hydra\.launcher\.(gpus|gpus_per_job|jobs_per_gpu|cpu_slots|threads|fail_fast|grace_seconds|retries|cpus_per_job"
-    r"|jobs_at_once|cluster)"
+    r"|jobs_at_once|cluster|snapshot)"
 )
 _LEFT_OUT = re.compile(r"~(?P<key>[A-Za-z_]\w*(\.[\w-]+)+)")  # an entry of a group, such as ~callbacks.pages
 _SETTING = re.compile(r"\+{0,2}(?P<key>[A-Za-z_][\w/]*(\.[\w/-]+)*)=(?P<value>.*)", re.DOTALL)
@@ -346,6 +347,12 @@ def _cases(value: str) -> list[str]:
         return [""]
 
 
+def _searches(word: str) -> bool:
+    """Whether every `_target_` of a setting of a search names a sampler or a pruner."""
+    names = re.findall(r"""_target_['"]?\s*[:=]\s*['"]?([\w.]+)""", word)
+    return len(names) == word.count("_target_") and all(may_build(name, SEARCH) for name in names)
+
+
 def _objection(word: str, options: Mapping[str, Collection[str]]) -> str | None:
     """Why a recorded word may not be repeated, None where it may."""
     if word in ("-m", "--multirun"):
@@ -374,6 +381,8 @@ def _objection(word: str, options: Mapping[str, Collection[str]]) -> str | None:
         return "names a run"
     if foreign_interpolation(value):
         return "has an interpolation that no run writes"
+    if key.startswith(("hydra.sweeper.sampler", "hydra.sweeper.pruner")) and "_target_" in word:
+        return None if _searches(word) else "builds what is not Optuna's"
     if "_target_" in word and not (key.endswith("._target_") and all(may_build(v, RUN) for v in value.split(","))):
         return "builds what is not this package's"
     return "lets a data file run any code" if "allow_pickle" in word else None

@@ -22,6 +22,7 @@ from recur.runs.checkpoint import to_resume
 from recur.runs.files import naming, open_inside
 from recur.runs.metrics import read_record
 from recur.runs.trust import must_be_typed
+from recur.sweeps.snapshot import Code
 
 TRIAL = "RECUR_TRIAL"  # JSON for a job of an Optuna sweep: the journal, the trial's number, the pruner
 # Variables of a former or surrounding process that would make a fresh one take itself for a rank of another run.
@@ -74,6 +75,7 @@ class Job:
         flags: Hydra's flags for the command.
         environment: further variables.
         retyped: settings that a run's own config may not say by itself; a job that goes on types them again.
+        code: the snapshot that it imports from; None for the code as it is when the job starts.
     """
 
     number: int
@@ -86,6 +88,7 @@ class Job:
     flags: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     retyped: tuple[str, ...] = ()
+    code: Code | None = None
 
     @property
     def log(self) -> Path:
@@ -144,7 +147,8 @@ class Job:
             # What a run folder's config may not name by itself (`recur.runs.trust`) is said again.
             own = [*self.retyped, *(text for text in self.overrides if must_be_typed(text))]
             return [*start, f"resume={quoted(str(self.folder))}", *[f"++{text.lstrip('+~')}" for text in own]]
-        return [*start, *self.flags, *self.overrides, f"hydra.run.dir={quoted(str(self.folder))}"]
+        flags = self.flags if self.code is None else self.code.flags(self.flags)
+        return [*start, *flags, *self.overrides, f"hydra.run.dir={quoted(str(self.folder))}"]
 
     def can_continue(self) -> bool:
         """Whether it ran before and left a whole checkpoint to go on from."""
@@ -205,15 +209,18 @@ def start_supervised(job: Job, granted: Mapping[str, str], grace: float) -> "sub
     """Start a job under a supervisor; when its standard input closes, the job is killed."""
     job.prepare()
     command = job.command()
-    supervisor = str(Path(__file__).with_name("supervisor.py"))
+    imports = {} if job.code is None else job.code.environment()
+    home = Path(__file__).parent if job.code is None else job.code.folder / "src" / "recur" / "sweeps"
+    supervisor = str(home / "supervisor.py")
     with naming(job.log), job.open_log() as log:
-        print("$", " ".join(map(shlex.quote, ["python", *command[1:]])), file=log, flush=True)
+        shown = [f"{name}={value}" for name, value in imports.items()]
+        print("$", " ".join(map(shlex.quote, [*shown, "python", *command[1:]])), file=log, flush=True)
         return subprocess.Popen(  # noqa: S603
             [sys.executable, "-I", "-S", supervisor, str(job.lock), str(grace), *command],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=clean_environment({**granted, **job.environment}),
+            env=clean_environment({**granted, **imports, **job.environment}),
             start_new_session=True,  # Ctrl-C reaches the sweep, which passes it on
         )
 

@@ -24,10 +24,12 @@ from recur.runs import journal, marks, trust
 from recur.runs.files import check_links, write_atomic
 from recur.runs.journal import Journal
 from recur.runs.metrics import check_metric, family_of
+from recur.sweeps import snapshot as snapshots
 from recur.sweeps.checks import ConfigChecks
 from recur.sweeps.job import Job, Needs, SweepId, needs_of
 from recur.sweeps.progress import SweepProgress
-from recur.sweeps.runner import Executor, Listed, Outcome, Source, run_jobs
+from recur.sweeps.runner import Executor, Listed, Outcome, Source, WithCode, run_jobs
+from recur.sweeps.snapshot import Code
 from recur.sweeps.space import check_count, difference
 
 _MANY = 100  # jobs, whose checks take long enough to be mentioned
@@ -92,6 +94,7 @@ class FreshProcessLauncher(Launcher):
     Args:
         fail_fast: stop the sweep at the first job that fails.
         grace_seconds: time a stopped job has to end by itself.
+        snapshot: whether jobs run the code as it stood when the sweep began (`recur.sweeps.snapshot`).
 
     Raises:
         UserError: a value of another kind.
@@ -99,17 +102,19 @@ class FreshProcessLauncher(Launcher):
 
     remote = False  # whether jobs run on machines that may have what this one lacks
 
-    def __init__(self, fail_fast: bool, grace_seconds: float) -> None:
-        if not isinstance(fail_fast, bool):
-            raise UserError("hydra.launcher.fail_fast", fail_fast, "must be true or false")
+    def __init__(self, fail_fast: bool, grace_seconds: float, snapshot: bool = True) -> None:
+        for name, value in (("fail_fast", fail_fast), ("snapshot", snapshot)):
+            if not isinstance(value, bool):
+                raise UserError(f"hydra.launcher.{name}", value, "must be true or false")
         if not isinstance(grace_seconds, (int, float)) or isinstance(grace_seconds, bool) or not grace_seconds >= 0:
             raise UserError("hydra.launcher.grace_seconds", grace_seconds, "must be a number of at least 0")
-        self.fail_fast, self.grace = fail_fast, grace_seconds
+        self.fail_fast, self.grace, self.snapshot = fail_fast, grace_seconds, snapshot
         self.config: Any = None
         self.context: Any = None
         self._checks = ConfigChecks(self.remote)
         self._sweep: SweepId | None = None
         self._begun = False
+        self._code: Code | None = None
 
     @abstractmethod
     def executor(self, needs: Sequence[Needs], jobs: int) -> Executor:
@@ -254,15 +259,22 @@ class FreshProcessLauncher(Launcher):
             self._compare(plan)
             check_folders()
             self._checks.run()
+            if self.resuming and self.snapshot:
+                self._code = snapshots.of_sweep(
+                    journal.read(folder)[0].get("code"), folder, _config_dirs(self.config)
+                )
             with _writable(folder):
                 held.enter_context(_exclusively(folder))
                 entries = held.enter_context(contextlib.closing(self._begin(plan)))
             progress = SweepProgress(plan.total, executor.capacity, plan.monitor, plan.mode, plan.constant)
             progress.say(f"sweep      {folder}")
+            if self._code is not None:
+                progress.say(f"code       {self._code.commit or 'installed'}, as it stood when the sweep began")
             progress.say(f"jobs       {plan.total}, {plan.search}; {executor.title}")
             with progress, _terminated_like_interrupted():
                 try:
-                    outcomes = run_jobs(source, executor, entries, progress, self.fail_fast)
+                    jobs = WithCode(source, self._code)
+                    outcomes = run_jobs(jobs, executor, entries, progress, self.fail_fast)
                 except KeyboardInterrupt:
                     progress.say(f"stopped; go on with: {resume_command(folder)}")
                     raise
@@ -274,7 +286,10 @@ class FreshProcessLauncher(Launcher):
         if self.resuming or self._begun:
             return Journal(self.folder)
         self._begun = True
-        entries = Journal.begin(self.folder, **plan.header(self.sweep.key))
+        if self.snapshot:
+            self._code = snapshots.take(self.folder, _config_dirs(self.config))
+        code = None if self._code is None else self._code.summary()
+        entries = Journal.begin(self.folder, **plan.header(self.sweep.key), code=code)
         write_atomic(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
         return entries
 
@@ -407,6 +422,12 @@ def config_flags(config: DictConfig) -> list[str]:
     if config.hydra.job.config_name != "train":
         flags += ["--config-name", str(config.hydra.job.config_name)]
     return flags
+
+
+def _config_dirs(config: DictConfig) -> list[Path]:
+    """What was typed after `--config-dir`."""
+    sources = config.hydra.runtime.config_sources
+    return [Path(str(source.path)).absolute() for source in sources if source.provider == "command-line"]
 
 
 def inherited_overrides(config: DictConfig) -> list[str]:

@@ -260,8 +260,9 @@ class SlotLauncher(FreshProcessLauncher):
         threads: Any,
         fail_fast: bool,
         grace_seconds: float,
+        snapshot: bool = True,
     ) -> None:
-        super().__init__(fail_fast, grace_seconds)
+        super().__init__(fail_fast, grace_seconds, snapshot)
         self.settings = SlotSettings(gpus, gpus_per_job, jobs_per_gpu, cpu_slots, threads)
 
     def executor(self, needs: Sequence[Needs], jobs: int) -> Executor:

@@ -271,8 +271,9 @@ class RayLauncher(FreshProcessLauncher):
         retries: int,
         fail_fast: bool,
         grace_seconds: float,
+        snapshot: bool = True,
     ) -> None:
-        super().__init__(fail_fast, grace_seconds)
+        super().__init__(fail_fast, grace_seconds, snapshot)
         self.address, self.retries = address, retries
         self.gpus_per_job, self.cpus_per_job = gpus_per_job, cpus_per_job
 
@@ -295,8 +296,9 @@ class SubmititLauncher(FreshProcessLauncher):
         parameters: Any,
         fail_fast: bool,
         grace_seconds: float,
+        snapshot: bool = True,
     ) -> None:
-        super().__init__(fail_fast, grace_seconds)
+        super().__init__(fail_fast, grace_seconds, snapshot)
         self.cluster, self.jobs_at_once, self.parameters = cluster, jobs_at_once, dict(parameters or {})
         self.gpus_per_job, self.cpus_per_job = gpus_per_job, cpus_per_job
 

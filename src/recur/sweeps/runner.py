@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from recur.runs.journal import Journal
 from recur.runs.metrics import metric
 from recur.sweeps.job import Job
+from recur.sweeps.snapshot import Code
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,34 @@ class Listed:
 
     def put(self, job: Job, outcome: Outcome) -> None:
         """Nothing depends on it."""
+
+
+class WithCode:
+    """The jobs of another source, each with the snapshot that it imports from.
+
+    Args:
+        source: of the jobs.
+        code: the snapshot; None for the code as it is when a job starts.
+    """
+
+    def __init__(self, source: Source, code: Code | None) -> None:
+        self._source, self._code = source, code
+        self.total = source.total
+
+    def completed(self) -> Sequence[Job]:
+        """Those of the source."""
+        return self._source.completed()
+
+    def take(self) -> Job | None:
+        """The next one."""
+        job = self._source.take()
+        if job is not None:
+            job.code = self._code
+        return job
+
+    def put(self, job: Job, outcome: Outcome) -> None:
+        """Hand it on."""
+        self._source.put(job, outcome)
 
 
 class Display(Protocol):

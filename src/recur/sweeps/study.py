@@ -23,6 +23,7 @@ from recur.errors import UserError
 from recur.runs import journal as run_journal
 from recur.runs.files import naming
 from recur.runs.metrics import metric
+from recur.sweeps import samplers
 from recur.sweeps.extras import require_extra
 from recur.sweeps.job import TRIAL, Job
 from recur.sweeps.runner import Outcome
@@ -85,7 +86,8 @@ class Pruner:
     """The keys of `hydra.sweeper.pruner`.
 
     Args:
-        kind: `median`, `hyperband` or None.
+        kind: `median`, `hyperband`, None, or the settings of another: `_target_`, a class of `optuna.pruners`, and its
+            arguments.
         startup: of median, trials that all run to their end.
         warmup: validations that every trial may take; of Hyperband the fewest.
         reduction: of Hyperband, what part of the trials goes on: one in so many.
@@ -94,15 +96,18 @@ class Pruner:
         UserError: a value that Optuna would refuse.
     """
 
-    kind: str | None = None
+    kind: str | Mapping[str, Any] | None = None
     startup: int = 5
     warmup: int = 1
     reduction: int = 3
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.kind not in ("median", "hyperband", None):
-            raise UserError("hydra.sweeper.pruner.kind", self.kind, "must be median, hyperband or null")
+        if isinstance(self.kind, Mapping):
+            self.rule()  # refuses what cannot be built
+        elif self.kind not in ("median", "hyperband", None):
+            rule = "must be median, hyperband or null"
+            raise UserError("hydra.sweeper.pruner.kind", self.kind, rule, "or give hydra.sweeper.pruner={_target_: ...}")
         for name, least in (("startup", 0), ("warmup", 0), ("reduction", 2)):
             _whole(f"hydra.sweeper.pruner.{name}", getattr(self, name), least)
 
@@ -114,6 +119,8 @@ class Pruner:
             UserError: a key that there is not, or a wrong value.
         """
         known = ("kind", "startup", "warmup", "reduction")
+        if "_target_" in settings:  # Hydra adds it to the usual keys, which say nothing then
+            return cls(kind={key: value for key, value in settings.items() if key not in known})
         unknown = [key for key in settings if key not in known]
         if unknown:
             raise UserError(f"hydra.sweeper.pruner.{unknown[0]}", rule=f"is no key: there are {', '.join(known)}")
@@ -123,6 +130,8 @@ class Pruner:
         """The pruner in Optuna's words."""
         pruners = require().pruners
         with _without_warnings():
+            if isinstance(self.kind, Mapping):
+                return samplers.make(self.kind, "pruner")
             if self.kind == "median":
                 return pruners.MedianPruner(n_startup_trials=self.startup, n_warmup_steps=self.warmup)
             if self.kind == "hyperband":
@@ -142,7 +151,8 @@ class SearchSettings:
     Args:
         objectives: metric name to `max` or `min`.
         n_trials: how many trials to bring to an end.
-        sampler: `tpe` or `random`.
+        sampler: `tpe`, `random`, or the settings of another: `_target_`, a class of `optuna.samplers`, and its
+            arguments.
         startup_trials: trials at random before TPE models anything.
         seed: of the sampler.
         pruner: when a trial stops early.
@@ -153,7 +163,7 @@ class SearchSettings:
 
     objectives: Mapping[str, str]
     n_trials: int
-    sampler: str = "tpe"
+    sampler: str | Mapping[str, Any] = "tpe"
     startup_trials: int = 8
     seed: int = 0
     pruner: Pruner = Pruner()
@@ -162,21 +172,44 @@ class SearchSettings:
         """Check the values."""
         for name, least in (("n_trials", 1), ("startup_trials", 0), ("seed", 0)):
             _whole(f"hydra.sweeper.{name}", getattr(self, name), least)
-        if self.sampler not in ("tpe", "random"):
-            raise UserError("hydra.sweeper.sampler", self.sampler, "must be tpe or random")
+        if isinstance(self.sampler, Mapping) and "_target_" in self.sampler:
+            self.rule()  # refuses what cannot be built
+        elif self.sampler not in ("tpe", "random"):
+            rule = "must be tpe or random"
+            raise UserError(
+                "hydra.sweeper.sampler", self.sampler, rule, "or {_target_: optuna.samplers.NSGAIISampler, ...}"
+            )
         for name, mode in self.objectives.items():
             if mode not in ("max", "min"):
                 raise UserError(f"hydra.sweeper.objectives.{name}", mode, "must be max or min")
 
     def rule(self) -> Any:
         """The sampler in Optuna's words."""
-        samplers = require().samplers
+        own = require().samplers
         with _without_warnings():
+            if isinstance(self.sampler, Mapping):
+                return samplers.make(self.sampler, "sampler", self.seed)
             if self.sampler == "random":
-                return samplers.RandomSampler(seed=self.seed)
-            return samplers.TPESampler(
+                return own.RandomSampler(seed=self.seed)
+            return own.TPESampler(
                 n_startup_trials=self.startup_trials, multivariate=True, constant_liar=True, seed=self.seed
             )
+
+    @property
+    def directions(self) -> list[str]:
+        """The objectives' modes in Optuna's words."""
+        return ["maximize" if mode == "max" else "minimize" for mode in self.objectives.values()]
+
+    def check(self, space: Space) -> None:
+        """Try a sampler of the user's own on the space.
+
+        Raises:
+            UserError: it cannot search it.
+        """
+        if isinstance(self.sampler, Mapping):
+            distributions = {d.key: distribution(d) for d in space.dimensions}
+            with _without_warnings():
+                samplers.try_out(self.rule(), self.directions, distributions, "hydra.sweeper.sampler")
 
 
 def trial_of(description: str) -> Any:
@@ -315,6 +348,7 @@ class Trials:
         self._journal = (folder / JOURNAL).absolute()
         self._known = dict(known or {})
         self._study: Any = None
+        self._ended = False  # by the sampler itself, which has tried all there is
         self._again: deque[Job] = deque()
         self._budget = 0
 
@@ -324,7 +358,7 @@ class Trials:
         Raises:
             UserError: its journal is damaged.
         """
-        optuna, modes = require(), self._settings.objectives.values()
+        optuna = require()
         _cut_last_line(self._journal)
         try:
             with _without_warnings():
@@ -333,10 +367,11 @@ class Trials:
                     storage=storage(self._journal),
                     sampler=self._settings.rule(),
                     pruner=self._settings.pruner.rule(),
-                    directions=["maximize" if mode == "max" else "minimize" for mode in modes],
+                    directions=self._settings.directions,
                     load_if_exists=True,
                 )
                 study.get_trials(deepcopy=False)
+                study.stop = self._end  # Optuna's own raises where trials are asked for one by one
         except OSError:
             raise
         except Exception as error:  # a damaged line makes Optuna fail in any way whatever
@@ -346,6 +381,9 @@ class Trials:
                 remedy="move it away: it will be restored from the sweep's own journal",
             ) from error
         return study
+
+    def _end(self) -> None:
+        self._ended = True
 
     def completed(self) -> list[Job]:
         """Open the study; jobs of the trials that have ended."""
@@ -438,6 +476,8 @@ class Trials:
         self._budget -= 1
         if self._again:
             return self._again.popleft()
+        if self._ended:
+            return None
         with _without_warnings():
             return self._job(self._study.ask(self._distributions))
 

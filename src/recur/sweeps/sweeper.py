@@ -129,10 +129,11 @@ class Optuna(OwnSweeper):
         params: settings and their values.
         n_trials: how many trials.
         objectives: metric names and `max` or `min`; None for the run's own `monitor`.
-        sampler: `tpe` or `random`.
+        sampler: `tpe`, `random`, or `_target_`, a class of `optuna.samplers`, with its arguments.
         startup_trials: trials at random before TPE models anything.
         seed: of the sampler.
-        pruner: `kind` (`median`, `hyperband` or None), `startup`, `warmup`, `reduction`.
+        pruner: `kind` (`median`, `hyperband` or None), `startup`, `warmup`, `reduction`; or `_target_`, a class of
+            `optuna.pruners`, with its arguments.
 
     Raises:
         UserError: Optuna is not installed, or it would refuse a value.
@@ -143,7 +144,7 @@ class Optuna(OwnSweeper):
         params: Any,
         n_trials: int,
         objectives: Any,
-        sampler: str,
+        sampler: Any,
         startup_trials: int,
         seed: int,
         pruner: Any,
@@ -153,8 +154,8 @@ class Optuna(OwnSweeper):
         super().__init__(params)
         study.require()
         objectives = {str(name): str(mode) for name, mode in dict(objectives or {}).items()}
-        rule = study.Pruner.of(dict(pruner or {}))
-        self.settings = study.SearchSettings(objectives, n_trials, sampler, startup_trials, seed, rule)
+        rule = study.Pruner.of(_plain(pruner) or {})
+        self.settings = study.SearchSettings(objectives, n_trials, _plain(sampler), startup_trials, seed, rule)
 
     def search(self, space: spaces.Space) -> Any:
         """Check the ends of the space, then let the study choose."""
@@ -171,6 +172,7 @@ class Optuna(OwnSweeper):
         probes = [launcher.job(number, row) for number, row in enumerate(study.probes(space))]
         checked = launcher.plan_of_list("optuna", probes, space.as_record())
         settings = self._with_objectives(checked, launcher.compose(0, probes[0].overrides))
+        settings.check(space)
         objectives = dict(settings.objectives)
         monitor, mode = next(iter(objectives.items()))
         total = settings.n_trials
@@ -198,3 +200,8 @@ class Optuna(OwnSweeper):
                 remedy="set hydra.sweeper.pruner.kind=null",
             )
         return replace(self.settings, objectives=objectives)
+
+
+def _plain(settings: Any) -> Any:
+    """Settings as plain containers."""
+    return OmegaConf.to_container(settings, resolve=True) if OmegaConf.is_config(settings) else settings

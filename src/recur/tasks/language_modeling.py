@@ -353,6 +353,46 @@ class LanguageModelingTask(Stepping):
         while True:
             token = yield fed.step(token)
 
+    @torch.no_grad()
+    def beam_search(
+        self, prompt: Tensor, *, tokens: int, beams: int, exclude: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """The likeliest continuations that a beam finds.
+
+        Each step reads the last token of the best continuations so far in one batch, and keeps the best of all that
+        they could become. All continuations are equally long, for a language run's text has no end (`<eos>` ends a
+        line): their log-probabilities compare as they are, and no length is rewarded or punished. A beam of at least
+        vocabulary ** (tokens - 1) finds the best of all.
+
+        Args:
+            prompt: ids to begin with, `(tokens,)` int64, at least one.
+            tokens: length of the continuations.
+            beams: continuations kept at each step.
+            exclude: ids never to produce; the others' probabilities stay what the model says.
+
+        Returns:
+            The continuations, `(found, tokens)` int64, and their log-probabilities in nats, `(found,)` float64, best
+            first; `found` is `beams`, or fewer where there are no more.
+        """
+        recent = prompt.to(self.device)[:, None]  # (time, rows): what the model has not read yet
+        logs = torch.zeros(1, dtype=torch.float64, device=self.device)  # of each continuation so far
+        written = recent[:0]  # (time, rows)
+        state: State | None = None
+        for _ in range(tokens):
+            if self.window is not None:  # trained on windows from an empty state: read the last one anew
+                recent, state = recent[-self.window :], None
+            steps, rows = recent.shape
+            hidden = self.net(PackedSequence(recent.reshape(-1), torch.full((steps,), rows)), state)
+            each = self.net.logits(hidden.features[-rows:]).double().log_softmax(1)  # (rows, vocabulary)
+            each[:, list(exclude)] = -math.inf
+            left = rows * (each.shape[1] - len(set(exclude)))
+            logs, best = (logs[:, None] + each).flatten().topk(min(beams, left))
+            rows_kept, token = best // each.shape[1], (best % each.shape[1])[None]
+            state = [tuple(part[:, rows_kept] for part in layer) for layer in hidden.state]  # (1, rows, size) each
+            written = torch.cat([written[:, rows_kept], token])
+            recent = token if self.window is None else torch.cat([recent[:, rows_kept], token])
+        return written.T, logs
+
 
 def sample_token(
     logits: Tensor,

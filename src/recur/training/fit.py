@@ -1,7 +1,7 @@
 """Training: what `recur.train` and a notebook call with a data module, a task and a trainer that they have built."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,13 @@ class Trained:
     Attributes:
         results: metrics by split (`val`, `test`) and name, of the best checkpoint where there is one.
         best: the best value of the monitored metric; None where nothing was monitored.
+        metrics: every metric that was logged, by its full name, at its last value: `train/loss` of the last step,
+            `train/epoch_loss` of the last epoch, `val/accuracy` and `test/accuracy` as in `results`, learning rates.
     """
 
     results: dict[str, dict[str, float]]
     best: float | None
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def train(
@@ -63,8 +66,9 @@ def train(
         best: Any = trainer.checkpoint_callback
         score = None if best is None or best.best_model_score is None else float(best.best_model_score)
         results = {"val": metrics_of(trainer, "val/")}
+        logged = metrics_of(trainer, "")
         if called_off():
-            return Trained(results, score)
+            return Trained(results, score, logged)
         if best is not None and best.best_model_path:
             # By hand: restoring through the trainer would bring back the raw weights beside an average's.
             task.load_state_dict(load_checkpoint(Path(best.best_model_path))["state_dict"])
@@ -74,7 +78,8 @@ def train(
         if test and getattr(data, "has_test", True) and trainer.limit_test_batches:
             trainer.test(task, datamodule=data, verbose=False, weights_only=True)
             results["test"] = metrics_of(trainer, "test/")
-    return Trained(results, score)
+    final = {f"{split}/{name}": value for split, values in results.items() for name, value in values.items()}
+    return Trained(results, score, {**logged, **final})
 
 
 def check_place(data: Any, trainer: pl.Trainer, checkpoint: Path) -> None:

@@ -1,10 +1,12 @@
 """Loggers besides TensorBoard's: Weights & Biases, MLflow, and what every logger is given.
 
-| logger | a run's name | a sweep's group | settings | final figures |
-|---|---|---|---|---|
-| `wandb` | name of the run | `group` | `config` | `summary`: `result/test/accuracy` |
-| `mlflow` | run name | tag `sweep` | parameters | metrics: `result/test/accuracy` |
-| `csv` | its folder | its folder | `hparams.yaml` | last row: `result/test/accuracy` |
+| logger | a run's name | a sweep's group | `tags` | settings | final figures |
+|---|---|---|---|---|---|
+| `wandb` | name of the run | `group` | tags | `config` | `summary`: `result/test/accuracy` |
+| `mlflow` | run name | tag `sweep` | tag `tags` | parameters | metrics: `result/test/accuracy` |
+| `csv` | its folder | its folder | `hparams.yaml` | `hparams.yaml` | last row: `result/test/accuracy` |
+
+Several at once: `logger=[csv,tensorboard,mlflow]`, Hydra's way to choose several options of a group.
 
 A resumed run goes on in the same entry of W&B and MLflow. To add a logger, add a function that builds it here, a file
 in `conf/logger`, and its name to `recur.runs.trust.RUN`.
@@ -12,7 +14,7 @@ in `conf/logger`, and its name to `recur.runs.trust.RUN`.
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +39,20 @@ def run_name(folder: Path, name: str) -> str:
     return " ".join([name, *([sweep] if sweep else []), folder.resolve().name])
 
 
-def wandb(folder: str, name: str, project: str = "recur", offline: bool = False, log_model: bool = False) -> Logger:
+def wandb(
+    folder: str,
+    name: str,
+    tags: Sequence[str] = (),
+    project: str = "recur",
+    offline: bool = False,
+    log_model: bool = False,
+) -> Logger:
     """A logger for Weights & Biases.
 
     Args:
         folder: of the run; W&B writes its files below it.
         name: of the run, to which what tells it from others is added.
+        tags: words by which the run is found again.
         project: of W&B.
         offline: keep everything in the folder; `wandb sync` sends it later.
         log_model: send the checkpoints too.
@@ -58,6 +68,7 @@ def wandb(folder: str, name: str, project: str = "recur", offline: bool = False,
             save_dir=folder,
             project=project,
             group=sweep_of(place),
+            tags=[str(tag) for tag in tags] or None,
             offline=offline,
             log_model=log_model,
             id=hashlib.sha256(str(place.resolve()).encode()).hexdigest()[:16],
@@ -69,12 +80,15 @@ def wandb(folder: str, name: str, project: str = "recur", offline: bool = False,
         ) from None
 
 
-def mlflow(folder: str, name: str, experiment: str = "recur", tracking_uri: str | None = None) -> Logger:
+def mlflow(
+    folder: str, name: str, tags: Sequence[str] = (), experiment: str = "recur", tracking_uri: str | None = None
+) -> Logger:
     """A logger for MLflow.
 
     Args:
         folder: of the run.
         name: of the run, to which what tells it from others is added.
+        tags: words by which the run is found again, in one tag `tags`: MLflow's have names and values.
         experiment: of MLflow.
         tracking_uri: server or database; None for what `MLFLOW_TRACKING_URI` says, else a database in the run's folder.
 
@@ -85,13 +99,14 @@ def mlflow(folder: str, name: str, experiment: str = "recur", tracking_uri: str 
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing is sent but what is asked for
     known = place / MLFLOW_ID
     sweep = sweep_of(place)
+    own = {"sweep": sweep or "", "tags": ", ".join(map(str, tags))}
     database = f"sqlite:///{place.resolve() / 'mlflow.db'}"
     try:
         return MLFlowLogger(
             experiment_name=experiment,
             run_name=run_name(place, name),
             tracking_uri=tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or database,
-            tags={"sweep": sweep} if sweep else None,
+            tags={key: value for key, value in own.items() if value} or None,
             run_id=known.read_text(encoding="utf-8").strip() if known.is_file() else None,
         )
     except ModuleNotFoundError as error:

@@ -18,7 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import FileWriter
 
 from recur.errors import UserError
-from recur.render import escape_controls
+from recur.render import escape_controls, tree_lines
 from recur.runs.metrics import format_value, hparam_metrics, peak_memory_mib, plain, provenance, write_metrics
 from recur.runs.trust import check_targets
 from recur.training.callbacks import Throughput
@@ -82,10 +82,15 @@ def parameter_count(task: pl.LightningModule) -> dict[str, int]:
     return {"trainable": sum(n for n, grad in counts if grad), "all": sum(n for n, _ in counts)}
 
 
-def opening(folder: Path, data: Any, task: pl.LightningModule, trainer: pl.Trainer) -> None:
-    """Say what is about to be trained, on what."""
+def opening(
+    folder: Path, config: Mapping[str, Any], data: Any, task: pl.LightningModule, trainer: pl.Trainer
+) -> None:
+    """Say what is about to be trained, on what; with `extras.print_config` all settings first."""
     counts = parameter_count(task)
     say = _say
+    if (config.get("extras") or {}).get("print_config"):
+        for line in tree_lines(str(config.get("name", "config")), config):
+            say(line)
     say(f"run        {_shown(folder)}")
     for name, value in data.describe().items():
         say(f"{name:<10} {value}")

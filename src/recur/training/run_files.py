@@ -83,7 +83,7 @@ def begin(composed: Composed, data: Any, task: Any, trainer: pl.Trainer, checkpo
         if checkpoint is None:
             write_atomic(folder / "config.yaml", composed.config_text)
             write_atomic(folder / "tokenizer.json", data.tokenizer.to_json())
-        report.opening(folder, data, task, trainer)
+        report.opening(folder, composed.config, data, task, trainer)
         announce_hparams(trainer.loggers, composed.config, task.family)
         log_settings(trainer.loggers, settings_of(composed.config), folder)
 

@@ -1,0 +1,93 @@
+"""The training curves of a run as a figure, for a notebook or a file."""
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from recur.errors import UserError, nearest
+from recur.runs.metrics import direction, metric_info
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]
+
+PANEL = (4.4, 3.2)  # inches
+_COLOURS = {"val": "#2f7ed8", "train": "#d9662b"}  # blue and orange: colour-blind readers can tell them apart
+_NAMES = {"val": "validation", "train": "training"}
+
+
+class Curves(Figure):
+    """A figure that a notebook shows as an image although pyplot has not been imported."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        FigureCanvasAgg(self).print_png(buffer)
+        return buffer.getvalue()
+
+
+def drawable(history: "pd.DataFrame") -> dict[str, dict[str, str]]:
+    """The metrics that a history has, by name without split, and the column of each split.
+
+    `train/epoch_loss` is the training side of `loss`: the mean over an epoch, beside which the last step's own
+    `train/loss` would be noise.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for column in map(str, history.columns):
+        split, _, short = column.partition("/")
+        if split not in _NAMES or not history[column].notna().any():
+            continue
+        name = short.removeprefix("epoch_")
+        if split == "train" and name == short and f"train/epoch_{name}" in history.columns:
+            continue
+        found.setdefault(name, {})[split] = column
+    return {name: columns for name, columns in found.items() if "val" in columns}
+
+
+def draw(history: "pd.DataFrame", names: Sequence[str] = (), monitor: str = "") -> Curves:
+    """One panel a metric: validation and, where it is logged, training, over epochs; the best validation is marked.
+
+    Args:
+        history: the validations of a run, as `Run.history` gives them.
+        names: metrics without their split, such as `loss`; none for the loss and the monitored one.
+        monitor: the run's own metric, such as `val/accuracy`.
+
+    Raises:
+        UserError: there are no validations, or none has such a metric.
+    """
+    known = drawable(history)
+    if not known:
+        raise UserError("plot", rule="has nothing to draw: the run has no history.jsonl with validations")
+    for name in names:
+        if name not in known:
+            rule = f"must be a metric that the run's validations have: {', '.join(known)}"
+            raise UserError("plot", name, rule, nearest(name, known).removeprefix(": "))
+    own = monitor.partition("/")[2]
+    shown = list(dict.fromkeys(names or [name for name in ("loss", own) if name in known] or list(known)[:1]))
+    figure = Curves(figsize=(PANEL[0] * len(shown), PANEL[1]), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        for split in ("train", "val"):
+            if (column := known[name].get(split)) is not None:
+                rows = history[history[column].notna()]
+                axes.plot(rows["epoch"], rows[column], color=_COLOURS[split], label=_NAMES[split], marker="o", ms=3)
+        _mark_best(axes, history, known[name]["val"])
+        info = metric_info(f"val/{name}")
+        axes.set_title(f"{name} ({info.unit})" if info and info.unit else name, loc="left", size=11)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _mark_best(axes: object, history: "pd.DataFrame", column: str) -> None:
+    values = history[column].dropna()
+    at = values.idxmin() if direction(column) == "min" else values.idxmax()
+    x, y = float(history["epoch"][at]), float(values[at])
+    axes.plot([x], [y], "o", ms=8, mfc="none", mec=_COLOURS["val"])  # type: ignore[attr-defined]
+    axes.annotate(  # type: ignore[attr-defined]
+        f"{y:.4g}", (x, y), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=9, color=_COLOURS["val"]
+    )

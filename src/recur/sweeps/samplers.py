@@ -1,0 +1,105 @@
+"""Optuna's samplers and pruners by `_target_`: `optuna.samplers.CmaEsSampler`, `optuna.pruners.PercentilePruner`, ...
+
+What a config names is a class of `optuna.samplers` or `optuna.pruners`, or of a package that the user trusts
+(`recur.runs.trust`), and nothing else, wherever it was typed. It is built and tried on a study in memory before the
+first job starts: a sampler that lacks a package, or that cannot search these settings, is refused then.
+"""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from recur.errors import UserError
+from recur.runs.build import build, resolve
+from recur.runs.trust import SEARCH, how_to_trust, may_build
+
+_KINDS = {"sampler": "BaseSampler", "pruner": "BasePruner"}
+
+
+def check(node: Any, path: str) -> None:
+    """Refuse what names anything but a sampler or a pruner.
+
+    Args:
+        node: settings, plain containers.
+        path: where they stand, for the message.
+
+    Raises:
+        UserError: names what may not be built.
+    """
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        if target is not None and not may_build(str(target), SEARCH):
+            known = ", ".join(name.rstrip(".") for name in SEARCH)
+            raise UserError(
+                f"{path}._target_",
+                target,
+                f"must be a class of {known}, or of a package that you trust",
+                how_to_trust(str(target)) if str(target).partition(".")[0] != "optuna" else "there is no such class",
+            )
+        for key, value in node.items():
+            check(value, f"{path}.{key}")
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            check(value, f"{path}[{index}]")
+
+
+def make(node: Mapping[str, Any], kind: str, seed: int | None = None) -> Any:
+    """Build a sampler or a pruner.
+
+    Args:
+        node: `_target_` and its arguments, plain containers.
+        kind: `sampler` or `pruner`.
+        seed: for a sampler that takes one and is given none.
+
+    Raises:
+        UserError: a class that may not be built, that is another thing, or that refuses its arguments.
+    """
+    import optuna
+
+    path = f"hydra.sweeper.{kind}"
+    check(node, path)
+    built = build(_seeded(node, path, seed), path)
+    base = getattr(optuna.samplers if kind == "sampler" else optuna.pruners, _KINDS[kind])
+    if not isinstance(built, base):
+        raise UserError(f"{path}._target_", node["_target_"], f"must be a {kind} of Optuna's")
+    return built
+
+
+def _seeded(node: Any, path: str, seed: int | None) -> Any:
+    """The settings with the seed, wherever a class takes one, so that the same search can be made again."""
+    if not isinstance(node, Mapping):
+        return node
+    inner = {key: _seeded(value, f"{path}.{key}", seed) for key, value in node.items()}
+    if seed is not None and "_target_" in node and "seed" not in node:
+        if "seed" in inspect.signature(resolve(node["_target_"], path)).parameters:
+            inner["seed"] = seed
+    return inner
+
+
+def try_out(sampler: Any, directions: Sequence[str], distributions: Mapping[str, Any], path: str) -> None:
+    """Let a sampler choose a few settings in a study in memory.
+
+    Args:
+        sampler: not used for anything else: it changes by it.
+        directions: `maximize` or `minimize` for each objective.
+        distributions: of the settings that are searched.
+        path: of the sampler's setting, for the message.
+
+    Raises:
+        UserError: it lacks a package, or does not search such settings or several objectives.
+    """
+    import optuna
+
+    study = optuna.create_study(sampler=sampler, directions=list(directions))
+    study.stop = lambda: None  # type: ignore[method-assign]  # a grid that is complete calls it
+    target = type(sampler).__name__
+    try:
+        for number in range(3):
+            trial = study.ask(dict(distributions))
+            study.tell(trial, [math.sin(number + 1)] * len(directions))
+    except ImportError as error:
+        name = error.name or "a package"
+        raise UserError(path, target, f"needs {name}, which is not installed", f"pip install {name}") from None
+    except (ValueError, TypeError, RuntimeError, LookupError, NotImplementedError) as error:
+        raise UserError(path, target, "cannot search these settings", " ".join(str(error).split())) from None

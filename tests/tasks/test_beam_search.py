@@ -1,0 +1,71 @@
+"""Beam search against every continuation there is, of models small enough to try them all."""
+
+from functools import partial
+from itertools import product
+
+import pytest
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+from recur.nn.language_model import LanguageModel
+from recur.tasks.language_modeling import LanguageModelingTask
+
+VOCABULARY, TOKENS = 6, 3
+PROMPT = torch.tensor([1, 4, 2])
+
+
+def new_task(cell: str = "lstm", window: int | None = None) -> LanguageModelingTask:
+    torch.manual_seed(3)
+    net = partial(LanguageModel, embedding_dim=8, hidden_size=8, num_layers=2, cell=cell)
+    task = LanguageModelingTask(net, vocab_size=VOCABULARY, window=window)
+    for parameter in task.parameters():
+        torch.nn.init.normal_(parameter, std=1.0)  # far from uniform, so that the order is no chance
+    return task.eval()
+
+
+def by_hand(task: LanguageModelingTask, continuation: tuple[int, ...]) -> float:
+    """Log-probability of one continuation, each token from a fresh pass over all that stands before it."""
+    text, total = PROMPT.tolist(), 0.0
+    for token in continuation:
+        read = torch.tensor(text if task.window is None else text[-task.window :])
+        with torch.no_grad():
+            hidden = task.net(PackedSequence(read, torch.ones(len(read), dtype=torch.int64)))
+            total += task.net.logits(hidden.features[-1:]).double().log_softmax(1)[0, token].item()
+        text.append(token)
+    return total
+
+
+def every(task: LanguageModelingTask, without: tuple[int, ...] = ()) -> dict[tuple[int, ...], float]:
+    tokens = [token for token in range(VOCABULARY) if token not in without]
+    return {one: by_hand(task, one) for one in product(tokens, repeat=TOKENS)}
+
+
+@pytest.mark.parametrize(
+    ("cell", "window", "without"),
+    [("lstm", None, ()), ("gru", None, (0,)), ("mingru", None, ()), ("lstm", 4, ()), ("lstm", 2, (0, 3))],
+)
+def test_a_beam_of_all_prefixes_finds_the_best_of_all(cell, window, without) -> None:
+    task = new_task(cell, window)
+    known = every(task, without)
+    best = sorted(known, key=known.__getitem__, reverse=True)
+    width = (VOCABULARY - len(without)) ** (TOKENS - 1)
+    found, logs = task.beam_search(PROMPT, tokens=TOKENS, beams=width, exclude=without)
+    assert [tuple(row) for row in found.tolist()] == best[:width]
+    assert logs.tolist() == pytest.approx([known[one] for one in best[:width]], abs=1e-5)
+    if not without:
+        more, logs = task.beam_search(PROMPT, tokens=TOKENS, beams=10_000)
+        assert len(more) == VOCABULARY**TOKENS == len({tuple(row) for row in more.tolist()})
+        assert logs.exp().sum().item() == pytest.approx(1, abs=1e-9), "all that can be written, each once"
+
+
+def test_a_narrow_beam_says_how_likely_its_own_are() -> None:
+    task = new_task()
+    known = every(task)
+    for beams in (1, 2, 5):
+        found, logs = task.beam_search(PROMPT, tokens=TOKENS, beams=beams)
+        assert found.shape == (beams, TOKENS) and logs.dtype == torch.float64
+        assert logs.tolist() == sorted(logs.tolist(), reverse=True)
+        assert logs.tolist() == pytest.approx([known[tuple(row)] for row in found.tolist()], abs=1e-5)
+    greedy = task.generate(PROMPT[:, None], temperature=0)
+    one, _ = task.beam_search(PROMPT, tokens=TOKENS, beams=1)
+    assert one[0].tolist() == [next(greedy).item() for _ in range(TOKENS)]
