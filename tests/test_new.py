@@ -140,8 +140,11 @@ def test_the_whole_life_of_an_installed_project(project: Path, tmp_path: Path) -
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads((run / "metrics.json").read_text())["epochs"] == 2
     # Its own data, read by its own tokenizer: trained on, swept over, gone on with, predicted from, evaluated on.
-    lines = [f"{sign} it {verb} a {word} film {i % 7}" for i in range(60) for sign, verb, word in
-             (("+", "is", "good"), ("-", "isn't", "good"))]
+    lines = [
+        f"{sign} it {verb} a {word} film {i % 7}"
+        for i in range(60)
+        for sign, verb, word in (("+", "is", "good"), ("-", "isn't", "good"))
+    ]
     for name in ("reviews", "others"):
         (tmp_path / f"{name}.signed").write_text("\n".join(lines) + "\n")
     own = [*words[:2], "experiment=outsiders", "data=outsiders", f"data.train={tmp_path / 'reviews.signed'}"]
@@ -150,7 +153,7 @@ def test_the_whole_life_of_an_installed_project(project: Path, tmp_path: Path) -
     done = environment.run("-m", "recur.train", *own, cwd=project)
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "own" / "1"
-    assert "is\"" in (run / "tokenizer.json").read_text() and "n't" in (run / "tokenizer.json").read_text()
+    assert 'is"' in (run / "tokenizer.json").read_text() and "n't" in (run / "tokenizer.json").read_text()
     assert json.loads((run / "metrics.json").read_text())["test"]["accuracy"] > 0.95
     predicted = environment.run("-m", "recur.predict", run, "It isn't a good film", "--explain", "--json", cwd=tmp_path)
     assert predicted.returncode == 0, predicted.stderr
@@ -172,7 +175,15 @@ def test_the_whole_life_of_an_installed_project(project: Path, tmp_path: Path) -
 
     # Elsewhere, where it is not installed and only can be imported, the same run is refused by name.
     unknown = Environment(tmp_path / "unknown", ROOT / "src")
-    refused = unknown.run("-m", "recur.predict", tmp_path / "own" / "0", "x", cwd=tmp_path, PYTHONPATH=str(project / "src"), RECUR_TRUST="outsiders")
+    refused = unknown.run(
+        "-m",
+        "recur.predict",
+        tmp_path / "own" / "0",
+        "x",
+        cwd=tmp_path,
+        PYTHONPATH=str(project / "src"),
+        RECUR_TRUST="outsiders",
+    )
     assert refused.returncode == 2 and "has the kind 'outsiders'" in refused.stderr
     run = tmp_path / "sweep" / "0"
     bare, path = Environment(tmp_path / "bare", ROOT / "src"), str(project / "src")

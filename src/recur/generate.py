@@ -1,7 +1,7 @@
 """`python -m recur.generate RUN --prompt "..." --tokens 200`: text written by a language run.
 
-Text appears as it is made; with `--beams` it is searched for first. The model carries its state, so a token costs the same however long the text has become.
-The same run, prompt, settings and seed give the same text.
+Text appears as it is made; with `--beams` it is searched for first. The model carries its state, so a token costs the
+same however long the text has become. The same run, prompt, settings and seed give the same text.
 """
 
 import argparse
@@ -81,9 +81,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _search(run: "Run", prompt: str, sampling: "Sampling") -> None:
     """Print the best continuations of a beam; how likely each is goes to standard error, apart from the texts."""
-    found = run.beam_search(
-        prompt, beams=sampling.beams or 1, tokens=sampling.tokens, no_unknown=sampling.no_unknown
-    )
+    found = run.beam_search(prompt, beams=sampling.beams or 1, tokens=sampling.tokens, no_unknown=sampling.no_unknown)
     for number, one in enumerate(found[: sampling.samples], start=1):
         if number > 1:
             print("-" * 40)

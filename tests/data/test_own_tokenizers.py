@@ -25,7 +25,9 @@ def broken(text):
 
 number = 3
 '''
-POINTS = "[recur.tokenizers]\nhalves = ownwords:halves\nbroken = ownwords:broken\nnone = ownwords:number\nlost = nowhere:x\n"
+POINTS = (
+    "[recur.tokenizers]\nhalves = ownwords:halves\nbroken = ownwords:broken\nnone = ownwords:number\nlost = nowhere:x\n"
+)
 
 
 @pytest.fixture
@@ -104,5 +106,7 @@ def test_a_run_is_not_read_without_its_package(package, tmp_path: Path, monkeypa
     (package.parent / "ownwords-1.0.dist-info" / "entry_points.txt").write_text("")
     own_tokenizers.names.cache_clear()
     importlib.invalidate_caches()
-    with pytest.raises(UserError, match="has the kind 'halves', which neither this package nor an installed one offers"):
+    with pytest.raises(
+        UserError, match="has the kind 'halves', which neither this package nor an installed one offers"
+    ):
         Tokenizer.from_json(content)

@@ -108,7 +108,7 @@ def test_a_sampler_that_lacks_its_package_names_it(tmp_path) -> None:
     if importlib.util.find_spec("cmaes"):
         assert len(searched(trials(tmp_path, of("CmaEsSampler"), NUMBERS))) == 6
         return
-    with pytest.raises(UserError, match="needs cmaes, which is not installed.*: pip install cmaes"):
+    with pytest.raises(UserError, match=r"needs cmaes, which is not installed.*: pip install cmaes"):
         trials(tmp_path, of("CmaEsSampler"), NUMBERS)
 
 

@@ -42,7 +42,9 @@ def splitter(name: str) -> Callable[[str], list[str]]:
     def split(text: str) -> list[str]:
         words = function(text)
         if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
-            rule = f"must be a tokenizer whose function gives a list of words, none of them empty; {point.value} does not"
+            rule = (
+                f"must be a tokenizer whose function gives a list of words, none of them empty; {point.value} does not"
+            )
             raise UserError(key, name, rule)
         return words
 

@@ -1,6 +1,7 @@
 """The training curves of a run as a figure, for a notebook or a file."""
 
 import io
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,18 @@ def drawable(history: "pd.DataFrame") -> dict[str, dict[str, str]]:
     return {name: columns for name, columns in found.items() if "val" in columns}
 
 
+def points(history: "pd.DataFrame", column: str) -> tuple[list[float], list[float]]:
+    """The epochs and values of a metric.
+
+    A validation comes before the training figures of its own epoch are complete: it has those of the epoch before.
+    """
+    rows = history[history[column].notna()]
+    values = dict(zip(rows["epoch"].tolist(), rows[column].tolist(), strict=True))
+    if column.startswith("train/epoch_"):
+        values = {float(math.ceil(epoch) - 1): value for epoch, value in values.items()}
+    return list(values), list(values.values())
+
+
 def draw(history: "pd.DataFrame", names: Sequence[str] = (), monitor: str = "") -> Curves:
     """One panel a metric: validation and, where it is logged, training, over epochs; the best validation is marked.
 
@@ -70,8 +83,8 @@ def draw(history: "pd.DataFrame", names: Sequence[str] = (), monitor: str = "") 
     for axes, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         for split in ("train", "val"):
             if (column := known[name].get(split)) is not None:
-                rows = history[history[column].notna()]
-                axes.plot(rows["epoch"], rows[column], color=_COLOURS[split], label=_NAMES[split], marker="o", ms=3)
+                x, y = points(history, column)
+                axes.plot(x, y, color=_COLOURS[split], label=_NAMES[split], marker="o", ms=3)
         _mark_best(axes, history, known[name]["val"])
         info = metric_info(f"val/{name}")
         axes.set_title(f"{name} ({info.unit})" if info and info.unit else name, loc="left", size=11)

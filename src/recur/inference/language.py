@@ -146,7 +146,9 @@ class Sampling:
         chance = {"greedy": False, "temperature": 1.0, "top_k": None, "top_p": None, "seed": 0}
         for name, usual in chance.items():
             if getattr(self, name) != usual:
-                raise UserError(name, getattr(self, name), "is for sampling, and a beam search leaves nothing to chance")
+                raise UserError(
+                    name, getattr(self, name), "is for sampling, and a beam search leaves nothing to chance"
+                )
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:

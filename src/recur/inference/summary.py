@@ -43,9 +43,7 @@ def _shown(name: str, value: Any) -> str:
     return shortened(text.rpartition(".")[2] if name in ("model", "data", "optimizer") else text, _LONGEST)
 
 
-def page(
-    place: Path, config: Mapping[str, Any], record: Mapping[str, Any], family: str, parameters: int
-) -> str:
+def page(place: Path, config: Mapping[str, Any], record: Mapping[str, Any], family: str, parameters: int) -> str:
     """The HTML.
 
     Args:

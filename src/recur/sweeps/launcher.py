@@ -260,9 +260,7 @@ class FreshProcessLauncher(Launcher):
             check_folders()
             self._checks.run()
             if self.resuming and self.snapshot:
-                self._code = snapshots.of_sweep(
-                    journal.read(folder)[0].get("code"), folder, _config_dirs(self.config)
-                )
+                self._code = snapshots.of_sweep(journal.read(folder)[0].get("code"), folder, _config_dirs(self.config))
             with _writable(folder):
                 held.enter_context(_exclusively(folder))
                 entries = held.enter_context(contextlib.closing(self._begin(plan)))

@@ -71,9 +71,10 @@ def _seeded(node: Any, path: str, seed: int | None) -> Any:
     if not isinstance(node, Mapping):
         return node
     inner = {key: _seeded(value, f"{path}.{key}", seed) for key, value in node.items()}
-    if seed is not None and "_target_" in node and "seed" not in node:
-        if "seed" in inspect.signature(resolve(node["_target_"], path)).parameters:
-            inner["seed"] = seed
+    if seed is None or "_target_" not in node or "seed" in node:
+        return inner
+    if "seed" in inspect.signature(resolve(node["_target_"], path)).parameters:
+        inner["seed"] = seed
     return inner
 
 

@@ -7,8 +7,8 @@
 
 Jobs find the snapshot first on `PYTHONPATH`, with what Python and numba have compiled of it. Copied are this package,
 its configs, the YAML files of `--config-dir`, and the packages that the user trusts (`recur.runs.trust`) where they
-lie in a work tree and are not installed; what `hydra.searchpath` names is read where it is. `hydra.launcher.snapshot=false` leaves it out: each job then runs the code
-that it finds when it starts.
+lie in a work tree and are not installed; what `hydra.searchpath` names is read where it is.
+`hydra.launcher.snapshot=false` leaves it out: each job then runs the code that it finds when it starts.
 
 Sweeps are shared, and a stranger's must not bring code along. So a resumed sweep runs a snapshot from this user's own
 cache, which only his own sweeps write, or the present code where it is the same, and otherwise is refused.
@@ -256,7 +256,7 @@ def _write(files: Mapping[str, tuple[bytes, int]], sha256: str, compiled: Mappin
         shutil.rmtree(draft, ignore_errors=True)
 
 
-# ----------------------------------------------------------------------------------------------------- to other machines
+# ---------------------------------------------------------------------------------------------------- to other machines
 def _packed(files: Mapping[str, tuple[bytes, int]]) -> bytes:
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:

@@ -82,9 +82,7 @@ def parameter_count(task: pl.LightningModule) -> dict[str, int]:
     return {"trainable": sum(n for n, grad in counts if grad), "all": sum(n for n, _ in counts)}
 
 
-def opening(
-    folder: Path, config: Mapping[str, Any], data: Any, task: pl.LightningModule, trainer: pl.Trainer
-) -> None:
+def opening(folder: Path, config: Mapping[str, Any], data: Any, task: pl.LightningModule, trainer: pl.Trainer) -> None:
     """Say what is about to be trained, on what; with `extras.print_config` all settings first."""
     counts = parameter_count(task)
     say = _say
