@@ -1,7 +1,7 @@
 """The command for a project of one's own: `python -m recur.new NAME` writes one that installs, trains and is tested.
 
-It has a network, a cell, a tokenizer, a data module, a metric and a callback outside this package, the configs that name
-them, and a Makefile.
+It has a network, a cell, a tokenizer, a data module, a metric and a callback outside this package, the configs that
+name them, and a Makefile.
 """
 
 import argparse

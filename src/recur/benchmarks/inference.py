@@ -26,7 +26,7 @@ def predict(settings: Settings, report: Report) -> None:
 
     count = 500 if settings.quick else _TEXTS
     rows = SyntheticReviews(train_size=count, val_size=10, test_size=10).split("train").read()
-    texts = [" ".join(str(text).split()[:_WORDS]) for text in rows.values["text"]]
+    texts = [" ".join(str(text).split()[:_WORDS]) for text in rows.columns["text"]]
     tokenizer = Tokenizer.train(texts)
     tokens = sum(map(len, tokenizer.encode_batch(texts)))
     table: list[dict[str, Any]] = []

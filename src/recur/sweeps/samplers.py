@@ -92,7 +92,7 @@ def try_out(sampler: Any, directions: Sequence[str], distributions: Mapping[str,
     """
     import optuna
 
-    study = optuna.create_study(sampler=sampler, directions=list(directions))
+    study = optuna.create_study(sampler=sampler, directions=[*directions])  # type: ignore[list-item]
     study.stop = lambda: None  # type: ignore[method-assign]  # a grid that is complete calls it
     target = type(sampler).__name__
     try:
