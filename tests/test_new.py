@@ -175,15 +175,8 @@ def test_the_whole_life_of_an_installed_project(project: Path, tmp_path: Path) -
 
     # Elsewhere, where it is not installed and only can be imported, the same run is refused by name.
     unknown = Environment(tmp_path / "unknown", ROOT / "src")
-    refused = unknown.run(
-        "-m",
-        "recur.predict",
-        tmp_path / "own" / "0",
-        "x",
-        cwd=tmp_path,
-        PYTHONPATH=str(project / "src"),
-        RECUR_TRUST="outsiders",
-    )
+    seen = {"PYTHONPATH": str(project / "src"), "RECUR_TRUST": "outsiders"}
+    refused = unknown.run("-m", "recur.predict", tmp_path / "own" / "0", "x", cwd=tmp_path, **seen)
     assert refused.returncode == 2 and "has the kind 'outsiders'" in refused.stderr
     run = tmp_path / "sweep" / "0"
     bare, path = Environment(tmp_path / "bare", ROOT / "src"), str(project / "src")

@@ -81,8 +81,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _search(run: "Run", prompt: str, sampling: "Sampling") -> None:
     """Print the best continuations of a beam; how likely each is goes to standard error, apart from the texts."""
-    found = run.beam_search(prompt, beams=sampling.beams or 1, tokens=sampling.tokens, no_unknown=sampling.no_unknown)
-    for number, one in enumerate(found[: sampling.samples], start=1):
+    texts = run.beam_search(prompt, beams=sampling.beams or 1, tokens=sampling.tokens, no_unknown=sampling.no_unknown)
+    for number, one in enumerate(texts[: sampling.samples], start=1):
         if number > 1:
             print("-" * 40)
         print(escape_controls(one.text), flush=True)

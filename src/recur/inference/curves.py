@@ -35,7 +35,7 @@ def drawable(history: "pd.DataFrame") -> dict[str, dict[str, str]]:
     `train/epoch_loss` is the training side of `loss`: the mean over an epoch, beside which the last step's own
     `train/loss` would be noise.
     """
-    found: dict[str, dict[str, str]] = {}
+    curves: dict[str, dict[str, str]] = {}
     for column in map(str, history.columns):
         split, _, short = column.partition("/")
         if split not in _NAMES or not history[column].notna().any():
@@ -43,8 +43,8 @@ def drawable(history: "pd.DataFrame") -> dict[str, dict[str, str]]:
         name = short.removeprefix("epoch_")
         if split == "train" and name == short and f"train/epoch_{name}" in history.columns:
             continue
-        found.setdefault(name, {})[split] = column
-    return {name: columns for name, columns in found.items() if "val" in columns}
+        curves.setdefault(name, {})[split] = column
+    return {name: columns for name, columns in curves.items() if "val" in columns}
 
 
 def points(history: "pd.DataFrame", column: str) -> tuple[list[float], list[float]]:

@@ -206,8 +206,8 @@ def generate(run: "runs.Run", prompt: str, sampling: Sampling) -> list[str]:
         UserError: the run is not a language run.
     """
     if sampling.beams is not None:
-        found = beam_search(run, prompt, sampling.beams, sampling.tokens, no_unknown=sampling.no_unknown)
-        return [one.text for one in found[: sampling.samples]]
+        texts = beam_search(run, prompt, sampling.beams, sampling.tokens, no_unknown=sampling.no_unknown)
+        return [one.text for one in texts[: sampling.samples]]
     ids = prompt_ids(run.tokenizer, prompt)
     samples: list[list[int]] = [list(ids) for _ in range(sampling.samples)]
     for row in generate_ids(run, ids, sampling):
@@ -255,10 +255,10 @@ def beam_search(
     Sampling(beams=beams, tokens=tokens)  # refuses what is out of range
     ids = prompt_ids(run.tokenizer, prompt)
     exclude = [run.tokenizer.unk_id] if no_unknown else []
-    found, logs = run.task.beam_search(torch.tensor(_begun(run, ids)), tokens=tokens, beams=beams, exclude=exclude)
+    rows, logs = run.task.beam_search(torch.tensor(_begun(run, ids)), tokens=tokens, beams=beams, exclude=exclude)
     return [
         Continuation(written(run.tokenizer, [*ids, *row]), row, log)
-        for row, log in zip(found.tolist(), logs.tolist(), strict=True)
+        for row, log in zip(rows.tolist(), logs.tolist(), strict=True)
     ]
 
 

@@ -13,11 +13,11 @@ _SPLITS = ("val", "test")
 
 def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Settings by their paths: `{"optimizer": {"lr": 1}}` as `{"optimizer.lr": 1}`."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in settings.items():
         path = f"{above}.{key}" if above else str(key)
-        found |= flat(value, path) if isinstance(value, Mapping) and value else {path: value}
-    return found
+        values |= flat(value, path) if isinstance(value, Mapping) and value else {path: value}
+    return values
 
 
 def facts(config: Mapping[str, Any], family: str, parameters: int) -> dict[str, str]:
