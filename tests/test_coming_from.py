@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import EASY, ROOT
+from conftest import EASY, ROOT, train
 from support.commands import run_command
 from support.real_sweeps import TINY, environment, sweep
 
@@ -64,9 +64,18 @@ def kind(command: str) -> str:
     return words[2] if words[1] == "-m" else "-c"
 
 
+@pytest.fixture(scope="session")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a language run on streams of words."""
+    folder = tmp_path_factory.mktemp("runs") / "writer"
+    small = ["experiment=lm", "model.net.hidden_size=8", "model.net.embedding_dim=8", "trainer.max_epochs=1"]
+    train(folder, *small, *FEW, "data.synthetic.train_size=3000", "data.synthetic.val_size=500", "logger=none")
+    return folder
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if kind(c) in USE])
-def test_a_run_is_used(command: str, own_files: Path, trained_run: Path, language_run: Path) -> None:
-    _, module, *words = filled(command, own_files, trained_run, language_run)
+def test_a_run_is_used(command: str, own_files: Path, trained_run: Path, writer: Path) -> None:
+    _, module, *words = filled(command, own_files, trained_run, writer)
     done = run_command(module.removeprefix("recur."), *words, cwd=own_files)
     assert done.returncode == 0, done.stderr
     assert done.stdout
@@ -74,8 +83,8 @@ def test_a_run_is_used(command: str, own_files: Path, trained_run: Path, languag
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in COMMANDS if kind(c) == "recur.train" and " -m " not in c[10:]])
-def test_a_run_is_trained(command: str, own_files: Path, trained_run: Path, language_run: Path) -> None:
-    _, _, *words = filled(command, own_files, trained_run, language_run)
+def test_a_run_is_trained(command: str, own_files: Path, trained_run: Path, writer: Path) -> None:
+    _, _, *words = filled(command, own_files, trained_run, writer)
     if not any(word.startswith("resume=") for word in words):
         words += FEW if "debug=" not in command else EASY
         words += [] if "trainer.max_epochs" in command else ["trainer.max_epochs=1"]
@@ -93,13 +102,13 @@ def test_a_sweep_is_run(command: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_others_run(own_files: Path, trained_run: Path, language_run: Path) -> None:
+def test_the_others_run(own_files: Path, trained_run: Path, writer: Path) -> None:
     sweep(own_files / "SWEEP", *TINY, "seed=0,1", "test=false")
     others = [c for c in COMMANDS if kind(c) not in (*USE, "recur.train")]
     assert len(others) == 3
     for command in others:
         done = subprocess.run(
-            [sys.executable, *filled(command, own_files, trained_run, language_run)],
+            [sys.executable, *filled(command, own_files, trained_run, writer)],
             cwd=own_files, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}: {done.stderr}"

@@ -2,6 +2,8 @@
 
     launcher    checks a sweep whole, runs it, writes its leaderboard
     sweeper     grid, random, Optuna
+    samplers    Optuna's samplers and pruners by their class
+    snapshot    the code as it stood when a sweep began
     space       what is varied, read from Hydra's syntax
     study       Optuna's search as a source of jobs
     checks      each job's config, before the first job starts
