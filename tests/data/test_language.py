@@ -63,7 +63,7 @@ def test_blocks_do_not_show(monkeypatch, tmp_path, kind, block):
     path.write_text(text, encoding="utf-8")
     blocks = list(Reader().blocks(corpus.Split((str(path),))))
     assert "".join(blocks) == text
-    words = kind in corpus.WORDS
+    words = corpus.joins_words(kind)
     tokenizer = Tokenizer.train([text], kind, eos=words)
     ids = np.concatenate(list(encoded(blocks, tokenizer)))
     if words:

@@ -69,14 +69,14 @@ def test_a_corpus_in_blocks_has_the_tokens_of_the_whole(tmp_path_factory, kind, 
     text = "\n".join(rows)
     file = tmp_path_factory.mktemp("corpus") / "a.txt"
     file.write_bytes(text.encode())
-    tokenizer = Tokenizer.train([text, "a"], kind, eos=kind in corpus.WORDS)
+    tokenizer = Tokenizer.train([text, "a"], kind, eos=corpus.joins_words(kind))
     text = text.removeprefix("\ufeff")  # a mark of the encoding
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "BLOCK", block)
         blocks = list(corpus.Reader().blocks(find_splits(file, cache=TokenCache(file.parent / "cache"))["train"]))
         ids = np.concatenate([np.zeros(0, np.int32), *corpus.encoded(blocks, tokenizer)]).tolist()
     assert "".join(blocks) == text
-    if kind in corpus.WORDS:
+    if corpus.joins_words(kind):
         lines = text.split("\n")
         if not lines[-1].strip():
             lines.pop()
