@@ -68,7 +68,7 @@ def kind(command: str) -> str:
 def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a language run on streams of words."""
     folder = tmp_path_factory.mktemp("runs") / "writer"
-    small = ["experiment=lm", "model.net.hidden_size=8", "model.net.embedding_dim=8", "trainer.max_epochs=1"]
+    small = ["experiment=lm", "trainer.max_epochs=1", "scheduler=none"]
     train(folder, *small, *FEW, "data.synthetic.train_size=3000", "data.synthetic.val_size=500", "logger=none")
     return folder
 

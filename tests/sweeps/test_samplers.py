@@ -155,10 +155,10 @@ def test_a_genetic_search_through_the_command_is_resumed(tmp_path) -> None:
     typed = (*TINY, "test=false", "logger=none", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2")
     typed += ("optimizer.lr=tag(log,interval(1e-3,1e-1))", "model.net.hidden_size=4,8")
     typed += ("hydra.sweeper.sampler={_target_:optuna.samplers.NSGAIISampler,population_size:2}",)
-    typed += ("hydra.sweeper.pruner={_target_:optuna.pruners.PercentilePruner,percentile:25.0}",)
+    typed += ("hydra.sweeper.pruner.kind={_target_:optuna.pruners.PercentilePruner,percentile:25.0}",)
     sweep(tmp_path / "s", *typed)
     assert Leaderboard.of([tmp_path / "s"]).count("done") == 2
     assert "2 of 2 jobs were complete before" in sweep(tmp_path / "s", f"resume={tmp_path / 's'}").stdout
-    done = sweep(tmp_path / "t", *typed, "hydra.sweeper.sampler={_target_:os.system,command:ls}", code=2)
+    done = sweep(tmp_path / "t", *typed, "hydra.sweeper.sampler._target_=os.system", code=2)
     assert "must be a class of optuna.samplers" in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "t").exists()

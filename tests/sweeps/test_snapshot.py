@@ -25,8 +25,14 @@ class Edited(Callback):
     """Rewrites its own file, as somebody does who works on it while a sweep runs."""
 
     def on_fit_start(self, trainer, pl_module):
-        open(SOURCE, "w").write("raise RuntimeError('edited')")
+        open(SOURCE, "w").write(EDITED)
 '''
+
+EDITED = """from lightning.pytorch import Callback
+class Edited(Callback):
+    def on_fit_start(self, trainer, pl_module):
+        raise RuntimeError('edited')
+"""
 
 
 @pytest.fixture
@@ -42,7 +48,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tree / "editedpackage").mkdir(parents=True)
     (tree / "editedpackage" / "__init__.py").write_text("")
     source = tree / "editedpackage" / "callbacks.py"
-    source.write_text(OWN.replace("SOURCE", repr(str(source))))
+    source.write_text(OWN.replace("SOURCE", repr(str(source))).replace("EDITED", repr(EDITED)))
     for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
         subprocess.run(["git", *words], cwd=tree, check=True)
     monkeypatch.setenv("RECUR_TRUST", "editedpackage")

@@ -107,9 +107,7 @@ class Pruner:
             self.rule()  # refuses what cannot be built
         elif self.kind not in ("median", "hyperband", None):
             rule = "must be median, hyperband or null"
-            raise UserError(
-                "hydra.sweeper.pruner.kind", self.kind, rule, "or give hydra.sweeper.pruner={_target_: ...}"
-            )
+            raise UserError("hydra.sweeper.pruner.kind", self.kind, rule, "or give it a _target_ of optuna.pruners")
         for name, least in (("startup", 0), ("warmup", 0), ("reduction", 2)):
             _whole(f"hydra.sweeper.pruner.{name}", getattr(self, name), least)
 

@@ -132,8 +132,8 @@ class Optuna(OwnSweeper):
         sampler: `tpe`, `random`, or `_target_`, a class of `optuna.samplers`, with its arguments.
         startup_trials: trials at random before TPE models anything.
         seed: of the sampler.
-        pruner: `kind` (`median`, `hyperband` or None), `startup`, `warmup`, `reduction`; or `_target_`, a class of
-            `optuna.pruners`, with its arguments.
+        pruner: `kind` (`median`, `hyperband`, None, or `_target_`, a class of `optuna.pruners`, with its arguments),
+            `startup`, `warmup`, `reduction`.
 
     Raises:
         UserError: Optuna is not installed, or it would refuse a value.
