@@ -113,7 +113,8 @@ SIZES = [7, 7, 6, 5, 5, 3, 1, 1]
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("cell", compiled.SHAPES)
 def test_equals_float64_in_any_split(cell, directions, split):
-    compare(cell, SIZES, 5, 6, directions, True, False, 1e-6)
+    # A layer norm over six units divides by a deviation that may be small, and scales rounding up with it.
+    compare(cell, SIZES, 5, 6, directions, True, False, 2e-6 if cell == "lnlstm" else 1e-6)
 
 
 @bf16_machine
