@@ -11,15 +11,13 @@ while it is at hand: its logits become its probabilities in place, the two gradi
 same buffer serves the next block. The arithmetic is the same (three matrix products), the result exact.
 """
 
-from collections.abc import Sequence
-from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from recur.nn import compiled, products
+from recur.nn import compiled_loss
 
 # Measured at 33,278 words on two Zen 4 cores: below 200 rows the gradient of W is added up too often, above 250 the
 # buffer is larger than the 32 MiB up to which glibc keeps memory, and each block's is cleared by the kernel anew. Wide
@@ -30,9 +28,6 @@ _BUFFER_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
 # oneDNN's, which torch has for float32 but does not take by itself, is 1.5 times as fast again on a Zen 4 (17 against
 # 27 ms for 234 rows); the two products of the gradient gain too little to pay for their turned layouts.
 _COLUMNS = {"cpu": 1024}
-_COMPILED_WORDS = 1024  # fewer are not worth the kernels' preparation
-_COMPILED_ROWS = 240  # a block's logits of 33,278 words: see above
-_TILE = 256  # words that a kernel treats at once
 _ONEDNN_LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
@@ -130,124 +125,16 @@ def _logits(x: Tensor, w: Tensor, b: Tensor | None, out: Tensor | None) -> Tenso
     return out
 
 
-def _is_compiled(input: Tensor, weight: Tensor, product: torch.dtype) -> bool:  # noqa: A002
-    """Whether the compiled kernels take this loss: float32 tensors on a CPU, many words, and products they have."""
-    if input.device.type != "cpu" or input.dtype != torch.float32 or weight.dtype != torch.float32:
-        return False
-    if len(weight) < _COMPILED_WORDS or not len(input) or not compiled.available(input.dtype):
-        return False
-    low = product == torch.bfloat16 and weight.shape[1] % 2 == 0 and products.micro_kernel(True) is not None
-    return product == torch.float32 or low
-
-
-class _Blocks:
-    """The loss in blocks of rows by the kernels of `recur.nn.jit.losses`, each cut by words over the threads."""
-
-    def __init__(
-        self, x: Tensor, w: Tensor, b: Tensor | None, scale: float, bf16: bool, block: int, wants: Sequence[bool]
-    ) -> None:
-        self.x, self.scale, self.bf16, self.block, self.wants = x, scale, bf16, block, wants
-        self.words, self.features = w.shape
-        self.w = products.operand(w, bf16)
-        # W^T only for the gradient of the input; its rows are operands of an even length
-        self.w_turned = products.operand(self.w.t(), bf16) if wants[0] else w.new_empty(0)
-        self.bias = w.new_zeros(self.words) if b is None else b.contiguous()
-        self.grad_x = torch.empty_like(x) if wants[0] else None
-        self.grad_w = torch.zeros_like(w, memory_format=torch.contiguous_format) if wants[1] else None
-        self.grad_b = w.new_zeros(self.words) if wants[2] else None
-        self.z = w.new_empty(self.words * min(block, len(x)))
-        threads = max(1, min(torch.get_num_threads(), self.words // 4096))
-        step = -(-self.words // threads // _TILE) * _TILE
-        self.ranges = [(i, min(i + step, self.words)) for i in range(0, self.words, step)]
-
-    def scores(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The largest logit, its word and the sum of exp(z - largest) of some rows, each `(rows,)`; leaves z."""
-        rows = len(x)
-        panels, panel = products.pack(x.t(), self.bf16)
-        count = len(self.ranges)
-        top, total = x.new_full((count, rows), -1e30), x.new_zeros(count, rows)
-        likeliest = torch.zeros(count, rows, dtype=torch.int32)
-        kernel, numpy = products.micro_kernel(self.bf16), compiled.numpy_of
-        bounds = (self.w, panels, self.bias, self.z, top, total, likeliest)
-        w, b, bias, z, tops, totals, words = (numpy(t) for t in bounds)
-
-        def job(i: int) -> None:
-            part = slice(i * rows, (i + 1) * rows)
-            own = (tops[part], totals[part], words[part])
-            _kernels().scores(kernel, w, self.w.shape[1], b, panel, rows, *self.ranges[i], bias, z, *own)
-            products.release()
-
-        compiled.side_by_side([partial(job, i) for i in range(count)], self.work(rows))
-        highest, which = top.max(0)  # of the ranges; the first of equals
-        total = (total * (top - highest).exp()).sum(0)
-        return highest, likeliest.gather(0, which[None])[0], total
-
-    def gradients(self, x: Tensor, log_total: Tensor, block: slice) -> None:
-        """Add what some rows give to the gradients, all but the targets' own part."""
-        rows, features = x.shape
-        even = rows + rows % 2 if self.bf16 else rows
-        panels, panel = products.pack(x * self.scale, self.bf16)
-        d_x = x.new_zeros(len(self.ranges), features, rows) if self.grad_x is not None else x.new_empty(0)
-        scratch = self.w.new_zeros(2, len(self.ranges), _TILE * even)
-        kernel, numpy = products.micro_kernel(self.bf16), compiled.numpy_of
-        empty = x.new_empty(0)
-        outputs = (d_x, *(empty if t is None else t for t in (self.grad_w, self.grad_b)))
-        turned, b, z, lse, d_xs, d_w, d_b = (numpy(t) for t in (self.w_turned, panels, self.z, log_total, *outputs))
-        stride = self.w_turned.shape[-1]
-
-        def job(i: int) -> None:
-            own = d_xs[i * features * rows : (i + 1) * features * rows]
-            p, q = (numpy(scratch[k, i]) for k in range(2))
-            sizes = (stride, features, b, panel, rows, even)
-            _kernels().gradients(kernel, turned, *sizes, *self.ranges[i], z, lse, own, d_w, d_b, p, q)
-            products.release()
-
-        compiled.side_by_side([partial(job, i) for i in range(len(self.ranges))], 2 * self.work(rows))
-        if self.grad_x is not None:
-            self.grad_x[block] = d_x.sum(0).t()
-
-    def work(self, rows: int) -> float:
-        """Multiplications of one product of some rows."""
-        return 1.0 * rows * self.words * self.features
-
-    def run(self, target: Tensor, with_correct: bool) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
-        """Each row's negative log-likelihood, its correctness, and the gradients of input, weight and bias."""
-        nll = self.x.new_empty(len(self.x))
-        correct = torch.empty(len(self.x) if with_correct else 0, dtype=torch.bool)
-        for start in range(0, len(self.x), self.block):
-            x, y = self.x[start : start + self.block], target[start : start + self.block]
-            block = slice(start, start + len(y))
-            highest, likeliest, total = self.scores(x)
-            of_target = self.z[: self.words * len(y)].view(self.words, -1).gather(0, y[None])[0]
-            nll[block] = total.log() - (of_target - highest)
-            if with_correct:
-                correct[block] = likeliest == y
-            if any(self.wants):
-                self.gradients(x, highest + total.log(), block)
-        if self.grad_x is not None:
-            self.grad_x.sub_(self.w[target][:, : self.features]).mul_(self.scale)
-        if self.grad_w is not None:
-            self.grad_w.index_add_(0, target, self.x, alpha=-self.scale)
-        if self.grad_b is not None:
-            self.grad_b.index_add_(0, target, self.x.new_full((len(target),), -1.0)).mul_(self.scale)
-        return nll, correct, (self.grad_x, self.grad_w, self.grad_b)
-
-
-@cache
-def _kernels() -> Any:
-    from recur.nn.jit import losses
-
-    return losses
-
-
 def _by_kernels(
     ctx: Any, tensors: tuple[Tensor, Tensor, Tensor | None], target: Tensor, sizes: Any, with_correct: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `_LinearCrossEntropy.forward` returns, and the gradients it keeps; `sizes` go to `_Blocks`."""
+    """What `_LinearCrossEntropy.forward` returns, and the gradients it keeps; `sizes` go to `Blocks`."""
     with torch.autocast("cpu", enabled=False):
         x, w, b = tensors
         own_bias = None if b is None else b.detach()
-        nll, correct, gradients = _Blocks(x.detach(), w.detach(), own_bias, *sizes).run(target, with_correct)
+        nll, correct, gradients = compiled_loss.Blocks(x.detach(), w.detach(), own_bias, *sizes).run(
+            target, with_correct
+        )
     ctx.save_for_backward(*gradients)
     ctx.mark_non_differentiable(nll, correct)
     return nll.sum() * sizes[0], nll, correct
@@ -274,10 +161,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scale = 1.0 / max(rows, 1) if mean else 1.0
         # needs_input_grad says what requires a gradient, under no_grad too, where none will be asked for
         want_input, want_weight, want_bias = (training and needed for needed in ctx.needs_input_grad[:3])
-        if _is_compiled(input, weight, product):
-            step = chunk_rows or min(block_rows(rows, features, vocabulary, 4, device), _COMPILED_ROWS)
+        if compiled_loss.takes(input, weight, product):
             wants = (want_input, want_weight, want_bias and bias is not None)
-            sizes = (scale, product == torch.bfloat16, step, wants)
+            sizes = (scale, product == torch.bfloat16, chunk_rows, wants)
             return _by_kernels(ctx, (input, weight, bias), target, sizes, with_correct)
 
         with torch.autocast(device, enabled=False):
