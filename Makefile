@@ -40,7 +40,7 @@ test-all: $(READY) ## every test, the slow ones too
 torture: $(READY) ## kill runs forty times at random moments, resume them, compare with runs never killed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m 'slow or not slow' tests/test_torture.py $(ARGS)
 
-soak: $(READY) ## two thousand steps of each family: memory and open files must not grow
+soak: $(READY) ## two thousand steps of each family, warmed up: memory and open files must not grow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m 'slow or not slow' tests/test_soak.py $(ARGS)
 
 lint: $(READY) ## ruff and mypy

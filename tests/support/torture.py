@@ -243,7 +243,8 @@ def start(
 ) -> Ended:
     """Start a run in `folder` with these words, or go on with the one that is there (`more`), and wait until it ends.
 
-    With two ranks both are started here, as `torchrun` does, so that neither has to import torch anew.
+    With two ranks both are started here, as `torchrun` does, so that neither has to import torch anew. What takes over
+    ten minutes hangs, on a busy machine too, and is killed.
     """
     again = (folder / "checkpoints" / "last.ckpt").is_file()
     command = [f"resume={folder}", *more] if again else [*words, f"hydra.run.dir={folder}"]
@@ -264,7 +265,7 @@ def start(
             process.start()
             processes.append(process)
         try:
-            until = time.monotonic() + 170
+            until = time.monotonic() + 600
             while any(process.exitcode is None for process in processes) and time.monotonic() < until:
                 if any(process.exitcode == -signal.SIGKILL for process in processes):
                     break

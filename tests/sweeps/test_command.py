@@ -10,10 +10,8 @@ import pytest
 
 from recur import train
 from recur.config.compose import command_line, compose_run, conf_dir
-from recur.errors import UserError
 from recur.leaderboard.table import Leaderboard
 from recur.runs import journal
-from recur.sweeps.extras import require_extra
 from recur.sweeps.job import TRIAL, Job, SweepId
 from recur.sweeps.launcher import reaching_out
 from support.commands import run_command
@@ -66,17 +64,6 @@ def test_a_mistake_is_one_line_before_any_job_starts(tmp_path, overrides, words)
     assert all(word in done.stderr for word in words), done.stderr
     assert not (tmp_path / "s" / journal.NAME).exists()
     assert not (tmp_path / "s" / "0").exists()
-
-
-@pytest.mark.parametrize(
-    ("module", "extra"),
-    [("optuna", "optuna"), ("ray", "ray"), ("submitit", "slurm")],
-)
-def test_an_absent_extra_is_named_with_what_installs_it(module, extra, monkeypatch):
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=rf"x=y needs {module}, .*: python -m pip install .*'{module}[<>=]") as caught:
-        require_extra(extra, module, "x=y")
-    assert "recur[" not in str(caught.value), "recur is in no index"
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from recur.config.signatures import check_value, hints, parameters_of
 from recur.errors import ABSENT, UserError, nearest
 from recur.runs.build import build, resolve
+from recur.runs.extras import lacks
 from recur.runs.metrics import check_metric, family_of
 
 _SERVICES = "recur.training.loggers."  # W&B's and MLflow's
@@ -187,7 +188,7 @@ def _check_service(target: str) -> None:
     """Refuse a logger whose package is missing. It is not built: MLflow's would make its database at once."""
     name = target.removeprefix(_SERVICES)
     if importlib.util.find_spec(name) is None:
-        raise UserError(f"logger={name}", rule="needs the extra", remedy=f"pip install 'recur[{name}]'")
+        raise lacks(name, name, f"logger={name}")
 
 
 def _dry_run_trainer(trainer: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from recur.errors import UserError
 from recur.exporting import agreement, card
 from recur.exporting.agreement import Agreement, Ids
 from recur.runs import hub
+from recur.runs.extras import lacks
 from recur.runs.files import is_inside, naming
 from recur.runs.limits import read_json
 from recur.runs.metrics import read_record
@@ -150,9 +151,7 @@ def _onnx(run: Run, files: _Files, texts: Sequence[Ids], int8: bool) -> tuple[Ag
 
         from recur.exporting import models, scripts
     except ImportError as error:
-        raise UserError(
-            "--format onnx", rule=f"needs the extra `export` ({error})", remedy="pip install 'recur[export]'"
-        ) from None
+        raise lacks("export", error.name or "onnx", "--format onnx") from None
     size = sum(parameter.numel() * 4 for parameter in run.task.parameters())
     if size > _LARGEST:
         raise UserError(f"{run.checkpoint}", size, "must have less than 2 GiB of weights for one ONNX file")

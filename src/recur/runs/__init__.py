@@ -13,6 +13,7 @@
     files        files written inside a run's folder and nowhere else
     marks        which sweep made a folder
     hub          a run laid out as a repository of the Hugging Face hub
+    extras       optional dependencies, and how to install them
 
 To add a metric: one line in `METRICS` of `metrics`, and its computation in the task of its family.
 """

@@ -14,6 +14,7 @@ from typing import Any
 
 from recur.errors import UserError
 from recur.runs import limits
+from recur.runs.extras import lacks
 from recur.runs.files import read_regular
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
@@ -37,9 +38,7 @@ def files(content: dict[str, Any]) -> dict[str, bytes]:
     try:
         from safetensors.torch import save
     except ImportError:
-        raise UserError(
-            "--format safetensors", rule="needs the extra `export`", remedy="pip install 'recur[export]'"
-        ) from None
+        raise lacks("export", "safetensors", "--format safetensors") from None
     own = content["recur"]
     tensors: dict[str, Any] = {}
     shared: dict[str, str] = {}
@@ -78,9 +77,7 @@ def read(folder: Path) -> dict[str, Any]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError:
-        raise UserError(
-            str(folder), rule="is read with the extra `export`", remedy="pip install 'recur[export]'"
-        ) from None
+        raise lacks("export", "safetensors", str(folder)) from None
     try:
         # Links are followed: the hub's own cache is made of them.
         config, tokenizer = (

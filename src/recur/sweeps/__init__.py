@@ -13,7 +13,6 @@
     remote      Ray, SLURM
     supervisor  the process above each job
     progress    what a sweep shows while it runs
-    extras      optional dependencies
 
 To add a launcher: implement `runner.Executor`, subclass `launcher.FreshProcessLauncher` to make it, name that class in
 `hydra_plugins/recur_sweeps/launcher.py`, and add a file to `conf/hydra/launcher/`. To add a sweeper: subclass

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recur.errors import UserError
-from recur.sweeps.extras import require_extra
+from recur.runs.extras import require_extra
 from recur.sweeps.job import Job, Needs, perform
 from recur.sweeps.launcher import FreshProcessLauncher
 from recur.sweeps.local import thread_environment

@@ -21,10 +21,10 @@ from filelock import FileLock
 
 from recur.errors import UserError
 from recur.runs import journal as run_journal
+from recur.runs.extras import require_extra
 from recur.runs.files import naming
 from recur.runs.metrics import metric
 from recur.sweeps import samplers
-from recur.sweeps.extras import require_extra
 from recur.sweeps.job import TRIAL, Job
 from recur.sweeps.runner import Outcome
 from recur.sweeps.space import Dimension, Space

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from recur.data.cache import TokenCache
 from recur.data.families import LabelledTexts, TokenStream
 from recur.errors import UserError
+from recur.runs.extras import lacks
 from recur.runs.fingerprint import fingerprint
 
 Ids = NDArray[np.int64]
@@ -55,9 +56,7 @@ class LinearNgrams:
         try:
             from sklearn.linear_model import LogisticRegression
         except ImportError:
-            raise UserError(
-                "baseline", rule="needs scikit-learn", remedy="pip install -e '.[baseline]', or set baseline=false"
-            ) from None
+            raise lacks("baseline", "scikit-learn", "baseline=true", "set baseline=false") from None
         self._vocab_size = vocab_size
         rows, keys = _ngrams(texts, vocab_size)
         pairs, counts = np.unique(np.stack([keys, rows]), axis=1, return_counts=True) if len(keys) else (None, None)

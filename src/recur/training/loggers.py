@@ -20,7 +20,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from recur.errors import UserError
+from recur.runs.extras import lacks
 from recur.runs.files import write_atomic
 from recur.runs.marks import read_mark
 
@@ -75,9 +75,7 @@ def wandb(
             resume="allow",
         )
     except ModuleNotFoundError as error:
-        raise UserError(
-            "logger=wandb", rule=f"needs the extra ({error.name})", remedy="pip install 'recur[wandb]'"
-        ) from None
+        raise lacks("wandb", error.name or "wandb", "logger=wandb") from None
 
 
 def mlflow(
@@ -110,8 +108,7 @@ def mlflow(
             run_id=known.read_text(encoding="utf-8").strip() if known.is_file() else None,
         )
     except ModuleNotFoundError as error:
-        rule = f"needs the extra ({error.name})"
-        raise UserError("logger=mlflow", rule=rule, remedy="pip install 'recur[mlflow]'") from None
+        raise lacks("mlflow", error.name or "mlflow", "logger=mlflow") from None
 
 
 def log_settings(loggers: list[Any], settings: Mapping[str, Any], folder: Path) -> None:
