@@ -68,3 +68,13 @@ def test_changes_are_named_by_path() -> None:
         ("a.c", 2, ...),
         ("a.d", ..., 3),
     ]
+
+
+@pytest.mark.parametrize(("group", "option"), [("data", "imdb"), ("optimizer", "sgd")])
+def test_an_option_of_a_group_is_refused_without_all_its_settings(group: str, option: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_changes(BEFORE, {**BEFORE, group: option})
+    assert str(caught.value) == (
+        f"{group} was chosen when the run began and cannot change to '{option}': leave it out, or start another run "
+        "with it"
+    )

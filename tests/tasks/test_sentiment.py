@@ -169,3 +169,24 @@ def test_validating_texts_of_one_class_is_warned_of_once(tmp_path, data, caplog)
         trainer.validate(task, loader, verbose=False)
         trainer.validate(task, loader, verbose=False)
     assert caplog.text.count(f"every text that was validated is {names[0]!r}") == 1
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_auroc_is_the_share_of_pairs_in_order_and_undefined_for_one_class(classes):
+    """Against a count of pairs; a class that does not occur has none, and is left out of the mean."""
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.rand(60, classes, generator=generator).softmax(1)
+    labels = torch.randint(0, classes if classes == 2 else 3, (60,), generator=generator)  # of four classes three occur
+
+    def area(k: int) -> float:
+        higher = scores[labels == k, k][:, None] - scores[labels != k, k]
+        return float(((higher > 0) + 0.5 * (higher == 0)).float().mean())
+
+    given = scores[:, 1] if classes == 2 else scores
+    metric = _metrics(classes, "val/")["auroc"]
+    metric.update(given, labels)
+    expected = area(1) if classes == 2 else sum(area(k) for k in range(3)) / 3
+    assert float(metric.compute()) == pytest.approx(expected, abs=1e-6)
+    metric.reset()
+    metric.update(given, torch.ones_like(labels))
+    assert metric.compute().isnan()

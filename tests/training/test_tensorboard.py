@@ -160,6 +160,11 @@ def test_the_next_commands_run_as_they_are_printed(trained_run, monkeypatch) -> 
     assert report.next_commands(trained_run, CONFIG, SentimentLike())[0].startswith("python -m recur.predict")
 
 
+def test_a_run_without_curves_is_not_offered_to_tensorboard(trained_run) -> None:
+    commands = report.next_commands(trained_run, {**CONFIG, "logger": {}}, SentimentLike())
+    assert commands and not [line for line in commands if "tensorboard" in line]
+
+
 def test_a_model_that_predict_would_refuse_is_not_offered_to_it(trained_run) -> None:
     foreign = {**CONFIG, "model": {"_target_": "somebody.Task", "net": {}}}
     (line,) = report.next_commands(trained_run, foreign, SentimentLike())
@@ -168,6 +173,7 @@ def test_a_model_that_predict_would_refuse_is_not_offered_to_it(trained_run) -> 
 
 CONFIG = {
     "seed": 0,
+    "logger": {"tensorboard": {"_target_": "lightning.pytorch.loggers.TensorBoardLogger"}},
     "data": {},
     "model": {"net": {"hidden_size": 3}},
     "optimizer": {},

@@ -81,6 +81,13 @@ def check_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     """
     for path, former, present in changes(before, after):
         if not honoured(path):
+            if isinstance(former, Mapping) and not isinstance(present, Mapping):  # an option of a group, or nothing
+                what = "be taken away" if present is ... or present is None else f"change to {present!r}"
+                raise UserError(
+                    path,
+                    rule=f"was chosen when the run began and cannot {what}",
+                    remedy="leave it out, or start another run with it",
+                )
             was = "was not set" if former is ... else f"was {former!r}"
             raise UserError(
                 path,

@@ -141,7 +141,8 @@ def evaluate_split(run: "runs.Run", data: Any, split: str) -> dict[str, Any]:
         split: train, val or test.
 
     Returns:
-        metrics by name, for a classifier also the confusion matrix as `confusion[true class][predicted class]`.
+        metrics by name, None where one is not defined, for a classifier also the confusion matrix as
+        `confusion[true class][predicted class]`.
     """
     device = run.task.device
     chosen, lacking = precision.of_evaluation(run.config, device)
@@ -162,7 +163,11 @@ def evaluate_split(run: "runs.Run", data: Any, split: str) -> dict[str, Any]:
         trainer.test(run.task, loader, verbose=False)
         run.task.to(device)  # where the trainer found it
     values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    metrics: dict[str, Any] = {name.removeprefix("test/"): v for name, v in values.items() if name.startswith("test/")}
+    metrics: dict[str, Any] = {
+        name.removeprefix("test/"): None if math.isnan(value) else value
+        for name, value in values.items()
+        if name.startswith("test/")
+    }
     if run.family == "sentiment":
         metrics["texts"] = len(loader.texts)
         metrics["confusion"] = run.task.confusion.compute().tolist()

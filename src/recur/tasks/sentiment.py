@@ -2,6 +2,7 @@
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
     MulticlassF1Score,
 )
+from torchmetrics.utilities import dim_zero_cat
 
 from recur.errors import UserError
 from recur.nn.classifier import Classifier
@@ -39,7 +41,7 @@ def _metrics(num_classes: int, prefix: str) -> MetricCollection:
                 "accuracy": BinaryAccuracy(),
                 "balanced_accuracy": _BinaryBalancedAccuracy(),
                 "f1": BinaryF1Score(),
-                "auroc": BinaryAUROC(),
+                "auroc": _BinaryAuroc(),
             },
             prefix=prefix,
         )
@@ -48,7 +50,7 @@ def _metrics(num_classes: int, prefix: str) -> MetricCollection:
             "accuracy": MulticlassAccuracy(num_classes, average="micro"),
             "balanced_accuracy": _MulticlassBalancedAccuracy(num_classes),
             "f1": MulticlassF1Score(num_classes, average="macro"),
-            "auroc": MulticlassAUROC(num_classes),
+            "auroc": _MulticlassAuroc(num_classes),
         },
         prefix=prefix,
     )
@@ -69,6 +71,31 @@ class _BinaryBalancedAccuracy(BinaryConfusionMatrix):
 class _MulticlassBalancedAccuracy(MulticlassConfusionMatrix):
     def compute(self) -> Tensor:
         return _mean_recall(super().compute())
+
+
+class _BinaryAuroc(BinaryAUROC):
+    """Area under the ROC curve; NaN where one class alone was seen, since no two texts could be in the wrong order."""
+
+    def compute(self) -> Tensor:
+        labels = dim_zero_cat(self.target)
+        return super().compute() if len(labels.unique()) == 2 else torch.tensor(math.nan, device=labels.device)
+
+
+class _MulticlassAuroc(MulticlassAUROC):
+    """Mean over the classes that occur of each one's area against all others, NaN where one class alone was seen."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, average=None)
+
+    def compute(self) -> Tensor:
+        labels = dim_zero_cat(self.target)
+        present = labels.unique()
+        if len(present) < 2:
+            return torch.tensor(math.nan, device=labels.device)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="No positive samples in targets")  # of classes left out here
+            each: Tensor = super().compute()
+        return each[present].mean()
 
 
 class SentimentTask(Stepping):

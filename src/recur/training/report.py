@@ -41,6 +41,7 @@ def quiet() -> None:
         r".*smaller than the logging interval.*",
         r"Experiment logs directory .* exists and is not empty.*",  # of a CSV logger; what it deletes is put back
         r".*GPU available but not used.*",
+        r"You requested to overfit but enabled .* shuffling.*",  # our loaders repeat one epoch's batches by themselves
         r".*isinstance\(treespec, LeafSpec\).*",  # Lightning 2.6 against torch 2.13
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -199,6 +200,8 @@ def next_commands(folder: Path, config: Mapping[str, Any], task: Any) -> list[st
         else:
             commands.append(f"{_python()} -m recur.predict {run} 'This film is terrible' 'This film is great'")
         commands.append(f"{_python()} -m recur.evaluate {run}")
+    if not any(str(node.get("_target_")).endswith("TensorBoardLogger") for node in config["logger"].values()):
+        return commands
     program = "tensorboard" if _on_path("tensorboard") else f"{_python()} -m tensorboard.main"
     # The folder above, where the run has a name: of one that TensorBoard calls ".", its HParams tab finds no metric.
     return [*commands, f"{program} --logdir {shlex.quote(_shown(folder.absolute().parent))}"]
