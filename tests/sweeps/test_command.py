@@ -66,6 +66,13 @@ def test_a_mistake_is_one_line_before_any_job_starts(tmp_path, overrides, words)
     assert not (tmp_path / "s" / "0").exists()
 
 
+def test_a_sweep_is_not_run_in_the_folder_of_a_run(trained_run):
+    before = sorted(trained_run.rglob("*"))
+    done = sweep(trained_run, "seed=0,1", code=2)
+    assert "hydra.sweep.dir is the folder of a run" in done.stderr
+    assert sorted(trained_run.rglob("*")) == before
+
+
 @pytest.mark.slow
 def test_a_sweep_with_its_own_folder_of_configs_runs(tmp_path):
     """Its jobs are given the same folder, whether it was typed relative to here or not."""

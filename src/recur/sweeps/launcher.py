@@ -309,6 +309,8 @@ class FreshProcessLauncher(Launcher):
                 rule="is a sweep already",
                 remedy=f"go on with resume={self.folder}, or name another folder",
             )
+        elif not self._begun and (self.folder / ".hydra" / "config.yaml").is_file():
+            raise UserError("hydra.sweep.dir", str(self.folder), "is the folder of a run", "name another folder")
 
     def _write_leaderboard(self, folder: Path, progress: SweepProgress) -> None:
         from recur.leaderboard import page

@@ -76,7 +76,7 @@ class _MulticlassBalancedAccuracy(MulticlassConfusionMatrix):
 class _BinaryAuroc(BinaryAUROC):
     """Area under the ROC curve; NaN where one class alone was seen, since no two texts could be in the wrong order."""
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Tensor:  # type: ignore[override]
         labels = dim_zero_cat(self.target)
         return super().compute() if len(labels.unique()) == 2 else torch.tensor(math.nan, device=labels.device)
 
@@ -87,7 +87,7 @@ class _MulticlassAuroc(MulticlassAUROC):
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes, average=None)
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Tensor:  # type: ignore[override]
         labels = dim_zero_cat(self.target)
         present = labels.unique()
         if len(present) < 2:
