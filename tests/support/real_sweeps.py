@@ -24,12 +24,12 @@ def environment(**more):
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
-def sweep(folder, *overrides, env=None, code=0):
+def sweep(folder, *overrides, env=None, code=0, timeout=900):
     """A sweep through the real command; returns what it printed."""
     words = ["-m", *overrides]
     named = any(text.startswith(("resume=", "hydra.sweep.dir=")) for text in overrides)
     words += [] if named else [f"hydra.sweep.dir={folder}"]
-    done = run_command("train", *words, environment=env or environment(), timeout=900)
+    done = run_command("train", *words, environment=env or environment(), timeout=timeout)
     assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

@@ -137,9 +137,11 @@ def test_optuna_finds_the_grids_best_for_less_than_half_its_compute(tmp_path):
     typed = (*typed, "data.synthetic.train_size=480")
     lr, width, dropout = "optimizer.lr", "model.net.hidden_size", "model.net.head_dropout"
     every, found = tmp_path / "grid", tmp_path / "optuna"
-    sweep(every, *typed, f"{lr}=1e-4,3e-4,1e-3,3e-3,1e-2,3e-2", f"{width}=4,8,16,32", f"{dropout}=0,0.5")
+    values = [f"{lr}=1e-4,3e-4,1e-3,3e-3,1e-2,3e-2", f"{width}=4,8,16,32", f"{dropout}=0,0.5"]
+    sweep(every, *typed, *values, timeout=3600)
     space = [f"{lr}=tag(log,interval(1e-4,3e-2))", f"{width}=range(4,33,4)", f"{dropout}=interval(0,0.5)"]
-    sweep(found, *typed, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=24", "hydra.sweeper.pruner.warmup=2", *space)
+    search_for = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=24", "hydra.sweeper.pruner.warmup=2")
+    sweep(found, *typed, *search_for, *space, timeout=3600)
     grid, search = Leaderboard.of([every]), Leaderboard.of([found])
     assert len(grid.results) == 48
     assert len(search.results) == 24
