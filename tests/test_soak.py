@@ -13,7 +13,7 @@ def test_a_soak(tmp_path, family, warm, steps):
     words = [*SENTIMENT, "data.max_tokens=400"] if family == "sentiment" else language(tmp_path)
     words += ["trainer.max_epochs=-1", f"trainer.max_steps={steps}", "callbacks.last.every_steps=100"]
     words += ["trainer.log_every_n_steps=10", "callbacks.early_stopping.patience=null"]
-    ended = start(tmp_path / "run", words, moment=Moment("soak", 0))
+    ended = start(tmp_path / "run", words, moment=Moment("soak", 0), limit=1800)
     assert ended.codes == [0], ended.said
     assert ended.hit is not None
     seen = ended.hit["seen"]

@@ -123,7 +123,7 @@ def test_the_gap_moves_the_verdict_away_from_the_end():
         ({"train_size": 0}, "synthetic.train_size must be a whole number of at least 1 .* got 0"),
         ({"gap": -1}, "synthetic.gap must be a whole number of at least 0"),
         ({"noise": 0.5}, r"synthetic.noise must be a number of at least 0 and below 0.5, got 0.5"),
-        ({"contrast": 1.5}, "synthetic.contrast must be a number of at least 0 and of at most 1"),
+        ({"contrast": 1.5}, "synthetic.contrast must be a number of at least 0 and at most 1"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

@@ -104,6 +104,7 @@ ROWS["data"] = {
     "NUL byte": Row(FILES, ("a.csv row 1 (line 2)", "NUL", "'a\\x00b'"), {"a.csv": "text,label\na\0b,1\nc,0\n"}),
     "not UTF-8": Row(FILES, ("row 2 (line 3)", "0xe9", "UTF-8"), {"a.csv": b"text,label\na,1\ncaf\xe9,0\n"}),
     "UTF-16": Row(FILES, ("a.csv is UTF-16", "iconv"), {"a.csv": LABELLED.encode("utf-16")}),
+    "UTF-16 without its mark": Row(FILES, ("a.csv is UTF-16", "iconv"), {"a.csv": LABELLED.encode("utf-16-be")}),
     "no tokens": Row(
         FILES, ("a.csv row 2", "has no token", "';;'", "data.on_bad_row=skip"), {"a.csv": "text,label\na,1\n;;,0\n"}
     ),

@@ -239,12 +239,17 @@ def free_port() -> int:
 
 
 def start(
-    folder: Path, words: list[str], ranks: int = 1, moment: Moment | None = None, more: Sequence[str] = ()
+    folder: Path,
+    words: list[str],
+    ranks: int = 1,
+    moment: Moment | None = None,
+    more: Sequence[str] = (),
+    limit: float = 600,
 ) -> Ended:
     """Start a run in `folder` with these words, or go on with the one that is there (`more`), and wait until it ends.
 
     With two ranks both are started here, as `torchrun` does, so that neither has to import torch anew. What takes over
-    ten minutes hangs, on a busy machine too, and is killed.
+    `limit` seconds hangs, on a busy machine too, and is killed.
     """
     again = (folder / "checkpoints" / "last.ckpt").is_file()
     command = [f"resume={folder}", *more] if again else [*words, f"hydra.run.dir={folder}"]
@@ -265,7 +270,7 @@ def start(
             process.start()
             processes.append(process)
         try:
-            until = time.monotonic() + 600
+            until = time.monotonic() + limit
             while any(process.exitcode is None for process in processes) and time.monotonic() < until:
                 if any(process.exitcode == -signal.SIGKILL for process in processes):
                     break

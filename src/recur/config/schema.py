@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from recur.config.settings import NOT_FOR_TRAINER
 from recur.config.signatures import check_value, hints, parameters_of
 from recur.errors import ABSENT, UserError, nearest
 from recur.runs.build import build, resolve
@@ -110,9 +111,11 @@ def check_top_level(config: Mapping[str, Any], used: frozenset[str] = frozenset(
         if key in known:
             check_value(key, value, annotations[key])
         elif key not in used:
-            raise UserError(
-                str(key), rule=f"is no setting, and nothing in the config uses it{nearest(str(key), known)}"
-            )
+            rule = "is no setting, and nothing in the config uses it"
+            if key == "ckpt_path":
+                remedy = "resume=RUN goes on with a run, init_from=RUN begins another with its weights"
+                raise UserError(key, rule=rule, remedy=remedy)
+            raise UserError(str(key), rule=rule + nearest(str(key), known))
     optional = [name for name, p in inspect.signature(top_level).parameters.items() if p.default is not p.empty]
     if missing := [key for key in known if key not in config and key not in optional]:
         raise UserError(missing[0], rule="is missing from the config")
@@ -248,16 +251,10 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
     for key in ("max_epochs", "max_steps"):
         if trainer.get(key) == 0:
             raise UserError(f"trainer.{key}", 0, "must be at least 1, or -1 for no such end")
-    for key in ("callbacks", "logger"):
-        if key in trainer:
-            raise UserError(f"trainer.{key}", ABSENT, "is made of the config's own key", f"set {key}.NAME=... instead")
-    if trainer.get("fast_dev_run"):
-        raise UserError(
-            "trainer.fast_dev_run",
-            trainer["fast_dev_run"],
-            "leaves no checkpoint, and a run needs one",
-            "limit it: trainer.max_steps=5 trainer.limit_val_batches=2",
-        )
+    for path, (rule, remedy) in NOT_FOR_TRAINER.items():
+        key = path.removeprefix("trainer.")
+        if key in trainer and (key != "fast_dev_run" or trainer[key]):
+            raise UserError(path, ABSENT, rule, remedy)
     devices, cores = trainer.get("devices"), os.cpu_count() or 1
     if trainer.get("accelerator") == "cpu" and isinstance(devices, int) and devices > max(2, cores):
         raise UserError("trainer.devices", devices, f"would be as many processes on {cores} cores", "lower it")

@@ -53,6 +53,16 @@ _REFUSED = (
 )
 _ABSENT = object()
 
+# What Lightning's trainer takes and a run does not: the rule, and what to type in its place.
+NOT_FOR_TRAINER = {
+    "trainer.callbacks": ("is made of the config's own key", "set callbacks.NAME=... instead"),
+    "trainer.logger": ("is made of the config's own key", "set logger.NAME=... instead"),
+    "trainer.fast_dev_run": (
+        "leaves no checkpoint, and a run needs one",
+        "limit it: trainer.max_steps=5 trainer.limit_val_batches=2",
+    ),
+}
+
 
 def changes(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Where two configs differ: the setting's path, its former and its present value, `...` for none."""

@@ -5,6 +5,7 @@ them, in its strict mode: nothing is converted, so that "3" is no number and 1 i
 """
 
 import inspect
+import math
 import os
 import types
 import typing
@@ -113,13 +114,16 @@ def in_words(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         limits = [words for item in arguments[1:] for words in _limits(item)]
-        return in_words(arguments[0]) + (f" {' and '.join(limits)}" if limits else "")
+        words = " and ".join([*limits[:1], *(limit.removeprefix("of ") for limit in limits[1:])])
+        return in_words(arguments[0]) + (f" {words}" if limits else "")
     if origin in (typing.Union, types.UnionType):
         return " or ".join(in_words(part) for part in arguments)
     if origin is typing.Literal:
         return " or ".join("null" if value is None else str(value) for value in arguments)
     if origin is not None and issubclass_safely(origin, Mapping):
         return "a mapping"
+    if origin is tuple and arguments and Ellipsis not in arguments:
+        return f"a list of {len(arguments)} values"
     if origin in (list, tuple, set) or issubclass_safely(origin, typing.Sequence):
         return "a list"
     return _NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))
@@ -135,7 +139,7 @@ _BOUNDS = (
 
 def _limits(item: Any) -> list[str]:
     words = [
-        f"{text} {getattr(item, name)}"
+        "finite" if name == "lt" and getattr(item, name) == math.inf else f"{text} {getattr(item, name)}"
         for name, kind, text in _BOUNDS
         if isinstance(item, (kind, annotated_types.Interval)) and getattr(item, name) is not None
     ]

@@ -10,7 +10,8 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from recur.errors import UserError, nearest
+from recur.config.settings import NOT_FOR_TRAINER
+from recur.errors import ABSENT, UserError, nearest
 from recur.runs.build import resolve
 
 
@@ -34,7 +35,10 @@ def composition_error(
     if isinstance(error, yaml.YAMLError):
         return UserError("", rule=f"a config is not YAML: {error}")
     if isinstance(error, RecursionError):
-        return UserError(" ".join(overrides)[:80], rule="is nested too deeply to be read")
+        typed = " ".join(overrides)[:80] or "the config"
+        return UserError(
+            "", rule=f"{typed}: a value there, or in a file that it names, is nested too deeply to be read"
+        )
     if isinstance(error, (TypeError, AttributeError)) and _package_of(error) in ("hydra", "omegaconf"):
         return UserError(" ".join(overrides), rule="cannot be composed", remedy=str(error))
     return None
@@ -71,6 +75,8 @@ def _unknown_key(error: Any, whole: Callable[[], dict[str, Any]]) -> UserError:
         return UserError("", rule=_first_line(error))
     prefix, _, key = full.rpartition(".")
     siblings = {str(name): f"{prefix}.{name!s}" if prefix else str(name) for name in parent}
+    if full in NOT_FOR_TRAINER:
+        return UserError(full, ABSENT, *NOT_FOR_TRAINER[full])
     if _takes(parent, key):
         return UserError(full, rule="is not in the config", remedy=f"to add it, type +{full}=...")
     if close := difflib.get_close_matches(key, siblings, n=1, cutoff=0.5):

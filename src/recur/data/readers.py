@@ -258,7 +258,8 @@ def _decoded(file: str, raw: bytes | None = None) -> str:
     if raw is None:
         with open(file, "rb") as stream:
             raw = stream.read()
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    start = raw[:1000]
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or start.count(0) * 4 > len(start):  # without its mark every other is NUL
         raise UserError(file, rule="is UTF-16, not UTF-8", remedy="convert it, for instance with iconv -f utf-16")
     if raw[:4] == b"PK\3\4" or raw[:2] == b"\x1f\x8b":
         raise UserError(file, rule="is compressed", remedy="unpack it first")

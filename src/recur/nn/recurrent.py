@@ -170,7 +170,7 @@ class Recurrent(nn.Module):
         if state_dropout and cell not in FUSED_CELLS:
             raise ArgumentError("state_dropout", f"is for {', '.join(FUSED_CELLS)}, got the cell {cell!r}")
         if forget_bias is not None and not abs(forget_bias) <= MOST_BIAS:
-            limits = f"must lie between -{MOST_BIAS} and {MOST_BIAS} or be None"
+            limits = f"must lie between -{MOST_BIAS} and {MOST_BIAS} or be null"
             raise ArgumentError("forget_bias", f"{limits}, got {forget_bias}")
         if dropout and num_layers == 1:
             warnings.warn(

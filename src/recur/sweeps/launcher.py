@@ -325,7 +325,8 @@ class FreshProcessLauncher(Launcher):
         progress.say(as_text(leaderboard, 10))
         written = page.write(leaderboard, folder / "results")
         progress.say(f"results    {written}")
-        progress.say(f"compare    tensorboard --logdir {folder}")
+        if any(folder.glob("*/events.out.tfevents.*")):
+            progress.say(f"compare    tensorboard --logdir {folder}")
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch for a sweeper of another package."""
