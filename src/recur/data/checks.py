@@ -47,7 +47,9 @@ def _hold_one(key: str, value: Any, annotation: Any) -> None:
         fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
         if not fits or not all(holds(value) for holds, _ in map(_limit, limits)):
             number = "a whole number" if kind is int else "a number"
-            raise UserError(key, value, f"must be {number} {' and '.join(words for _, words in map(_limit, limits))}")
+            first, *others = (words for _, words in map(_limit, limits))
+            rule = " and ".join([first, *(words.removeprefix("of ") for words in others)])
+            raise UserError(key, value, f"must be {number} {rule}")
 
 
 def _limit(limit: Any) -> tuple[Callable[[Any], bool], str]:
