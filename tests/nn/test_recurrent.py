@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
+from recur.nn import compiled, products
 from recur.nn.packed import Layout
 from recur.nn.recurrent import Recurrent, detach_state, pick_engine
 
@@ -160,6 +161,34 @@ def test_auto_picks_by_device_dtype_and_shape():
     with torch.no_grad():
         assert pick_engine("auto", "gru", rows, even, 64) == "torch"
         assert pick_engine("auto", "gru", rows, uneven, 64) == "fused"
+
+
+@pytest.mark.skipif(
+    products.micro_kernel(True) is None or not compiled.available(torch.float32), reason="no bfloat16 kernels here"
+)
+@pytest.mark.parametrize(
+    ("threads", "batch", "hidden", "directions", "expected"),
+    [
+        (1, 20, 200, 1, "fused"),
+        (1, 10, 200, 1, "torch"),  # small steps
+        (2, 20, 200, 1, "torch"),  # the engine would use one thread, torch's float32 products two
+        (2, 40, 200, 1, "fused"),  # two parts of the batch
+        (2, 20, 200, 2, "fused"),  # a direction each
+        (2, 20, 400, 1, "fused"),
+        (16, 64, 256, 2, "fused"),
+        (16, 20, 1024, 1, "torch"),
+    ],
+)
+def test_auto_in_bfloat16_takes_torch_where_threads_would_idle(threads, batch, hidden, directions, expected):
+    before = torch.get_num_threads()
+    layout = Layout(torch.tensor([batch] * 35))
+    try:
+        torch.set_num_threads(threads)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert pick_engine("auto", "lstm", torch.zeros(1, 1), layout, hidden, directions) == expected
+        assert pick_engine("auto", "lstm", torch.zeros(1, 1), layout, hidden, directions) == "torch"
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("cell", REFERENCE)

@@ -153,7 +153,8 @@ class _DropIn(nn.RNNBase):
                 return None
             if any(part.shape != want or part.dtype != rows.dtype for part in parts):
                 return None
-        return layout if pick_engine(self.engine, self._cell, rows, layout, self.hidden_size) == "fused" else None
+        chosen = pick_engine(self.engine, self._cell, rows, layout, self.hidden_size, 1 + self.bidirectional)
+        return layout if chosen == "fused" else None
 
     def _run(self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All layers. `state` and the answer: `(layers * directions, batch, hidden)` in packed order."""

@@ -34,13 +34,15 @@ def detach_state(state: State) -> State:
     return [tuple(part.detach() for part in one) for one in state]
 
 
-def pick_engine(engine: str, cell: str, rows: Tensor, layout: Layout, hidden_size: int) -> str:
+def pick_engine(engine: str, cell: str, rows: Tensor, layout: Layout, hidden_size: int, directions: int = 1) -> str:
     """Name the engine, `fused` or `torch`, that `engine` means for these rows.
 
     On a CPU the fused engine is the faster one wherever lengths differ and there is some work. Where all are equal
     torch has a dense pass to offer: for the LSTM in float32 oneDNN's whole-layer kernel, which the engine beats in
-    bfloat16 alone, and for the others less overhead, which shows while steps are small or few. The limits were measured
-    on two Zen 4 and Zen 5 cores; `python -m recur.bench shapes` measures both sides anywhere.
+    bfloat16 alone, and for the others less overhead, which shows while steps are small or few. torch's products use
+    every thread, the engine one for each direction and part of the batch: where those are fewer, a step must be the
+    larger. The limits were measured on two Zen 4 and Zen 5 cores; `python -m recur.bench shapes` measures both sides
+    anywhere.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine is one of {', '.join(ENGINES)}, got {engine!r}")
@@ -53,7 +55,9 @@ def pick_engine(engine: str, cell: str, rows: Tensor, layout: Layout, hidden_siz
     kernels = compiled.available(dtype)
     if layout.even and cell == "lstm" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
         low = low and kernels and products.micro_kernel(True) is not None
-        return "fused" if low and layout.batch * hidden_size >= 4000 else "torch"
+        threads = torch.get_num_threads()
+        used = min(threads, directions * max(1, layout.batch // compiled.SPLIT_ROWS))
+        return "fused" if low and layout.batch * hidden_size * used >= 4000 * threads else "torch"
     if torch.is_grad_enabled():
         return "torch" if layout.rows * hidden_size**2 < 200_000 else "fused"
     if kernels and layout.even:
@@ -315,7 +319,7 @@ class Recurrent(nn.Module):
     def chosen_engine(self, sequence: PackedSequence, layout: Layout | None = None) -> str:
         """What `engine` means for this input now: `fused` or `torch`."""
         layout = layout or Layout(sequence.batch_sizes)
-        return pick_engine(self.engine, self.cell, sequence.data, layout, self.hidden_size)
+        return pick_engine(self.engine, self.cell, sequence.data, layout, self.hidden_size, self.directions)
 
     @staticmethod
     def _packed(rows: Tensor, like: PackedSequence) -> PackedSequence:
