@@ -20,6 +20,7 @@ from recur.benchmarks.harness import Report, Settings, Times, imdb_lengths, rati
 from recur.config.compose import build, command_line, compose_run
 from recur.nn import compiled
 from recur.runs.precision import EXACT, LOW, cpu_gains
+from recur.tasks.base import build_optimizer
 
 
 # -- loader ------------------------------------------------------------------------------------------------------------
@@ -222,7 +223,7 @@ def _bare_loop(overrides: list[str], count: int, device: str) -> _Steps:
     low = config["trainer"]["precision"] == LOW
     torch.manual_seed(config["seed"])
     net = task.net.to(device).train()
-    optimizer = task._optimizer(net.parameters())
+    optimizer = build_optimizer(task._optimizer, net.parameters())
     clip, state = config["trainer"]["gradient_clip_val"], None
     loader = iter(data.train_dataloader())
     ends = []

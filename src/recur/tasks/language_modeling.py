@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -14,8 +15,9 @@ from recur.nn.losses import TokenLoss, linear_cross_entropy
 from recur.nn.packed import TokenWindow
 from recur.nn.recurrent import State, detach_state
 from recur.nn.regularization import activation_penalty, temporal_penalty
+from recur.nn.sampled_softmax import SampledSoftmax
 from recur.nn.stepping import stepper
-from recur.tasks.base import Stepping, Sums, load_metrics, save_metrics, step_plan
+from recur.tasks.base import Stepping, Sums, build_optimizer, load_metrics, save_metrics, step_plan
 
 _READ_AT_ONCE = 1024  # tokens of a text to be scored
 
@@ -76,9 +78,12 @@ class LanguageModelingTask(Stepping):
         window: tokens read before each prediction, where the data is single windows; None for streams.
         carry_state: begin each training window with the state of the one before; otherwise each begins from zeros.
             Evaluation carries the state either way.
+        sampled_softmax: negatives a step of `recur.nn.sampled_softmax`, which then estimates the training loss; 0 for
+            the exact one. Evaluation is exact either way.
+        exact_epochs: how many of the last epochs train on the exact loss in spite of that.
 
     Raises:
-        UserError: a negative penalty.
+        UserError: a negative penalty or number.
     """
 
     family = "language"
@@ -96,14 +101,24 @@ class LanguageModelingTask(Stepping):
         activation_penalty: float = 0.0,
         temporal_penalty: float = 0.0,
         carry_state: bool = True,
+        sampled_softmax: int = 0,
+        exact_epochs: int = 0,
     ) -> None:
         super().__init__()
-        for name, weight in (("activation_penalty", activation_penalty), ("temporal_penalty", temporal_penalty)):
-            if not weight >= 0:
-                raise UserError(f"model.{name}", weight, "must be at least 0")
+        numbers = {
+            "activation_penalty": activation_penalty,
+            "temporal_penalty": temporal_penalty,
+            "sampled_softmax": sampled_softmax,
+            "exact_epochs": exact_epochs,
+        }
+        for name, number in numbers.items():
+            if not number >= 0:
+                raise UserError(f"model.{name}", number, "must be at least 0")
         self.net = net(vocab_size=vocab_size)
         self.character_level, self.window, self.carry_state = character_level, window, carry_state
         self.activation_weight, self.temporal_weight = activation_penalty, temporal_penalty
+        self.sampled_softmax = SampledSoftmax(vocab_size, sampled_softmax) if sampled_softmax else None
+        self.exact_epochs = exact_epochs
         self._optimizer, self._scheduler = optimizer, scheduler
         self._carried: dict[str, State | None] = {"train": None, "val": None, "test": None}
         self._lr_scale = 1.0
@@ -135,6 +150,23 @@ class LanguageModelingTask(Stepping):
 
     # -------------------------------------------------------------------------------------------------------- training
 
+    def prepare(self, data: Any) -> None:
+        """Count the words of the training text, for a sampled softmax.
+
+        Args:
+            data: with the `tokens` of its split `train`, as `LanguageData` has them.
+        """
+        if self.sampled_softmax is not None:
+            self.sampled_softmax.count(torch.from_numpy(np.asarray(data.tokens("train"), np.int64)))
+
+    def training_loss(self, hidden: Hidden, targets: Tensor) -> TokenLoss:
+        """Cross-entropy of the next tokens, estimated from a sample of the vocabulary where that was asked for."""
+        sampled, last = self.sampled_softmax, self.trainer.max_epochs
+        if sampled is None or (last is not None and 0 <= last - self.exact_epochs <= self.trainer.current_epoch):
+            return self.token_loss(hidden, targets)
+        features = hidden.features[-len(targets) :]
+        return sampled(features, self.net.decoder.weight, self.net.decoder.bias, targets)
+
     def on_train_batch_start(self, batch: TokenWindow, batch_idx: int) -> None:
         """Keep the window's learning-rate factor for the step to come."""
         self._lr_scale = batch.lr_scale
@@ -142,7 +174,7 @@ class LanguageModelingTask(Stepping):
     def training_step(self, batch: TokenWindow, batch_idx: int) -> Tensor:
         """One window."""
         hidden = self.read(batch, "train")
-        loss, nll, _ = self.token_loss(hidden, batch.targets)
+        loss, nll, _ = self.training_loss(hidden, batch.targets)
         self.train_statistics.update(nll)
         self.log_step("train/loss", loss.detach(), prog_bar=True, batch_size=len(nll))
         if self.activation_weight:
@@ -174,7 +206,7 @@ class LanguageModelingTask(Stepping):
     def configure_optimizers(self) -> Any:
         """Optimizer over what is trainable, and its schedule."""
         assert self._optimizer is not None, "a task without an optimizer cannot be trained"
-        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = build_optimizer(self._optimizer, self.parameters())
         schedule = self._scheduler and self._scheduler(optimizer, step_plan(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer
 

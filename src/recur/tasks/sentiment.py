@@ -27,7 +27,7 @@ from torchmetrics.utilities import dim_zero_cat
 from recur.errors import UserError
 from recur.nn.classifier import Classifier
 from recur.nn.packed import TextBatch
-from recur.tasks.base import Mean, Stepping, load_metrics, save_metrics, step_plan
+from recur.tasks.base import Mean, Stepping, build_optimizer, load_metrics, save_metrics, step_plan
 
 log = logging.getLogger(__name__)
 _COUNTED_AT_ONCE = 1024  # texts
@@ -296,6 +296,6 @@ class SentimentTask(Stepping):
     def configure_optimizers(self) -> Any:
         """Optimizer over what is trainable, and its schedule."""
         assert self._optimizer is not None, "a task without an optimizer cannot be trained"
-        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = build_optimizer(self._optimizer, self.parameters())
         schedule = self._scheduler and self._scheduler(optimizer, step_plan(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import lightning.pytorch as pl
 import torch
 from annotated_types import Ge, Gt, Le, Lt
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from recur.data.corpus import readable
 from recur.render import escape_controls
@@ -27,8 +28,19 @@ def early_stopping(monitor: str, mode: str, patience: Annotated[int, Ge(0)] | No
     return None if patience is None else EarlyStopping(monitor, mode=mode, patience=patience)
 
 
-class _Ema(EMAWeightAveraging):
-    """The average, which leaves skipped steps out and, once training is over, the weights alone."""
+class _Ema(WeightAveraging):
+    """The average, which leaves skipped steps out and, once training is over, the weights alone.
+
+    Lightning's own takes several passes over each tensor, and averages whole numbers (counts of n-grams), too.
+    """
+
+    def __init__(self, decay: float, start_step: int) -> None:
+        super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self._start_step = start_step
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """Whether to average after this step."""
+        return step_idx is not None and step_idx >= self._start_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -50,11 +62,11 @@ class _Ema(EMAWeightAveraging):
 
 def weight_ema(
     decay: Annotated[float, Gt(0), Lt(1)] | None, start_step: Annotated[int, Ge(0)]
-) -> EMAWeightAveraging | None:
+) -> WeightAveraging | None:
     """Exponential moving average of the weights, which validation, checkpoints and test see; None for None."""
     if decay is None:
         return None
-    return _Ema(decay=decay, update_starting_at_step=start_step)
+    return _Ema(decay, start_step)
 
 
 class PlannedNoise(Callback):
