@@ -132,8 +132,8 @@ class LanguageModelingTask(Stepping):
 
     def token_loss(self, hidden: Hidden, targets: Tensor, *, with_correct: bool = False) -> TokenLoss:
         """Cross-entropy of the next tokens. Fewer targets than tokens belong to the last rows, the last steps."""
-        features = hidden.features[-len(targets) :]
         decoder = self.net.decoder
+        features = hidden.features[-len(targets) :].to(decoder.weight.dtype)  # autocast's, after a projection
         return linear_cross_entropy(features, decoder.weight, decoder.bias, targets, with_correct=with_correct)
 
     def read(self, batch: TokenWindow, split: str) -> Hidden:
@@ -164,8 +164,9 @@ class LanguageModelingTask(Stepping):
         sampled, last = self.sampled_softmax, self.trainer.max_epochs
         if sampled is None or (last is not None and 0 <= last - self.exact_epochs <= self.trainer.current_epoch):
             return self.token_loss(hidden, targets)
-        features = hidden.features[-len(targets) :]
-        return sampled(features, self.net.decoder.weight, self.net.decoder.bias, targets)
+        decoder = self.net.decoder
+        features = hidden.features[-len(targets) :].to(decoder.weight.dtype)
+        return sampled(features, decoder.weight, decoder.bias, targets)
 
     def on_train_batch_start(self, batch: TokenWindow, batch_idx: int) -> None:
         """Keep the window's learning-rate factor for the step to come."""
