@@ -27,6 +27,7 @@ from torchmetrics.utilities import dim_zero_cat
 from recur.errors import UserError
 from recur.nn.classifier import Classifier
 from recur.nn.packed import TextBatch
+from recur.tasks.adversarial import adversarial_loss
 from recur.tasks.base import Mean, Stepping, build_optimizer, load_metrics, save_metrics, step_plan
 
 log = logging.getLogger(__name__)
@@ -110,6 +111,8 @@ class SentimentTask(Stepping):
         scheduler: one of `recur.tasks.schedulers`'s schedules; None keeps the learning rate.
         label_smoothing: part of the target spread over all classes, in [0, 1).
         class_weights: weight of each class in the loss, or `balanced` for weights inverse to the classes' counts.
+        adversarial: length of the worst change of the word vectors whose loss is added, as a part of the vectors'
+            own length over a text (see `recur.tasks.adversarial`); 0 for none. A step then costs twice as much.
         vocab_size: number of token ids.
         num_classes: number of classes.
         class_names: their names, in label order.
@@ -117,7 +120,7 @@ class SentimentTask(Stepping):
         vectors: initial word vectors `(vocab_size, embedding_dim)`, or None.
 
     Raises:
-        UserError: `label_smoothing` outside [0, 1), or class weights that are not one a class.
+        UserError: `label_smoothing` outside [0, 1), a negative `adversarial`, or class weights that are not one a class.
     """
 
     family = "sentiment"
@@ -133,13 +136,20 @@ class SentimentTask(Stepping):
         scheduler: Callable[..., dict[str, Any] | None] | None = None,
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | str | None = None,
+        adversarial: float = 0.0,
         class_counts: Sequence[int] | None = None,
         vectors: Tensor | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise UserError("model.label_smoothing", label_smoothing, "must lie in [0, 1)")
+        if not 0 <= adversarial < math.inf:
+            raise UserError("model.adversarial", adversarial, "must be at least 0 and finite")
         self.net = net(vocab_size=vocab_size, num_classes=num_classes, vectors=vectors)
+        if adversarial and not isinstance(self.net, Classifier):
+            rule = "needs a network that embeds and classifies in two steps, recur.nn.classifier.Classifier"
+            raise UserError("model.adversarial", adversarial, rule, "set it to 0")
+        self.adversarial = adversarial
         self.num_classes = num_classes
         self.class_names = list(class_names)
         if len(self.class_names) != num_classes:  # in a checkpoint, which can come from anybody
@@ -221,8 +231,14 @@ class SentimentTask(Stepping):
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         """One step on one batch of texts."""
-        logits = self(batch)
-        loss = self.loss(logits, batch.labels)
+        if self.adversarial:
+            parts = (batch.text, batch.labels, self.loss, self.adversarial)
+            logits, loss, changed = adversarial_loss(self.net, *parts)  # type: ignore[arg-type]
+            self.log_step("train/adversarial_loss", changed.detach(), batch_size=len(batch.labels))
+        else:
+            logits = self(batch)
+            loss = self.loss(logits, batch.labels)
+            changed = torch.zeros_like(loss)
         with torch.no_grad():
             guess = (logits.squeeze(1) > 0).long() if self.num_classes == 2 else logits.argmax(1)
             accuracy = (guess == batch.labels).float().mean()
@@ -231,7 +247,7 @@ class SentimentTask(Stepping):
         self.train_accuracy.update(accuracy, size)
         self.log_step("train/loss", loss.detach(), prog_bar=True, batch_size=size)
         self.log_step("train/accuracy", accuracy, prog_bar=True, batch_size=size)
-        return loss * batch.scale
+        return (loss + changed) * batch.scale
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means over all its texts."""

@@ -1,0 +1,109 @@
+"""Adversarial training against a naive loop of two backward passes."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_sequence
+
+from recur.errors import UserError
+from recur.nn.classifier import Classifier
+from recur.nn.packed import TextBatch
+from recur.tasks.adversarial import adversarial_loss, worst_change
+from recur.tasks.sentiment import SentimentTask
+
+LENGTHS = [9, 7, 7, 2, 1]
+
+
+def problem(classes=2, **settings):
+    torch.manual_seed(0)
+    net = Classifier(30, classes, embedding_dim=6, hidden_size=5, pooling="concat", **settings).double().train()
+    text = pack_sequence([torch.randint(30, (n,)) for n in LENGTHS])
+    return net, text, torch.randint(classes, (len(LENGTHS),))
+
+
+def loss_of(logits, labels):
+    if logits.shape[1] == 1:
+        return F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits))
+    return F.cross_entropy(logits, labels)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_naive_loop_gives_the_same_losses_and_gradients(classes):
+    net, text, labels = problem(classes)
+    _, clean, changed = adversarial_loss(net, text, labels, loss_of, 0.3)
+    mine = torch.autograd.grad(2 * clean + 3 * changed, list(net.parameters()), allow_unused=True)
+
+    vectors = net.embedding(text.data)
+    first = loss_of(net.classify(vectors, text), labels)
+    (gradient,) = torch.autograd.grad(first, vectors, retain_graph=True)
+    places = torch.cat([torch.arange(int(size)) for size in text.batch_sizes])
+    change = torch.zeros_like(gradient)
+    for place in range(len(LENGTHS)):  # text by text
+        own = places == place
+        change[own] = 0.3 * vectors[own].detach().norm() * gradient[own] / gradient[own].norm()
+    second = loss_of(net.classify(vectors + change, text), labels)
+    want = torch.autograd.grad(2 * first + 3 * second, list(net.parameters()), allow_unused=True)
+    torch.testing.assert_close((clean, changed), (first, second), rtol=1e-9, atol=1e-12)
+    for one, other in zip(mine, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-12)
+    assert changed > clean
+
+
+def test_the_change_is_the_worst_of_its_length():
+    net, text, labels = problem()
+    vectors = net.embedding(text.data).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss_of(net.classify(vectors, text), labels), vectors)
+    strength = 1e-4
+    change = worst_change(vectors.detach(), gradient, text, strength)
+    places = torch.cat([torch.arange(int(size)) for size in text.batch_sizes])
+
+    def grown(by):
+        return (loss_of(net.classify(vectors + by, text), labels) - loss_of(net.classify(vectors, text), labels)).item()
+
+    worst = grown(change)
+    for _ in range(50):
+        other = torch.randn_like(change)
+        for place in range(len(LENGTHS)):
+            own = places == place
+            assert change[own].norm() == pytest.approx(strength * vectors[own].norm().item(), rel=1e-6)
+            other[own] *= change[own].norm() / other[own].norm()
+        assert grown(other) < worst
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-40, 1e30])
+def test_gradients_of_any_size_give_a_finite_change(size):
+    _, text, _ = problem()
+    vectors = torch.randn(len(text.data), 6)
+    change = worst_change(vectors, torch.full((len(text.data), 6), size), text, 0.1)
+    assert change.isfinite().all() and bool(change.any()) == (size > 0)
+
+
+def test_scores_of_ngrams_learn_from_the_texts_as_they_are():
+    net, text, labels = problem(ngrams={"max_n": 2, "buckets": 64})
+    net.ngrams.count([(text, labels)])
+    _, clean, changed = adversarial_loss(net, text, labels, loss_of, 0.3)
+    both = torch.autograd.grad(clean + changed, net.ngrams.weight, retain_graph=True)[0]
+    alone = torch.autograd.grad(loss_of(net(text, labels), labels), net.ngrams.weight)[0]
+    torch.testing.assert_close(both, alone)
+    assert alone.any()
+
+
+def test_a_task_without_it_trains_as_before_and_refuses_what_cannot_be():
+    def task(**settings):
+        torch.manual_seed(0)
+        make = settings.pop("net", lambda vocab_size, num_classes, vectors: Classifier(vocab_size, num_classes))
+        return SentimentTask(make, vocab_size=30, num_classes=2, class_names=["a", "b"], **settings)
+
+    with pytest.raises(UserError, match=r"model\.adversarial"):
+        task(adversarial=-0.1)
+    with pytest.raises(UserError, match="Classifier"):
+        task(adversarial=0.1, net=lambda **_: torch.nn.Linear(2, 2))
+    _, text, labels = problem()
+    batch = TextBatch(text, labels, torch.arange(len(labels)))
+    quiet = task()
+    quiet.log_step = lambda *args, **kwargs: None
+    plain = loss_of(quiet(batch), labels)
+    assert quiet.training_step(batch, 0).item() == pytest.approx(plain.item())
+    against = task(adversarial=0.05)
+    against.log_step = quiet.log_step
+    assert against.training_step(batch, 0) > 2 * plain
