@@ -120,7 +120,7 @@ class SentimentTask(Stepping):
         vectors: initial word vectors `(vocab_size, embedding_dim)`, or None.
 
     Raises:
-        UserError: `label_smoothing` outside [0, 1), a negative `adversarial`, or class weights that are not one a class.
+        UserError: `label_smoothing` outside [0, 1), a negative `adversarial`, or class weights not one a class.
     """
 
     family = "sentiment"
