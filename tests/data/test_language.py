@@ -17,6 +17,7 @@ from recur.data.corpus import Inline, Reader, clipped, cuts, encoded, readable
 from recur.data.language import LanguageData
 from recur.data.synthetic import SyntheticText
 from recur.data.text import Tokenizer
+from recur.errors import UserError
 
 WORDS = {"kind": "whitespace"}
 CHARACTERS = {"kind": "character"}
@@ -323,3 +324,23 @@ def test_a_large_text_file_is_prepared_in_blocks(tmp_path):
     seen = [len(block) for block in Reader().blocks(corpus.Split((str(path),)))]
     assert max(seen) <= 2 * corpus.BLOCK and sum(seen) == path.stat().st_size
     assert list(Reader().blocks(Inline("abc"))) == ["abc"]
+
+
+@pytest.mark.parametrize("order", ["train+more", "more+train"])
+def test_splits_are_joined_by_plus_as_on_the_hub(tmp_path, order):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rows = {"train": "one two\nthree\n", "more": "four\nfive six\n", "test": "one six\n"}
+    for split, text in rows.items():
+        lines = "".join(f'{{"text": "{line}"}}\n' for line in text.splitlines())
+        (folder / f"{split}.jsonl").write_text(lines)
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n"
+        + "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in rows)
+        + "---\n"
+    )
+    data = opened(path=str(folder), train=order, val="test", tokenizer=WORDS, cache_dir=str(tmp_path / "cache"), bptt=2)
+    want = "".join(rows[part] for part in order.split("+")).replace("\n", " <eos> ").split()
+    assert data.tokenizer.decode(data.tokens("train")).split() == want
+    with pytest.raises(UserError, match="nothing"):
+        opened(path=str(folder), train="train+nothing", tokenizer=WORDS, cache_dir=str(tmp_path / "cache"))

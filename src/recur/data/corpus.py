@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from recur.data.cache import Ragged, TokenCache, id_dtype
 from recur.data.checks import Column, OnBadRow
 from recur.data.readers import DELIMITED, JSON_LINES, PICKLES, Rows, checked
-from recur.data.sources import Source, Split
+from recur.data.sources import JoinedSplits, Source, Split
 from recur.data.text import Tokenizer, joins_words
 from recur.errors import UserError
 
@@ -62,6 +62,9 @@ class Reader:
         """
         if isinstance(source, Inline):
             yield source.text
+        elif isinstance(source, JoinedSplits):
+            for part in source.parts:
+                yield from self.blocks(part)
         elif isinstance(source, Split) and source.files and source.classes is None:
             for file in source.files:
                 if Path(file).suffix.lower() in _TABLES:

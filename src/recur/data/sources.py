@@ -145,6 +145,25 @@ class ZippedSplit:
         return class_rows([f"{self.archive}/{name}" for name in self.members], self.classes, contents)
 
 
+@dataclass(frozen=True)
+class JoinedSplits:
+    """Several splits of one data set, one after the other: `train+unsupervised`, as on the hub.
+
+    Attributes:
+        parts: the splits.
+    """
+
+    parts: tuple[Source, ...]
+
+    def fingerprint(self, cache: TokenCache) -> str:
+        """Hash of the parts' content, in their order."""
+        return content_key([part.fingerprint(cache) for part in self.parts])
+
+    def read(self, columns: Sequence[Column] | None = None, *, allow_pickle: bool = False) -> Rows:
+        """All rows; a column must be in every part."""
+        return joined([part.read(columns, allow_pickle=allow_pickle) for part in self.parts])
+
+
 def choose_splits(
     names: Mapping[str, str | Sequence[str] | None],
     path: str | None,
@@ -157,7 +176,8 @@ def choose_splits(
     """The splits of a data set by our names: train, val, test, unlabelled.
 
     Args:
-        names: for each of them a split of `path`, or files; None finds a split of its usual name, or leaves it out.
+        names: for each of them a split of `path`, several joined by `+`, or files; None finds a split of its usual
+            name, or leaves it out.
         path: see `find_splits`; None where `names` gives files alone.
         subset: see `find_splits`.
         revision: see `find_splits`.
@@ -176,6 +196,8 @@ def choose_splits(
                 splits[split] = known[name]
         elif isinstance(wanted, str) and wanted in known:
             splits[split] = known[wanted]
+        elif isinstance(wanted, str) and known and all(part in known for part in wanted.split("+")):
+            splits[split] = JoinedSplits(tuple(known[part] for part in wanted.split("+")))
         else:
             others = f"; {path} has the splits {', '.join(known)}" if known else ""
             splits[split] = find_files(wanted, key=f"data.{split}", others=others)
