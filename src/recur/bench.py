@@ -16,6 +16,7 @@ SECTIONS = {  # name to the module of `recur.benchmarks` that has it as a functi
     "engine": "kernels",
     "shapes": "kernels",
     "loss": "kernels",
+    "bandwidth": "bandwidth",
     "loader": "training",
     "train": "training",
     "startup": "training",

@@ -11,6 +11,7 @@ import torch
 from recur import bench
 from recur.benchmarks.clock import Turns
 from recur.benchmarks.harness import Report, Settings, imdb_lengths, pack_lengths, peak_bytes, race, ratio
+from recur.nn import compiled
 
 
 def test_embedded_lengths_are_those_of_the_reviews():
@@ -102,6 +103,27 @@ def test_loss_rivals_agree_and_are_measured(tmp_path):
     (rows,) = tables.values()
     assert {"fused", "plain"} <= {row[""] for row in rows} <= {"fused", "plain", *LOW_LOSSES}
     assert all(row["extra MB"] > 0 for row in rows)
+
+
+@pytest.mark.skipif(not compiled.available(torch.float32), reason="no compiled kernels on this machine")
+def test_bandwidth_counts_tokens_bytes_and_threads(tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        bench.main(["bandwidth", "--quick", "--device", "cpu", "--repeats", "1", "--out", str(tmp_path)])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    tables = json.loads((tmp_path / "bench.json").read_text())["sections"]["bandwidth"]["tables"]
+    generation, scans, threads = tables.values()
+    exact = [row for row in generation if "float32" in row[""]]
+    # weights of one LSTM layer and of the output layer, in panels whose last one is padded
+    assert all(
+        4e-6 * (8 * 32 * 32 + 32 * 2000) <= row["MB a step"] <= 4e-6 * (10 * 32 * 32 + 32 * 2100) for row in exact
+    )
+    assert {row["texts"] for row in generation} == {1, 16} and all(row["tokens/s"] > 0 for row in generation)
+    assert {row["pass"] for row in scans} == {"training", "evaluation"} and all(row["GB/s"] > 0 for row in scans)
+    assert len(threads) >= 3 and all(row["1 threads, ms"] > 0 < row["2 threads, ms"] for row in threads)
 
 
 @pytest.mark.parametrize("words", [["speed"], ["engine", "--device", "tpu"]])

@@ -3,6 +3,7 @@
     harness.py   how things are timed: settings, rivals in alternation, bars, tables, the plot
     former_engine.py  the CPU engine before the compiled kernels, a rival
     kernels.py   the recurrent engine, equal lengths of many shapes, the output layer's loss
+    bandwidth.py  generation and scans beside the rate of memory, one thread beside all
     training.py  the bucket plan, whole training steps, start-up
     inference.py  predictions of short texts beside the network alone
     language.py  an epoch of WikiText-2 beside torch's own example
