@@ -98,7 +98,7 @@ def _compared(measured: "Agreement", what: str) -> None:
         f"on {measured.texts} texts of {measured.shortest} to {measured.longest} tokens {what} differs from recur "
         f"by at most {measured.difference:.1e} and has the same answer for {measured.same_answers:.2%}"
     )
-    print(f"  {measured.tokens_per_second:,.0f} tokens/s on this CPU, recur {measured.own_tokens_per_second:,.0f}")
+    print(f"  speed: {measured.speed}")
 
 
 if __name__ == "__main__":

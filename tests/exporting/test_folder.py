@@ -26,7 +26,7 @@ def exports(trained_run: Path, language_run: Path, tmp_path_factory: pytest.Temp
     base = tmp_path_factory.mktemp("exports")
     done = run_command("export", trained_run, "--out", base / "sentiment-onnx", "--int8")
     assert done.returncode == 0, done.stderr
-    assert "differs from recur by at most" in done.stdout
+    assert done.stdout.count("differs from recur by at most") == done.stdout.count("  speed: ") == 2  # 8 bits, too
     for family, path in (("sentiment", trained_run), ("language", language_run)):
         for kind in folder.FORMATS:
             if not (base / f"{family}-{kind}").exists():
@@ -65,6 +65,16 @@ def test_the_smaller_model_is_smaller_and_close(trained_run: Path, exports: dict
     found = agreement.compare(agreement.onnx_answers(small.read_bytes(), net, "sentiment"), net, "sentiment", texts)
     assert 0 < found.difference < 0.2  # a few dozen weights, each of 8 bits
     assert found.same_answers > 0.98
+
+
+@pytest.mark.parametrize("kind", ["sentiment-onnx", "sentiment-torch", "language-onnx", "language-torch"])
+def test_both_speeds_are_measured_and_on_the_card(kind: str, exports: dict[str, Path]) -> None:
+    config, text = json.loads((exports[kind] / "config.json").read_text()), (exports[kind] / "README.md").read_text()
+    for found in [config["agreement"], *([config["int8"]] if "int8" in config else [])]:
+        assert found["tokens_per_second"] > 0 and found["own_tokens_per_second"] > 0
+        speeds = f"Speed: {found['tokens_per_second']:,.0f} tokens/s, recur {found['own_tokens_per_second']:,.0f} (a CPU"
+        assert speeds in text
+    assert ("int8" in config) == (kind == "sentiment-onnx") == ("With 8-bit weights they differ" in text)
 
 
 @pytest.mark.parametrize("family", ["sentiment", "language"])

@@ -1,6 +1,7 @@
 """An exported model against our own answers on the same batch, and its speed beside ours."""
 
 import copy
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 TOLERANCE = 1e-5  # of float32 answers: probabilities, or log-probabilities of a language model
 _TEXTS, _LONGEST = 200, 300  # of the batch that is drawn where none is given
-_TIMINGS = 3
+_ROUNDS = 5  # of timings
 
 Ids = NDArray[np.int64]
 Answers = NDArray[np.floating]
@@ -31,8 +32,9 @@ class Agreement:
         logits: largest absolute difference of a logit.
         rounding: largest absolute error of our own float32 answers, measured against ours in float64.
         same_answers: share of texts (tokens) for which both have the same likeliest class (token).
-        tokens_per_second: of the exported model on this batch, on this machine's CPU.
-        own_tokens_per_second: ours, likewise.
+        tokens_per_second: of the exported model on this batch, on this machine's CPU; of pads none is counted.
+        own_tokens_per_second: ours, likewise: the medians of rounds in which each answers once.
+        threads: that each had.
     """
 
     texts: int
@@ -44,6 +46,7 @@ class Agreement:
     same_answers: float
     tokens_per_second: float
     own_tokens_per_second: float
+    threads: int
 
     @property
     def allowed(self) -> float:
@@ -52,6 +55,15 @@ class Agreement:
         Layer normalisation divides by a deviation that may be near 0, and so magnifies every rounding before it.
         """
         return max(TOLERANCE, 4 * self.rounding)
+
+    @property
+    def speed(self) -> str:
+        """Both speeds in words."""
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return (
+            f"{self.tokens_per_second:,.0f} tokens/s, recur {self.own_tokens_per_second:,.0f} "
+            f"(a CPU, {threads}, in turn on the same batch)"
+        )
 
     def record(self) -> dict[str, Any]:
         """Plain values."""
@@ -103,8 +115,10 @@ def compare(
         pad: what stands behind the ends.
     """
     ids, lengths = padded(texts, pad)
-    ours, own_seconds = _timed(lambda: own_answers(net, family, np.maximum(ids, 0), lengths))
-    other, seconds = _timed(lambda: theirs(ids, lengths))
+    ours, other = own_answers(net, family, np.maximum(ids, 0), lengths), theirs(ids, lengths)
+    own_seconds, seconds = _raced(
+        lambda: own_answers(net, family, np.maximum(ids, 0), lengths), lambda: theirs(ids, lengths)
+    )
     exact = own_answers(copy.deepcopy(net).double(), family, np.maximum(ids, 0), lengths)
     real = ~np.isnan(ours).any(-1)  # not behind a text's end
     mine, yours, true = (_probabilities(logits[real].astype(np.float64), family) for logits in (ours, other, exact))
@@ -119,18 +133,19 @@ def compare(
         same_answers=float((mine.argmax(-1) == yours.argmax(-1)).mean()),
         tokens_per_second=tokens / seconds,
         own_tokens_per_second=tokens / own_seconds,
+        threads=torch.get_num_threads(),
     )
 
 
-def _timed(answer: Callable[[], Answers]) -> tuple[Answers, float]:
-    """The answers, and the shortest of some timings: other programs may run on this machine."""
-    answers = answer()
-    best = float("inf")
-    for _ in range(_TIMINGS):
-        start = time.perf_counter()
-        answer()
-        best = min(best, time.perf_counter() - start)
-    return answers, best
+def _raced(*rivals: Callable[[], Answers]) -> list[float]:
+    """Median seconds of each, in turn: what else runs on this machine slows all of them. Each has answered before."""
+    times: list[list[float]] = [[] for _ in rivals]
+    for _ in range(_ROUNDS):
+        for answer, own in zip(rivals, times, strict=True):
+            start = time.perf_counter()
+            answer()
+            own.append(time.perf_counter() - start)
+    return [statistics.median(own) for own in times]
 
 
 def _probabilities(logits: Answers, family: str) -> Answers:

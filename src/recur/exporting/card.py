@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from recur.exporting.agreement import Agreement
 from recur.render import markdown_cell as markdown
 from recur.runs import journal
 from recur.runs.metrics import metric_info, read_record
@@ -13,13 +14,14 @@ _MOST_CLASSES = 20  # of a confusion matrix that is written out
 _MOST_VALIDATIONS = 20  # rows of the curve
 
 
-def card(run: Run, usage: Sequence[str], agreement: dict[str, Any] | None = None) -> str:
+def card(run: Run, usage: Sequence[str], measured: Agreement | None = None, small: Agreement | None = None) -> str:
     """The card, Markdown with the front matter of the hub.
 
     Args:
         run: an open run.
         usage: lines of a shell that use what the card lies beside.
-        agreement: how far the exported model's answers are from the run's, where that was measured.
+        measured: how far the exported model's answers are from the run's, where that was measured.
+        small: the same of its version with 8-bit weights, where there is one.
     """
     record = (read_record(run.folder) or {}) if run.folder else {}
     parts = [
@@ -30,7 +32,7 @@ def card(run: Run, usage: Sequence[str], agreement: dict[str, Any] | None = None
         _metrics(record),
         _confusion(record),
         _curve(run),
-        _agreement(agreement),
+        _agreement(measured, small),
         _limits(run),
         _cite(run, record),
     ]
@@ -138,13 +140,23 @@ def _curve(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _agreement(agreement: dict[str, Any] | None) -> str:
-    if agreement is None:
+def _agreement(measured: Agreement | None, small: Agreement | None) -> str:
+    if measured is None:
         return ""
-    return (
-        f"## Agreement\n\nOn {agreement['texts']} texts of {agreement['shortest']} to {agreement['longest']} tokens in "
-        f"one batch the exported model's answers differ from the run's own by at most {agreement['difference']:.1e}."
-    )
+    lines = [
+        "## Agreement and speed",
+        "",
+        f"On {measured.texts} texts of {measured.shortest} to {measured.longest} tokens in one batch the exported model's "
+        f"answers differ from the run's own by at most {measured.difference:.1e}.",
+        f"Speed: {measured.speed}.",
+    ]
+    if small is not None:
+        lines += [
+            "",
+            f"With 8-bit weights they differ by at most {small.difference:.1e}, and {small.same_answers:.2%} are the same. "
+            f"Speed: {small.speed}.",
+        ]
+    return "\n".join(lines)
 
 
 def _limits(run: Run) -> str:

@@ -96,6 +96,7 @@ def export(
         measured, small = _onnx(run, files, texts, int8)
     if kind != "safetensors":
         config = _config(run) | {"agreement": measured.record() if measured else None}
+        config |= {"int8": small.record()} if small else {}
         files.text("config.json", json.dumps(config, indent=2, ensure_ascii=False))
         tokenizer = json.loads(run.tokenizer.to_json())["tokenizer"]
         files.text("tokenizer.json", json.dumps(tokenizer, ensure_ascii=False))
@@ -167,7 +168,7 @@ def _onnx(run: Run, files: _Files, texts: Sequence[Ids], int8: bool) -> tuple[Ag
         small = agreement.compare(answer, run.task.net, run.family, texts)
     files.text("use.py", scripts.script(_config(run)))
     usage = 'python use.py "This film is great"' if run.family == "sentiment" else 'python use.py "the" 50'
-    files.text("README.md", card.card(run, ["pip install onnxruntime tokenizers", usage], measured.record()))
+    files.text("README.md", card.card(run, ["pip install onnxruntime tokenizers", usage], measured, small))
     return measured, small
 
 
@@ -198,7 +199,7 @@ def _torch(run: Run, files: _Files, texts: Sequence[Ids]) -> Agreement:
     )
     files.content["model.pt2"] = content
     usage = ["python -c 'import torch; print(torch.export.load(\"model.pt2\"))'"]
-    files.text("README.md", card.card(run, usage, measured.record()))
+    files.text("README.md", card.card(run, usage, measured))
     return measured
 
 
