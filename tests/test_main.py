@@ -52,6 +52,12 @@ def test_the_one_command_does_what_the_modules_do(words: list[str], code: int, t
         ("recur export outputs/x --f", ["--force", "--format"]),
         ("recur predict --tru", ["--trust"]),
         ("recur nothing --x", []),
+        ("recur-export outputs/x --f", ["--force", "--format"]),
+        ("recur-train trainer=d", ["trainer=ddp", "trainer=ddp_cpu"]),
+        ("recur train optimizer.be", ["optimizer.betas="]),
+        ("recur train experiment=lm data.bp", ["data.bptt="]),
+        ("recur train data.bp", []),
+        ("recur train optimizer=no_such_thing optimizer.l", []),
     ],
 )
 def test_what_the_shell_is_offered(line: str, expected: list[str]) -> None:

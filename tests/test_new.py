@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import recur
 from conftest import ROOT
 from recur import cli, new
 from recur.errors import UserError
@@ -115,6 +116,18 @@ def test_the_environment_may_not_name_it_either(package: str, monkeypatch: pytes
     monkeypatch.setenv("RECUR_TRUST", package)
     with pytest.raises(UserError, match="RECUR_TRUST must"):
         trust.may_build("os.system", trust.MODEL)
+
+
+def test_loading_trusts_as_the_option_does(trained_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "four.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("RECUR_TRUST", "one")
+    recur.load(trained_run, trust="four")
+    recur.load(trained_run, trust=["four"])
+    assert os.environ["RECUR_TRUST"] == "one,four"
+    with pytest.raises(UserError, match="trust must"):
+        recur.load(trained_run, trust="os")
+    assert os.environ["RECUR_TRUST"] == "one,four"
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from recur.config.compose import command_line, compose_run, quoted
+from recur.data.tables import as_file, is_table
 from recur.errors import UserError
 from recur.inference.run import Run, load
 from recur.runs import run as runs
@@ -20,7 +21,9 @@ def compose(overrides: Overrides = ()) -> dict[str, Any]:
     """The config of a run, resolved, as `python -m recur.train OVERRIDES --cfg job` shows it.
 
     Args:
-        overrides: `["model=awd_lstm", "optimizer.lr=1e-3"]`, or `{"model": "awd_lstm", "optimizer.lr": 1e-3}`.
+        overrides: `["model=awd_lstm", "optimizer.lr=1e-3"]`, or `{"model": "awd_lstm", "optimizer.lr": 1e-3}`; in the
+            latter a pandas DataFrame or `datasets.Dataset` may stand for a file, as in
+            `{"data": "files", "data.train": frame}`.
 
     Raises:
         UserError: it cannot be composed.
@@ -62,17 +65,19 @@ def words(overrides: Overrides) -> list[str]:
     if isinstance(overrides, str):
         raise TypeError("overrides are several words: give a list")
     if isinstance(overrides, Mapping):
-        return [f"{key}={_written(value)}" for key, value in overrides.items()]
+        return [f"{key}={_written(value, key)}" for key, value in overrides.items()]
     return list(overrides)
 
 
-def _written(value: Any) -> str:
+def _written(value: Any, key: str) -> str:
+    if is_table(value):
+        return quoted(as_file(value, key))
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{quoted(str(key))}: {_written(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ", ".join(f"{quoted(str(name))}: {_written(inner, key)}" for name, inner in value.items()) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_written, value)) + "]"
+        return "[" + ", ".join(_written(inner, key) for inner in value) + "]"
     return quoted(str(value)) if value != "" else "''"
 
 

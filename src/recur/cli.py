@@ -9,7 +9,7 @@ import re
 import stat
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 from recur.errors import UserError, nearest, reason
@@ -25,6 +25,7 @@ COMMANDS = {
     "results": "write a sweep's leaderboard again",
     "export": "write a model as ONNX, torch.export or safetensors",
     "bench": "measure speed",
+    "claims": "measure the claims of the course",
     "new": "write a project of your own",
     "completion": 'print the shell\'s completion: eval "$(recur completion bash)"',
 }
@@ -65,28 +66,42 @@ def check_trusted(package: str, key: str) -> None:
         raise UserError(key, package, "must be a package of your own, not one that anything could be done with", remedy)
 
 
-def _check_there(package: str) -> None:
+def _check_there(package: str, key: str) -> None:
     try:
         spec = importlib.util.find_spec(package.partition(".")[0])
     except (ImportError, ValueError):
         spec = None
     if spec is None:
         remedy = "install it, or put its folder into PYTHONPATH"
-        raise UserError("--trust", package, "must name a package that is installed", remedy)
+        raise UserError(key, package, "must name a package that is installed", remedy)
+
+
+def trust(packages: Iterable[str], key: str = "--trust") -> None:
+    """Let what a run names of these packages be built, here and in processes that are started.
+
+    Args:
+        packages: their names.
+        key: where they were given.
+
+    Raises:
+        UserError: one is not there, or is none of the user's own.
+    """
+    packages = list(packages)
+    for package in packages:
+        check_trusted(package, key)
+        _check_there(package, key)
+    known = [*filter(None, os.environ.get(TRUST, "").split(",")), *packages]
+    os.environ[TRUST] = ",".join(dict.fromkeys(known))
 
 
 class _Trust(argparse.Action):
-    """`--trust PACKAGE`: what a run names of this package may be built, here and in processes that are started."""
+    """`--trust PACKAGE`."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        for package in str(values).split(","):
-            try:
-                check_trusted(package, "--trust")
-                _check_there(package)
-            except UserError as error:
-                fail(error)
-        known = [*filter(None, os.environ.get(TRUST, "").split(",")), *str(values).split(",")]
-        os.environ[TRUST] = ",".join(dict.fromkeys(known))
+        try:
+            trust(str(values).split(","))
+        except UserError as error:
+            fail(error)
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,7 +1,8 @@
 """The command for the shell's completion: `eval "$(recur completion bash)"`; zsh likewise.
 
-It completes the commands, their options, and for `train` the groups of configs with their choices and the settings of
-the root config. For fish: `recur completion fish | source`.
+It completes the commands, their options, and for `train` the groups of configs with their choices and every setting of
+the config that the words before compose. `recur-train` and its like are completed as `recur train` is. For fish:
+`recur completion fish | source`.
 """
 
 import argparse
@@ -9,8 +10,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from recur import cli
+from recur.errors import UserError
 
 _BASH = """_recur() {
     local word="${COMP_LINE:0:COMP_POINT}"
@@ -20,10 +23,13 @@ _BASH = """_recur() {
     case "$current" in *=*) COMPREPLY=("${COMPREPLY[@]#*=}");; esac
     [[ "${COMPREPLY[*]}" == *= ]] && compopt -o nospace
 }
-complete -o default -F _recur recur
+complete -o default -F _recur recur @SCRIPTS@
 """
 _ZSH = "autoload -U +X bashcompinit && bashcompinit\n" + _BASH.replace("compopt -o nospace", "true")
-_FISH = "complete -c recur -f -a '(recur completion --words (commandline -cp))'\n"
+_FISH = """for one in recur @SCRIPTS@
+    complete -c $one -f -a '(recur completion --words (commandline -cp))'
+end
+"""
 _TRAIN = ("--cfg", "--config-dir", "--help", "--hydra-help", "--info", "--multirun", "--trust", "-m")
 SHELLS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
@@ -43,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> None:
     if arguments.words is None:
-        print(SHELLS[arguments.shell], end="")
+        scripts = " ".join(f"recur-{name}" for name in cli.COMMANDS if name != "completion")
+        print(SHELLS[arguments.shell].replace("@SCRIPTS@", scripts), end="")
     else:
         print("\n".join(completions(arguments.words)))
 
@@ -52,16 +59,14 @@ def completions(line: str) -> list[str]:
     """What the last word of a line can become.
 
     Args:
-        line: from the word `recur` up to the cursor.
+        line: from the word `recur`, or `recur-train` and its like, up to the cursor.
     """
-    from recur.cli import COMMANDS
-
-    words = line.split(" ")
+    words = re.sub(r"^recur-", "recur ", line).split(" ")
     current, before = words[-1], [word for word in words[1:-1] if word]
     if not before:
-        candidates = list(COMMANDS)
+        candidates = list(cli.COMMANDS)
     elif before[0] == "train" and not current.startswith("-"):
-        candidates = _settings(current)
+        candidates = _settings(current, before[1:])
     else:
         candidates = _options(before[0])
     return sorted(candidate for candidate in candidates if candidate.startswith(current))
@@ -71,9 +76,7 @@ def _options(command: str) -> list[str]:
     """The options of a command, read from its help."""
     if command == "train":  # whose help is about configs
         return list(_TRAIN)
-    from recur.cli import COMMANDS
-
-    if command not in COMMANDS:
+    if command not in cli.COMMANDS:
         return []
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-m", f"recur.{command}", "--help"], capture_output=True, text=True, check=False
@@ -81,18 +84,38 @@ def _options(command: str) -> list[str]:
     return sorted(set(re.findall(r"(?<![\w-])--[a-z][\w-]+", done.stdout)))
 
 
-def _settings(current: str) -> list[str]:
-    """`group=option` where a group is named, else the groups and the keys of the root config."""
+def _settings(current: str, before: Sequence[str]) -> list[str]:
+    """`group=option` where a group is named, settings where there is a dot, else groups and keys of the root config."""
     from recur.config.compose import conf_dir, group_options
 
     groups = group_options()
     group, equals, _ = current.partition("=")
     if equals:
         return [f"{group}={option}" for option in groups.get(group, ())]
+    if "." in current:
+        return [f"{key}=" for key in _keys(_composed([word for word in before if word.partition("=")[0] in groups]))]
     import yaml
 
     root = yaml.safe_load((conf_dir() / "train.yaml").read_text(encoding="utf-8"))
     return [f"{name}=" for name in [*groups, *(key for key in root if key not in ("defaults", "hydra"))]]
+
+
+def _composed(choices: Sequence[str]) -> dict[str, Any]:
+    """The config of these choices; empty where they compose none."""
+    from recur.config.compose import command_line, compose_run
+
+    try:
+        return compose_run(command_line(choices)).config
+    except UserError:
+        return {}
+
+
+def _keys(node: Any, above: str = "") -> list[str]:
+    """The paths of all values below a node, but for those that say what is built."""
+    if not isinstance(node, dict) or not node:
+        return [above]
+    inner = [(key, value) for key, value in node.items() if not str(key).startswith("_")]
+    return [path for key, value in inner for path in _keys(value, f"{above}.{key}".lstrip("."))]
 
 
 if __name__ == "__main__":

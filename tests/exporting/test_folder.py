@@ -72,7 +72,9 @@ def test_both_speeds_are_measured_and_on_the_card(kind: str, exports: dict[str, 
     config, text = json.loads((exports[kind] / "config.json").read_text()), (exports[kind] / "README.md").read_text()
     for found in [config["agreement"], *([config["int8"]] if "int8" in config else [])]:
         assert found["tokens_per_second"] > 0 and found["own_tokens_per_second"] > 0
-        speeds = f"Speed: {found['tokens_per_second']:,.0f} tokens/s, recur {found['own_tokens_per_second']:,.0f} (a CPU"
+        speeds = (
+            f"Speed: {found['tokens_per_second']:,.0f} tokens/s, recur {found['own_tokens_per_second']:,.0f} (a CPU"
+        )
         assert speeds in text
     assert ("int8" in config) == (kind == "sentiment-onnx") == ("With 8-bit weights they differ" in text)
 

@@ -13,6 +13,7 @@ from recur.runs import trust
         ({"_target_": "recur.training.loggers.wandb", "offline": "no"}, "logger=null"),
         ({"_target_": "recur.training.loggers.mlflow", "tracking_uri": "http://evil"}, "logger.x.tracking_uri=y"),
         ({"_target_": "recur.training.loggers.mlflow", "tracking_uri": "sqlite:////x"}, "logger.x.tracking_uri=y"),
+        ({"_target_": "recur.training.loggers.aim", "repo": "aim://evil:53800"}, "logger.x.repo=y"),
     ],
 )
 def test_a_run_is_sent_to_a_service_only_where_that_is_typed(logger, typed):
@@ -25,5 +26,6 @@ def test_a_run_is_sent_to_a_service_only_where_that_is_typed(logger, typed):
 def test_what_stays_in_the_folder_goes_on_by_itself():
     offline = {"_target_": "recur.training.loggers.wandb", "offline": True}
     local = {"_target_": "recur.training.loggers.mlflow", "tracking_uri": None}
-    trust.check_config({"logger": {"a": offline, "b": local}}, [])
-    assert trust.services({"logger": {"a": offline, "b": local}}) == {}
+    aim = {"_target_": "recur.training.loggers.aim", "repo": None}
+    trust.check_config({"logger": {"a": offline, "b": local, "c": aim}}, [])
+    assert trust.services({"logger": {"a": offline, "b": local, "c": aim}}) == {}

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import importlib.util
 import json
 import sqlite3
 from pathlib import Path
@@ -34,6 +35,32 @@ def test_a_csv_logger_gets_settings_and_final_figures(tmp_path: Path) -> None:
     assert rows[-1]["result/test/accuracy"] == "0.75"
     assert rows[-1]["step"] == "7"
     assert "optimizer.lr: 0.01" in (tmp_path / "hparams.yaml").read_text()
+
+
+def test_a_logger_whose_client_is_missing_is_refused_in_a_line(tmp_path: Path) -> None:
+    if importlib.util.find_spec("aim") is not None:
+        pytest.skip("it is there")
+    done = run_command("train", "logger=aim", *EASY, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 2 and done.stderr == "recur: logger=aim needs the extra: pip install 'recur[aim]'\n"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_in_aim_and_its_resumption(tmp_path: Path) -> None:
+    aim = pytest.importorskip("aim", reason="aim wants an older filelock than constraints.txt gives")
+    run = tmp_path / "run"
+    words = ["logger=aim", *EASY, "trainer.max_epochs=1", "tags=[first_try,wide]", "name=kept", f"hydra.run.dir={run}"]
+    for done in (run_command("train", *words), run_command("train", f"resume={run}", "trainer.max_epochs=2")):
+        assert done.returncode == 0, done.stderr
+    repo = aim.Repo(str(run))
+    (name,) = repo.list_all_runs()  # the same entry went on
+    entry = repo.get_run(name)
+    assert (entry.name, entry.experiment, set(entry.tags)) == ("kept run", "recur", {"first_try", "wide"})
+    assert entry["hparams", "optimizer.lr"] == 0.01
+    figures = {metric.name: metric.values.last()[1] for metric in entry.metrics()}
+    record = json.loads((run / "metrics.json").read_text())
+    assert figures["result/test/accuracy"] == pytest.approx(record["test"]["accuracy"])
+    assert "val/loss" in figures
 
 
 @pytest.mark.slow

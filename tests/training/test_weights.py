@@ -78,6 +78,19 @@ def test_training_begins_with_the_weights_of_another_run(trained_run: Path, tmp_
     assert after["val"]["accuracy"] == pytest.approx(before["val"]["accuracy"], abs=0.01)
 
 
+def test_a_few_batches_of_each_split_leave_a_run_that_can_be_used(tmp_path: Path) -> None:
+    words = [*EASY, "trainer.fast_dev_run=2", "trainer.profiler=simple", "trainer.val_check_interval=5"]
+    done = run_command("train", *words, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (record["epochs"], record["steps"]) == (1, 2) and {"val", "test"} <= set(record)
+    assert not list((tmp_path / "run").glob("events.out.*"))
+    assert "run_training_epoch" in (tmp_path / "run" / "fit-profile.txt").read_text()
+    assert Run.open(tmp_path / "run").config["trainer"]["limit_val_batches"] == 2
+    again = run_command("train", f"resume={tmp_path / 'run'}", "trainer.fast_dev_run=true")
+    assert again.returncode == 2 and "trainer.fast_dev_run" in again.stderr and "is for a new run" in again.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", [[], ["experiment=char_sentence"]], ids=["sentiment", "language"])
 @pytest.mark.parametrize("debug", ["fdr", "limit", "overfit", "profiler"])

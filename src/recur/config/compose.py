@@ -244,7 +244,7 @@ class Composed:
         """The same config with another value of a setting, such as `trainer.precision`."""
         cfg = copy.deepcopy(self.cfg)
         OmegaConf.set_readonly(cfg, False)
-        OmegaConf.update(cfg, key, value, force_add=True)
+        OmegaConf.update(cfg, key, value, merge=False, force_add=True)
         config: dict[str, Any] = copy.deepcopy(self.config)
         *groups, name = key.split(".")
         node = config

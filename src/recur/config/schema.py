@@ -19,7 +19,7 @@ from recur.runs.build import build, resolve
 from recur.runs.extras import lacks
 from recur.runs.metrics import check_metric, family_of
 
-_SERVICES = "recur.training.loggers."  # W&B's and MLflow's
+_SERVICES = "recur.training.loggers."  # W&B's, MLflow's and Aim's
 _DEEPEST = 60  # levels of a config
 
 
@@ -252,8 +252,7 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
         if trainer.get(key) == 0:
             raise UserError(f"trainer.{key}", 0, "must be at least 1, or -1 for no such end")
     for path, (rule, remedy) in NOT_FOR_TRAINER.items():
-        key = path.removeprefix("trainer.")
-        if key in trainer and (key != "fast_dev_run" or trainer[key]):
+        if path.removeprefix("trainer.") in trainer:
             raise UserError(path, ABSENT, rule, remedy)
     devices, cores = trainer.get("devices"), os.cpu_count() or 1
     if trainer.get("accelerator") == "cpu" and isinstance(devices, int) and devices > max(2, cores):
@@ -273,6 +272,8 @@ _TRAINER: dict[str, Any] = {
     "num_sanity_val_steps": Annotated[int, Ge(-1)],
     "limit_train_batches": Annotated[float, Gt(0)],
     "val_check_interval": Annotated[float, Gt(0)] | dict[str, Any] | str | None,
+    "fast_dev_run": bool | Annotated[int, Ge(0)],
+    "profiler": Literal["simple", "advanced"] | dict[str, Any] | None,
     "limit_val_batches": _SHARE,
     "limit_test_batches": _SHARE,
 }

@@ -57,10 +57,6 @@ _ABSENT = object()
 NOT_FOR_TRAINER = {
     "trainer.callbacks": ("is made of the config's own key", "set callbacks.NAME=... instead"),
     "trainer.logger": ("is made of the config's own key", "set logger.NAME=... instead"),
-    "trainer.fast_dev_run": (
-        "leaves no checkpoint, and a run needs one",
-        "limit it: trainer.max_steps=5 trainer.limit_val_batches=2",
-    ),
 }
 
 

@@ -7,7 +7,7 @@ What happens to a file, in this order:
     readers.py     one file or folder -> checked rows, each with its place for messages
     labels.py      label values -> classes
     text.py        text -> tokens: the tokenizers        corpus.py      running text -> one array of token ids
-    own_tokenizers.py  tokenizers of other packages
+    own_tokenizers.py  tokenizers of other packages      tables.py      pandas frames and data sets as files
     cache.py       what is costly to make, kept          vectors.py     word vectors for the embedding
     buckets.py     which texts make a batch              streams.py     which tokens make a window
     loader.py      the resumable loader of both          checks.py      limits on settings

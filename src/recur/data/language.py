@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -19,13 +19,15 @@ from recur.data.corpus import Inline, Reader
 from recur.data.sources import Source, choose_splits
 from recur.data.streams import StreamLoader, WindowLoader
 from recur.data.synthetic import SyntheticText
+from recur.data.tables import Files
 from recur.data.text import Tokenizer, check_settings, joins_words
 from recur.errors import UserError
+from recur.nn.arguments import Remembering
 
 _DEFAULTS: Mapping[str, Any] = MappingProxyType({})  # of the tokenizer
 
 
-class LanguageData(pl.LightningDataModule):
+class LanguageData(Remembering, pl.LightningDataModule):
     """Text for a language model, as contiguous streams or as single windows.
 
     The text comes from a hub id or folder (`path`, whose splits `train`, `val`, `test` then name), from files alone
@@ -39,9 +41,9 @@ class LanguageData(pl.LightningDataModule):
         path: hub id, folder laid out like a hub repository, or one file.
         subset: which one of a repository with several (the hub's "config").
         revision: branch, tag or commit of a hub repository.
-        train: split name or file(s) to train on.
-        val: split name or file(s) for validation; None finds one by its usual names or cuts one off.
-        test: split name or file(s) for the test; None finds a split `test`, or cuts `test_fraction` off.
+        train: split name or file(s) to train on; from Python also a pandas DataFrame or a `datasets.Dataset`.
+        val: split name, file(s) or table for validation; None finds one by its usual names or cuts one off.
+        test: split name, file(s) or table for the test; None finds a split `test`, or cuts `test_fraction` off.
         text: the text itself.
         synthetic: a generated corpus in place of all sources.
         text_column: column of text, where the files are tables, each of whose rows is a line: its name or, in a csv
@@ -75,9 +77,9 @@ class LanguageData(pl.LightningDataModule):
         path: str | None = None,
         subset: str | None = None,
         revision: str | None = None,
-        train: str | Sequence[str] | None = None,
-        val: str | Sequence[str] | None = None,
-        test: str | Sequence[str] | None = None,
+        train: Files | None = None,
+        val: Files | None = None,
+        test: Files | None = None,
         text: str | None = None,
         synthetic: SyntheticText | None = None,
         text_column: Column = "text",

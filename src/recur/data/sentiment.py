@@ -21,9 +21,11 @@ from recur.data.labels import Names, carved, class_table, label_key, table_of, w
 from recur.data.readers import Checked, Rows, checked
 from recur.data.sources import Source, Split, choose_splits
 from recur.data.synthetic import SyntheticReviews
+from recur.data.tables import Files
 from recur.data.text import Tokenizer, check_settings, lacks_tokens
 from recur.data.vectors import WordVectors, load_vectors, train_word2vec
 from recur.errors import UserError
+from recur.nn.arguments import Remembering
 
 log = logging.getLogger(__name__)
 _ENCODE_AT_ONCE = 2000
@@ -56,7 +58,7 @@ class Encoded:
         self.facts: dict[str, Any] = json.loads((folder / "facts.json").read_text())
 
 
-class SentimentData(pl.LightningDataModule):
+class SentimentData(Remembering, pl.LightningDataModule):
     """Texts with one label each.
 
     The rows come from a hub id or folder (`path`, whose splits `train`, `val`, `test` then name) or from files alone
@@ -68,9 +70,9 @@ class SentimentData(pl.LightningDataModule):
             file.
         subset: which one of a repository with several (the hub's "config").
         revision: branch, tag or commit of a hub repository.
-        train: split name or file(s) to train on.
-        val: split name or file(s) for validation; None finds one by its usual names or carves one off.
-        test: split name or file(s) for the test; None finds a split `test` or does without.
+        train: split name or file(s) to train on; from Python also a pandas DataFrame or a `datasets.Dataset`.
+        val: split name, file(s) or table for validation; None finds one by its usual names or carves one off.
+        test: split name, file(s) or table for the test; None finds a split `test` or does without.
         unlabelled: split name or file(s) of texts without labels, for word vectors.
         text_column: column of texts: its name or, in a csv or tsv without a line of names, its number from 1.
         label_column: column of labels, likewise.
@@ -108,10 +110,10 @@ class SentimentData(pl.LightningDataModule):
         path: str | None = None,
         subset: str | None = None,
         revision: str | None = None,
-        train: str | Sequence[str] | None = None,
-        val: str | Sequence[str] | None = None,
-        test: str | Sequence[str] | None = None,
-        unlabelled: str | Sequence[str] | None = None,
+        train: Files | None = None,
+        val: Files | None = None,
+        test: Files | None = None,
+        unlabelled: Files | None = None,
         text_column: Column = "text",
         label_column: Column = "label",
         class_names: Sequence[str] | Mapping[Any, str] | None = None,

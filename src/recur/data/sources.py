@@ -30,6 +30,7 @@ from recur.data.cache import TokenCache, content_key
 from recur.data.cards import check_card
 from recur.data.checks import Column
 from recur.data.readers import SUFFIXES, Origin, Rows, class_rows, joined, log, numbered, read_file
+from recur.data.tables import Files, as_file, is_table
 from recur.errors import UserError
 
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
@@ -165,7 +166,7 @@ class JoinedSplits:
 
 
 def choose_splits(
-    names: Mapping[str, str | Sequence[str] | None],
+    names: Mapping[str, Files | None],
     path: str | None,
     subset: str | None,
     revision: str | None,
@@ -176,8 +177,8 @@ def choose_splits(
     """The splits of a data set by our names: train, val, test, unlabelled.
 
     Args:
-        names: for each of them a split of `path`, several joined by `+`, or files; None finds a split of its usual
-            name, or leaves it out.
+        names: for each of them a split of `path`, several joined by `+`, files, or a table; None finds a split of its
+            usual name, or leaves it out.
         path: see `find_splits`; None where `names` gives files alone.
         subset: see `find_splits`.
         revision: see `find_splits`.
@@ -194,6 +195,8 @@ def choose_splits(
             name = next((name for name in _USUAL.get(split, ()) if name in known), None)
             if name is not None:
                 splits[split] = known[name]
+        elif is_table(wanted):
+            splits[split] = Split((as_file(wanted, f"data.{split}", cache),))
         elif isinstance(wanted, str) and wanted in known:
             splits[split] = known[wanted]
         elif isinstance(wanted, str) and known and all(part in known for part in wanted.split("+")):

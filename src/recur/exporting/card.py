@@ -146,15 +146,15 @@ def _agreement(measured: Agreement | None, small: Agreement | None) -> str:
     lines = [
         "## Agreement and speed",
         "",
-        f"On {measured.texts} texts of {measured.shortest} to {measured.longest} tokens in one batch the exported model's "
-        f"answers differ from the run's own by at most {measured.difference:.1e}.",
+        f"On {measured.texts} texts of {measured.shortest} to {measured.longest} tokens in one batch the exported "
+        f"model's answers differ from the run's own by at most {measured.difference:.1e}.",
         f"Speed: {measured.speed}.",
     ]
     if small is not None:
         lines += [
             "",
-            f"With 8-bit weights they differ by at most {small.difference:.1e}, and {small.same_answers:.2%} are the same. "
-            f"Speed: {small.speed}.",
+            f"With 8-bit weights they differ by at most {small.difference:.1e}, and {small.same_answers:.2%} are the "
+            f"same. Speed: {small.speed}.",
         ]
     return "\n".join(lines)
 

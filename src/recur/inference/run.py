@@ -7,7 +7,7 @@ run.evaluate(split="test")["test"]["accuracy"]
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
+from recur import cli
+from recur.data.tables import as_file, is_table
 from recur.errors import UserError
 from recur.inference import classification, evaluation, language
 from recur.inference.classification import Explainer, Explanation, Prediction
@@ -23,6 +25,7 @@ from recur.runs import journal, metrics
 from recur.runs import run as runs
 
 if TYPE_CHECKING:
+    import datasets
     import pandas as pd  # type: ignore[import-untyped]
 
     from recur.inference.curves import Curves
@@ -45,10 +48,11 @@ class Run(runs.Run):
         """Label texts, in batches of about equally many tokens.
 
         Args:
-            texts: a sequence of texts, or any other iterable, which is read as the answers are taken.
+            texts: several texts, such as a list or a column of a DataFrame, or any other iterable, which is read as the
+                answers are taken.
 
         Returns:
-            One prediction a text, in order: a list for a sequence, else an iterator.
+            One prediction a text, in order: a list for what has a length, else an iterator.
 
         Raises:
             UserError: a text without tokens, or a language run.
@@ -58,7 +62,7 @@ class Run(runs.Run):
             raise TypeError("predict takes several texts: give [text]")
         self.require("sentiment", "predict")
         answers = classification.classify_stream(self, texts)
-        return list(answers) if isinstance(texts, Sequence) else answers
+        return list(answers) if isinstance(texts, Sized) else answers
 
     def explain(self, text: str, label: str | None = None) -> Explanation:
         """What each token of a text contributed to a class, by integrated gradients.
@@ -120,11 +124,16 @@ class Run(runs.Run):
         return language.beam_search(self, prompt, beams, tokens, no_unknown=no_unknown)
 
     # ---- both families
-    def evaluate(self, data: str | Path | None = None, split: str | None = None, **settings: Any) -> dict[str, Any]:
+    def evaluate(
+        self,
+        data: "str | Path | pd.DataFrame | datasets.Dataset | None" = None,
+        split: str | None = None,
+        **settings: Any,
+    ) -> dict[str, Any]:
         """Metrics on the run's own data, or on other data.
 
         Args:
-            data: file or folder; None for the run's own.
+            data: file, folder, pandas DataFrame or `datasets.Dataset`; None for the run's own.
             split: `train`, `val` or `test`; None for val and test, or all there is.
             settings: data settings to change, such as `eval_batch_size=256` or `text_column="review"`.
 
@@ -135,7 +144,8 @@ class Run(runs.Run):
             UserError: the data cannot be read, or the run's own has changed.
         """
         words = [f"{key}={value}" for key, value in settings.items()]
-        opened = evaluation.open_data(self, None if data is None else str(data), words)
+        place = as_file(data, "data") if is_table(data) else data
+        opened = evaluation.open_data(self, None if place is None else str(place), words)
         splits = evaluation.chosen_splits(opened, split)
         return {name: evaluation.evaluate_split(self, opened, name) for name in splits}
 
@@ -195,16 +205,18 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
-def load(path: str | Path, device: str = "cpu") -> Run:
+def load(path: str | Path, device: str = "cpu", *, trust: str | Sequence[str] = ()) -> Run:
     """Open a run for use. Nothing in it is run as code: what its config names must be a class of this package.
 
     Args:
-        path: run folder or checkpoint.
+        path: run folder, checkpoint, or folder as `export --format safetensors` writes it.
         device: `cpu`, `cuda`, `cuda:1`, ...
+        trust: one or more packages of your own whose classes runs may name as well, in this process from now on.
 
     Raises:
         UserError: there is no run, it is damaged, it names foreign code, or the device cannot be used.
     """
+    cli.trust([trust] if isinstance(trust, str) else trust, "trust")
     place = usable_device(device)
     run = Run.open(path)
     _check_reading(run)

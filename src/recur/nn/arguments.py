@@ -1,4 +1,8 @@
-"""The error of a constructor that refuses an argument."""
+"""Arguments of constructors: the error of one that refuses an argument, and a class that remembers its own."""
+
+import contextlib
+import inspect
+from typing import Any, Self
 
 
 class ArgumentError(ValueError):
@@ -16,3 +20,27 @@ class ArgumentError(ValueError):
     def __str__(self) -> str:
         """Name and rule."""
         return f"{self.argument} {self.rule}"
+
+
+class Remembering:
+    """Keeps the arguments that an object is made with, so that what was built by hand can be written down.
+
+    Attributes:
+        given: the arguments by name, as they were given; empty for a copy, which is made without any.
+    """
+
+    given: dict[str, Any]
+
+    def __new__(cls, *positional: Any, **named: Any) -> Self:
+        """Note the arguments; `__init__` refuses those that do not fit."""
+        made = super().__new__(cls)
+        given: dict[str, Any] = {}
+        with contextlib.suppress(TypeError):
+            signature = inspect.signature(cls.__init__)
+            given = dict(signature.bind(made, *positional, **named).arguments)
+            for name, parameter in signature.parameters.items():
+                if parameter.kind is parameter.VAR_KEYWORD:
+                    given |= given.pop(name, {})
+            del given[next(iter(signature.parameters))]  # self
+        object.__setattr__(made, "given", given)  # a module takes attributes only once it is initialised
+        return made

@@ -43,6 +43,7 @@ RUN = (
     "recur.training.checkpointing.best_checkpoint",
     "recur.training.failures.Finite",
     "recur.training.tensorboard.Pages",
+    "recur.training.loggers.aim",
     "recur.training.loggers.mlflow",
     "recur.training.loggers.wandb",
     "lightning.pytorch.Trainer",
@@ -177,7 +178,7 @@ def is_typed(path: str, typed: Sequence[str]) -> bool:
 def must_be_typed(word: str) -> bool:
     """Whether a run's own config may not say what this override says, so that a job that goes on types it again."""
     key = word.partition("=")[0].lstrip("+")
-    if key == "data.path" or (key.startswith("logger.") and key.endswith((".offline", ".tracking_uri"))):
+    if key == "data.path" or (key.startswith("logger.") and key.endswith((".offline", ".tracking_uri", ".repo"))):
         return True
     return "_target_" in word or "allow_pickle" in word or "${" in word or key.rpartition(".")[2] in _WRITTEN
 
@@ -198,6 +199,8 @@ def services(config: Mapping[str, Any]) -> dict[str, Any]:
             key, value, kept = "offline", node.get("offline", False), (True,)
         elif target == "recur.training.loggers.mlflow":
             key, value, kept = "tracking_uri", node.get("tracking_uri"), (None,)
+        elif target == "recur.training.loggers.aim":
+            key, value, kept = "repo", node.get("repo"), (None,)
         else:
             continue
         if value not in kept and not (isinstance(value, str) and "${" in value):

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from recur.errors import UserError
+from recur.nn.arguments import Remembering
 from recur.tasks.schedulers import StepPlan
 
 
@@ -140,7 +141,7 @@ def build_optimizer(make: Callable[..., Optimizer], parameters: Iterable[nn.Para
     return optimizer
 
 
-class Stepping(pl.LightningModule):
+class Stepping(Remembering, pl.LightningModule):
     """What the steps of both tasks have in common.
 
     Attributes:

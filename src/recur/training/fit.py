@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from recur.errors import UserError
 from recur.runs.run import load_checkpoint
 from recur.tasks.base import Stepping
+from recur.training import by_hand
 from recur.training import lightning_internals as internals
 from recur.training.failures import explained
 from recur.training.report import metrics_of
@@ -45,7 +46,8 @@ def train(
     Args:
         data: set up; a `SentimentData`, a `LanguageData` or another with their methods.
         task: of the data's family.
-        trainer: with the callbacks that the run shall have, among them a `ModelCheckpoint` for the best weights.
+        trainer: with the callbacks that the run shall have, among them a `ModelCheckpoint` for the best weights;
+            `recur.load` opens what it writes.
         checkpoint: from which to go on.
         test: whether to score the test split, where there is one.
         called_off: says after training that the run is not worth scoring.
@@ -54,9 +56,11 @@ def train(
         the metrics. The task has the weights that were scored.
 
     Raises:
-        UserError: a loss that is not finite, memory that ran out, settings that do not fit the data.
+        UserError: a task that has no name by which its checkpoints could build it again, a loss that is not finite,
+            memory that ran out, settings that do not fit the data.
     """
     check_lengths(data, trainer)
+    by_hand.complete(data, task, trainer)
     if checkpoint is None and isinstance(task, Stepping):
         task.prepare(data)
     # Lightning converts the weights after it has loaded a checkpoint's, which would be rounded to 32 bits first.

@@ -1,15 +1,16 @@
-"""Loggers besides TensorBoard's: Weights & Biases, MLflow, and what every logger is given.
+"""Loggers besides TensorBoard's: Weights & Biases, MLflow, Aim, and what every logger is given.
 
 | logger | a run's name | a sweep's group | `tags` | settings | final figures |
 |---|---|---|---|---|---|
 | `wandb` | name of the run | `group` | tags | `config` | `summary`: `result/test/accuracy` |
 | `mlflow` | run name | tag `sweep` | tag `tags` | parameters | metrics: `result/test/accuracy` |
+| `aim` | run name | `sweep` | tags | `hparams` | metrics: `result/test/accuracy` |
 | `csv` | its folder | its folder | `hparams.yaml` | `hparams.yaml` | last row: `result/test/accuracy` |
 
 Several at once: `logger=[csv,tensorboard,mlflow]`, Hydra's way to choose several options of a group.
 
-A resumed run goes on in the same entry of W&B and MLflow. To add a logger, add a function that builds it here, a file
-in `conf/logger`, and its name to `recur.runs.trust.RUN`.
+A resumed run goes on in the same entry of W&B, MLflow and Aim. To add a logger, add a function that builds it here, a
+file in `conf/logger`, and its name to `recur.runs.trust.RUN`.
 """
 
 import hashlib
@@ -20,11 +21,12 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from recur.cli import rank
 from recur.runs.extras import lacks
 from recur.runs.files import write_atomic
 from recur.runs.marks import read_mark
 
-MLFLOW_ID = "mlflow_run_id.txt"
+MLFLOW_ID, AIM_ID = "mlflow_run_id.txt", "aim_run_hash.txt"
 _LONGEST_VALUE = 500  # characters of a parameter, as MLflow takes them
 
 
@@ -111,6 +113,44 @@ def mlflow(
         raise lacks("mlflow", error.name or "mlflow", "logger=mlflow") from None
 
 
+def aim(folder: str, name: str, tags: Sequence[str] = (), experiment: str = "recur", repo: str | None = None) -> Logger:
+    """A logger for Aim, which is told nothing of the machine, its environment and what the terminal shows.
+
+    Args:
+        folder: of the run.
+        name: of the run, to which what tells it from others is added.
+        tags: words by which the run is found again.
+        experiment: of Aim.
+        repo: folder or server; None for the run's folder, where `aim up --repo RUN` finds it.
+
+    Raises:
+        UserError: the extra is missing.
+    """
+    place = Path(folder)
+    try:
+        from aim.pytorch_lightning import AimLogger
+    except ModuleNotFoundError as error:
+        raise lacks("aim", error.name or "aim", "logger=aim") from None
+    known = place / AIM_ID
+    logger: Any = AimLogger(
+        repo=repo or str(place.resolve()),
+        experiment=experiment,
+        run_name=run_name(place, name),
+        run_hash=known.read_text(encoding="utf-8").strip() if known.is_file() else None,
+        system_tracking_interval=None,
+        log_system_params=False,
+        capture_terminal_logs=False,
+    )
+    if rank() == 0:
+        entry = logger.experiment
+        if not known.is_file():
+            for tag in tags:
+                entry.add_tag(str(tag))
+        if sweep := sweep_of(place):
+            entry["sweep"] = sweep
+    return logger
+
+
 def log_settings(loggers: list[Any], settings: Mapping[str, Any], folder: Path) -> None:
     """Give every logger but TensorBoard's, which gets them its own way, the run's settings.
 
@@ -128,6 +168,8 @@ def log_settings(loggers: list[Any], settings: Mapping[str, Any], folder: Path) 
             if (folder / MLFLOW_ID).is_file():  # a resumed run: MLflow refuses a parameter that has changed
                 plain = {}
         logger.log_hyperparams(plain)
+        if type(logger).__name__ == "AimLogger":  # whose class cannot be named where its package is missing
+            write_atomic(folder / AIM_ID, f"{logger.version}\n")
         if isinstance(logger, MLFlowLogger):
             write_atomic(folder / MLFLOW_ID, f"{logger.run_id}\n")
         if isinstance(logger, WandbLogger):

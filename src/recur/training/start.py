@@ -7,12 +7,14 @@ from typing import Any, Protocol
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 
 from recur import cli
 from recur.config import schema
 from recur.config.compose import Composed, build
 from recur.data.sources import without_network
 from recur.data.text import Tokenizer
+from recur.errors import UserError
 from recur.runs import fingerprint, precision
 from recur.runs.build import Part
 from recur.runs.files import naming
@@ -25,6 +27,8 @@ from recur.training.checkpointing import Files, SelfContained
 from recur.training.failures import Stop
 from recur.training.fit import Trained, check_lengths, check_place, train
 from recur.training.run_files import begin, take_up, withdrawn_if_refused
+
+_PROFILERS: dict[str, Any] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 
 
 class Pruning(Protocol):
@@ -55,7 +59,7 @@ def run(composed: Composed, stop: Stop, pruning: Pruning | None = None) -> Train
 
 def _run(composed: Composed, stop: Stop, pruning: Pruning | None) -> Trained:
     schema.check_run(composed.config, composed.used)
-    composed = with_precision(composed)
+    composed = with_precision(with_few_batches(composed))
     checkpoint = take_up(composed)
     data = _data(composed, checkpoint)
     task = _task(composed.config, data)
@@ -67,7 +71,7 @@ def _run(composed: Composed, stop: Stop, pruning: Pruning | None) -> Trained:
     # The folder's name for what libraries write there.
     with naming(composed.folder), withdrawn_if_refused(composed.folder) as built:
         callbacks = _callbacks(composed, data, stop)
-        trainer = _trainer(composed.config, [*callbacks, *([] if pruning is None else [pruning])])
+        trainer = _trainer(composed, [*callbacks, *([] if pruning is None else [pruning])])
         built.append(trainer)
         check_lengths(data, trainer)
         if checkpoint is not None:
@@ -94,6 +98,24 @@ def _train(
             composed.folder, composed.config, data, task, trainer, trained.results, baseline=beside, pruned=pruned
         )
     return trained
+
+
+def with_few_batches(composed: Composed) -> Composed:
+    """The config with what `trainer.fast_dev_run` asks for, but with the checkpoints that a run needs.
+
+    Raises:
+        UserError: of a run that goes on.
+    """
+    given = composed.config["trainer"].get("fast_dev_run")
+    if not given:
+        return composed
+    if composed.resumed:
+        raise UserError("trainer.fast_dev_run", given, "is for a new run")
+    limits = {f"limit_{split}_batches": int(given) for split in ("train", "val", "test")}
+    limits |= {"max_epochs": 1, "max_steps": -1, "num_sanity_val_steps": 0, "check_val_every_n_epoch": 1}
+    for key, value in {**limits, "val_check_interval": 1.0, "fast_dev_run": False}.items():
+        composed = composed.changed(f"trainer.{key}", value)
+    return composed.changed("logger", {})
 
 
 def with_precision(composed: Composed) -> Composed:
@@ -168,8 +190,11 @@ def _callbacks(composed: Composed, data: Any, stop: Stop) -> list[Any]:
     return [*built, content, PlannedNoise(config["seed"]), ValidationLog(composed.folder)]
 
 
-def _trainer(config: dict[str, Any], callbacks: list[Any]) -> Any:
+def _trainer(composed: Composed, callbacks: list[Any]) -> Any:
+    config = composed.config
     settings = dict(config["trainer"])
+    if kind := _PROFILERS.get(str(settings.get("profiler"))):
+        settings["profiler"] = kind(dirpath=composed.folder, filename="profile")
     loggers = [build(node, f"logger.{name}") for name, node in config["logger"].items()]
     if not loggers:  # which it would complain about
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
