@@ -105,7 +105,7 @@ def test_a_sweep_is_run(command: str, tmp_path: Path) -> None:
 def test_the_others_run(own_files: Path, trained_run: Path, writer: Path) -> None:
     sweep(own_files / "SWEEP", *TINY, "seed=0,1", "test=false")
     others = [c for c in COMMANDS if kind(c) not in (*USE, "recur.train")]
-    assert len(others) == 3
+    assert len(others) == 4
     for command in others:
         done = subprocess.run(
             [sys.executable, *filled(command, own_files, trained_run, writer)],

@@ -31,4 +31,7 @@ def test_every_cell_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     printed = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
     lines = [line for line in printed.splitlines() if "This film is" in line and not line.startswith(" ")]
     assert [line.split()[0] for line in lines] == ["negative", "positive"]
+    assert any(data.get("text/plain") in ("'negative'", "'positive'") for data in shown), (
+        "the run built by hand answers"
+    )
     assert "bidirectional_cheats" in printed and "page " in printed

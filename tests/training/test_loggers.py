@@ -54,7 +54,8 @@ def test_a_run_in_aim_and_its_resumption(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     repo = aim.Repo(str(run))
     (name,) = repo.list_all_runs()  # the same entry went on
-    entry = repo.get_run(name)
+    quiet = {"system_tracking_interval": None, "log_system_params": False, "capture_terminal_logs": False}
+    entry = aim.Run(name, repo=repo, force_resume=True, **quiet)  # read-only, it wants an index that `aim up` makes
     assert (entry.name, entry.experiment, set(entry.tags)) == ("kept run", "recur", {"first_try", "wide"})
     assert entry["hparams", "optimizer.lr"] == 0.01
     figures = {metric.name: metric.values.last()[1] for metric in entry.metrics()}

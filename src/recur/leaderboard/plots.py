@@ -249,7 +249,7 @@ def curves(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure | Non
     place.set_xlabel("epoch")
     _value_axis(place, leaderboard, every)
     place.set_ylabel(_clip(leaderboard.metric, 60))
-    place.xaxis.set_major_locator(MaxNLocator(integer=True))
+    place.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     handles, labels = place.get_legend_handles_labels()
     if labels:
         figure.legend(handles[::-1], labels[::-1], loc="outside lower left", fontsize=9)

@@ -114,7 +114,7 @@ def mlflow(
 
 
 def aim(folder: str, name: str, tags: Sequence[str] = (), experiment: str = "recur", repo: str | None = None) -> Logger:
-    """A logger for Aim, which is told nothing of the machine, its environment and what the terminal shows.
+    """A logger for Aim, which gets nothing of the machine, its environment and what the terminal shows.
 
     Args:
         folder: of the run.
