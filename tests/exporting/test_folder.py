@@ -26,6 +26,7 @@ def exports(trained_run: Path, language_run: Path, tmp_path_factory: pytest.Temp
     base = tmp_path_factory.mktemp("exports")
     done = run_command("export", trained_run, "--out", base / "sentiment-onnx", "--int8")
     assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
     assert done.stdout.count("differs from recur by at most") == done.stdout.count("  speed: ") == 2  # 8 bits, too
     for family, path in (("sentiment", trained_run), ("language", language_run)):
         for kind in folder.FORMATS:

@@ -179,11 +179,14 @@ def _quantized(model: Any) -> bytes:
 
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    logging.getLogger().setLevel(max(logging.getLogger().level, logging.WARNING))  # it recommends a preparation
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "model.onnx"
-        quantize_dynamic(model, path, weight_type=QuantType.QInt8)
-        return path.read_bytes()
+    logging.disable(logging.WARNING)  # it recommends a preparation, and names what has no weights
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "model.onnx"
+            quantize_dynamic(model, path, weight_type=QuantType.QInt8)
+            return path.read_bytes()
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _torch(run: Run, files: _Files, texts: Sequence[Ids]) -> Agreement:
