@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from recur.config.compose import command_line, compose_run
+import recur
+from recur.config.compose import build, command_line, compose_run
 from recur.data.sources import absolute_paths
 
 
@@ -51,3 +52,24 @@ def test_a_composed_run_has_them_in_both_of_its_configs(here):
         assert data["train"] == str(here / "a.csv")
         assert list(data["val"]) == [str(here / "b1.csv"), str(here / "b2.csv")]
     assert "data.train=a.csv" in composed.overrides  # as it was typed
+
+
+def test_penn_treebank_is_counted_in_words_and_enwik8_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ptb").mkdir()
+    for split, lines in (("train", 300), ("valid", 40), ("test", 50)):
+        (tmp_path / "ptb" / f"ptb.{split}.txt").write_text(" no it was n't <unk> N \n" * lines)
+    data = build(
+        recur.compose(["model=language_model", "data=ptb", "data.batch_size=2", "data.bptt=5"])["data"], "data"
+    )
+    data.setup("fit")
+    assert {split: len(data.tokens(split)) for split in data.splits} == {"train": 2100, "val": 280, "test": 350}
+    assert data.tokenizer.vocabulary.count("<unk>") == 1  # the corpus's own
+
+    text = "[[naïve]] 中文 &lt;ref&gt;\n" * 2000
+    (tmp_path / "enwik8.txt").write_text(text)
+    data = build(recur.compose(["model=language_model", "data=enwik8", "data.batch_size=2"])["data"], "data")
+    data.setup("fit")
+    sizes = {split: len(data.tokens(split)) for split in data.splits}
+    assert sum(sizes.values()) == len(text.encode()) and data.vocab_size <= 257
+    assert sizes["val"] / sum(sizes.values()) == pytest.approx(0.05, abs=0.001) == sizes["test"] / sum(sizes.values())

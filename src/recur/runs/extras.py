@@ -34,7 +34,7 @@ def lacks(extra: str, module: str, setting: str, otherwise: str = "") -> UserErr
         setting: the override that needs it.
         otherwise: what else can be done.
     """
-    wanted = " ".join(f"'{requirement}'" for requirement in requirements(extra)) or f"'recur[{extra}]'"
+    wanted = " ".join(f"'{requirement}'" for requirement in requirements(extra)) or f"'{module}'"
     remedy = f"python -m pip install {wanted}" + (f", or {otherwise}" if otherwise else "")
     return UserError(setting, rule=f"needs {module}, which is not installed", remedy=remedy)
 
