@@ -335,6 +335,16 @@ def test_answers_go_to_a_file_with_the_columns_of_the_input(run_command, trained
     assert done.code == 2 and "is the file of the texts" in done.err
 
 
+def test_a_refusal_leaves_the_file_for_answers_as_it_was(run_command, trained_run, tmp_path) -> None:
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text(f'id,text\na1,"{GOOD}"\na2,""\n')
+    assert run_command(trained_run, "--file", source, "--out", out).code == 2 and not out.exists()
+    out.write_text("earlier answers\n")
+    assert run_command(trained_run, "--file", source, "--out", out, "--overwrite").code == 2
+    assert out.read_text() == "earlier answers\n"
+    assert run_command(trained_run, "--out", tmp_path / "none.csv", stdin=b"").code in (0, 2)
+
+
 def test_a_page_replaces_a_page_and_nothing_else(run_command, trained_run, tmp_path) -> None:
     checkpoint = tmp_path / "best.ckpt"
     checkpoint.write_bytes((trained_run / "checkpoints" / "best.ckpt").read_bytes())

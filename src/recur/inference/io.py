@@ -4,10 +4,10 @@ import csv
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TextIO
+from typing import Any, BinaryIO, Protocol, TextIO, cast
 
 from recur.data.readers import JSON_LINES, PICKLES, checked, read_file
 from recur.errors import UserError
@@ -302,14 +302,46 @@ def check_folder(option: str, path: str) -> None:
         raise UserError(option, path, "cannot be written, it is a folder")
 
 
+class _WhenWritten:
+    """A file that is opened when the first answer is written: a refusal before that leaves what was there."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+
+    def opened(self) -> TextIO:
+        """The file itself."""
+        if self._file is None:
+            self._file = open(self._path, "w", encoding="utf-8", errors="backslashreplace", newline="")  # noqa: SIM115
+        return self._file
+
+    def write(self, text: str) -> int:
+        """Write to it."""
+        return self.opened().write(text)
+
+    def flush(self) -> None:
+        """Flush what was written."""
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close it."""
+        if self._file is not None:
+            self._file.close()
+
+
 @contextmanager
 def open_out(path: str | None) -> Iterator[TextIO]:
-    """The file for answers, opened for writing; standard output without one. An error of the system names it."""
+    """The file for answers, opened for writing; standard output without one. An error of the system names it.
+
+    The file is touched with the first answer, or at the end where there was no text.
+    """
     if path is None:
         yield sys.stdout
         return
-    with naming(path), open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        yield file
+    with naming(path), closing(_WhenWritten(path)) as file:
+        yield cast(TextIO, file)
+        file.opened()
 
 
 def records(stream: TextIO, path: str | None) -> Records:
