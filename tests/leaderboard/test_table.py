@@ -311,6 +311,27 @@ def test_categories_are_not_joined_and_numbers_are(tmp_path):
     assert drawn(leaderboard, "lr").lines[0].get_linestyle() == "-"
 
 
+def test_a_setting_that_was_typed_equals_the_same_one_that_was_configured(tmp_path):
+    """`false`, `False` and `null` as somebody types them, and as another run's config has them."""
+    configs = {"a": {"test": False, "limit": None, "tied": True}, "b": {"test": True, "limit": 5, "tied": True}}
+    typed = {"a": (), "b": ()} | {"c": ("test=false", "limit=null", "tied=True"), "d": ("test=true", "limit=5")}
+    for name, overrides in typed.items():
+        run = make_run(tmp_path / name, 0.5, *overrides)
+        config = json.loads((run / "config.yaml").read_text()) | configs["a" if name in "ac" else "b"]
+        (run / "config.yaml").write_text(json.dumps(config))
+    groups = Leaderboard.of([tmp_path]).groups
+    found = sorted((group.settings["test"], group.settings["limit"], len(group.results)) for group in groups)
+    assert found == [("false", "null", 2), ("true", "5", 2)]
+    assert all("tied" not in group.settings for group in groups)
+
+
+def test_the_best_of_unlike_runs_is_named_in_a_few_words(tmp_path):
+    make_run(tmp_path / "a", 0.9, *[f"k{n}={n}" for n in range(9)])
+    make_run(tmp_path / "b", 0.5, "other=1")
+    page = write(Leaderboard.of([tmp_path]), tmp_path / "results").read_text()
+    assert "0, 1, 2, 3<" in page and "k0, k1, k2, k3, and 5 more" in page
+
+
 def test_exploded_runs_get_a_logarithmic_axis_and_a_known_ceiling_a_line(tmp_path):
     folder = make_sweep(tmp_path / "s", [([f"lr={lr}"], value) for lr, value in ((1, 90.0), (2, 95.0), (3, 1e6))])
     assert drawn(Leaderboard.of([folder]), "lr").get_yscale() == "log"

@@ -20,6 +20,7 @@ from recur.runs.files import check_links, write_atomic
 from recur.runs.metrics import format_value, metric
 
 _TEMPLATES = Path(__file__).with_name("templates")
+_MOST_SETTINGS = 4  # that are named beside the best figure
 _PAGE, _TABLE, _RUNS = "index.html", "leaderboard.md", "runs.csv"
 _WRITTEN = (_PAGE, _TABLE, _RUNS, *FILES)
 
@@ -137,13 +138,15 @@ def _tiles(leaderboard: Leaderboard) -> Iterator[tuple[str, str]]:
     if best is not None:
         seeds = f" over {len(best.done)} seeds" if len(best.done) > 1 else ""
         ceiling = leaderboard.ceiling
-        known = f"; the ceiling is {format_value(leaderboard.metric, ceiling)}" if ceiling is not None else ""
+        known = f"; the best possible is {format_value(leaderboard.metric, ceiling)}" if ceiling is not None else ""
         yield best.result_text(leaderboard.metric), f"best {leaderboard.metric}{seeds}{known}"
         if len(tied) > 1:
             yield f"tie of {len(tied)} settings", "they share the best mean"
         else:
-            values = ", ".join(map(brief, best.settings.values())) or "as configured"
-            yield values, ", ".join(map(short, best.settings)) or "settings"
+            given = {short(key): brief(value) for key, value in best.settings.items() if value}
+            shown = list(given)[:_MOST_SETTINGS]
+            more = f", and {len(given) - len(shown)} more" if len(given) > len(shown) else ""
+            yield ", ".join(given[key] for key in shown) or "as configured", (", ".join(shown) or "settings") + more
         seconds, count = best.mean_of("wall_seconds"), best.mean_of("parameters")
         if seconds is not None and count is not None:
             yield seconds_in_words(seconds), f"a run of the best, {count:,.0f} parameters"

@@ -188,14 +188,14 @@ def _setting(
         )  # fmt: skip
         crowded = sum(len(_clip(label)) for label in labels) > 26
         turn: dict[str, Any] = {"rotation": 25, "ha": "right"} if crowded else {}
-        place.set_xticks(range(len(labels)), [_clip(brief(label)) for label in labels], **turn)
+        place.set_xticks(range(len(labels)), [_clip(brief(label)) or "not set" for label in labels], **turn)
         place.margins(x=0.2 if len(labels) < 4 else 0.08)
     place.set_title(_clip(short(key), 28) + (f", importance {100 * share:.0f} %" if share is not None else ""))
     _value_axis(place, leaderboard, values)
 
 
 def _value_axis(place: "Axes", leaderboard: Leaderboard, values: Sequence[float]) -> None:
-    """The metric's axis: percent where it is shown so, logarithmic where runs exploded, with the known ceiling."""
+    """The metric's axis: percent where shown so, logarithmic where runs exploded, with the best possible value."""
     from matplotlib.ticker import PercentFormatter
 
     info = metric_info(leaderboard.metric)
@@ -206,7 +206,7 @@ def _value_axis(place: "Axes", leaderboard: Leaderboard, values: Sequence[float]
     if leaderboard.ceiling is not None:
         place.axhline(leaderboard.ceiling, color=SERIES[1], linewidth=1, linestyle=":")
         place.annotate(
-            f"ceiling {format_value(leaderboard.metric, leaderboard.ceiling)}",
+            f"best possible {format_value(leaderboard.metric, leaderboard.ceiling)}",
             (0, leaderboard.ceiling), (4, -3 if leaderboard.mode == "max" else 3),
             xycoords=("axes fraction", "data"), textcoords="offset points",
             ha="left", va="top" if leaderboard.mode == "max" else "bottom", fontsize=9, color=SERIES[1],
@@ -311,7 +311,7 @@ def _axis(
 
     place.plot([index, index], [0, 1], color=FAINT, linewidth=1, zorder=0)
     if labels is not None:
-        ticks = [(height(i), brief(label)) for i, label in enumerate(labels)]
+        ticks = [(height(i), brief(label) or "not set") for i, label in enumerate(labels)]
     else:
         ends = [low, (low + high) / 2, high] if high > low else [low]
         shown = [10**v if log else v for v in ends]

@@ -208,9 +208,9 @@ def fill_from_configs(results: Sequence[Result]) -> None:
         if lacking:
             config, choices = plain_config(result.folder), _choices(result.folder)
             for key in lacking:
-                value = choices.get(key, _at(config, key.lstrip("+~")))
-                if isinstance(value, (str, int, float, bool)):
-                    result.settings[key] = _as_typed(str(value), typed[key])
+                value = choices[key] if key in choices else _at(config, key.lstrip("+~"), default=_ABSENT)
+                if value is None or isinstance(value, (str, int, float, bool)):
+                    result.settings[key] = _as_typed(_word(value), typed[key])
 
 
 def plain_config(folder: Path) -> Any:
@@ -230,17 +230,31 @@ def _choices(folder: Path) -> dict[str, Any]:
     return choices if isinstance(choices, dict) else {}
 
 
-def _at(node: Any, path: str) -> Any:
-    """A value in plain containers, None where there is none."""
+_ABSENT = object()
+
+
+def _at(node: Any, path: str, default: Any = None) -> Any:
+    """A value in plain containers, the default where there is none."""
     for part in path.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or part not in node:
+            return default
+        node = node[part]
     return node
 
 
+def _word(value: Any) -> str:
+    """A value as YAML writes it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _as_typed(text: str, typed: Sequence[str]) -> str:
-    """`0` for `0.0` where it was typed so: one value is one text."""
-    same = (other for other in typed if numbers([text, other]) and float(other) == float(text))
-    return next(same, text)
+    """`0` for `0.0` and `False` for `false` where it was typed so: one value is one text."""
+    for other in typed:
+        if other.lower() == text.lower() and text in ("true", "false", "null"):
+            return other
+        if numbers([text, other]) and float(other) == float(text):
+            return other
+    return text
 
 
 def numbers(texts: Sequence[str]) -> list[float] | None:
