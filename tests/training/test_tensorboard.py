@@ -226,7 +226,7 @@ def test_mistakes_show_the_text_as_it_is_and_nothing_else(three_classes) -> None
     assert page.tags == OURS
     told, texts = page.paragraphs[1::2], [text.strip() for text in page.paragraphs[2::2]]
     assert len(told) == len(texts) == 7
-    names = [re.fullmatch(r"\d\. said (.+) with ([\d.]+), true is (.+)", line.strip()).groups() for line in told]
+    names = [re.fullmatch(r"\d\. predicted (.+) with ([\d.]+), true is (.+)", line.strip()).groups() for line in told]
     assert all(said != true and {said, true} <= {"good|$x$", "<b>bad</b>", "映画"} for said, _, true in names)
     confidence = [float(sure) for _, sure, _ in names]
     assert confidence == sorted(confidence, reverse=True)
@@ -239,7 +239,7 @@ def test_mistakes_show_the_text_as_it_is_and_nothing_else(three_classes) -> None
 def test_markdown_of_a_text_reads_as_the_text(text: str) -> None:
     page = _Page(markdown_to_safe_html(pages.mistakes_page(LABELS, SCORES, ["no_no_", "*yes*"], lambda row: text, 5)))
     assert page.tags == OURS
-    assert page.paragraphs[1].strip() == "1. said *yes* with 0.9000, true is no_no_"
+    assert page.paragraphs[1].strip() == "1. predicted *yes* with 0.9000, true is no_no_"
     assert page.paragraphs[2].strip() == pages.printable(text).strip()
 
 

@@ -34,7 +34,7 @@ _LEAKS = re.compile(
 
 @dataclass(frozen=True)
 class Needs:
-    """What a job asks of a place.
+    """The devices and processes that a job needs.
 
     Attributes:
         accelerator: `cpu`, `gpu` or `auto`.
@@ -242,7 +242,7 @@ def perform(job: Job, granted: Mapping[str, str], grace: float = 10.0) -> int:
 
 
 def needs_of(cfg: DictConfig) -> Needs:
-    """What a run with this config asks of a place.
+    """The devices and processes that a run with this config needs.
 
     Raises:
         UserError: it names GPUs by numbers that a job in a slot does not see.

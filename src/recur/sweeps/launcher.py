@@ -1,4 +1,4 @@
-"""What Hydra's launchers of this package do: check a sweep whole, then run it, then write its leaderboard."""
+"""The base of this package's launchers: check a whole sweep, run it, write its leaderboard."""
 
 import contextlib
 import shlex
@@ -125,7 +125,7 @@ class FreshProcessLauncher(Launcher):
         """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra gives."""
+        """Keep the context and config that Hydra passes."""
         setup_globals()
         self.config, self.context = config, hydra_context
         HydraConfig.instance().set_config(config)
@@ -498,7 +498,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 
 def leave(outcomes: Mapping[int, Outcome], total: int, folder: Path) -> None:
-    """End the process with what the exit code should say.
+    """End the process with exit code 1 where a job failed or was never run.
 
     Raises:
         SystemExit: 1 where a job failed or was never run.

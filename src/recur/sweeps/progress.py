@@ -59,16 +59,16 @@ class SweepProgress:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Leave its last state standing."""
+        """Close the live table; its last state stays on the terminal."""
         if self._live is not None:
             self._live.__exit__(*error)
 
     def name(self, job: Job) -> str:
-        """What this job has that others have not."""
+        """The overrides that set this job apart from the others."""
         return " ".join(text for text in job.overrides if text not in self._constant) or "no overrides"
 
     def say(self, line: str) -> None:
-        """Print a line, above the table where there is one."""
+        """Print a line, above the live table where there is one."""
         if self._console is not None:
             self._console.print(line, markup=False, highlight=False)
         else:

@@ -32,7 +32,7 @@ def _serve(job: Job, cwd: str, threads: int, granted: Mapping[str, str]) -> int:
 
 @dataclass(frozen=True)
 class Share:
-    """What one job takes of a cluster."""
+    """The part of a cluster that one job takes."""
 
     gpus: float
     cpus: int

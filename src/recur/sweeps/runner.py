@@ -100,7 +100,7 @@ class Listed:
         return self._waiting.popleft() if self._waiting else None
 
     def put(self, job: Job, outcome: Outcome) -> None:
-        """Nothing depends on it."""
+        """Do nothing: the next jobs do not depend on it."""
 
 
 class WithCode:
@@ -116,7 +116,7 @@ class WithCode:
         self.total = source.total
 
     def completed(self) -> Sequence[Job]:
-        """Those of the source."""
+        """The source's."""
         return self._source.completed()
 
     def take(self) -> Job | None:
@@ -127,7 +127,7 @@ class WithCode:
         return job
 
     def put(self, job: Job, outcome: Outcome) -> None:
-        """Hand it on."""
+        """Pass it to the source."""
         self._source.put(job, outcome)
 
 

@@ -82,7 +82,7 @@ def try_out(sampler: Any, directions: Sequence[str], distributions: Mapping[str,
     """Let a sampler choose a few settings in a study in memory.
 
     Args:
-        sampler: not used for anything else: it changes by it.
+        sampler: changed by this; use a fresh one for the search.
         directions: `maximize` or `minimize` for each objective.
         distributions: of the settings that are searched.
         path: of the sampler's setting, for the message.

@@ -127,7 +127,7 @@ class Pruner:
         return cls(**settings)
 
     def rule(self) -> Any:
-        """The pruner in Optuna's words."""
+        """The pruner as an object of Optuna's."""
         pruners = require().pruners
         with _without_warnings():
             if isinstance(self.kind, Mapping):
@@ -184,7 +184,7 @@ class SearchSettings:
                 raise UserError(f"hydra.sweeper.objectives.{name}", mode, "must be max or min")
 
     def rule(self) -> Any:
-        """The sampler in Optuna's words."""
+        """The sampler as an object of Optuna's."""
         own = require().samplers
         with _without_warnings():
             if isinstance(self.sampler, Mapping):
@@ -197,7 +197,7 @@ class SearchSettings:
 
     @property
     def directions(self) -> list[str]:
-        """The objectives' modes in Optuna's words."""
+        """The objectives' modes as Optuna names them."""
         return ["maximize" if mode == "max" else "minimize" for mode in self.objectives.values()]
 
     def check(self, space: Space) -> None:
@@ -243,7 +243,7 @@ class Pruning(pl.Callback):
         self.pruned = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether there is no point in going on."""
+        """Whether the study ended the run."""
         return {"pruned": self.pruned}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -266,10 +266,10 @@ class Pruning(pl.Callback):
 
 
 def distribution(dimension: Dimension) -> Any:
-    """A dimension in Optuna's words.
+    """A dimension as a distribution of Optuna's.
 
     Raises:
-        UserError: it is the seed, which is nothing to be optimised.
+        UserError: it is the seed, which must not be optimised.
     """
     optuna = require()
     if dimension.key == "seed":

@@ -16,7 +16,7 @@ from recur.sweeps.launcher import FreshProcessLauncher, Plan, leave
 
 
 class OwnSweeper(Sweeper):
-    """What our sweepers share: how they are set up and how they end.
+    """The base of this package's sweepers: how they are set up and how they end.
 
     Args:
         params: settings and their values in Hydra's syntax; what is typed goes before them.

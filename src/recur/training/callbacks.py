@@ -195,7 +195,7 @@ class Progress(TQDMProgressBar):
             self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch + 1}")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Know that the epoch has a validation of its own: Lightning keeps the figures of the last one."""
+        """Note that this epoch was validated: Lightning keeps showing the figures of the last validation."""
         super().on_validation_end(trainer, pl_module)
         self._validated = self._validated or (trainer.state.fn == "fit" and not trainer.sanity_checking)
 

@@ -80,7 +80,7 @@ class Files(CheckpointIO):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's, but it breaks ties, and the run's folder may be moved.
+    """Lightning's `ModelCheckpoint`, which also breaks ties and follows a run whose folder was moved.
 
     Of two checkpoints with the same score it keeps the one with the lower validation loss: once every text is right,
     the loss still falls. What it keeps of the best follows the run's folder.
@@ -118,7 +118,7 @@ class BestCheckpoint(ModelCheckpoint):
         return {**super().state_dict(), "best_loss": self._best_loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state, with this run's folder in place of the former."""
+        """Restore the state, with this run's folder in place of the former."""
         former, present = str(state_dict.get("dirpath")), str(self.dirpath)
 
         def moved(value: Any) -> Any:
@@ -192,7 +192,7 @@ def synced_size(path: Path) -> int:
 
 
 def rewind(folder: Path, checkpoint: Path) -> None:
-    """Take back what a run's curves say beyond a checkpoint: the resumed run says it again. Half files go, too.
+    """Cut a run's curves back to a checkpoint: the resumed run writes the rest again. Half-written files go, too.
 
     Args:
         folder: of the run.
@@ -283,7 +283,7 @@ class LastCheckpoint(Callback):
     # -------------------------------------------------------------------------------------------------------- when
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let the loader call between two batches; restore what Lightning does not keep."""
+        """Restore what Lightning does not keep in a checkpoint."""
         self._stop.patient = True
         self._agreement = RankAgreement(trainer)
         restore_tables(trainer, self._tables)
@@ -293,11 +293,11 @@ class LastCheckpoint(Callback):
             trainer.should_stop = True
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Hear signals again: Lightning has just taken them over."""
+        """Install our signal handlers again: Lightning has just replaced them."""
         self._stop.listen()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Hear signals again."""
+        """Install our signal handlers again; have the loader call `_between` before each batch."""
         self._stop.listen()
         internals.restore_metrics(trainer, self._scored)
         self._saved_step = trainer.global_step
@@ -329,7 +329,7 @@ class LastCheckpoint(Callback):
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *rest: Any
     ) -> None:
-        """Do not make a signal wait for the end of a validation."""
+        """Obey a signal at once, not at the end of the validation."""
         if trainer.state.fn != "fit":
             return
         (signalled,) = self._agreement.most(self._stop.number)
@@ -399,7 +399,7 @@ class LastCheckpoint(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take that up."""
+        """Restore it."""
         reached = checkpoint.get("reached", {})
         self._scored, self._over = reached.get("metrics", {}), reached.get("over")
         self._tables = reached.get("tables", [])

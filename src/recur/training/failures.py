@@ -1,4 +1,4 @@
-"""When numbers go wrong, or memory runs out: which batch it was, what came before, and what to try.
+"""Losses that are not finite, lack of memory, signals: which batch it was, what came before, and what to try.
 
 The gradient's norm, which is taken in every step anyway, is looked at before the step is made. It is not finite as soon
 as one gradient of one rank is not, and the ranks share it: they take the same decision without communicating.
@@ -37,7 +37,7 @@ _ECHO = 0.5  # seconds in which the same signal again counts as one: `timeout` a
 
 
 class NotFiniteError(UserError):
-    """A loss or gradient that is no number."""
+    """A loss or gradient that is NaN or infinite."""
 
 
 class Finite(Callback):
@@ -90,7 +90,7 @@ class Finite(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the batch, and what a skipped step must not change."""
+        """Keep the batch, and a copy of what a skipped step must not change."""
         self._see("training", batch, batch_idx)
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._loss = None
@@ -198,11 +198,11 @@ def is_lost_rank(error: BaseException) -> bool:
 
 
 def out_of_memory(error: BaseException, watch: Finite | None) -> UserError:
-    """What a lack of memory means for the user.
+    """The error that reports a lack of memory.
 
     Args:
-        error: the lack.
-        watch: has seen the batch.
+        error: as torch or Python raised it.
+        watch: the callback that has seen the batch, None without one.
     """
     where = ""
     lower = "data.batch_size, model.net.hidden_size"
@@ -270,7 +270,7 @@ def name(number: int) -> str:
 
 
 def leave(stop: Stopped, folder: Path) -> int:
-    """Say how to go on with a run that was stopped, and give the exit code.
+    """Print how to go on with a run that was stopped; return the exit code.
 
     After SLURM's signal the job is queued again. Ranks that Lightning started leave with 0: anything else would make it
     kill rank 0, which may still be saving.
@@ -307,7 +307,7 @@ def requeue() -> str | None:
 
 @contextlib.contextmanager
 def explained(trainer: pl.Trainer) -> Iterator[None]:
-    """Say what a lack of memory or a lost rank means; leave no rank behind.
+    """Turn a lack of memory or a lost rank into a `UserError`; leave no rank running.
 
     Raises:
         UserError: memory ran out, or another rank has gone.

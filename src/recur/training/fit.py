@@ -18,7 +18,7 @@ from recur.training.report import metrics_of
 
 @dataclass(frozen=True)
 class Trained:
-    """What came out.
+    """The result of training.
 
     Attributes:
         results: metrics by split (`val`, `test`) and name, of the best checkpoint where there is one.
@@ -50,7 +50,7 @@ def train(
             `recur.load` opens what it writes.
         checkpoint: from which to go on.
         test: whether to score the test split, where there is one.
-        called_off: says after training that the run is not worth scoring.
+        called_off: asked after training; where it returns true, the run is not scored.
 
     Returns:
         the metrics. The task has the weights that were scored.
@@ -95,7 +95,7 @@ def check_place(data: Any, trainer: pl.Trainer, checkpoint: Path) -> None:
         checkpoint: from which to go on.
 
     Raises:
-        UserError: says what is different.
+        UserError: names what is different.
     """
     data.trainer = trainer
     content = load_checkpoint(checkpoint)

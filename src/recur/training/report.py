@@ -1,4 +1,4 @@
-"""What a run says: at its start, at its end, in `metrics.json` and in TensorBoard's HParams tab."""
+"""What a run reports: printed at its start and end, in `metrics.json` and in TensorBoard's HParams tab."""
 
 import functools
 import logging
@@ -84,19 +84,18 @@ def parameter_count(task: pl.LightningModule) -> dict[str, int]:
 
 
 def opening(folder: Path, config: Mapping[str, Any], data: Any, task: pl.LightningModule, trainer: pl.Trainer) -> None:
-    """Say what is about to be trained, on what; with `extras.print_config` all settings first."""
+    """Print what is about to be trained and on what data; with `extras.print_config` all settings first."""
     counts = parameter_count(task)
-    say = _say
     if (config.get("extras") or {}).get("print_config"):
         for line in tree_lines(str(config.get("name", "config")), config):
-            say(line)
-    say(f"run        {_shown(folder)}")
+            _print(line)
+    _print(f"run        {_shown(folder)}")
     for name, value in data.describe().items():
-        say(f"{name:<10} {value}")
+        _print(f"{name:<10} {value}")
     frozen = counts["all"] - counts["trainable"]
-    say(f"parameters {counts['trainable']:,} trainable" + (f", {frozen:,} frozen" if frozen else ""))
+    _print(f"parameters {counts['trainable']:,} trainable" + (f", {frozen:,} frozen" if frozen else ""))
     place = f"{trainer.num_devices} x {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}"
-    say(f"device     {place}, {trainer.world_size} process(es), precision {trainer.precision}")
+    _print(f"device     {place}, {trainer.world_size} process(es), precision {trainer.precision}")
 
 
 def closing(
@@ -162,10 +161,10 @@ def closing(
     _print_table(results, data.ceiling, baseline or {})
     epochs = f"{trainer.current_epoch} epoch{'' if trainer.current_epoch == 1 else 's'}"
     seconds = "" if wall is None else f" in {wall:.0f} s"
-    _say(f"trained {epochs}, {trainer.global_step} steps{seconds}" + (f", {rate:,.0f} tokens/s" if rate else ""))
-    _say("next:")
+    _print(f"trained {epochs}, {trainer.global_step} steps{seconds}" + (f", {rate:,.0f} tokens/s" if rate else ""))
+    _print("next:")
     for line in next_commands(folder, config, task):
-        _say(f"  {line}")
+        _print(f"  {line}")
 
 
 def _confusion(task: Any, trainer: pl.Trainer, results: dict[str, dict[str, float]]) -> dict[str, Any]:
@@ -244,10 +243,10 @@ def _print_table(results: dict[str, dict[str, float]], ceiling: dict[str, float]
     console = Console(width=120, no_color=True)
     with console.capture() as text:
         console.print(table)
-    _say("")
+    _print("")
     for line in text.get().splitlines():
-        _say(line.rstrip())
-    _say("")
+        _print(line.rstrip())
+    _print("")
 
 
 def _shown(folder: Path) -> str:
@@ -257,5 +256,5 @@ def _shown(folder: Path) -> str:
         return str(folder)
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     logging.getLogger("recur").info(line)

@@ -3,7 +3,7 @@
 - Images: `<split>/confusion`, also as `plots/<split>_confusion.png`
 - PR curves: `<split>/precision_recall`, one a class where there are more than two
 - Text: `<split>/mistakes`, the wrong answers given with the greatest confidence
-- Projector: the word vectors of the most frequent tokens, and what the model says of each alone
+- Projector: the word vectors of the most frequent tokens, and the model's answer to each alone
 
 The first three are drawn after each validation and after the test, the last after fitting and of the best checkpoint.
 """
@@ -146,15 +146,15 @@ def _from_all_ranks(seen: list[Any], world_size: int) -> list[Any]:
     return [batch for part in parts for batch in part]
 
 
-def _said(scores: NDArray[Any]) -> NDArray[np.int64]:
-    """The class said, `(texts,)`: with two classes the second only above one half, as torchmetrics counts."""
+def _predicted(scores: NDArray[Any]) -> NDArray[np.int64]:
+    """The predicted class, `(texts,)`: of two the second only above one half, as torchmetrics counts."""
     return scores.argmax(axis=1)
 
 
 def confusion(labels: NDArray[np.int64], scores: NDArray[Any]) -> NDArray[np.int64]:
-    """How often class `i` was said to be `j`, `(classes, classes)`, from labels and `(texts, classes)` scores."""
+    """How often class `i` was predicted as `j`, `(classes, classes)`, from labels and `(texts, classes)` scores."""
     counts = np.zeros((scores.shape[1],) * 2, dtype=np.int64)
-    np.add.at(counts, (labels, _said(scores)), 1)
+    np.add.at(counts, (labels, _predicted(scores)), 1)
     return counts
 
 
@@ -176,13 +176,13 @@ def confusion_image(counts: NDArray[np.int64], names: list[str], title: str) -> 
     crowded = len(names) > 4
     axes.set_xticks(ticks, labels, rotation=60 if crowded else 0, ha="right" if crowded else "center", parse_math=False)
     axes.set_yticks(ticks, labels, parse_math=False)
-    axes.set(xlabel="said", ylabel="true")
+    axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(title, parse_math=False)
     if len(names) <= _MOST_NUMBERS:
-        for (true, said), count in np.ndenumerate(counts):
-            text = f"{count:,}\n{100 * shares[true, said]:.1f} %" if len(names) <= 5 else f"{count}"
-            colour = "white" if shares[true, said] > 0.55 else "black"
-            axes.text(said, true, text, ha="center", va="center", color=colour)
+        for (true, predicted), count in np.ndenumerate(counts):
+            text = f"{count:,}\n{100 * shares[true, predicted]:.1f} %" if len(names) <= 5 else f"{count}"
+            colour = "white" if shares[true, predicted] > 0.55 else "black"
+            axes.text(predicted, true, text, ha="center", va="center", color=colour)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # a name in a script the font lacks
         canvas.draw()
@@ -209,9 +209,9 @@ def mistakes_page(labels: NDArray[np.int64], scores: NDArray[Any], names: list[s
         text_of: gives the text of a position in `labels`.
         most: how many to list.
     """
-    said = _said(scores)
-    sure = scores[np.arange(len(said)), said]
-    wrong = np.flatnonzero(said != labels)
+    predicted = _predicted(scores)
+    sure = scores[np.arange(len(predicted)), predicted]
+    wrong = np.flatnonzero(predicted != labels)
     worst = wrong[np.argsort(-sure[wrong], kind="stable")][:most]
     lines = [
         f"{len(wrong):,} of {len(labels):,} texts got the wrong label."
@@ -219,9 +219,9 @@ def mistakes_page(labels: NDArray[np.int64], scores: NDArray[Any], names: list[s
     ]
     # No table: TensorBoard would break the words of its narrow columns.
     for place, index in enumerate(worst.tolist(), start=1):
-        label, true = markdown(names[said[index]]), markdown(names[labels[index]])
+        label, true = markdown(names[predicted[index]]), markdown(names[labels[index]])
         text = markdown(shortened(text_of(index), _TEXT).strip())
-        lines += [f"{place}&#46; said **{label}** with {sure[index]:.4f}, true is **{true}**", f"> {text}"]
+        lines += [f"{place}&#46; predicted **{label}** with {sure[index]:.4f}, true is **{true}**", f"> {text}"]
     return "\n\n".join(lines)
 
 
@@ -229,8 +229,8 @@ def mistakes_page(labels: NDArray[np.int64], scores: NDArray[Any], names: list[s
 def write_projector(folder: Path, task: Any, vocabulary: list[str]) -> None:
     """Write the word vectors of a vocabulary's first tokens, which are its most frequent, for the projector.
 
-    Beside each token stands the probability of the second class (with more than two: the class said) for the text that
-    is this token alone, so that the cloud can be coloured by it.
+    Beside each token stands the probability of the second class (with more than two: the predicted class) for the text
+    that is this token alone, so that the cloud can be coloured by it.
     """
     device = task.device
     ids = torch.arange(len(vocabulary), device=device)

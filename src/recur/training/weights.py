@@ -37,7 +37,7 @@ class Copied:
     vocabulary: int
 
     def __str__(self) -> str:
-        """One line."""
+        """The same in words, on one line."""
         return (
             f"{len(self.names)} of {self.of} tensors, with the vectors of {self.tokens:,} of {self.vocabulary:,} tokens"
         )
