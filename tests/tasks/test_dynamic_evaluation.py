@@ -146,6 +146,19 @@ def test_settings_that_diverge_give_no_figure_and_are_never_chosen(trained):
     assert_same(before, weights(task))
 
 
+@pytest.mark.parametrize("rate", [1e-7, 0.02])
+def test_a_best_rate_at_the_end_of_the_list_is_sought_beyond_it(trained, rate):
+    """From far below what is useful and from far above, towards it."""
+    data, task = trained
+    statistics = gradient_statistics(task, short(data, "train", 20, 30))
+    trials = tune_dynamic_evaluation(
+        task, lambda: short(data, "val", 1, 20), statistics, rates=[rate / 2, rate], decays=[]
+    )
+    best = trials[0]["lr"]
+    assert best > rate if rate < 1e-5 else best < rate / 2
+    assert trials[0]["loss"] == min(one["loss"] for one in trials if math.isfinite(one["perplexity"]))
+
+
 def test_without_training_text_there_are_no_statistics(trained):
     _, task = trained
     with pytest.raises(UserError, match="too short"):

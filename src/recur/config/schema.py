@@ -222,7 +222,7 @@ def _miniature(config: Mapping[str, Any]) -> Any:
         raise UserError(
             "model",
             rule=f"is for {families[0]} data, and data is {families[1]} data",
-            remedy="choose another of the two",
+            remedy="choose a model of the data's family, or other data",
         )
     weights = model.get("class_weights")
     classes = max(2, len(weights)) if isinstance(weights, (list, tuple)) else 2

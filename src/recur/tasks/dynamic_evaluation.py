@@ -14,6 +14,7 @@ from recur.nn.recurrent import State, detach_state
 from recur.tasks.language_modeling import LanguageModelingTask
 
 LR, DECAY, EPSILON = 5e-5, 0.002, 2e-5  # of Krause et al. on WikiText-2
+_FURTHER = 8  # rates on either side of those that are tried in any case
 STREAMS, WINDOW = 100, 5  # of the training text that gradients are measured on
 _MOST_NATS = 700.0  # exp of more is no float
 
@@ -127,7 +128,8 @@ def tune_dynamic_evaluation(
         task: in evaluation mode.
         windows: gives the windows of the validation text, or of a part of it, anew each time.
         statistics: from `gradient_statistics`.
-        rates: values of `lr`, tried with a `decay` of .002.
+        rates: values of `lr`, tried with a `decay` of .002. Where the lowest or the highest is best, its half or
+            its double is tried, too, and so on until that no longer helps.
         decays: values of `decay`.
         epsilon: as in `dynamic_evaluation`.
 
@@ -146,6 +148,14 @@ def tune_dynamic_evaluation(
         return sorted(trials, key=lambda one: one["loss"] if math.isfinite(one["perplexity"]) else math.inf)
 
     trials = best_first([trial(lr, DECAY) for lr in rates])
+    for factor in (2.0, 0.5):  # on beyond the end of the list, as long as that helps
+        for _ in range(_FURTHER):
+            lr = trials[0]["lr"] * factor
+            if min(rates) < lr < max(rates) or not math.isfinite(trials[0]["perplexity"]):
+                break
+            trials = best_first([*trials, trial(lr, DECAY)])
+            if trials[0]["lr"] != lr:
+                break
     best = trials[0]["lr"]
     trials = best_first([*trials, *(trial(best, decay) for decay in decays if decay != DECAY)])
     if not math.isfinite(trials[0]["perplexity"]):
