@@ -2,7 +2,7 @@
 
 What has the same name and shape in both models is copied: from a run of the same family usually all, from a language
 model into a classifier the word vectors and the recurrent layers of the forward direction. Word vectors go from token
-to token, since the two vocabularies differ.
+to token, since the two vocabularies differ; those of tokens that the other run lacks stay random, of the same size.
 """
 
 from collections.abc import Sequence
@@ -68,6 +68,7 @@ def copy_from(path: str | Path, task: Any, vocabulary: Sequence[str]) -> Copied:
             if name in _BY_TOKEN:
                 if tensor.shape[1:] == other.shape[1:] and pairs:
                     tensor[ours] = other[theirs].to(tensor)
+                    _bring_to_length(tensor, ours)
                     copied.append(name)
                     by_token = len(pairs)
             elif tensor.shape == other.shape and _is_weight(name):
@@ -81,6 +82,14 @@ def copy_from(path: str | Path, task: Any, vocabulary: Sequence[str]) -> Copied:
             "give this model its sizes: " + _sizes(given),
         )
     return Copied(tuple(copied), len(state), by_token, len(vocabulary))
+
+
+def _bring_to_length(vectors: Tensor, copied: Tensor) -> None:
+    """Give random word vectors the mean size of those that were copied, beside which they could be very long."""
+    others = torch.ones(len(vectors), dtype=torch.bool)
+    others[copied] = False
+    if vectors.dim() == 2 and others.any() and vectors[others].any():
+        vectors[others] *= vectors[copied].square().mean().sqrt() / vectors[others].square().mean().sqrt()
 
 
 def _is_weight(name: str) -> bool:
