@@ -57,7 +57,6 @@ def _raise_top(z, bias, word, top, likeliest, rows):  # type: ignore[no-untyped-
 
 @compiled
 def _add_exp(z, bias, reference, total, rows):  # type: ignore[no-untyped-def]
-    wide_vectors()
     for r in range(rows):
         set_float(total, r, get(total, r) + exp_from(get(z, r) + bias - get(reference, r), _FLOOR))
 
@@ -65,7 +64,6 @@ def _add_exp(z, bias, reference, total, rows):  # type: ignore[no-untyped-def]
 @compiled
 def _keep_exp(z, bias, reference, total, out, rows):  # type: ignore[no-untyped-def]
     """The same, and p in float32."""
-    wide_vectors()
     for r in range(rows):
         value = exp_from(get(z, r) + bias - get(reference, r), _FLOOR)
         set_float(total, r, get(total, r) + value)
@@ -75,7 +73,6 @@ def _keep_exp(z, bias, reference, total, out, rows):  # type: ignore[no-untyped-
 @compiled
 def _keep_pair(z, even_bias, odd_bias, reference, total, out, rows):  # type: ignore[no-untyped-def]
     """The same of two words, and both p in bfloat16: rounded, half upwards."""
-    wide_vectors()
     for r in range(rows):
         even = exp_from(get(z, r) + even_bias - get(reference, r), _FLOOR)
         odd = exp_from(get(z, r + rows) + odd_bias - get(reference, r), _FLOOR)
@@ -86,7 +83,6 @@ def _keep_pair(z, even_bias, odd_bias, reference, total, out, rows):  # type: ig
 @compiled
 def _tile(z, bias, first, words, reference, total, p, rows):  # type: ignore[no-untyped-def]
     """Sums of exp(z - reference) over the words of a tile, and p unless it is empty."""
-    wide_vectors()
     for r in range(rows):
         set_float(total, r, _ZERO)
     if not len(p):
@@ -335,7 +331,6 @@ def gradients(  # type: ignore[no-untyped-def]
 @compiled
 def left_operand(w, features, first, end, depth, left):  # type: ignore[no-untyped-def]
     """Rows `first` to `end` of w (words, features) in bfloat16 to `left` (words, depth), zeros where it is padded."""
-    wide_vectors()
     target = left.ctypes.data
     for word in range(first, end):
         row = w.ctypes.data + 4 * word * features

@@ -191,7 +191,10 @@ def as_float(context, bits):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def wide_vectors(context):  # type: ignore[no-untyped-def]
-    """Let the compiler take the widest vectors in this function. By itself it takes half of AVX-512's on Intel's."""
+    """Let the compiler take the widest vectors in this function. By itself it takes half of AVX-512's on Intel's.
+
+    What computes an `exp` or writes an operand of a product asks for them by that.
+    """
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         # llvmlite's own `add` knows no attributes with a value; the set is written out as it is.
@@ -251,10 +254,12 @@ def _put(like, address, index, value):  # type: ignore[no-untyped-def]
     if like.dtype == types.float32:
 
         def write(like, address, index, value):  # type: ignore[no-untyped-def]
+            wide_vectors()
             set_float(address, index, value)
     else:
 
         def write(like, address, index, value):  # type: ignore[no-untyped-def]
+            wide_vectors()
             set_short(address, index, to_bf16(value))
 
     return write
@@ -284,6 +289,7 @@ _P3, _P4, _P5 = _F(4.1665795894e-2), _F(1.6666665459e-1), _F(5.0000001201e-1)
 @inlined
 def _scaled(x, low):  # type: ignore[no-untyped-def]
     """e^r - 1 and 2^n for e^x = e^r 2^n with |r| <= ln 2 / 2. NaN stays NaN: the comparisons are false for it."""
+    wide_vectors()
     x = low if x < low else x
     x = _HIGH if x > _HIGH else x
     shifted = x * _LOG2_E + _ROUND
