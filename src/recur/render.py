@@ -191,7 +191,7 @@ def tree_lines(title: str, settings: Mapping[str, Any]) -> list[str]:
             grow(tree.add(Text(printable(str(key)))), groups[key])
         return tree
 
-    console = Console(width=120, no_color=True)
+    console = Console(width=120, color_system=None, force_terminal=False)
     with console.capture() as text:
         console.print(grow(Tree(Text(printable(title))), settings))
     return [line.rstrip() for line in text.get().splitlines()]

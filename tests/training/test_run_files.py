@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import Callback
 import recur
 from conftest import EASY
 from recur.errors import UserError
+from recur.render import tree_lines
+from recur.training import report
 from support.commands import run_command
 
 
@@ -43,3 +45,12 @@ def test_what_is_refused_once_the_folder_is_there_takes_a_new_one_away(
     with pytest.raises(UserError, match="mine must be earlier"):
         recur.fit([*EASY, late, "trainer=cpu", f"hydra.run.dir={folder}"])
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_what_is_printed_and_logged_has_no_terminal_codes(monkeypatch, caplog) -> None:
+    """On a terminal rich would write bold titles; the lines go to the log file, too."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with caplog.at_level("INFO", logger="recur"):
+        report._print_table({"val": {"accuracy": 0.5}}, {"accuracy": 0.95}, {})
+    assert any("best possible" in line for line in caplog.messages)
+    assert not [line for line in [*caplog.messages, *tree_lines("config", {"a": {"b": 1}})] if "\x1b" in line]

@@ -240,7 +240,7 @@ def _print_table(results: dict[str, dict[str, float]], ceiling: dict[str, float]
         cells += [format_value(f"{split}/{name}", baseline[split].get(name)) for split in beside]
         cells += [format_value(f"test/{name}", ceiling.get(name))] if ceiling else []
         table.add_row(name, *cells)
-    console = Console(width=120, no_color=True)
+    console = Console(width=120, color_system=None, force_terminal=False)
     with console.capture() as text:
         console.print(table)
     _print("")
