@@ -69,10 +69,10 @@ def results_page(records: Sequence[dict[str, Any]], bench: dict[str, Any] | None
 
 def short_table(records: Sequence[dict[str, Any]]) -> str:
     """The runs in a few columns."""
-    lines = ["| experiment | validation | test | parameters |", "|---|---|---|---|"]
+    lines = ["| experiment | validation | test | a model of n-grams | parameters |", "|---|---|---|---|---|"]
     for record in records:
         figures = f"{_figure(record.get('val', {}))} | {_figure(record.get('test', {}))}"
-        lines.append(f"| `{record['name']}` | {figures} | {record['parameters']['trainable']:,} |")
+        lines.append(f"| `{record['name']}` | {figures} | {_ngrams(record)} | {record['parameters']['trainable']:,} |")
     return "\n".join(lines)
 
 
@@ -91,8 +91,9 @@ def replaced(text: str, name: str, content: str) -> str:
 def results_table(records: Sequence[dict[str, Any]]) -> str:
     """One Markdown line a run: what came out, of what size, how fast, on what."""
     lines = [
-        "| experiment | validation | test | ceiling | parameters | epochs | time | tokens/s | threads | hardware |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| experiment | validation | test | ceiling | n-grams | parameters "
+        "| epochs | time | tokens/s | threads | hardware |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for record in records:
         ceiling = record["ceiling"]
@@ -101,27 +102,26 @@ def results_table(records: Sequence[dict[str, Any]]) -> str:
         speed = f"{record['tokens_per_second']:,}" if record["tokens_per_second"] else ""
         lines.append(
             f"| `{record['name']}` | {_figure(record.get('val', {}))} | {_figure(record.get('test', {}))} | {best} "
+            f"| {_ngrams(record)} "
             f"| {record['parameters']['trainable']:,} | {record['epochs']} | {time} "
             f"| {speed} | {record['threads']} | {record['device']} |"
         )
     return "\n".join(lines)
 
 
-_TABLES = {
-    "engine": ["batch", "", "ms", "useful GFLOP/s", "of the best library's rate", "recur is faster by"],
-    "language": ["", "tokens/s", "validation perplexity"],
-}
+_TABLES = ("engine", "language")  # sections whose first table is shown
 
 
 def speed_tables(record: dict[str, Any]) -> str:
     """Every bar with what was measured last, and the first table of the engine and of the language model."""
     sections = record["sections"]
     lines = []
-    for section, names in _TABLES.items():
+    for section in _TABLES:
         if section in sections:
             title, rows = next(iter(sections[section]["tables"].items()))
+            names = [name for name in rows[0] if name != "spread"]  # of that time: a section may be an older bench's
             lines += [f"{title}:", "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-            lines += ["| " + " | ".join(_rounded(row[name]) for name in names) + " |" for row in rows]
+            lines += ["| " + " | ".join(_rounded(row.get(name, "")) for name in names) + " |" for row in rows]
             lines.append("")
     lines += ["| what | measured | bar | |", "|---|---|---|---|"]
     by_age = sorted(sections.values(), key=lambda section: section["when"])
@@ -142,6 +142,12 @@ def _rounded(value: float | str) -> str:
     if isinstance(value, str):
         return value
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _ngrams(record: dict[str, Any]) -> str:
+    """What a model of n-grams reaches on the split that the run is judged by; runs without `baseline` have none."""
+    baseline = record.get("baseline", {})
+    return _figure(baseline.get("test") or baseline.get("val") or {})
 
 
 def _figure(metrics: dict[str, float]) -> str:
