@@ -14,6 +14,7 @@
     stepping        the language model fed token by token, its weights laid out once
     losses          the output layer and its cross-entropy as one function
     compiled_loss   the same in compiled kernels
+    sampled_softmax the same over a sample of the vocabulary
     regularization  what keeps a language model from learning its text by heart
     state_dropout   dropout on the state between two steps
     arguments       the error of a constructor that refuses an argument

@@ -2,6 +2,7 @@
 
     base.py                 what both tasks share: a step with a clipped gradient, sums that survive a resume
     sentiment.py            text classification
+    adversarial.py          a classifier's loss under the worst change of its word vectors
     language_modeling.py    language modelling with carried state, and sampling
     dynamic_evaluation.py   a language model that adapts to the text it is scored on; the neural cache
     schedulers.py           learning-rate schedules

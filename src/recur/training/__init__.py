@@ -2,6 +2,7 @@
 
     start                a run from its composed config to its results
     fit                  `train(data, task, trainer)`, which takes built objects
+    by_hand              what a run of objects built by hand leaves, so that it can be opened
     run_files            what a run reads in its folder before it begins, and writes when it does
     callbacks            callbacks, and the factories that `conf/callbacks` names
     checkpointing        when to save, what, and how it is taken up
