@@ -258,8 +258,9 @@ def _decoded(file: str, raw: bytes | None = None) -> str:
     if raw is None:
         with open(file, "rb") as stream:
             raw = stream.read()
-    start = raw[:1000]
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or start.count(0) * 4 > len(start):  # without its mark every other is NUL
+    halves = raw[:1000:2], raw[1:1000:2]  # of UTF-16 without its mark, one holds NULs where the other holds none
+    unmarked = len(raw) > 3 and any(a.count(0) * 2 > len(a) and not b.count(0) for a, b in (halves, halves[::-1]))
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or unmarked:
         raise UserError(file, rule="is UTF-16, not UTF-8", remedy="convert it, for instance with iconv -f utf-16")
     if raw[:4] == b"PK\3\4" or raw[:2] == b"\x1f\x8b":
         raise UserError(file, rule="is compressed", remedy="unpack it first")
