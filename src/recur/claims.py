@@ -31,9 +31,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", metavar="NAME", help="claims, KEY=VALUE for their runs; default: all short")
     parser.add_argument("--list", action="store_true", help="list the claims and stop")
     parser.add_argument("--quick", action="store_true", help="small data and few seeds: to try it, not to quote it")
+    parser.add_argument(
+        "--further", type=_count, default=0, metavar="N", help="also on N more seeds: a verdict that turns is `depends`"
+    )
     parser.add_argument("--out", default="outputs/claims", help="folder of runs, claims.json and the page")
-    parser.add_argument("--publish", metavar="FOLDER", help="also write claims.json and the README's table there")
+    parser.add_argument("--publish", metavar="FOLDER", help="also write claims.json there, for `make results`")
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 2 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seeds from 2 to 100")
+    return int(text)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -60,7 +69,7 @@ def _run(arguments: argparse.Namespace) -> None:
     entries, troubles = [], []
     for one in loaded:
         try:
-            measured = _measure(one, where, extra)
+            measured = _measure(one, where, extra, arguments.further)
         except UserError as error:
             if len(loaded) == 1:
                 raise
@@ -80,21 +89,26 @@ def _run(arguments: argparse.Namespace) -> None:
         raise SystemExit(1)
 
 
-def _measure(one: "Claim", where: Path, extra: list[str]) -> dict[str, Any]:
+def _measure(one: "Claim", where: Path, extra: list[str], further: int) -> dict[str, Any]:
     from recur.course import experiment, record, verdict
     from recur.render import seconds_in_words
 
     observations, seconds = experiment.observe(one, where, extra)
-    outcome, effects = verdict.judge(one.rule, observations)
-    measured = record.entry(one, outcome, effects, observations, seconds)
+    confirmed = None
+    if further:
+        more, cost = experiment.observe(one.further(further), where, extra)
+        confirmed = verdict.confirm(one.rule, observations, more)
+        observations, seconds = [*observations, *more], seconds + cost
+    measured = record.entry(one, observations, seconds, confirmed)
+    outcome = measured["verdict"]
     figures = "; ".join(f"{e['text']} {record.effect_text(e)}" for e in measured["effects"])
     quick = "quick, " if one.quick else ""
-    print(f"{one.name:<28} {outcome:<8} {figures} ({quick}{seconds_in_words(seconds)})", flush=True)
+    turned = f", was {confirmed.first} on the first seeds" if confirmed and confirmed.first != outcome else ""
+    print(f"{one.name:<28} {outcome:<8} {figures} ({quick}{seconds_in_words(seconds)}{turned})", flush=True)
     return measured
 
 
 def _publish(content: dict[str, Any], folder: Path) -> None:
-    from recur.course import record
     from recur.errors import UserError
     from recur.runs.files import write_atomic
 
@@ -104,8 +118,7 @@ def _publish(content: dict[str, Any], folder: Path) -> None:
     slim = {name: {**one, "observations": []} for name, one in claims.items()}
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "claims.json", json.dumps({**content, "claims": slim}, indent=1) + "\n")
-    write_atomic(folder / "claims.md", record.table(content))
-    print(f"published  {folder / 'claims.json'} and {folder / 'claims.md'}")
+    print(f"published  {folder / 'claims.json'}; `make results` writes the tables from it")
 
 
 if __name__ == "__main__":

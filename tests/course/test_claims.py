@@ -1,6 +1,7 @@
 """Every claim file composes, its runs take a step, and what a sweep left behind is read as it was."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from conftest import ROOT
 from recur.course import claim as claims
 from recur.course import experiment
 from recur.course.blocks import blocks
-from recur.course.page import write
-from recur.course.record import entry, table, update
-from recur.course.verdict import judge
+from recur.course.page import chart, write
+from recur.course.record import entry, short_table, table, update
+from recur.course.verdict import confirm, judge
 from recur.sweeps.space import parse
 
 FOLDER = ROOT / "conf" / "claims"
@@ -153,9 +154,8 @@ def test_a_finished_sweep_is_read_and_not_run_again(finished):
 def test_the_record_keeps_other_claims_and_the_page_escapes(finished):
     one, out = finished
     observations, seconds = experiment.observe(one, out)
-    verdict, effects = judge(one.rule, observations)
     path = out / "claims.json"
-    first = {**entry(one, verdict, effects, observations, seconds), "chart": {"kind": "arms", "y": "val/accuracy"}}
+    first = {**entry(one, observations, seconds), "chart": {"kind": "arms", "y": "val/accuracy"}}
     update(path, [{**first, "name": "other", "title": "<script>alert(1)</script>"}])
     content = update(path, [first])
     assert set(content["claims"]) == {"demo", "other"}
@@ -165,6 +165,44 @@ def test_the_record_keeps_other_claims_and_the_page_escapes(finished):
     assert page.count("<svg viewBox") == 2 and "holds" in page
     assert all(block.what in page.replace("&#39;", "'") for block in blocks())
     assert "| T | `python -m recur.claims demo` | holds |" in table(content)
+
+
+def test_a_verdict_that_turned_on_further_seeds_says_so(finished):
+    one, out = finished
+    observations, seconds = experiment.observe(one, out)
+    more = [replace(o, seed=o.seed + 2, measures={"val/accuracy": 0.5}) for o in observations]
+    confirmed = confirm(one.rule, observations, more)
+    measured = entry(one, [*observations, *more], seconds, confirmed)
+    assert (measured["verdict"], measured["seeds"]) == ("depends", [0, 1, 2, 3])
+    assert measured["further"] == {"seeds": [2, 3], "first": "holds", "means": [0.0]}
+    content = update(out / "claims.json", [{**measured, "chart": {"kind": "arms", "y": "val/accuracy"}}])
+    write(content, out / "index.html")
+    assert "the first 2 alone said: holds" in (out / "index.html").read_text()
+    assert "| depends | `demo` (b minus a: 0.2 [" in short_table(content)
+    assert [line for line in short_table(content).splitlines() if line.startswith("| holds")] == ["| holds |  |"]
+
+
+def test_further_seeds_follow_and_are_an_experiment_of_their_own(finished):
+    one, _ = finished
+    more = one.further(3)
+    assert more.seeds == (2, 3, 4) and more.key != one.key
+    assert more.rule == one.rule and more.sweep.arms == one.sweep.arms
+
+
+def test_places_that_are_words_stand_in_their_order_and_a_guide_s_own_curve_beside_ours():
+    rows = [
+        {"arm": arm, "x": x, "measures": {"m": y}, "curve": [{"epoch": 0, "m": y}, {"epoch": 1, "m": y + 1}]}
+        for arm in ("a", "b")
+        for x, y in (("none", 1.0), ("cosine", 2.0), ("a_very_long_name_of_a_schedule", 3.0))
+    ]
+    picture = chart(rows, {"kind": "x", "y": "m"})
+    places = [picture.index(f">{x}</text>") for x in ("none", "cosine", "a_very_long_name_of_a_schedule")]
+    assert places == sorted(places)
+    assert picture.count("<polyline") == 2 and ">a</text>" in picture
+    curve = {"kind": "curve", "x": "epoch", "y": "m"}
+    assert chart(rows, curve).count("<polyline") == 2
+    both = chart(rows, {**curve, "reference": {"theirs": [[0, 1.5], [1, 2.5]]}})
+    assert both.count("<polyline") == 3 and ">theirs</text>" in both
 
 
 def code_blocks(path: Path) -> list[str]:

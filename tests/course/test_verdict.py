@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 from recur.course import claim as claims
 from recur.course.claim import Claim, Condition
-from recur.course.verdict import Observation, effect, interval, judge
+from recur.course.verdict import Observation, confirm, effect, interval, judge
 from recur.errors import UserError
 
 FOLDER = ROOT / "conf" / "claims"
@@ -49,6 +49,28 @@ def test_a_claim_holds_only_where_all_conditions_do():
     assert judge(rule, [*seen("a", *high), *seen("b", *low)])[0] == "holds"
     assert judge(rule, [*seen("a", *low), *seen("b", *low)])[0] == "depends"
     assert judge(rule, [*seen("a", *low), *seen("b", *high)])[0] == "fails"
+
+
+@pytest.mark.parametrize(
+    ("first", "further", "verdict"),
+    [
+        ((1.0, 1.1, 1.2), (1.0, 1.1), "holds"),
+        ((1.0, 1.1, 1.2), (1.0, 0.1), "depends"),  # all seeds together leave it open
+        ((1.0, 1.0, 1.0), (0.59, 0.59), "depends"),  # and here the further ones alone lie on the other side
+        ((0.1, 0.2, 0.3), (0.2, 0.2), "fails"),
+        ((0.1, 0.2, 0.3), (0.9, 1.9), "depends"),
+        ((0.1, 0.5, 1.2), (0.7, 0.8), "depends"),
+        ((0.61, 0.9, 1.2), (0.9, 0.9), "depends"),  # what was open stays open, though more seeds would settle it
+    ],
+)
+def test_a_verdict_stays_only_where_further_seeds_bear_it_out(first, further, verdict):
+    rule = [Condition("t", "a", "m", at_least=0.6)]
+    more = [replace(o, seed=o.seed + 3) for o in seen("a", *further)]
+    outcome = confirm(rule, seen("a", *first), more)
+    assert outcome.verdict == verdict
+    assert outcome.first == judge(rule, seen("a", *first))[0]
+    assert outcome.effects[0].estimate == pytest.approx(sum(first + further) / 5)
+    assert outcome.means == [pytest.approx(sum(further) / 2)]
 
 
 def test_places_on_the_axis_are_kept_apart():

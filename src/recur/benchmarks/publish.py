@@ -1,8 +1,8 @@
 """Writes the published figures from files that commands wrote: `make results`.
 
 `metrics.json` of each RUN is first copied to `.github/results/<name>.json`, `bench.json` of a folder that `recur.bench`
-wrote to `.github/results/bench.json`. `.github/results/README.md` then holds all of it, and the README a short table of
-the runs.
+wrote to `.github/results/bench.json`; `recur.claims --publish .github/results` writes `claims.json` there.
+`.github/results/README.md` then holds all of it, and the README a short table of the runs and one of the claims.
 """
 
 import json
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from recur import cli
+from recur.course import record as course
 from recur.errors import ABSENT, UserError
 from recur.runs.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[3]
 RESULTS = ROOT / ".github" / "results"
-BENCH = RESULTS / "bench.json"
+BENCH, CLAIMS = RESULTS / "bench.json", RESULTS / "claims.json"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,15 +42,20 @@ def _run(runs: Sequence[Path]) -> None:
         record = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
         del record["command"]  # it holds paths of the machine; the experiment's header has one without
         write_atomic(RESULTS / f"{record['name']}.json", json.dumps(record, indent=2) + "\n")
-    paths = [path for path in sorted(RESULTS.glob("*.json")) if path != BENCH]
+    paths = [path for path in sorted(RESULTS.glob("*.json")) if path not in (BENCH, CLAIMS)]
     records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    bench = json.loads(BENCH.read_text(encoding="utf-8")) if BENCH.is_file() else None
-    write_atomic(RESULTS / "README.md", results_page(records, bench))
+    bench, claims = (json.loads(p.read_text(encoding="utf-8")) if p.is_file() else None for p in (BENCH, CLAIMS))
+    write_atomic(RESULTS / "README.md", results_page(records, bench, claims))
     readme = ROOT / "README.md"
-    write_atomic(readme, replaced(readme.read_text(encoding="utf-8"), "results", short_table(records)))
+    text = replaced(readme.read_text(encoding="utf-8"), "results", short_table(records))
+    if claims is not None:
+        text = replaced(text, "claims", course.short_table(claims))
+    write_atomic(readme, text)
 
 
-def results_page(records: Sequence[dict[str, Any]], bench: dict[str, Any] | None) -> str:
+def results_page(
+    records: Sequence[dict[str, Any]], bench: dict[str, Any] | None, claims: dict[str, Any] | None = None
+) -> str:
     """Everything that is published, as Markdown."""
     parts = [
         "# Published figures",
@@ -58,6 +64,15 @@ def results_page(records: Sequence[dict[str, Any]], bench: dict[str, Any] | None
         "## Runs",
         results_table(records),
     ]
+    if claims is not None:
+        own = claims["claims"].values()
+        minutes = sum(one["seconds"] for one in own) / 60
+        devices = ", ".join(sorted({one["device"] for one in own}))
+        parts += [
+            "## The claims of the course",
+            f"`make guides` measured them, in {minutes:.0f} minutes of computing on {devices}.",
+            course.table(claims),
+        ]
     if bench is not None:
         parts += [
             "## Speed",

@@ -101,16 +101,18 @@ def lines(
         text = _label(10**tick) if log_y else _label(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{at_y(tick):.1f}" y2="{at_y(tick):.1f}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{at_y(tick) + 4:.1f}" text-anchor="end">{text}</text>')
+    crowded = len(names) * max(map(len, names), default=0) * 7 > right - LEFT  # then every other word stands lower
     for x, text in enumerate(names) if names else ((tick, _label(tick)) for tick in _ticks(x_low, x_high)):
-        parts.append(
-            f'<text x="{at_x(x):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{html.escape(str(text))}</text>'
-        )
+        y = HEIGHT - BOTTOM + (37 if crowded and x % 2 else 18)
+        parts.append(f'<text x="{at_x(x):.1f}" y="{y}" text-anchor="middle">{html.escape(str(text))}</text>')
     parts += [f'<path class="line mark" d="M{LEFT} {at_y(y):.1f}H{right}"/>' for y in level]
     middle, center = (LEFT + right) / 2, (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(f'<text class="soft" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{html.escape(x_label)}</text>')
+    if not crowded:
+        at = f'x="{middle}" y="{HEIGHT - 6}"'
+        parts.append(f'<text class="soft" {at} text-anchor="middle">{html.escape(x_label)}</text>')
     turned = f'transform="translate(13 {center}) rotate(-90)" text-anchor="middle"'
     parts.append(f'<text class="soft" {turned}>{html.escape(y_label)}</text>')
-    drawn, ends = _drawn(scaled, at_x, at_y, bool(names))
+    drawn, ends = _drawn(scaled, at_x, at_y, bool(names) and all(len(s.points) < 2 for s in scaled))
     ends += [(at_y(y), "soft", text) for y, text in level.items()]
     return "".join([*parts, *drawn, *_named(ends), "</svg>"])
 

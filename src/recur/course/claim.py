@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,14 @@ class Claim:
         part = self.sweep or self.function
         assert part is not None
         return part.seeds
+
+    def further(self, count: int) -> "Claim":
+        """The same experiment on `count` seeds that follow its own."""
+        seeds = tuple(range(max(self.seeds) + 1, max(self.seeds) + 1 + count))
+        if self.sweep is not None:
+            return replace(self, sweep=replace(self.sweep, seeds=seeds))
+        assert self.function is not None
+        return replace(self, function=replace(self.function, seeds=seeds))
 
 
 def names(folder: Path) -> list[str]:

@@ -64,7 +64,7 @@ def chart(observations: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
     kind, measure = settings.get("kind", "arms"), settings.get("y", "")
     arms = list(dict.fromkeys(o["arm"] for o in observations))
     series = {arm: charts.Series(arm) for arm in arms}
-    names: list[str] = []
+    names = [] if kind != "x" else _words([str(one["x"]) for one in observations])
     x_name = settings.get("x", "epoch")
     for one in observations:
         if kind == "curve":
@@ -72,7 +72,8 @@ def chart(observations: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
         elif measure not in one["measures"]:
             points = []
         elif kind == "x":
-            points = [(float(one["x"]), one["measures"][measure])]
+            place = names.index(str(one["x"])) if names else one["x"]
+            points = [(float(place), one["measures"][measure])]
         else:
             points = [(float(arms.index(one["arm"])), one["measures"][measure])]
             names = arms
@@ -80,6 +81,8 @@ def chart(observations: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
             series[one["arm"]].points.setdefault(float(x), []).append(float(y))
     if kind == "table":
         return ""
+    for name, own in (settings.get("reference") or {}).items():  # a curve of someone else's, such as a guide's log
+        series[name] = charts.Series(name, {float(x): [float(y)] for x, y in own})
     marks = {float(y): str(text) for y, text in (settings.get("line") or {}).items()}
     return charts.lines(
         list(series.values()),
@@ -89,6 +92,15 @@ def chart(observations: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
         names=names,
         log_y=bool(settings.get("log", False)),
     )
+
+
+def _words(places: Sequence[str]) -> list[str]:
+    """Places of an x axis in their order, where they are words; nothing where they are numbers."""
+    try:
+        [float(place) for place in places]
+    except ValueError:
+        return list(dict.fromkeys(places))
+    return []
 
 
 def _table(observations: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,15 +9,24 @@ from typing import Any
 
 from recur.course.claim import Claim
 from recur.course.experiment import shown_command
-from recur.course.verdict import Effect, Observation
+from recur.course.verdict import DEPENDS, FAILS, HOLDS, Confirmed, Observation, judge
 from recur.runs.files import write_atomic
 from recur.runs.metrics import provenance
 
 
 def entry(
-    claim: Claim, verdict: str, effects: Sequence[Effect], observations: Sequence[Observation], seconds: float
+    claim: Claim, observations: Sequence[Observation], seconds: float, confirmed: Confirmed | None = None
 ) -> dict[str, Any]:
-    """A claim's part of the record."""
+    """A claim's part of the record.
+
+    Args:
+        claim: what was asked.
+        observations: of all seeds.
+        seconds: of computing that they took.
+        confirmed: the outcome, where it was held against further seeds.
+    """
+    verdict, effects = (confirmed.verdict, confirmed.effects) if confirmed else judge(claim.rule, observations)
+    seeds = sorted({one.seed for one in observations})
     texts = ("number", "title", "guide", "says", "question", "because", "change", "measure", "minutes", "quick", "key")
     return {
         "name": claim.name,
@@ -25,7 +34,9 @@ def entry(
         "verdict": verdict,
         "effects": [dataclasses.asdict(one) for one in effects],
         "observations": [dataclasses.asdict(one) for one in observations],
-        "seeds": list(claim.seeds),
+        "seeds": seeds,
+        "further": confirmed
+        and {"seeds": seeds[len(claim.seeds) :], "first": confirmed.first, "means": confirmed.means},
         "seconds": round(seconds, 1),
         "command": shown_command(claim),
         "chart": dict(claim.chart),
@@ -64,13 +75,31 @@ def number_text(value: float) -> str:
 
 
 def table(record: dict[str, Any]) -> str:
-    """The README's table, Markdown: claim, command, verdict, figure."""
-    lines = ["| claim | command | verdict | effect, 95 % interval over seeds |", "|---|---|---|---|"]
-    for one in sorted(record["claims"].values(), key=lambda c: claim_order(c["number"])):
+    """Every claim, Markdown: claim, command, verdict, figures."""
+    lines = ["| claim | command | verdict | effect, 95 % interval over seeds | seeds |", "|---|---|---|---|---|"]
+    for one in _ordered(record):
         figures = "; ".join(f"{e['text']}: {effect_text(e)}" for e in one["effects"])
         mark = " (quick)" if one["quick"] else ""
-        lines.append(f"| {one['title']} | `{one['command']}` | {one['verdict']}{mark} | {figures} |")
-    return "\n".join(lines) + "\n"
+        lines.append(
+            f"| {one['title']} | `{one['command']}` | {one['verdict']}{mark} | {figures} | {len(one['seeds'])} |"
+        )
+    return "\n".join(lines)
+
+
+def short_table(record: dict[str, Any]) -> str:
+    """A line a verdict: the claims by the names that the command takes, each with its first figure."""
+    lines = ["| verdict | `python -m recur.claims NAME`, and the first thing it compares |", "|---|---|"]
+    for verdict in (HOLDS, DEPENDS, FAILS):
+        own = [one for one in _ordered(record) if one["verdict"] == verdict]
+        told = "; ".join(
+            f"`{one['name']}` ({one['effects'][0]['text']}: {effect_text(one['effects'][0])})" for one in own
+        )
+        lines.append(f"| {verdict} | {told} |")
+    return "\n".join(lines)
+
+
+def _ordered(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return sorted(record["claims"].values(), key=lambda one: claim_order(one["number"]))
 
 
 def claim_order(number: str) -> tuple[int, str]:

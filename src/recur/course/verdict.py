@@ -7,6 +7,9 @@ by seed. With n seeds the interval is mean +- t_{.975, n-1} s / sqrt(n).
 A condition holds where the whole interval lies on the right side of its bound, fails where the whole interval lies on
 the wrong side, and is open in between. A claim holds where all conditions hold, fails where none holds and at least one
 fails, and depends otherwise.
+
+Three seeds can agree by luck. On further seeds (`confirm`) a verdict stays only where all seeds together give it again
+and the further ones alone have their mean on the side that each condition was found on; else it depends.
 """
 
 import math
@@ -133,6 +136,44 @@ def judge(rule: Sequence[Condition], observations: Iterable[Observation]) -> tup
     if all(verdict == HOLDS for verdict in verdicts):
         return HOLDS, effects
     return (FAILS if HOLDS not in verdicts and FAILS in verdicts else DEPENDS), effects
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A verdict held against further seeds.
+
+    Attributes:
+        verdict: what stays: that of the first seeds, or `depends`.
+        effects: over all seeds.
+        first: the verdict of the first seeds.
+        means: of the further seeds alone, one a condition.
+    """
+
+    verdict: str
+    effects: list[Effect]
+    first: str
+    means: list[float]
+
+
+def confirm(rule: Sequence[Condition], first: Sequence[Observation], further: Sequence[Observation]) -> Confirmed:
+    """Hold the verdict of the first seeds against further ones.
+
+    Raises:
+        UserError: as `effect`.
+    """
+    verdict, before = judge(rule, first)
+    pooled, effects = judge(rule, [*first, *further])
+    means = [effect(condition, further).estimate for condition in rule]
+    same = pooled == verdict and all(_agrees(one, mean) for one, mean in zip(before, means, strict=True))
+    return Confirmed(verdict if same else DEPENDS, effects, verdict, means)
+
+
+def _agrees(one: Effect, mean: float) -> bool:
+    """Whether a mean of further seeds lies on the side of the bound that the effect was found on."""
+    if one.verdict == DEPENDS:
+        return True
+    right = mean >= one.bound if one.direction == "at least" else mean <= one.bound
+    return right == (one.verdict == HOLDS)
 
 
 def _series(
