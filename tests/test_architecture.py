@@ -21,8 +21,9 @@ BELOW["data"] = BELOW["tasks"] = {"nn", "errors"}
 BELOW["runs"] = {"data", "cli", "render", "errors", "nn"}
 BELOW["config"] = {"tasks", "runs", *BELOW["tasks"], *BELOW["runs"]}
 BELOW["training"] = BELOW["inference"] = BELOW["leaderboard"] = BELOW["exporting"] = {"config", *BELOW["config"]}
-BELOW["sweeps"] = BELOW["benchmarks"] = {"training", "inference", "leaderboard", *BELOW["training"]}
+BELOW["sweeps"] = {"training", "inference", "leaderboard", *BELOW["training"]}
 BELOW["course"] = {"sweeps", *BELOW["sweeps"]}
+BELOW["benchmarks"] = {"course", *BELOW["course"]}
 EVERYTHING = {"course", "sweeps", "benchmarks", "exporting", *BELOW["sweeps"]}
 HYDRA = {"config", "sweeps", *COMMANDS}  # who may import Hydra and OmegaConf
 INTERNALS = re.compile(r"_internals\.py$")  # where private names of other libraries may stand

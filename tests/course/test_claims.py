@@ -205,6 +205,17 @@ def test_places_that_are_words_stand_in_their_order_and_a_guide_s_own_curve_besi
     assert both.count("<polyline") == 3 and ">theirs</text>" in both
 
 
+def test_the_published_tables_are_those_of_the_record_and_every_claim_is_of_today():
+    record = json.loads((ROOT / ".github" / "results" / "claims.json").read_text(encoding="utf-8"))
+    assert short_table(record) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert table(record) in (ROOT / ".github" / "results" / "README.md").read_text(encoding="utf-8")
+    today = {one.name: one for one in LOADED if not one.quick}
+    assert {name for name, one in today.items() if not one.long} <= set(record["claims"])
+    for name, measured in record["claims"].items():
+        assert measured["key"] == today[name].key, f"{name} was changed since it was measured"
+        assert len(measured["effects"]) == len(today[name].rule)
+
+
 def code_blocks(path: Path) -> list[str]:
     """The fenced blocks of a guide, or the cells of one that is a notebook as text."""
     text = path.read_text(encoding="utf-8")

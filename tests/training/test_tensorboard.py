@@ -20,14 +20,19 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 from tensorboard.util import tensor_util
+from torch.nn.utils.rnn import unpack_sequence
 
 from conftest import EASY, train
+from recur.config.compose import build
 from recur.data.sentiment import SentimentData
 from recur.nn.classifier import Classifier
+from recur.nn.gradient_flow import gradient_by_lag
+from recur.runs.run import Run
 from recur.tasks.sentiment import SentimentTask
 from recur.training import report
 from recur.training import tensorboard as pages
 from recur.training.tensorboard import announce_hparams
+from support.commands import run_command
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of what TensorBoard carries along
@@ -278,3 +283,33 @@ def test_pages_of_two_processes_hold_every_text_once(tmp_path) -> None:
     event = events(tmp_path / "two").Tensors("val/precision_recall")[-1]
     tp, fp, tn, fn, *_ = tensor_util.make_ndarray(event.tensor_proto)
     np.testing.assert_allclose(tp + fp + tn + fn, 200)
+
+
+def test_the_gradient_by_lag_is_drawn_before_training_and_after_each_validation(tmp_path) -> None:
+    """Its last point is that of the best checkpoint's net, measured by hand on the same texts."""
+    words = ["data=delayed_recall", "data.synthetic.gap=12", "data.synthetic.train_size=400", "seed=3"]
+    words += ["data.synthetic.val_size=100", "model.net.bidirectional=false", "model.net.hidden_size=16"]
+    words += ["trainer.max_epochs=1", "trainer=cpu", "callbacks.gradients.longest=10", f"hydra.run.dir={tmp_path}/run"]
+    done = run_command("train", *words)
+    assert done.returncode == 0, done.stderr
+    written = events(tmp_path / "run")
+    assert [image.step for image in written.Images("gradients/by_lag")] == [0, 7]
+    points = {point.step: point.value for point in written.Scalars("gradients/lag_10")}
+    run = Run.open(tmp_path / "run")
+    data = build(run.config["data"])
+    data.use(run.tokenizer, run.data["class_names"])
+    data.setup("fit")
+    text = next(iter(data.val_dataloader())).text
+    net = run.task.net
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(16, generator=generator)
+    ids = torch.stack([t[:11] for t in unpack_sequence(text) if len(t) >= 11][:32], 1)
+    norms = gradient_by_lag(net.recurrent, net.embedding(ids).detach(), lambda h: h @ (direction / direction.norm()))
+    assert points[7] == pytest.approx(float((norms[10].log10() - norms[0].log10()).mean()), abs=1e-3)
+    assert points[0] != points[7]
+
+
+def test_the_gradient_by_lag_of_a_net_that_reads_both_ways_is_refused(tmp_path) -> None:
+    done = run_command("train", "callbacks.gradients.longest=10", f"hydra.run.dir={tmp_path}/run", "trainer=cpu")
+    assert done.returncode == 2
+    assert "callbacks.gradients.longest" in done.stderr and "model.net.bidirectional=false" in done.stderr

@@ -26,12 +26,12 @@ def _texts(run: Any, split: str = "val", most: int = _TEXTS) -> tuple[list[Tenso
 
 
 def gradients(folder: Path) -> Measured:
-    """Norm of dL/dh by lag, before and after training, on texts of one length; see `recur.inference.probes`.
+    """Norm of dL/dh by lag, before and after training, on texts of one length; see `recur.nn.gradient_flow`.
 
     Measures: `decay_before` and `decay_after`, the decimal logarithm of the norm at the longest lag over that at lag 0,
     averaged over texts. The curve holds `lag`, `before` and `after` (geometric means, divided by that at lag 0).
     """
-    from recur.inference.probes import gradient_by_lag
+    from recur.nn.gradient_flow import gradient_by_lag
     from recur.runs.run import Run
 
     run = Run.open(folder)

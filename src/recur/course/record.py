@@ -91,10 +91,10 @@ def short_table(record: dict[str, Any]) -> str:
     lines = ["| verdict | `python -m recur.claims NAME`, and the first thing it compares |", "|---|---|"]
     for verdict in (HOLDS, DEPENDS, FAILS):
         own = [one for one in _ordered(record) if one["verdict"] == verdict]
-        told = "; ".join(
+        line = "; ".join(
             f"`{one['name']}` ({one['effects'][0]['text']}: {effect_text(one['effects'][0])})" for one in own
         )
-        lines.append(f"| {verdict} | {told} |")
+        lines.append(f"| {verdict} | {line} |")
     return "\n".join(lines)
 
 

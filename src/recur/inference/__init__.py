@@ -6,7 +6,7 @@
     curves.py          a run's training curves as a figure
     summary.py         a run as a notebook shows it
     evaluation.py      metrics of a run's own data or of other data; dynamic evaluation and the neural cache
-    probes.py          what goes on inside: gradients by lag, the gates of an LSTM over a text
+    probes.py          what goes on inside: the gates of an LSTM over a text
     io.py              texts from the command line, files and pipes; answers as JSON lines, CSV and TSV
     display.py         answers on a terminal and as a page
 

@@ -119,6 +119,8 @@ def exponential(optimizer: Optimizer, plan: StepPlan, *, gamma: float) -> dict[s
 def one_cycle(optimizer: Optimizer, plan: StepPlan, *, rise: float, start_div: float, end_div: float) -> dict[str, Any]:
     """One cycle (Smith & Topin 2018): up to the learning rate over `rise` of the run, then down.
 
+    Where the optimizer has momentum, or beta1, that goes the other way, from .95 to .85 and back; one without stays so.
+
     Args:
         optimizer: whose learning rate is the peak.
         plan: steps of the run.
@@ -130,7 +132,15 @@ def one_cycle(optimizer: Optimizer, plan: StepPlan, *, rise: float, start_div: f
         raise UserError("scheduler.rise", rise, "is a part of the run and must lie in (0, 1)")
     _check_factor(start_div=start_div, end_div=end_div)
     peaks = [group["lr"] for group in optimizer.param_groups]
+    # Left to itself torch gives momentum to an SGD of 0 and refuses an optimizer that knows none.
+    momentum = all("betas" in group or group.get("momentum") for group in optimizer.param_groups)
     scheduler = lr_scheduler.OneCycleLR(
-        optimizer, peaks, total_steps=plan.total + 1, pct_start=rise, div_factor=start_div, final_div_factor=end_div
+        optimizer,
+        peaks,
+        total_steps=plan.total + 1,
+        pct_start=rise,
+        cycle_momentum=momentum,
+        div_factor=start_div,
+        final_div_factor=end_div,
     )
     return _each_step(scheduler)

@@ -6,23 +6,27 @@
 - Projector: the word vectors of the most frequent tokens, and the model's answer to each alone
 
 The first three are drawn after each validation and after the test, the last after fitting and of the best checkpoint.
+`GradientByLag` adds, for both families, how far back a net's gradient reaches.
 """
 
 import math
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils.tensorboard.summary import hparams
 
+from recur.errors import UserError
+from recur.nn.gradient_flow import gradient_by_lag
 from recur.render import markdown, printable, shortened
 from recur.runs.files import create, naming, write_atomic
 from recur.runs.metrics import hparam_metrics
@@ -132,6 +136,94 @@ class Pages(pl.Callback):
             write_projector(folder, task, vocabulary[: self.projector_tokens])
 
 
+class GradientByLag(pl.Callback):
+    r"""Draws into TensorBoard how much of a gradient comes back k steps, before training and after each validation.
+
+    For texts of the first validation batch it takes the norm of $\partial (u \cdot h_T) / \partial h_{T-k}$, with a
+    fixed random direction u of length 1, over that for k = 0: whether a net can learn from k steps ago does not depend
+    on its loss then. The image `gradients/by_lag` has this curve beside the first one (geometric means over texts), the
+    scalars `gradients/lag_K` its decimal logarithm at a few lags. The top layer of a stack that reads one way.
+
+    Args:
+        longest: steps back; None draws nothing.
+        texts: how many at most.
+    """
+
+    def __init__(
+        self, longest: Annotated[int, Ge(1), Le(1000)] | None = None, texts: Annotated[int, Ge(1)] = 32
+    ) -> None:
+        self.longest, self.texts = longest, texts
+        self._first: NDArray[np.float64] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The curve before training, which a resumed run draws too."""
+        return {} if self._first is None else {"first": self._first.tolist()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take that curve back."""
+        self._first = np.array(state_dict["first"]) if "first" in state_dict else None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Refuse a stack that reads both ways.
+
+        Raises:
+            UserError: it does.
+        """
+        if self.longest is not None and pl_module.net.recurrent.bidirectional:
+            raise UserError(
+                "callbacks.gradients.longest",
+                self.longest,
+                "needs a net that reads one way",
+                "add model.net.bidirectional=false",
+            )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Draw the curve before the first step."""
+        if trainer.global_step == 0:
+            self._draw(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Draw the curve as it is now."""
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: pl.Trainer, task: Any) -> None:
+        writer = _writer(trainer)
+        if self.longest is None or writer is None or not trainer.val_dataloaders:
+            return
+        with torch.inference_mode(False):  # Lightning validates in it
+            logs = self._measured(next(iter(trainer.val_dataloaders)).text, task)
+        if logs is None:
+            return
+        self._first = logs if self._first is None else self._first
+        step = trainer.global_step
+        for lag in (1, 10, 30, 100, 300, 1000):
+            if lag < len(logs):
+                writer.add_scalar(f"gradients/lag_{lag}", logs[lag], step)
+        image = _lines_image({"before training": self._first, "now": logs}, "steps back", "norm of the gradient")
+        writer.add_image("gradients/by_lag", image, step, dataformats="HWC")
+
+    def _measured(self, text: PackedSequence, task: Any) -> NDArray[np.float64] | None:
+        """Mean decimal logarithm of the norm by lag, `(steps,)`, None where no text is long enough for one lag."""
+        assert self.longest is not None
+        padded, lengths = pad_packed_sequence(PackedSequence(text.data.clone(), text.batch_sizes))  # (time, batch)
+        steps = min(int(lengths.max()), self.longest + 1)
+        ids = padded[:steps, lengths >= steps][:, : self.texts].to(task.device)
+        if steps < 2:
+            return None
+        generator = torch.Generator().manual_seed(0)
+        direction = torch.randn(task.net.recurrent.hidden_size, generator=generator).to(task.device)
+        direction = direction / direction.norm()
+        training = task.training
+        task.eval()
+        with torch.no_grad():
+            rows = task.net.embedding(ids)
+        norms = gradient_by_lag(task.net.recurrent, rows.float(), lambda hidden: hidden.float() @ direction)
+        task.train(training)
+        logs = norms.double().clamp_min(1e-30).log10()  # (lags, texts)
+        return (logs - logs[0]).mean(1).numpy()
+
+
 def _writer(trainer: pl.Trainer) -> Any:
     """TensorBoard's writer, or None without one and on every rank but the first."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
@@ -186,6 +278,24 @@ def confusion_image(counts: NDArray[np.int64], names: list[str], title: str) -> 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # a name in a script the font lacks
         canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _lines_image(curves: Mapping[str, NDArray[np.float64]], x: str, y: str) -> NDArray[np.uint8]:
+    """Curves given by decimal logarithms over 0, 1, ... as an image, `(height, width, 3)`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name, logs in curves.items():
+        axes.plot(np.arange(len(logs)), 10.0**logs, label=name, linewidth=2)
+    axes.set_yscale("log")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.legend(frameon=False)
+    canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
