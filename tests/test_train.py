@@ -256,3 +256,24 @@ def test_every_shipped_experiment_takes_a_step(tmp_path, experiment, shared_data
         words.append(f"data.path={shared_data / 'tinyshakespeare' / 'input.txt'}")
     train(tmp_path / "run", *words)
     assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+def test_numbers_too_small_for_float32_s_full_precision_are_zero_while_a_run_is_trained(monkeypatch, tmp_path):
+    """On this thread and on those that it starts; afterwards all is as it was."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from recur.config.compose import command_line, compose_run
+    from recur.training import start
+    from recur.training.failures import Stop
+
+    def tiny() -> float:
+        return float(torch.tensor(1e-39) * 1)
+
+    def trained(*arguments: object) -> list[float]:
+        with ThreadPoolExecutor(1) as pool:
+            return [tiny(), pool.submit(tiny).result()]
+
+    monkeypatch.setattr(start, "_run", trained)
+    few = ["trainer=cpu", f"hydra.run.dir={tmp_path}/run"]
+    assert start.run(compose_run(command_line([*EASY, *few])), Stop()) == [0.0, 0.0]
+    assert tiny() > 0

@@ -1,6 +1,7 @@
 """A run from its composed config to its results: data, task, callbacks and trainer are built, checked and trained."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,8 +54,23 @@ def run(composed: Composed, stop: Stop, pruning: Pruning | None = None) -> Train
         Stopped: a signal came.
     """
     report.quiet()
-    with without_network(composed.resumed and not is_typed("data.path", composed.overrides)):
+    with _denormals_as_zero(), without_network(composed.resumed and not is_typed("data.path", composed.overrides)):
         return _run(composed, stop, pruning)
+
+
+@contextmanager
+def _denormals_as_zero() -> Iterator[None]:
+    """Compute with 0 in place of float32 numbers below 1.2e-38, on this thread and those that it starts.
+
+    A gradient that comes back through hundreds of steps ends among them, and a processor that takes 100 cycles for each
+    is then 10 to 15 times as slow. Before the first product of many threads, since threads inherit it when they start.
+    """
+    before = float(torch.tensor(1e-39) * 1) == 0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 def _run(composed: Composed, stop: Stop, pruning: Pruning | None) -> Trained:
