@@ -42,6 +42,7 @@ RUN = (
     "recur.training.checkpointing.LastCheckpoint",
     "recur.training.checkpointing.best_checkpoint",
     "recur.training.failures.Finite",
+    "recur.training.tensorboard.GradientByLag",
     "recur.training.tensorboard.Pages",
     "recur.training.loggers.aim",
     "recur.training.loggers.mlflow",
