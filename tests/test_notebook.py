@@ -7,7 +7,7 @@ import pytest
 
 from conftest import ROOT
 
-NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
+NOTEBOOK = ROOT / ".github" / "quickstart.ipynb"
 
 
 def test_it_is_kept_without_outputs() -> None:
