@@ -29,7 +29,10 @@ from recur.runs.run import FORMAT, load_checkpoint
 from support import commands
 
 PHASES = ("training", "accumulating", "stepping", "validation", "writing", "renaming", "between", "scoring")
-_CLOCKS = ("seconds", "wall_seconds", "train_seconds", "tokens_per_second", "peak_memory_mib", "command", "commit")
+_CLOCKS = (
+    *("seconds", "wall_seconds", "train_seconds", "tokens_per_second", "flop_per_second", "matrix_rate"),
+    *("peak_memory_mib", "command", "commit"),
+)
 
 
 @dataclass(frozen=True)

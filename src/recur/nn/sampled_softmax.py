@@ -34,6 +34,7 @@ class SampledSoftmax(nn.Module):
     Attributes:
         frequencies: share of each token in the training text, `(vocab_size,)` float32; equal until `count`.
         by_rank: token ids, most frequent first, `(vocab_size,)` int64.
+        candidates_taken: over how many words the last step's losses were taken.
 
     Raises:
         ArgumentError: fewer than one draw.
@@ -46,7 +47,7 @@ class SampledSoftmax(nn.Module):
         super().__init__()
         if negatives < 1:
             raise ArgumentError("negatives", f"must be at least 1, got {negatives}")
-        self.negatives = negatives
+        self.negatives, self.candidates_taken = negatives, 0
         self.register_buffer("frequencies", torch.full((vocab_size,), 1 / vocab_size))
         self.register_buffer("by_rank", torch.arange(vocab_size))
 
@@ -102,6 +103,7 @@ class SampledSoftmax(nn.Module):
             Mean loss to differentiate and each row's estimated negative log-likelihood, in nats.
         """
         ids, log_inclusion, place = self.candidates(targets)
+        self.candidates_taken = len(ids)
         rows, offsets = nn.functional.embedding(ids, weight), bias[ids] - log_inclusion
         exact = linear_cross_entropy(features, rows, offsets, place)
         # The fused loss subtracts the corrected logit of the target; its own is meant.

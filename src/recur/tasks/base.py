@@ -18,6 +18,7 @@ from torchmetrics import Metric
 
 from recur.errors import UserError
 from recur.nn.arguments import Remembering
+from recur.nn.costs import multiplications
 from recur.tasks.schedulers import StepPlan
 
 
@@ -149,6 +150,14 @@ class Stepping(Remembering, pl.LightningModule):
     """
 
     skipped = False
+    net: nn.Module
+    _multiplications = 0  # counted once
+
+    def flop_a_token(self) -> float:
+        """Operations a token in the matrix products of the last training step: one product forward, two backward."""
+        if not self._multiplications:
+            self._multiplications = multiplications(self.net)
+        return 6.0 * self._multiplications
 
     def prepare(self, data: Any) -> None:
         """Take from the training data what cannot be learnt by steps; called once, before the first one."""

@@ -159,10 +159,22 @@ class LanguageModelingTask(Stepping):
         if self.sampled_softmax is not None:
             self.sampled_softmax.count(torch.from_numpy(np.asarray(data.tokens("train"), np.int64)))
 
+    def _is_sampled(self) -> bool:
+        last = self.trainer.max_epochs
+        exact = last is not None and 0 <= last - self.exact_epochs <= self.trainer.current_epoch
+        return self.sampled_softmax is not None and not exact
+
+    def flop_a_token(self) -> float:
+        """See `Stepping`; a sampled step multiplies its candidates' rows of the output weights alone."""
+        left_out = 0
+        if self.sampled_softmax is not None and self._is_sampled():
+            left_out = self.net.vocab_size - self.sampled_softmax.candidates_taken
+        return super().flop_a_token() - 6.0 * left_out * self.net.decoder.in_features
+
     def training_loss(self, hidden: Hidden, targets: Tensor) -> TokenLoss:
         """Cross-entropy of the next tokens, estimated from a sample of the vocabulary where that was asked for."""
-        sampled, last = self.sampled_softmax, self.trainer.max_epochs
-        if sampled is None or (last is not None and 0 <= last - self.exact_epochs <= self.trainer.current_epoch):
+        sampled = self.sampled_softmax
+        if sampled is None or not self._is_sampled():
             return self.token_loss(hidden, targets)
         decoder = self.net.decoder
         features = hidden.features[-len(targets) :].to(decoder.weight.dtype)

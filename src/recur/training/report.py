@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -14,10 +15,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import FileWriter
 
 from recur.errors import UserError
+from recur.nn.costs import matrix_rate
 from recur.render import escape_controls, tree_lines
 from recur.runs.metrics import format_value, hparam_metrics, peak_memory_mib, plain, provenance, write_metrics
 from recur.runs.trust import check_targets
@@ -124,6 +127,8 @@ def closing(
     speed = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
     rate = speed.tokens / speed.seconds if speed and speed.seconds else None
     wall = speed.wall_seconds if speed else None
+    useful = speed.flop / speed.seconds * trainer.world_size if speed and speed.seconds else math.nan
+    limit = matrix_rate("16" in str(trainer.precision), task.device) * trainer.world_size if useful > 0 else math.nan
     record = {
         **results,
         **({"pruned": True} if pruned else {}),
@@ -138,6 +143,9 @@ def closing(
         "wall_seconds": wall and round(wall, 1),
         "train_seconds": round(speed.seconds, 1) if speed else None,
         "tokens_per_second": rate and round(rate * trainer.world_size),
+        "flop_per_second": round(useful) if useful > 0 else None,
+        "matrix_rate": round(limit) if useful > 0 else None,
+        "bytes_a_step": bytes_a_step(trainer),
         "peak_memory_mib": round(peak_memory_mib()),
         "precision": str(trainer.precision),
         "world_size": trainer.world_size,
@@ -162,6 +170,9 @@ def closing(
     epochs = f"{trainer.current_epoch} epoch{'' if trainer.current_epoch == 1 else 's'}"
     seconds = "" if wall is None else f" in {wall:.0f} s"
     _print(f"trained {epochs}, {trainer.global_step} steps{seconds}" + (f", {rate:,.0f} tokens/s" if rate else ""))
+    if useful > 0:
+        share = f"{useful / limit:.0%} of the rate of large products here, {limit / 1e9:,.0f}"
+        _print(f"products   {useful / 1e9:,.1f} useful GFLOP/s, {share}")
     _print("next:")
     for line in next_commands(folder, config, task):
         _print(f"  {line}")
@@ -177,6 +188,20 @@ def _confusion(task: Any, trainer: pl.Trainer, results: dict[str, dict[str, floa
         return {}
     matrix = plain(task.confusion.compute().tolist())
     return {"confusion": {"split": scored[-1], "matrix": matrix, "class_names": list(task.class_names)}}
+
+
+def bytes_a_step(trainer: pl.Trainer) -> int:
+    """Least traffic with memory of an optimizer step, in bytes: weights, gradients and the optimizer's own numbers.
+
+    Each weight and each of the optimizer's numbers is read and written, a gradient written and read.
+    """
+    total = 0
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                own = [value for value in optimizer.state.get(parameter, {}).values() if isinstance(value, Tensor)]
+                total += 4 * parameter.nbytes + 2 * sum(value.nbytes for value in own if value.dim())
+    return total
 
 
 def next_commands(folder: Path, config: Mapping[str, Any], task: Any) -> list[str]:

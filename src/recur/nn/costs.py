@@ -1,0 +1,54 @@
+"""What a network's products cost: multiplications a token, and the rate at which a machine does them."""
+
+import time
+
+import torch
+from torch import nn
+
+_SIZE, _REPEATS = 1024, 3
+
+
+def multiplications(net: nn.Module) -> int:
+    """Multiplications a token in the matrix products of the forward pass: entries of every matrix but embeddings'.
+
+    What is done once a text (a classifier's head) is counted as if it were done once a token, which changes nothing
+    visible; a lookup, and products of single features, count nothing. A matrix that two modules share counts once
+    where one of them is an embedding: as what multiplies. The backward pass has two products for each.
+
+    Args:
+        net: whose parameters have the shapes of its products, as those of `recur.nn` have.
+    """
+    multiplied = {
+        parameter: parameter.numel()
+        for module in net.modules()
+        if not isinstance(module, nn.Embedding)
+        for parameter in module.parameters(recurse=False)
+        if parameter.dim() >= 2
+    }
+    return sum(multiplied.values())
+
+
+@torch.no_grad()
+def matrix_rate(bf16: bool, device: torch.device | str = "cpu") -> float:
+    """Operations a second in products of 1024 x 1024 matrices by the fastest library that torch has: some 20 ms.
+
+    Args:
+        bf16: of bfloat16 operands, else float32.
+        device: where.
+    """
+    kind = torch.device(device).type
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    a = torch.ones(_SIZE, _SIZE, device=device, dtype=dtype)
+    products = [lambda: torch.mm(a, a)]
+    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if kind == "cpu" and not bf16 and onednn is not None and torch.backends.mkldnn.is_available():
+        products.append(lambda: onednn(a, a, None, "none", [], ""))
+    fastest = float("inf")
+    for product in products:
+        for _ in range(_REPEATS + 1):  # the first prepares
+            began = time.perf_counter()
+            product()
+            if kind == "cuda":
+                torch.cuda.synchronize(device)
+            fastest = min(fastest, time.perf_counter() - began)
+    return 2.0 * _SIZE**3 / fastest
