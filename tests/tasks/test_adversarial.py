@@ -78,16 +78,6 @@ def test_gradients_of_any_size_give_a_finite_change(size):
     assert change.isfinite().all() and bool(change.any()) == (size > 0)
 
 
-def test_scores_of_ngrams_learn_from_the_texts_as_they_are():
-    net, text, labels = problem(ngrams={"max_n": 2, "buckets": 64})
-    net.ngrams.count([(text, labels)])
-    _, clean, changed = adversarial_loss(net, text, labels, loss_of, 0.3)
-    both = torch.autograd.grad(clean + changed, net.ngrams.weight, retain_graph=True)[0]
-    alone = torch.autograd.grad(loss_of(net(text, labels), labels), net.ngrams.weight)[0]
-    torch.testing.assert_close(both, alone)
-    assert alone.any()
-
-
 def test_a_task_without_it_trains_as_before_and_refuses_what_cannot_be():
     def task(**settings):
         torch.manual_seed(0)

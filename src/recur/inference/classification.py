@@ -281,8 +281,11 @@ class Explainer:
         target = 0 if binary else index
         values, logit, baseline = integrated_gradients(self._net, packed, target)
         if isinstance(self._net, Classifier) and self._net.ngrams is not None:  # a sum already: nothing to integrate
-            scores = self._net.ngrams.contributions(packed)[:, target].cpu()
-            values, logit = values + scores, logit + float(scores.sum())
+            ngrams = self._net.ngrams
+            scores, always = ngrams.contributions(packed)[:, target].cpu(), float(ngrams.offset[target])
+            values = (1 - ngrams.share) * values + ngrams.share * scores
+            logit = (1 - ngrams.share) * logit + ngrams.share * (float(scores.sum()) + always)
+            baseline = (1 - ngrams.share) * baseline + ngrams.share * always
         return Explanation(
             tokens=[pieces[place] for place in kept.tolist()],
             unknown=[number == tokenizer.unk_id for number in cut[0].tolist()],

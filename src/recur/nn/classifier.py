@@ -43,7 +43,7 @@ class Classifier(nn.Module):
         pooling: `last` (final state of each direction), `max`, `mean` over the steps, or `concat` of the three.
         forget_bias: initial forget-gate bias of an LSTM; None keeps torch's own.
         engine: `auto`, `fused` or `torch`; see `recur.nn.engine`.
-        ngrams: settings of `recur.nn.ngrams.NgramScores`, whose scores are added to the logits; None for none.
+        ngrams: settings of `recur.nn.ngrams.NgramScores`, with whose scores predictions are averaged; None for none.
         cell_options: what the cell takes besides, such as `{rounds: 5}` of a mogrifier; None for nothing.
         vectors: initial word vectors `(vocab_size, embedding_dim)`, or None.
         scale_vectors: bring each of `vectors` to the length that `embedding_std` gives random ones. word2vec leaves
@@ -172,15 +172,10 @@ class Classifier(nn.Module):
             logits: Tensor = self.head(nn.functional.dropout(features, self.head_dropout, self.training))
         return logits if text.unsorted_indices is None else logits[text.unsorted_indices]
 
-    def forward(self, text: PackedSequence, labels: Tensor | None = None) -> Tensor:
-        """Logits of packed token ids; see `classify` for the shapes.
-
-        Args:
-            text: the packed ids.
-            labels: class of each text while training, in the packed order: see `NgramScores`. Only n-grams use them.
-        """
+    def forward(self, text: PackedSequence) -> Tensor:
+        """Logits of packed token ids; see `classify` for the shapes. In training those of the network alone."""
         logits = self.classify(self.embed(text), text)
-        return logits if self.ngrams is None else logits + self.ngrams(text, labels)
+        return logits if self.ngrams is None or self.training else self.ngrams.average(logits, text)
 
 
 def _ngram_scores(num_classes: int, settings: Mapping[str, Any]) -> NgramScores:

@@ -161,6 +161,11 @@ def check_shapes(state: Mapping[str, Any], model: Any) -> None:
     Raises:
         ValueError: a weight is missing, is one too many, or has another shape.
     """
+    from recur.nn.ngrams import NgramScores
+
+    for name, module in model.named_modules():
+        if isinstance(module, NgramScores):  # as many as the training text had
+            module.make_room_for(state, f"{name}.")
     described = model.state_dict()
     if lacking := [name for name in described if name not in state]:
         raise ValueError(f"it lacks {lacking[0]}")

@@ -80,13 +80,11 @@ def adversarial_loss(
 
     Returns:
         The logits, `(batch, 1)` or `(batch, num_classes)`; the loss, to differentiate; and the loss under the change,
-        to differentiate: the parameters that only score n-grams learn from the first alone.
+        to differentiate.
     """
     vectors = net.embed(text)  # (tokens, embedding_dim)
     leaf = vectors.detach().requires_grad_()
-    scores = None if net.ngrams is None else net.ngrams(text, labels)
     logits = net.classify(leaf, text)
-    logits = logits if scores is None else logits + scores
     clean = loss(logits, labels)
     parameters = [p for name, p in net.named_parameters() if p.requires_grad and not name.startswith("embedding.")]
     gradients = torch.autograd.grad(clean, [leaf, *parameters], allow_unused=True)
@@ -96,5 +94,5 @@ def adversarial_loss(
     known = [at_vectors, *[g for g, _ in used]]
     first = _WithGradients.apply(clean.detach(), len(known), *known, *owners)
     changed = net.classify(vectors + worst_change(leaf.detach(), at_vectors, text, strength), text)
-    second = loss(changed if scores is None else changed + scores.detach(), labels)
+    second = loss(changed, labels)
     return logits.detach(), first, second

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
@@ -30,8 +31,9 @@ from recur.nn.packed import TextBatch
 from recur.tasks.adversarial import adversarial_loss
 from recur.tasks.base import Mean, Stepping, build_optimizer, load_metrics, save_metrics, step_plan
 
-log = logging.getLogger(__name__)
-_COUNTED_AT_ONCE = 1024  # texts
+log = logging.getLogger("recur")  # whose lines a run prints
+_FITTED_AT_ONCE = 1024  # texts
+_MOST_TOKENS = 20_000_000  # on which the scores of n-grams are fitted: some two gigabytes
 
 
 def _metrics(num_classes: int, prefix: str) -> MetricCollection:
@@ -185,12 +187,15 @@ class SentimentTask(Stepping):
 
     def forward(self, batch: TextBatch) -> Tensor:
         """Logits, `(batch, 1)` for two classes, else `(batch, classes)`."""
-        counted = self.training and isinstance(self.net, Classifier) and self.net.ngrams is not None
-        logits: Tensor = self.net(batch.text, batch.labels) if counted else self.net(batch.text)
+        logits: Tensor = self.net(batch.text)
         return logits
 
+    def flop_a_token(self) -> float:
+        """See `Stepping`; an adversarial step passes over its batch twice."""
+        return super().flop_a_token() * (2 if self.adversarial else 1)
+
     def prepare(self, data: Any) -> None:
-        """Count the n-grams of the training texts, for a network that uses such counts.
+        """Fit the scores of n-grams on the training texts, for a network that has them.
 
         Args:
             data: with `texts` and `labels` of its split `train`, as `SentimentData` has them.
@@ -199,13 +204,23 @@ class SentimentTask(Stepping):
             return
         texts, labels = data.texts("train"), data.labels("train")
 
-        def batches() -> Iterator[tuple[PackedSequence, Tensor]]:
-            order = np.argsort(-texts.lengths, kind="stable")
-            for first in range(0, len(order), _COUNTED_AT_ONCE):
-                packed, rows = texts.pack(order[first : first + _COUNTED_AT_ONCE])
-                yield packed, torch.from_numpy(labels[rows])
+        rows = np.arange(len(texts))
+        tokens = int(texts.lengths.sum())
+        share = _MOST_TOKENS / max(1, tokens)
+        if share < 1:  # of a large corpus as many texts as memory is meant for, drawn evenly
+            rows = np.sort(np.random.default_rng(0).permutation(len(texts))[: max(1, int(share * len(texts)))])
 
-        self.net.ngrams.count(batches())
+        def batches() -> Iterator[tuple[PackedSequence, Tensor]]:
+            order = rows[np.argsort(-texts.lengths[rows], kind="stable")]
+            for first in range(0, len(order), _FITTED_AT_ONCE):
+                packed, placed = texts.pack(order[first : first + _FITTED_AT_ONCE])
+                yield packed, torch.from_numpy(labels[placed])
+
+        self.net.ngrams.fit(batches(), tokens)
+        number, longest = len(self.net.ngrams.known), int(self.net.ngrams.longest)
+        rank_zero_only(log.info)(
+            "n-grams    %s of up to %d tokens, fitted before the network is trained", f"{number:,}", longest
+        )
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy in nats, with label smoothing and class weights.
