@@ -90,6 +90,18 @@ def test_every_data_file_of_a_family_offers_the_same_keys():
 
 
 @pytest.mark.parametrize("model", [path.stem for path in sorted((CONF / "model").glob("*.yaml"))])
+def test_own_texts_bring_a_model_and_callbacks_until_others_are_chosen(model):
+    own = composed("data=files")
+    assert own.model == composed("model=own_texts").model and own.callbacks.early_stopping.patience is not None
+    assert composed("data=files", f"model={model}").model == composed(f"model={model}").model
+    assert composed("data=files", "callbacks=default").callbacks.early_stopping.patience is None
+    assert composed("data=files", "experiment=imdb_fast").callbacks.ema.decay == 0.998
+    for option in ("imdb", "synthetic_reviews"):
+        assert composed(f"data={option}").model == composed().model
+        assert composed(f"data={option}").callbacks == composed().callbacks
+
+
+@pytest.mark.parametrize("model", [path.stem for path in sorted((CONF / "model").glob("*.yaml"))])
 def test_the_data_and_not_the_model_decide_what_is_monitored(model):
     for data, expected in (("imdb", ("val/accuracy", "max")), ("wikitext2", ("val/loss", "min"))):
         cfg = composed(f"data={data}", f"model={model}")

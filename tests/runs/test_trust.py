@@ -556,7 +556,7 @@ def test_the_pages_of_a_run_have_no_tag_from_its_data(tmp_path):
     rows = [(f"{text} fine film {i}", label) for i in range(12) for text, label in zip(EVIL, EVIL, strict=True)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t, "label": c}) + "\n" for t, c in rows))
     small = [word for word in EASY if not word.startswith(("data.", "trainer.max_epochs"))]
-    data = ("data=files", f"data.train={tmp_path}/a.jsonl", "data.batch_size=8")
+    data = ("data=files", f"data.train={tmp_path}/a.jsonl", "data.batch_size=8", "model=bilstm")
     done = train(tmp_path / "run", *data, *small, "trainer.max_epochs=1", "name=evil")
     assert not view._UNSAFE.search(done.stdout.replace("\n", "")) and done.stderr == ""
     told = run_command("predict", tmp_path / "run", *[text for text, _ in rows[:5]], "--html", tmp_path / "page.html")

@@ -19,13 +19,17 @@ from recur.data.corpus import readable
 from recur.render import escape_controls
 from recur.runs import journal
 from recur.runs.metrics import METRICS, format_value
-from recur.tasks.base import skipped
+from recur.tasks.base import Stepping, skipped
 from recur.training import lightning_internals as internals
 
 
 def early_stopping(monitor: str, mode: str, patience: Annotated[int, Ge(0)] | None) -> EarlyStopping | None:
     """Stop after more than `patience` validations without improvement; None for None."""
-    return None if patience is None else EarlyStopping(monitor, mode=mode, patience=patience)
+    if patience is None:
+        return None
+    # After each validation: an epoch in whose middle a run goes on with other data ends without one.
+    at_epoch_end = None if monitor.startswith("train/") else False
+    return EarlyStopping(monitor, mode=mode, patience=patience, check_on_train_epoch_end=at_epoch_end)
 
 
 class _Ema(WeightAveraging):
@@ -101,17 +105,23 @@ class Throughput(Callback):
     Attributes:
         tokens: trained on so far by this rank.
         seconds: spent on them.
+        flop: operations of the matrix products on them, as far as the task counts them.
     """
 
     def __init__(self) -> None:
-        self.tokens, self.seconds = 0, 0.0
+        self.tokens, self.seconds, self.flop = 0, 0.0, 0.0
         self._former_wall, self._started = 0.0, time.monotonic()
         self._mark = 0.0
         self._window = (0, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """What was counted so far, so that a resumed run counts on."""
-        return {"tokens": self.tokens, "seconds": self.seconds, "wall_seconds": self.wall_seconds}
+        return {
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "flop": self.flop,
+            "wall_seconds": self.wall_seconds,
+        }
 
     @property
     def wall_seconds(self) -> float:
@@ -121,6 +131,7 @@ class Throughput(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Count on."""
         self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
+        self.flop = state_dict.get("flop", math.nan)  # a run from before they were counted: not known
         self._window = (self.tokens, self.seconds)
         self._former_wall = state_dict["wall_seconds"]
 
@@ -150,6 +161,8 @@ class Throughput(Callback):
         self.seconds += now - self._mark
         self._mark = now
         self.tokens += batch.text.data.numel()
+        if isinstance(pl_module, Stepping):
+            self.flop += pl_module.flop_a_token() * batch.text.data.numel()
         every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
         if trainer.global_step % every == 0 and not internals.accumulates(trainer):  # the step that is written
             tokens, seconds = self.tokens - self._window[0], self.seconds - self._window[1]
