@@ -9,6 +9,7 @@
     language.py  an epoch of WikiText-2 beside torch's own example
     gpu.py       every GPU test and benchmark into one JSON (`make gpu`)
     clock.py     callbacks that time a training command from inside it
+    figures.py   what is published of an experiment's runs, and the head of its file
     publish.py   the figures of runs and benches as Markdown (`make results`)
 
 To add a section, write a function `section(settings, report)` that fills `report` with tables and bars, and name it

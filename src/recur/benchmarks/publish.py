@@ -1,7 +1,8 @@
 """Writes the published figures from files that commands wrote: `make results`.
 
-`metrics.json` of each RUN is first copied to `.github/results/<name>.json`, `bench.json` of a folder that `recur.bench`
-wrote to `.github/results/bench.json`; `recur.claims --publish .github/results` writes `claims.json` there.
+The figures of each RUN go to `.github/results/<name>.json` first, those of several runs of one experiment together; the
+curve goes beside it, and the figures to the head of the experiment's file. `bench.json` of a folder that `recur.bench`
+wrote goes to `.github/results/bench.json`; `recur.claims --publish .github/results` writes `claims.json` there.
 `.github/results/README.md` then holds all of it, and the README a short table of the runs and one of the claims.
 """
 
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from recur import cli
+from recur.benchmarks import figures
 from recur.course import record as course
-from recur.errors import ABSENT, UserError
+from recur.runs import metrics
 from recur.runs.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -30,18 +32,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(runs: Sequence[Path]) -> None:
+    from recur.inference.run import load
+
     RESULTS.mkdir(parents=True, exist_ok=True)
+    by_name: dict[str, list[Path]] = {}
     for run in runs:
         if (run / "bench.json").is_file():
             shutil.copy(run / "bench.json", BENCH)
-            continue
-        if not (run / "metrics.json").is_file():
-            raise UserError(
-                str(run), ABSENT, "has no metrics.json and no bench.json", "give the folder of a finished run"
-            )
-        record = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-        del record["command"]  # it holds paths of the machine; the experiment's header has one without
-        write_atomic(RESULTS / f"{record['name']}.json", json.dumps(record, indent=2) + "\n")
+        else:
+            by_name.setdefault(str((metrics.read_record(run) or {}).get("name")), []).append(run)
+    for name, folders in by_name.items():
+        record = figures.record_of(folders)
+        write_atomic(RESULTS / f"{name}.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        load(folders[0]).plot().savefig(RESULTS / f"{name}.png", dpi=80)
+        head = figures.path_of(name)
+        write_atomic(head, figures.with_header(head.read_text(encoding="utf-8"), figures.header(record)))
     paths = [path for path in sorted(RESULTS.glob("*.json")) if path not in (BENCH, CLAIMS)]
     records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     bench, claims = (json.loads(p.read_text(encoding="utf-8")) if p.is_file() else None for p in (BENCH, CLAIMS))
@@ -84,10 +89,12 @@ def results_page(
 
 def short_table(records: Sequence[dict[str, Any]]) -> str:
     """The runs in a few columns."""
-    lines = ["| experiment | validation | test | a model of n-grams | parameters |", "|---|---|---|---|---|"]
+    lines = ["| experiment | validation | test | a model of n-grams | time, threads |", "|---|---|---|---|---|"]
     for record in records:
-        figures = f"{_figure(record.get('val', {}))} | {_figure(record.get('test', {}))}"
-        lines.append(f"| `{record['name']}` | {figures} | {_ngrams(record)} | {record['parameters']['trainable']:,} |")
+        shown = [figures.spread(record, "val"), figures.spread(record, "test"), figures.of_ngrams(record)]
+        part = f", {figures.part(record)}" if figures.part(record) else ""
+        time = f"{figures.minutes(record['train_seconds'])}, {record['threads']}"
+        lines.append(f"| `{record['name']}`{part} | {' | '.join(shown)} | {time} |")
     return "\n".join(lines)
 
 
@@ -104,23 +111,49 @@ def replaced(text: str, name: str, content: str) -> str:
 
 
 def results_table(records: Sequence[dict[str, Any]]) -> str:
-    """One Markdown line a run: what came out, of what size, how fast, on what."""
-    lines = [
-        "| experiment | validation | test | ceiling | n-grams | parameters "
-        "| epochs | time | tokens/s | threads | hardware |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    """One Markdown line a run: what came out, of what size, how fast, on what. Then how each is got, and its curve."""
+    names = (
+        "validation",
+        "test",
+        "ceiling",
+        "n-grams",
+        "parameters",
+        "epochs",
+        "time",
+        "tokens/s",
+        "threads",
+        "hardware",
+    )
+    lines = [f"| experiment | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for record in records:
-        ceiling = record["ceiling"]
-        best = _figure({**ceiling}) if ceiling else ""
-        time = f"{record['train_seconds'] / 60:.1f} min" if record["train_seconds"] else ""
-        speed = f"{record['tokens_per_second']:,}" if record["tokens_per_second"] else ""
-        lines.append(
-            f"| `{record['name']}` | {_figure(record.get('val', {}))} | {_figure(record.get('test', {}))} | {best} "
-            f"| {_ngrams(record)} "
-            f"| {record['parameters']['trainable']:,} | {record['epochs']} | {time} "
-            f"| {speed} | {record['threads']} | {record['device']} |"
-        )
+        best = figures.spread({"runs": {"0": {"of": record["ceiling"]}}}, "of") if record["ceiling"] else ""
+        cells = [
+            f"`{record['name']}`",
+            figures.spread(record, "val"),
+            figures.spread(record, "test"),
+            best,
+            figures.of_ngrams(record),
+            f"{record['parameters']['trainable']:,}",
+            f"{record['epochs']} of {record['epochs_of']}" if figures.part(record) else str(record["epochs"]),
+            figures.minutes(record["train_seconds"]),
+            f"{record['tokens_per_second']:,}",
+            str(record["threads"]),
+            record["device"],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    for record in records:
+        seconds = [figures.minutes(run["train_seconds"]) for run in record["runs"].values()]
+        commits = ", ".join(dict.fromkeys(str(run["commit"]) for run in record["runs"].values()))
+        lines += [
+            "",
+            f"### `{record['name']}`",
+            "",
+            f"`{record['command']}`: {figures.seeds(record)}; {', '.join(seconds)} of training; commit {commits}; "
+            f"{record['precision']}, torch {record['versions']['torch']}."
+            + "".join(f" {split}: {text}." for split, text in figures.adapted(record).items()),
+            "",
+            f"![validation and training by epoch]({record['name']}.png)",
+        ]
     return "\n".join(lines)
 
 
@@ -157,19 +190,6 @@ def _rounded(value: float | str) -> str:
     if isinstance(value, str):
         return value
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _ngrams(record: dict[str, Any]) -> str:
-    """What a model of n-grams reaches on the split that the run is judged by; runs without `baseline` have none."""
-    baseline = record.get("baseline", {})
-    return _figure(baseline.get("test") or baseline.get("val") or {})
-
-
-def _figure(metrics: dict[str, float]) -> str:
-    if "perplexity" in metrics:
-        nats = f" ({metrics['loss']:.3f} nats)" if "loss" in metrics else ""
-        return f"perplexity {metrics['perplexity']:.2f}{nats}"
-    return f"{100 * metrics['accuracy']:.2f} %" if "accuracy" in metrics else ""
 
 
 if __name__ == "__main__":

@@ -1,0 +1,227 @@
+"""What is published of an experiment: the figures of its runs, one a seed, how they were got, and their curve.
+
+A record is `metrics.json` of the first seed without what belongs to one machine, and besides
+
+    command     which gives it, with FOLDER for the data
+    settings    of the run, by dotted name: a test holds them to the experiment's file as it is today
+    runs        figures of every seed: `{"0": {"val": ..., "test": ..., "train_seconds": ...}, ...}`
+    history     the validations of the first seed
+    epochs_of   how many epochs the experiment asks for
+    evaluation  what `python -m recur.evaluate` printed of the first seed, from `evaluation.json` of its folder
+"""
+
+import json
+import math
+import shlex
+import statistics
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recur.errors import ABSENT, UserError
+from recur.runs.journal import read_validations
+from recur.runs.limits import read_yaml
+
+# Settings of one machine or one command, which say nothing about the experiment.
+_OWN = ("hydra", "seed", "resume", "tags", "overwrite", "accept_data_change", "find_lr", "extras", "logger", "name")
+_PLACES = ("data.path", "data.train", "data.val", "data.test", "data.cache_dir", "init_from")
+_MACHINE = ("data.seed", "trainer.precision", "trainer.accelerator", "trainer.devices", "trainer.default_root_dir")
+_SHOWN = ("epoch", "train/epoch_loss", "train/epoch_accuracy", "val/loss", "val/accuracy", "val/perplexity")
+_WIDTH, _INDENT = 118, " " * 10
+
+
+def flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted name, lists whole."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run that make its figures, without places and what the machine decides."""
+    return {
+        key: value
+        for key, value in flat(config)
+        if key.partition(".")[0] not in _OWN and key not in (*_PLACES, *_MACHINE) and not key.endswith(".dirpath")
+    }
+
+
+def of_experiment(name: str) -> dict[str, Any]:
+    """The settings of an experiment's file as it is, likewise.
+
+    Raises:
+        UserError: there is no such experiment.
+    """
+    from recur.config.compose import command_line, compose_run
+
+    return settings_of(compose_run(command_line([f"experiment={name}"])).config)
+
+
+def record_of(folders: Sequence[Path]) -> dict[str, Any]:
+    """The record of the runs of one experiment, one a seed.
+
+    Raises:
+        UserError: a folder is no finished run, or the runs differ in more than their seeds.
+    """
+    by_seed = {}
+    for folder in folders:
+        if not (folder / "metrics.json").is_file():
+            raise UserError(
+                str(folder), ABSENT, "has no metrics.json and no bench.json", "give the folder of a finished run"
+            )
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        by_seed[int(metrics["seed"])] = (metrics, read_yaml(folder / "config.yaml"), folder)
+    (metrics, config, folder), settings = by_seed[min(by_seed)], settings_of(by_seed[min(by_seed)][1])
+    for _, other, place in by_seed.values():
+        if settings_of(other) != settings:
+            raise UserError(str(place), ABSENT, f"has other settings than {folder}", "publish runs that differ by seed")
+    wanted, name = of_experiment(metrics["name"]), metrics["name"]
+    changes = {key: value for key, value in settings.items() if key in wanted and wanted[key] != value}
+    return {
+        **metrics,
+        "command": _command(name, config, changes),
+        "settings": settings,
+        "epochs_of": wanted["trainer.max_epochs"],
+        "evaluation": _evaluation(folder),
+        "runs": {str(seed): _short(by_seed[seed][0]) for seed in sorted(by_seed)},
+        "history": [
+            {key: entry[key] for key in _SHOWN if key in entry}
+            for one in read_validations(folder)
+            for entry in ({"epoch": one["epoch"], **one["metrics"]},)
+        ],
+    }
+
+
+def _evaluation(folder: Path) -> dict[str, Any]:
+    path = folder / "evaluation.json"
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {split: record[split] for split in ("val", "test") if split in record}
+
+
+def _short(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    own = {key: metrics[key] for key in ("val", "test", "train_seconds", "wall_seconds") if metrics.get(key)}
+    return own | {"commit": metrics["commit"]}
+
+
+def _command(name: str, config: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
+    words = [f"experiment={name}"]
+    for place in _PLACES:
+        value = dict(flat(config)).get(place)
+        if isinstance(value, str) and (Path(value).is_absolute() or Path(value).exists()):
+            words.append(
+                f"{place}={'RUN' if place == 'init_from' else Path(value).name if Path(value).suffix else 'FOLDER'}"
+            )
+    words += [f"{key}={'null' if value is None else json.dumps(value)}" for key, value in changes.items()]
+    return shlex.join(["python", "-m", "recur.train", *words])
+
+
+# ---------------------------------------------------------------------------------------------------------- in words
+
+
+def spread(record: Mapping[str, Any], split: str) -> str:
+    """The figure of a split: of one seed, or mean and standard deviation of several."""
+    runs = [run[split] for run in record["runs"].values() if run.get(split)]
+    if not runs:
+        return ""
+    if "perplexity" in runs[0]:
+        nats, perplexities = [run["loss"] for run in runs], [run["perplexity"] for run in runs]
+        return f"perplexity {_mean(perplexities, '.2f')} ({_mean(nats, '.3f')} nats)"
+    return f"{_mean([100 * run['accuracy'] for run in runs], '.2f')} %"
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+    mean = format(statistics.fmean(values), form)
+    return mean if len(values) == 1 else f"{mean} ± {format(statistics.stdev(values), form)}"
+
+
+def of_ngrams(record: Mapping[str, Any]) -> str:
+    """What a model of n-grams reaches on the split that the run is judged by; empty where none was asked."""
+    baseline = record.get("baseline") or {}
+    metrics = baseline.get("test") or baseline.get("val") or {}
+    return spread({"runs": {"0": {"of": metrics}}}, "of") if metrics else ""
+
+
+def adapted(record: Mapping[str, Any]) -> dict[str, str]:
+    """The figures of a language model that goes on learning from the text or caches its states, by split and way."""
+    ways = {"neural_cache": "with a neural cache", "dynamic_evaluation": "with dynamic evaluation"}
+    return {
+        f"{word} {ways[way]}": spread({"runs": {"0": {"of": own[way]}}}, "of")
+        for split, word in (("val", "validation"), ("test", "test"))
+        for way in ways
+        if way in (own := (record.get("evaluation") or {}).get(split, {}))
+    }
+
+
+def seeds(record: Mapping[str, Any]) -> str:
+    """Which seeds were run, in words."""
+    names = list(record["runs"])
+    return f"seed {names[0]}" if len(names) == 1 else f"mean and deviation of seeds {', '.join(names)}"
+
+
+def part(record: Mapping[str, Any]) -> str:
+    """How much of the experiment was run, where it is not all of it."""
+    wanted = record["epochs_of"]
+    return f"after {record['epochs']} of {wanted} epochs" if record["epochs"] < wanted else ""
+
+
+def minutes(seconds: float) -> str:
+    """A time as a reader wants it."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} minutes"
+
+
+def header(record: Mapping[str, Any]) -> list[str]:
+    """The lines at the head of an experiment's file that give its figures."""
+    figures = [
+        f"{word} {text}" for split, word in (("val", "validation"), ("test", "test")) if (text := spread(record, split))
+    ]
+    figures += [f"{split} {text}" for split, text in adapted(record).items()]
+    ceiling = record.get("ceiling") or {}
+    if ceiling:
+        figures.append(f"the best possible: {spread({'runs': {'0': {'of': dict(ceiling)}}}, 'of')}")
+    if text := of_ngrams(record):
+        figures.append(f"a model of n-grams on the same text: {text}")
+    figure = "; ".join([", ".join(figures), *filter(None, [part(record)]), seeds(record)])
+    threads = f"{record['threads']} thread{'' if record['threads'] == 1 else 's'}"
+    times = f"{minutes(record['train_seconds'])} of training, {minutes(record['wall_seconds'])} with everything"
+    lines = []
+    for word, text in (
+        ("Figure", figure),
+        ("Hardware", f"{record['device']}; {threads}, {record['precision']}"),
+        ("Time", f"{times}; {record['tokens_per_second']:,} tokens/s{_useful(record)}"),
+    ):
+        wrapped = textwrap.wrap(text, _WIDTH - len(_INDENT), break_on_hyphens=False)
+        lines += [f"# {f'{word}:':<{len(_INDENT)}}{wrapped[0]}", *(f"# {_INDENT}{rest}" for rest in wrapped[1:])]
+    return lines
+
+
+def _useful(record: Mapping[str, Any]) -> str:
+    rate, limit = record.get("flop_per_second"), record.get("matrix_rate")
+    if not rate or not limit or not math.isfinite(rate / limit):
+        return ""
+    return f", {rate / 1e9:,.0f} useful GFLOP/s ({100 * rate / limit:.0f} % of the rate of large products)"
+
+
+def path_of(name: str) -> Path:
+    """An experiment's file."""
+    from recur.config.compose import conf_dir
+
+    return conf_dir() / "experiment" / f"{name}.yaml"
+
+
+def with_header(text: str, lines: Sequence[str]) -> str:
+    """An experiment's file with the lines that give its figures replaced.
+
+    Raises:
+        ValueError: it has none.
+    """
+    old = text.splitlines()
+    begin = next((i for i, line in enumerate(old) if line.startswith("# Figure:")), None)
+    if begin is None:
+        raise ValueError("the file has no line that begins with '# Figure:'")
+    end = begin
+    while end < len(old) and (end == begin or old[end].startswith(("# Hardware:", "# Time:", f"# {_INDENT}", "#   "))):
+        end += 1
+    return "\n".join([*old[:begin], *lines, *old[end:]]) + "\n"

@@ -1,0 +1,75 @@
+"""The published figures: those of the records, of experiments as they are today."""
+
+import json
+
+import pytest
+
+from conftest import ROOT, train
+from recur.benchmarks import figures, publish
+from recur.config.compose import conf_dir
+
+RESULTS = ROOT / ".github" / "results"
+NAMES = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
+NOT_MEASURED = {"gpu_wikitext2_awd", "gpu_wikitext2_medium", "imdb_guide", "wikitext2_small"}
+MEASURED = [name for name in NAMES if name not in NOT_MEASURED]
+SHORT = ["trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1", "logger=none", "model.net.hidden_size=8"]
+
+
+def _records() -> list[dict]:
+    return [json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in MEASURED]
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_an_experiment_has_a_figure_and_it_is_that_of_the_experiment_as_it_is(name):
+    record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    assert record["name"] == name
+    text = figures.path_of(name).read_text(encoding="utf-8")
+    assert figures.with_header(text, figures.header(record)) == text, "run `make results`"
+    today = figures.of_experiment(name)
+    changed = {key for key, value in record["settings"].items() if key in today and today[key] != value}
+    assert all(f" {key}=" in record["command"] for key in changed), f"{changed} changed since {name} was measured"
+    assert (RESULTS / f"{name}.png").is_file()
+    if record["epochs"] < record["epochs_of"]:
+        assert f"after {record['epochs']} of {record['epochs_of']} epochs" in " ".join(figures.header(record))
+
+
+@pytest.mark.parametrize("name", sorted(NOT_MEASURED))
+def test_an_experiment_without_a_figure_says_so(name):
+    assert "not measured" in figures.path_of(name).read_text(encoding="utf-8")
+    assert not (RESULTS / f"{name}.json").is_file()
+
+
+def test_the_tables_are_those_of_the_records():
+    assert publish.short_table(_records()) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert publish.results_table(_records()) in (RESULTS / "README.md").read_text(encoding="utf-8")
+
+
+def test_three_seeds_become_one_record_with_mean_and_deviation(tmp_path):
+    runs = []
+    for seed in (0, 1):
+        runs.append(tmp_path / str(seed))
+        train(runs[-1], "experiment=char_sentence", *SHORT, f"seed={seed}")
+    record = figures.record_of(runs)
+    both = [json.loads((run / "metrics.json").read_text())["val"] for run in runs]
+    nats = [own["loss"] for own in both]
+    mean, deviation = sum(nats) / 2, abs(nats[0] - nats[1]) / 2**0.5
+    assert f"({mean:.3f} ± {deviation:.3f} nats)" in figures.spread(record, "val")
+    assert "seeds 0, 1" in figures.seeds(record)
+    assert "trainer.max_epochs=2" in record["command"] and "after 2 of 200 epochs" in figures.part(record)
+    assert str(tmp_path) not in json.dumps(record)
+    assert [entry["epoch"] for entry in record["history"]] == [1, 2]
+
+    other = tmp_path / "other"
+    train(other, "experiment=char_sentence", *SHORT, "seed=2", "model.net.hidden_size=9")
+    with pytest.raises(Exception, match="has other settings"):
+        figures.record_of([*runs, other])
+
+
+def test_a_head_keeps_what_is_said_before_and_after():
+    text = (
+        "# @package _global_\n# What it is.\n# Figure: old\n#   more\n# Hardware: old\n# Time: old\ndefaults:\n  - a\n"
+    )
+    new = figures.with_header(text, ["# Figure: new", "# Time: new"])
+    assert new == "# @package _global_\n# What it is.\n# Figure: new\n# Time: new\ndefaults:\n  - a\n"
+    with pytest.raises(ValueError, match="Figure"):
+        figures.with_header("# nothing\n", [])
