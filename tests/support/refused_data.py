@@ -193,7 +193,7 @@ ROWS["data"] = {
         FILES + "data.class_names=[bad,good]", ("'2'", "'bad', 'good'"), {"a.csv": LABELLED + "so so,2\n"}
     ),
     "ten million characters": Row(
-        FILES,
+        FILES + "data.max_length=null",
         ("a.csv row 3", "5,000,000 tokens", "data.max_length"),
         {"a.csv": "text,label\na,1\nb,0\n" + "x " * 5_000_000 + ",1\nd,0\n" + "e,1\n" * 40},
     ),

@@ -121,3 +121,23 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize("start", [0, 3, 99])
+def test_an_average_begins_with_the_weights_of_its_first_step(start):
+    """Before that it is the weights themselves: a run that ends earlier has trained all the same."""
+    from torch.optim.swa_utils import AveragedModel
+
+    from recur.training.callbacks import weight_ema
+
+    model = torch.nn.Linear(2, 1, bias=False)
+    ema = weight_ema(0.9, start)
+    averaged = AveragedModel(model, **ema._kwargs, use_buffers=False)
+    expected = None
+    for step in range(8):
+        with torch.no_grad():
+            model.weight.fill_(float(step**2))
+        assert ema.should_update(step_idx=step)
+        averaged.update_parameters(model)
+        expected = float(step**2) if step <= start else 0.9 * expected + 0.1 * step**2
+        assert averaged.module.weight[0, 0].item() == pytest.approx(expected)

@@ -13,7 +13,6 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from recur.data.corpus import readable
 from recur.render import escape_controls
@@ -35,16 +34,22 @@ def early_stopping(monitor: str, mode: str, patience: Annotated[int, Ge(0)] | No
 class _Ema(WeightAveraging):
     """The average, which leaves skipped steps out and, once training is over, the weights alone.
 
-    Lightning's own takes several passes over each tensor, and averages whole numbers (counts of n-grams), too.
+    Lightning's own takes several passes over each tensor, and averages whole numbers (counts of n-grams), too. Until
+    `start_step` the average is the weights of the last step: a run that ends before has trained all the same.
     """
 
     def __init__(self, decay: float, start_step: int) -> None:
-        super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
-        self._start_step = start_step
+        @torch.no_grad()
+        def average(averages: Any, weights: Any, steps: Any) -> None:
+            share = 1 - decay if int(steps) > start_step else 1.0
+            for averaged, weight in zip(averages, weights, strict=True):
+                averaged.lerp_(weight, share)
+
+        super().__init__(use_buffers=False, multi_avg_fn=average)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """Whether to average after this step."""
-        return step_idx is not None and step_idx >= self._start_step
+        return step_idx is not None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
