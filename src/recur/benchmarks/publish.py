@@ -77,6 +77,7 @@ def results_page(
             "## The claims of the course",
             f"`make guides` measured them, in {minutes:.0f} minutes of computing on {devices}.",
             course.table(claims),
+            course.arm_tables(claims),
         ]
     if bench is not None:
         parts += [
@@ -84,7 +85,7 @@ def results_page(
             "`python -m recur.bench --imdb FOLDER --wikitext FOLDER` measured this.",
             speed_tables(bench),
         ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def short_table(records: Sequence[dict[str, Any]]) -> str:

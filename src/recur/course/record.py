@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,9 +42,30 @@ def entry(
         "seconds": round(seconds, 1),
         "command": shown_command(claim),
         "chart": dict(claim.chart),
+        "arms": arms(observations, claim.chart.get("columns", [])),
         "when": time.strftime("%Y-%m-%d", time.gmtime()),
         **provenance(),
     }
+
+
+def arms(observations: Sequence[Observation], measures: Sequence[str]) -> list[dict[str, Any]]:
+    """Every arm, at every place on the x axis: how many seeds, and mean and standard deviation over them by measure."""
+    groups: dict[tuple[str, str], list[Observation]] = {}
+    for one in observations:
+        groups.setdefault((one.arm, one.x), []).append(one)
+    return [
+        {
+            "arm": arm,
+            "x": x,
+            "seeds": len(own),
+            "measures": {
+                name: [statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0]
+                for name in measures
+                if (values := [one.measures[name] for one in own if name in one.measures])
+            },
+        }
+        for (arm, x), own in groups.items()
+    ]
 
 
 def update(path: Path, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -84,6 +107,33 @@ def table(record: dict[str, Any]) -> str:
             f"| {one['title']} | `{one['command']}` | {one['verdict']}{mark} | {figures} | {len(one['seeds'])} |"
         )
     return "\n".join(lines)
+
+
+def arm_tables(record: dict[str, Any]) -> str:
+    """The claims whose chart says `published: true`, arm by arm, Markdown: mean and deviation over seeds."""
+    parts = []
+    for one in _ordered(record):
+        if not one["chart"].get("published"):
+            continue
+        columns = [str(name) for name in one["chart"]["columns"]]
+        lines = [f"### {one['title']}", "", f"`{one['command']}`. {one['question']} {one['because']}".strip(), ""]
+        lines += [f"| | {' | '.join(columns)} | seeds |", "|---" * (len(columns) + 2) + "|"]
+        for arm in one["arms"]:
+            cells = [_mean_text(arm["measures"].get(name)) for name in columns]
+            lines.append(f"| {arm['arm']}{' ' * bool(arm['x'])}{arm['x']} | {' | '.join(cells)} | {arm['seeds']} |")
+        parts.append("\n".join([*lines, "", f"On {one['device']}, torch {one['versions']['torch']}, {one['when']}."]))
+    return "\n\n".join(parts)
+
+
+def _mean_text(figures: Sequence[float] | None) -> str:
+    """`1.62 ± 0.01`: the deviation with two digits, the mean to the same place."""
+    if figures is None:
+        return ""
+    mean, deviation = figures
+    if not deviation:
+        return f"{mean:,.0f}" if float(mean).is_integer() else number_text(mean)
+    places = max(0, 1 - math.floor(math.log10(deviation)))
+    return f"{mean:,.{places}f} ± {deviation:,.{places}f}"
 
 
 def short_table(record: dict[str, Any]) -> str:
