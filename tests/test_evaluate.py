@@ -235,6 +235,22 @@ def test_dynamic_evaluation_is_tuned_on_validation_text(run_command, language_ru
         assert tuned[split]["dynamic_evaluation"]["perplexity"] < tuned[split]["perplexity"]
 
 
+def test_a_cache_and_a_temperature_are_tuned_on_validation_text(run_command, language_run) -> None:
+    tuned = run_command(language_run, "--cache", "tune", "--temperature", "tune", "eval_batch_size=1").told
+    cache, temperature = tuned["test"]["neural_cache"], tuned["test"]["temperature"]["temperature"]
+    words = ["--cache", cache["size"], "--cache-flatness", cache["flatness"], "--cache-weight", cache["weight"]]
+    again = run_command(language_run, *words, "--temperature", temperature, "eval_batch_size=1").told
+    for split in ("val", "test"):
+        for name in ("neural_cache", "temperature"):
+            assert again[split][name] == pytest.approx(tuned[split][name])
+    for name in ("neural_cache", "temperature"):
+        assert tuned["val"][name]["perplexity"] <= tuned["val"]["perplexity"] * (1 + 1e-6)
+    refused = run_command(language_run, "--cache", "tune", "--cache-weight", ".1")
+    assert refused.code == 2 and "chooses the other settings itself" in refused.err
+    refused = run_command(language_run, "--temperature", "0")
+    assert refused.code == 2 and "must be above 0" in refused.err
+
+
 def test_gradients_are_measured_on_the_runs_own_training_text_whatever_is_scored(
     run_command, language_run, tmp_path, monkeypatch
 ) -> None:

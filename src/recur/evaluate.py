@@ -6,6 +6,7 @@ read with the run's own tokenizer and classes.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,14 +38,25 @@ def _parser() -> argparse.ArgumentParser:
     language.add_argument(
         "--dynamic",
         metavar="LR",
-        type=_rate,
+        type=_number_or_tune,
         help="go on learning from the text (5e-5 is usual), or `tune`: with the settings best on validation text",
     )
     language.add_argument("--dynamic-decay", metavar="X", type=float, help="pull back to the first weights (.002)")
     language.add_argument("--dynamic-epsilon", metavar="X", type=float, help="least gradient size (2e-5)")
-    language.add_argument("--cache", metavar="SIZE", type=int, help="cache so many states (2000 is usual)")
+    language.add_argument(
+        "--cache",
+        metavar="SIZE",
+        type=_size_or_tune,
+        help="cache so many states (2000 is usual), or `tune`: 2000, with the settings best on validation text",
+    )
     language.add_argument("--cache-flatness", metavar="X", type=float, help="default .3")
     language.add_argument("--cache-weight", metavar="X", type=float, help="default .1")
+    language.add_argument(
+        "--temperature",
+        metavar="T",
+        type=_number_or_tune,
+        help="divide the logits by it, or `tune`: by what is best on validation text",
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     return parser
 
@@ -58,27 +70,35 @@ def _run(arguments: argparse.Namespace) -> None:
 
     with cli.typed_names():
         cache = _settings(evaluation.Cache, arguments, {"size": "cache"}, "flatness", "weight", prefix="cache")
-        tune = arguments.dynamic == "tune"
         options = ("decay", "epsilon")
-        dynamic = (
-            None if tune else _settings(evaluation.Dynamic, arguments, {"lr": "dynamic"}, *options, prefix="dynamic")
-        )
+        dynamic = _settings(evaluation.Dynamic, arguments, {"lr": "dynamic"}, *options, prefix="dynamic")
+        temperature = arguments.temperature
     run = load(arguments.run, arguments.device)
-    if cache or dynamic or tune:
-        run.require("language", "evaluate --dynamic or --cache")
+    if cache or dynamic or temperature:
+        run.require("language", "evaluate --dynamic, --cache or --temperature")
         if cache and run.task.window is not None:
             raise UserError("--cache", rule="needs states along a text, and this run reads each window by itself")
     data = evaluation.open_data(run, arguments.data, arguments.settings)
     splits = evaluation.chosen_splits(data, arguments.split)
-    if dynamic or tune:
+    if dynamic or "tune" in (cache, temperature):
         training = evaluation.open_data(run) if arguments.data else data
+    if "tune" in (cache, dynamic, temperature) and "val" not in training.splits:
+        raise UserError("tune", rule="needs validation text, and this run has none", remedy="give the settings")
+    if temperature == "tune":
+        temperature = evaluation.tuned_temperature(run, training)
+    if cache == "tune":
+        cache = evaluation.tuned_cache(run, training)
+    if dynamic:
         statistics = evaluation.training_statistics(run, training)
-        dynamic = dynamic or evaluation.tuned_dynamic(run, training, statistics)
+        if dynamic == "tune":
+            dynamic = evaluation.tuned_dynamic(run, training, statistics)
     record: dict[str, Any] = {"run": str(arguments.run), "checkpoint": str(run.checkpoint), "family": run.family}
     record["data"] = arguments.data or {key: run.config["data"].get(key) for key in ("path", "train", "test")}
     record["precision"] = precision.of_evaluation(run.config, run.task.device)[0]
     for split in splits:
         record[split] = evaluation.evaluate_split(run, data, split)
+        if temperature:
+            record[split]["temperature"] = evaluation.temperature_figures(run, data, split, temperature)
         if cache:
             record[split]["neural_cache"] = evaluation.cache_figures(run, data, split, cache)
         if dynamic:
@@ -89,12 +109,18 @@ def _run(arguments: argparse.Namespace) -> None:
     print(flush=True)
 
 
-def _rate(word: str) -> float | str:
-    """A learning rate, or `tune`."""
+def _number_or_tune(word: str) -> float | str:
     try:
         return word if word == "tune" else float(word)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a number or `tune`, got {word!r}") from None
+
+
+def _size_or_tune(word: str) -> int | str:
+    try:
+        return word if word == "tune" else int(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number or `tune`, got {word!r}") from None
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -103,8 +129,12 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--split", arguments.split, "must be train, val or test")
     if arguments.data and not Path(arguments.data).exists():
         raise UserError("--data", arguments.data, "must be a file or folder, and there is none")
-    if arguments.dynamic == "tune" and (arguments.dynamic_decay, arguments.dynamic_epsilon) != (None, None):
-        raise UserError("--dynamic tune", rule="chooses the other settings itself", remedy="leave them out")
+    for option, others in (("dynamic", ("decay", "epsilon")), ("cache", ("flatness", "weight"))):
+        given = [getattr(arguments, f"{option}_{name}") for name in others]
+        if getattr(arguments, option) == "tune" and given != [None, None]:
+            raise UserError(f"--{option} tune", rule="chooses the other settings itself", remedy="leave them out")
+    if isinstance(arguments.temperature, float) and not 0 < arguments.temperature < math.inf:
+        raise UserError("--temperature", arguments.temperature, "must be above 0 and finite")
     for option, needed in (
         ("dynamic_decay", "dynamic"),
         ("dynamic_epsilon", "dynamic"),
@@ -120,10 +150,10 @@ def _check(arguments: argparse.Namespace) -> None:
 def _settings(
     kind: Any, arguments: argparse.Namespace, main_field: dict[str, str], *others: str, prefix: str
 ) -> Any | None:
-    """The settings object of a group of options, None where its main option is not given."""
+    """The settings object of a group of options, `tune` or None where its main option is that."""
     ((field, option),) = main_field.items()
-    if getattr(arguments, option) is None:
-        return None
+    if getattr(arguments, option) in (None, "tune"):
+        return getattr(arguments, option)
     given = {name: getattr(arguments, f"{prefix}_{name}") for name in others}
     return kind(**{field: getattr(arguments, option)}, **{name: v for name, v in given.items() if v is not None})
 

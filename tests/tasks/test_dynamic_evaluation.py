@@ -1,4 +1,4 @@
-"""Dynamic evaluation against a naive implementation of the paper, and the neural cache against its definition."""
+"""Dynamic evaluation against a naive implementation of the paper; the neural cache and a temperature by definition."""
 
 import math
 from functools import partial
@@ -16,10 +16,11 @@ from recur.errors import UserError
 from recur.tasks.dynamic_evaluation import (
     dynamic_evaluation,
     gradient_statistics,
-    neural_cache,
     tune_dynamic_evaluation,
 )
 from recur.tasks.language_modeling import TokenStatistics
+from recur.tasks.neural_cache import neural_cache, tune_neural_cache
+from recur.tasks.temperature import at_temperature, tune_temperature
 from support.language_models import assert_same, new_task, new_trainer, text_data, weights
 
 pytestmark = [
@@ -201,3 +202,35 @@ def test_the_cache_equals_its_definition(trained):
     assert cut["loss"] == pytest.approx(whole["loss"], rel=0.02)
     helped = neural_cache(task, [windows[0]] * 10, size=100, flatness=1.0, weight=0.2)
     assert helped["perplexity"] == pytest.approx(math.exp(helped["loss"]))
+
+
+def test_a_cache_is_tuned_over_every_pair_of_settings(trained):
+    data, task = trained
+    trials = tune_neural_cache(task, data.loader("val"), size=50, flatnesses=[0.0, 0.3], weights=[0.05, 0.2, 0.4])
+    assert len({(one["flatness"], one["weight"]) for one in trials}) == 6
+    assert [one["loss"] for one in trials] == sorted(one["loss"] for one in trials)
+    for one in (trials[0], trials[-1]):
+        settings = {name: one[name] for name in ("size", "flatness", "weight")}
+        assert neural_cache(task, data.loader("val"), **settings)["loss"] == pytest.approx(one["loss"], rel=1e-6)
+
+
+def test_a_temperature_divides_the_logits_and_the_best_one_is_found(trained):
+    data, task = trained
+    windows = list(data.loader("val"))
+    assert at_temperature(task, windows, 1.0)["loss"] == pytest.approx(static(task, windows), rel=1e-6)
+    state, logits, targets = None, [], []
+    with torch.no_grad():
+        for window in windows:
+            hidden = task(window, None if window.first else state)
+            state = hidden.state
+            logits.append(task.net.logits(hidden.features)[-len(window.targets) :].double())
+            targets.append(window.targets)
+
+    def naive(temperature: float) -> float:
+        return float(F.cross_entropy(torch.cat(logits) / temperature, torch.cat(targets)))
+
+    for temperature in (0.7, 1.6):
+        assert at_temperature(task, windows, temperature)["loss"] == pytest.approx(naive(temperature), rel=1e-5)
+    grid = np.exp(np.linspace(np.log(0.5), np.log(2), 500))
+    best = min(grid, key=naive)
+    assert tune_temperature(task, lambda: windows) == pytest.approx(best, rel=0.01)

@@ -146,7 +146,11 @@ def of_ngrams(record: Mapping[str, Any]) -> str:
 
 def adapted(record: Mapping[str, Any]) -> dict[str, str]:
     """The figures of a language model that goes on learning from the text or caches its states, by split and way."""
-    ways = {"neural_cache": "with a neural cache", "dynamic_evaluation": "with dynamic evaluation"}
+    ways = {
+        "temperature": "at the temperature best on validation",
+        "neural_cache": "with a neural cache",
+        "dynamic_evaluation": "with dynamic evaluation",
+    }
     return {
         f"{word} {ways[way]}": spread({"runs": {"0": {"of": own[way]}}}, "of")
         for split, word in (("val", "validation"), ("test", "test"))

@@ -31,13 +31,15 @@ from recur.tasks.dynamic_evaluation import (
     GradientStatistics,
     dynamic_evaluation,
     gradient_statistics,
-    neural_cache,
     tune_dynamic_evaluation,
 )
+from recur.tasks.neural_cache import neural_cache, tune_neural_cache
+from recur.tasks.temperature import at_temperature, tune_temperature
 
 SPLITS = ("train", "val", "test")
 _STATISTICS_BATCHES = 400  # of training text, to measure how large each weight's gradients are
-_TUNING_WINDOWS = 2000  # of validation text, on which settings are compared
+_TUNING_WINDOWS = 2000  # of validation text, on which settings of dynamic evaluation are compared
+_TEMPERATURE_TOKENS = 50_000  # of validation text, on which a temperature is chosen
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,31 @@ def cache_figures(run: "runs.Run", data: Any, split: str, cache: Cache) -> dict[
     """Loss and perplexity of a language model with a neural cache, and the cache's settings."""
     task = run.task.eval()
     return neural_cache(task, data.loader(split), **asdict(cache)) | asdict(cache)
+
+
+def tuned_cache(run: "runs.Run", training: Any) -> Cache:
+    """The flatness and the weight of a cache of 2000 states that are best on the run's own validation text."""
+    best = tune_neural_cache(run.task.eval(), training.loader("val"))[0]
+    return Cache(int(best["size"]), best["flatness"], best["weight"])
+
+
+def temperature_figures(run: "runs.Run", data: Any, split: str, temperature: float) -> dict[str, Any]:
+    """Loss and perplexity of a language model whose logits are divided by a temperature, and the temperature."""
+    return at_temperature(run.task.eval(), data.loader(split), temperature) | {"temperature": temperature}
+
+
+def tuned_temperature(run: "runs.Run", training: Any) -> float:
+    """The temperature that is best on the beginnings of the run's own validation streams, 50,000 tokens in all."""
+
+    def windows() -> Iterator[TokenWindow]:
+        tokens = 0
+        for window in training.loader("val"):
+            yield window
+            tokens += len(window.targets)
+            if tokens >= _TEMPERATURE_TOKENS:
+                return
+
+    return tune_temperature(run.task.eval(), windows)
 
 
 def training_statistics(run: "runs.Run", training: Any) -> GradientStatistics:

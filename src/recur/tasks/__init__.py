@@ -4,7 +4,9 @@
     sentiment.py            text classification
     adversarial.py          a classifier's loss under the worst change of its word vectors
     language_modeling.py    language modelling with carried state, and sampling
-    dynamic_evaluation.py   a language model that adapts to the text it is scored on; the neural cache
+    dynamic_evaluation.py   a language model that goes on learning from the text it is scored on
+    neural_cache.py         a language model with which its recent states vote
+    temperature.py          a language model that is less sure of itself
     schedulers.py           learning-rate schedules
 
 To add a metric, compute it in the task of its family and give it one line in `recur.runs.metrics.METRICS`. To add a

@@ -1,4 +1,4 @@
-"""Evaluation that adapts: dynamic evaluation and the neural cache."""
+"""Dynamic evaluation: a language model that goes on learning from the text that it is tested on."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -176,61 +176,3 @@ def _scored(
         state = detach_state(hidden.state)
         loss, nll, _ = task.token_loss(hidden, window.targets.to(task.device))
         yield nll, torch.autograd.grad(loss, parameters)
-
-
-@torch.no_grad()
-def neural_cache(
-    task: LanguageModelingTask,
-    windows: Iterable[TokenWindow],
-    *,
-    size: int = 2000,
-    flatness: float = 0.3,
-    weight: float = 0.1,
-) -> dict[str, float]:
-    """Perplexity with a continuous cache (Grave, Joulin & Usunier 2017).
-
-    The last `size` states of a stream and the tokens that followed them vote for the next token:
-    `p = (1 - weight) p_model + weight p_cache`, `p_cache(w) ~ sum over i with x_{i+1} = w of exp(flatness h_t . h_i)`.
-
-    Args:
-        task: in evaluation mode.
-        windows: of the split.
-        size: states kept of each stream.
-        flatness: the paper's theta; 0 is a plain unigram cache.
-        weight: the paper's lambda.
-
-    Returns:
-        loss and perplexity.
-    """
-    state: State | None = None
-    keys: Tensor | None = None  # (kept, streams, features)
-    words: Tensor | None = None  # (kept, streams)
-    total, tokens = 0.0, 0
-    for window in windows:
-        text: PackedSequence = window.text.to(task.device)  # type: ignore[arg-type]
-        targets = window.targets.to(task.device)
-        hidden = task.net(text, None if window.first else state)
-        state = hidden.state
-        nll = task.token_loss(hidden, targets).nll
-        streams, rows = int(text.batch_sizes[0]), len(targets)
-        steps = len(text.batch_sizes)
-        raw = hidden.raw.data.new_zeros(steps * streams, hidden.raw.data.shape[1])
-        raw[:rows] = hidden.raw.data  # a last step may lack some streams
-        following = targets.new_full((steps * streams,), -1)
-        following[:rows] = targets
-        new, followed = raw.view(steps, streams, -1), following.view(steps, streams)
-        old = 0 if keys is None or window.first else len(keys)
-        keys = new if not old or keys is None else torch.cat([keys, new])
-        words = followed if not old or words is None else torch.cat([words, followed])
-        scores = flatness * torch.einsum("tsf,isf->sti", new, keys)  # (streams, steps, kept)
-        position = torch.arange(len(keys), device=task.device) - old
-        step = torch.arange(steps, device=task.device)[:, None]
-        visible = (position < step) & (position >= step - size)
-        votes = scores.masked_fill(~visible, -math.inf).softmax(2)  # NaN where nothing is kept yet
-        same = words.t()[:, None] == followed.t()[:, :, None]
-        cached = torch.where(visible & same, votes, 0.0).sum(2).t().reshape(-1)[:rows]
-        empty = (~visible.any(1)).repeat_interleave(streams)[:rows]
-        probability = torch.where(empty, 1.0, 1 - weight) * (-nll).exp() + weight * torch.where(empty, 0.0, cached)
-        total, tokens = total - float(probability.log().sum(dtype=torch.float64)), tokens + rows
-        keys, words = keys[-size:], words[-size:]
-    return figures(total, tokens)
