@@ -131,6 +131,21 @@ def test_bf16_at_a_usual_size(cell):
     compare(cell, sizes, 100, 128, 2, True, True, 1.2e-2 if cell == "lnlstm" else 8e-3)  # which scales small rows up
 
 
+@bf16_machine
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("cell", [cell for cell in compiled.SHAPES if cell != "lnlstm"])
+def test_an_odd_size_has_products_of_bf16_too(cell, directions, monkeypatch):
+    """It ran in float32 throughout, and took two and a half times as long as the next even size."""
+    rows, state, weights = problem(cell, SIZES, 5, 7, directions)
+    seen = []
+    kernels = compiled._Direction
+    monkeypatch.setattr(compiled, "_Direction", lambda *own: seen.append((own[3], own[5])) or kernels(*own))
+    with torch.autocast("cpu", torch.bfloat16):
+        compiled.layer(cell, rows, Layout(torch.tensor(SIZES)), tuple(state), weights)
+    assert set(seen) == {(True, 8)}
+    compare(cell, SIZES, 5, 7, directions, True, True, 5e-2 if cell.startswith("rnn") else 2e-2)
+
+
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     cell=st.sampled_from(list(compiled.SHAPES)),

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.autograd.function import once_differentiable
 
 from recur.nn import products
@@ -472,6 +473,33 @@ def _check(shape: Shape, inputs: Tensor, layout: Layout, state: tuple[Tensor, ..
         raise RuntimeError("inputs, states and weights of the compiled kernels do not fit: all must be float32")
 
 
+def _evened(
+    cell: str,
+    inputs: Tensor,
+    layout: Layout,
+    state: tuple[Tensor, ...],
+    weights: Sequence[Quint],
+    reverse: Sequence[bool],
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A layer of odd size with one more unit, all of whose weights are zero: its state stays zero and adds nothing.
+
+    Products of bfloat16 take their inner dimension two at a time. A layer norm would see the unit, hence not there.
+    """
+    size = state[0].shape[2]
+
+    def wider(weight: Tensor | None, columns: int) -> Tensor | None:
+        """One more unit a block of `size` rows, and so many columns more."""
+        if weight is None:
+            return None
+        blocks = weight.reshape(-1, size, *weight.shape[1:])
+        grown = F.pad(blocks, (0, columns, 0, 1) if weight.dim() == 2 else (0, 1))
+        return grown.reshape(-1, *grown.shape[2:])
+
+    grown = [[wider(w, int(place == 1)) for place, w in enumerate(own)] for own in weights]
+    output, last = layer(cell, inputs, layout, tuple(F.pad(part, (0, 1)) for part in state), grown, reverse)
+    return output.view(len(output), -1, size + 1)[..., :size].flatten(1), tuple(part[..., :size] for part in last)
+
+
 def layer(
     cell: str,
     inputs: Tensor,
@@ -494,8 +522,11 @@ def layer(
     Returns:
         `(rows, directions * hidden)` and the final state, shaped as the initial one.
     """
-    flat = [w for direction in weights for w in direction]
     _check(SHAPES[cell], inputs, layout, state, weights)
+    size = state[0].shape[2]
+    if size % 2 and cell != "lnlstm" and products.wants_bf16() and products.micro_kernel(True) is not None:
+        return _evened(cell, inputs, layout, state, weights, reverse)
+    flat = [w for direction in weights for w in direction]
     hidden, memory = state if SHAPES[cell].cell else (state[0], None)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (inputs, hidden, memory, *flat))
     ways = tuple(reverse[: len(weights)])
