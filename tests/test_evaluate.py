@@ -245,6 +245,11 @@ def test_a_cache_and_a_temperature_are_tuned_on_validation_text(run_command, lan
             assert again[split][name] == pytest.approx(tuned[split][name])
     for name in ("neural_cache", "temperature"):
         assert tuned["val"][name]["perplexity"] <= tuned["val"]["perplexity"] * (1 + 1e-6)
+    alone = run_command(language_run, "--split", "val", "--window", "4").told["val"]
+    assert alone["each_window_alone"]["window"] == 4
+    assert alone["each_window_alone"]["loss"] > alone["loss"]
+    refused = run_command(language_run, "--window", "0")
+    assert refused.code == 2 and "must be above 0" in refused.err
     refused = run_command(language_run, "--cache", "tune", "--cache-weight", ".1")
     assert refused.code == 2 and "chooses the other settings itself" in refused.err
     refused = run_command(language_run, "--temperature", "0")

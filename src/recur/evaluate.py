@@ -57,6 +57,12 @@ def _parser() -> argparse.ArgumentParser:
         type=_number_or_tune,
         help="divide the logits by it, or `tune`: by what is best on validation text",
     )
+    language.add_argument(
+        "--window",
+        metavar="TOKENS",
+        type=int,
+        help="read every window of so many tokens from an empty state, as models of a fixed context are measured",
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     return parser
 
@@ -74,8 +80,8 @@ def _run(arguments: argparse.Namespace) -> None:
         dynamic = _settings(evaluation.Dynamic, arguments, {"lr": "dynamic"}, *options, prefix="dynamic")
         temperature = arguments.temperature
     run = load(arguments.run, arguments.device)
-    if cache or dynamic or temperature:
-        run.require("language", "evaluate --dynamic, --cache or --temperature")
+    if cache or dynamic or temperature or arguments.window:
+        run.require("language", "evaluate --dynamic, --cache, --temperature or --window")
         if cache and run.task.window is not None:
             raise UserError("--cache", rule="needs states along a text, and this run reads each window by itself")
     data = evaluation.open_data(run, arguments.data, arguments.settings)
@@ -97,6 +103,8 @@ def _run(arguments: argparse.Namespace) -> None:
     record["precision"] = precision.of_evaluation(run.config, run.task.device)[0]
     for split in splits:
         record[split] = evaluation.evaluate_split(run, data, split)
+        if arguments.window:
+            record[split]["each_window_alone"] = evaluation.window_figures(run, data, split, arguments.window)
         if temperature:
             record[split]["temperature"] = evaluation.temperature_figures(run, data, split, temperature)
         if cache:
@@ -133,6 +141,8 @@ def _check(arguments: argparse.Namespace) -> None:
         given = [getattr(arguments, f"{option}_{name}") for name in others]
         if getattr(arguments, option) == "tune" and given != [None, None]:
             raise UserError(f"--{option} tune", rule="chooses the other settings itself", remedy="leave them out")
+    if arguments.window is not None and arguments.window < 1:
+        raise UserError("--window", arguments.window, "must be above 0")
     if isinstance(arguments.temperature, float) and not 0 < arguments.temperature < math.inf:
         raise UserError("--temperature", arguments.temperature, "must be above 0 and finite")
     for option, needed in (

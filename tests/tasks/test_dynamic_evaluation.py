@@ -20,6 +20,7 @@ from recur.tasks.dynamic_evaluation import (
 )
 from recur.tasks.language_modeling import TokenStatistics
 from recur.tasks.neural_cache import neural_cache, tune_neural_cache
+from recur.tasks.scoring import each_window_alone
 from recur.tasks.temperature import at_temperature, tune_temperature
 from support.language_models import assert_same, new_task, new_trainer, text_data, weights
 
@@ -234,3 +235,17 @@ def test_a_temperature_divides_the_logits_and_the_best_one_is_found(trained):
     grid = np.exp(np.linspace(np.log(0.5), np.log(2), 500))
     best = min(grid, key=naive)
     assert tune_temperature(task, lambda: windows) == pytest.approx(best, rel=0.01)
+
+
+def test_windows_read_alone_forget_what_stands_before_them(trained):
+    data, task = trained
+    windows = list(data.loader("val"))
+    total = tokens = 0.0
+    with torch.no_grad():
+        for window in windows:
+            logits = task.net.logits(task(window, None).features)
+            total += float(F.cross_entropy(logits, window.targets, reduction="sum"))
+            tokens += len(window.targets)
+    alone = each_window_alone(task, windows)["loss"]
+    assert alone == pytest.approx(total / tokens, rel=1e-5)
+    assert alone > static(task, windows)  # the stories go on across windows

@@ -147,6 +147,7 @@ def of_ngrams(record: Mapping[str, Any]) -> str:
 def adapted(record: Mapping[str, Any]) -> dict[str, str]:
     """The figures of a language model that goes on learning from the text or caches its states, by split and way."""
     ways = {
+        "each_window_alone": "window by window",
         "temperature": "at the temperature best on validation",
         "neural_cache": "with a neural cache",
         "dynamic_evaluation": "with dynamic evaluation",

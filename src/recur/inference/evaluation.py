@@ -34,11 +34,13 @@ from recur.tasks.dynamic_evaluation import (
     tune_dynamic_evaluation,
 )
 from recur.tasks.neural_cache import neural_cache, tune_neural_cache
+from recur.tasks.scoring import each_window_alone
 from recur.tasks.temperature import at_temperature, tune_temperature
 
 SPLITS = ("train", "val", "test")
 _STATISTICS_BATCHES = 400  # of training text, to measure how large each weight's gradients are
 _TUNING_WINDOWS = 2000  # of validation text, on which settings of dynamic evaluation are compared
+_WINDOWS_TOGETHER = 64  # of those that are read from an empty state
 _TEMPERATURE_TOKENS = 50_000  # of validation text, on which a temperature is chosen
 
 
@@ -226,6 +228,14 @@ def tuned_cache(run: "runs.Run", training: Any) -> Cache:
     """The flatness and the weight of a cache of 2000 states that are best on the run's own validation text."""
     best = tune_neural_cache(run.task.eval(), training.loader("val"))[0]
     return Cache(int(best["size"]), best["flatness"], best["weight"])
+
+
+def window_figures(run: "runs.Run", data: Any, split: str, tokens: int) -> dict[str, Any]:
+    """Loss and perplexity of a language model that reads every window of so many tokens from an empty state."""
+    text = data.tokens(split)
+    streams = min(_WINDOWS_TOGETHER, max(1, len(text) // tokens))
+    windows = StreamLoader(text, batch_size=streams, bptt=tokens, start_id=data.start_id)
+    return each_window_alone(run.task.eval(), windows) | {"window": tokens}
 
 
 def temperature_figures(run: "runs.Run", data: Any, split: str, temperature: float) -> dict[str, Any]:

@@ -4,6 +4,7 @@
     sentiment.py            text classification
     adversarial.py          a classifier's loss under the worst change of its word vectors
     language_modeling.py    language modelling with carried state, and sampling
+    scoring.py              a language model on a text, window by window, without a trainer
     dynamic_evaluation.py   a language model that goes on learning from the text it is scored on
     neural_cache.py         a language model with which its recent states vote
     temperature.py          a language model that is less sure of itself

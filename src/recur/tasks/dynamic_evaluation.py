@@ -12,17 +12,11 @@ from recur.errors import UserError
 from recur.nn.packed import TokenWindow
 from recur.nn.recurrent import State, detach_state
 from recur.tasks.language_modeling import LanguageModelingTask
+from recur.tasks.scoring import figures
 
 LR, DECAY, EPSILON = 5e-5, 0.002, 2e-5  # of Krause et al. on WikiText-2
 _FURTHER = 8  # rates on either side of those that are tried in any case
 STREAMS, WINDOW = 100, 5  # of the training text that gradients are measured on
-_MOST_NATS = 700.0  # exp of more is no float
-
-
-def figures(nll: float, tokens: int) -> dict[str, float]:
-    """Loss and perplexity from a sum in nats; infinite or NaN where a model has diverged."""
-    loss = nll / tokens
-    return {"loss": loss, "perplexity": math.exp(loss) if loss < _MOST_NATS else math.inf}
 
 
 @dataclass(frozen=True)

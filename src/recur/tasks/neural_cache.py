@@ -10,8 +10,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from recur.nn.packed import TokenWindow
 from recur.nn.recurrent import State
-from recur.tasks.dynamic_evaluation import figures
 from recur.tasks.language_modeling import LanguageModelingTask
+from recur.tasks.scoring import figures
 
 FLATNESSES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
 WEIGHTS = (0.02, 0.05, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3)

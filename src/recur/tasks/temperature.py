@@ -8,13 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 from recur.nn.losses import linear_cross_entropy
 from recur.nn.packed import TokenWindow
-from recur.nn.recurrent import State
-from recur.tasks.dynamic_evaluation import figures
 from recur.tasks.language_modeling import LanguageModelingTask
+from recur.tasks.scoring import figures, read
 
 _COLDEST, _HOTTEST, _NARROW = 0.5, 2.0, 0.002  # the last as a factor minus 1
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -29,8 +27,8 @@ def at_temperature(task: LanguageModelingTask, windows: Iterable[TokenWindow], t
         temperature: above 0; 1 changes nothing.
     """
     total, tokens = 0.0, 0
-    for features, targets in _features(task, windows):
-        total, tokens = total + _loss_at(task, features, targets, temperature), tokens + len(targets)
+    for rows, targets in _features(task, windows):
+        total, tokens = total + _loss_at(task, rows, targets, temperature), tokens + len(targets)
     return figures(total, tokens)
 
 
@@ -47,7 +45,7 @@ def tune_temperature(task: LanguageModelingTask, windows: Callable[[], Iterable[
     known = list(_features(task, windows()))
 
     def loss(inverse: float) -> float:
-        return sum(_loss_at(task, features, targets, 1 / inverse) for features, targets in known)
+        return sum(_loss_at(task, rows, targets, 1 / inverse) for rows, targets in known)
 
     low, high = 1 / _HOTTEST, 1 / _COLDEST
     inner = [high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)]
@@ -64,22 +62,16 @@ def tune_temperature(task: LanguageModelingTask, windows: Callable[[], Iterable[
     return 2 / (low + high)
 
 
-@torch.no_grad()
 def _features(task: LanguageModelingTask, windows: Iterable[TokenWindow]) -> Iterator[tuple[Tensor, Tensor]]:
     """What the output layer is given for each window, `(rows, features)`, and the targets."""
-    state: State | None = None
-    for window in windows:
-        text: PackedSequence = window.text.to(task.device)  # type: ignore[arg-type]
-        targets = window.targets.to(task.device)
-        hidden = task.net(text, None if window.first or task.window is not None else state)
-        state = hidden.state
+    for hidden, targets in read(task, windows):
         yield hidden.features[-len(targets) :].to(task.net.decoder.weight.dtype), targets
 
 
 @torch.no_grad()
-def _loss_at(task: LanguageModelingTask, features: Tensor, targets: Tensor, temperature: float) -> float:
+def _loss_at(task: LanguageModelingTask, rows: Tensor, targets: Tensor, temperature: float) -> float:
     """Summed loss in nats; to divide what the layer is given, and its bias, divides its logits."""
     decoder = task.net.decoder
     bias = None if decoder.bias is None else decoder.bias / temperature
-    nll = linear_cross_entropy(features / temperature, decoder.weight, bias, targets).nll
+    nll = linear_cross_entropy(rows / temperature, decoder.weight, bias, targets).nll
     return float(nll.sum(dtype=torch.float64))
