@@ -244,16 +244,30 @@ def test_a_cache_and_a_temperature_are_tuned_on_validation_text(run_command, lan
         for name in ("neural_cache", "temperature"):
             assert again[split][name] == pytest.approx(tuned[split][name])
     for name in ("neural_cache", "temperature"):
-        assert tuned["val"][name]["perplexity"] <= tuned["val"]["perplexity"] * (1 + 1e-6)
-    alone = run_command(language_run, "--split", "val", "--window", "4").told["val"]
-    assert alone["each_window_alone"]["window"] == 4
-    assert alone["each_window_alone"]["loss"] > alone["loss"]
+        assert tuned["val"][name]["perplexity"] <= tuned["val"]["perplexity"] * 1.001  # which may be of bf16
     refused = run_command(language_run, "--window", "0")
     assert refused.code == 2 and "must be above 0" in refused.err
     refused = run_command(language_run, "--cache", "tune", "--cache-weight", ".1")
     assert refused.code == 2 and "chooses the other settings itself" in refused.err
     refused = run_command(language_run, "--temperature", "0")
     assert refused.code == 2 and "must be above 0" in refused.err
+
+
+def test_windows_of_so_many_tokens_are_read_from_empty_states(run_command, language_run) -> None:
+    """Against one window after the other: the last alone is shorter, and none is longer."""
+    run = load(language_run)
+    data = open_data(run)
+    text = torch.from_numpy(np.asarray(data.tokens("val"), np.int64))
+    before = torch.cat([torch.tensor([data.start_id]), text[:-1]])
+    for size in (7, 100):
+        nats = 0.0
+        with torch.no_grad():
+            for inputs, targets in zip(before.split(size), text.split(size), strict=True):
+                hidden = run.task.net(torch.nn.utils.rnn.pack_sequence([inputs]))
+                logits = run.task.net.logits(hidden.features)
+                nats += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
+        found = run_command(language_run, "--split", "val", "--window", size).told["val"]["each_window_alone"]
+        assert found["window"] == size and found["loss"] == pytest.approx(nats / len(text), rel=1e-5)
 
 
 def test_gradients_are_measured_on_the_runs_own_training_text_whatever_is_scored(

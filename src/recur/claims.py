@@ -57,6 +57,8 @@ def _run(arguments: argparse.Namespace) -> None:
     if extra and not chosen:
         raise UserError(extra[0], rule="is for runs of a claim", remedy="name the claim too")
     loaded = [claims.load(folder, name, quick=arguments.quick) for name in chosen or claims.names(folder)]
+    loaded = [claims.changed(one, extra) for one in loaded]
+    extra = [word for word in extra if claims.is_place(word)]
     if arguments.list:
         for one in sorted(loaded, key=lambda c: c.name):
             print(f"{one.name:<28} {one.title}{' (long)' if one.long else ''}")
@@ -109,10 +111,15 @@ def _measure(one: "Claim", where: Path, extra: list[str], further: int) -> dict[
 
 
 def _publish(content: dict[str, Any], folder: Path) -> None:
+    from recur.config.compose import conf_dir
+    from recur.course import claim
     from recur.errors import UserError
     from recur.runs.files import write_atomic
 
     claims: dict[str, Any] = content["claims"]
+    today = {name: claim.load(conf_dir() / "claims", name).key for name in claims}
+    if other := sorted(name for name, one in claims.items() if not one["quick"] and one["key"] != today[name]):
+        raise UserError("--publish", rule=f"refuses {other[0]}, which ran with other settings than its file has")
     if quick := sorted(name for name, one in claims.items() if one["quick"]):
         raise UserError("--publish", rule=f"refuses quick figures ({quick[0]})", remedy="run without --quick")
     slim = {name: {**one, "observations": []} for name, one in claims.items()}

@@ -65,6 +65,18 @@ def test_three_seeds_become_one_record_with_mean_and_deviation(tmp_path):
         figures.record_of([*runs, other])
 
 
+def test_other_ways_of_measuring_are_named_with_what_they_mean():
+    other = {"loss": 1.0, "perplexity": 2.72}
+    ways = {"each_window_alone": {**other, "window": 256}, "temperature": {**other, "temperature": 1.0625}}
+    record = {"evaluation": {"val": {"loss": 2.0, **ways}, "test": {"neural_cache": {**other, "size": 2000}}}}
+    assert figures.adapted(record) == {
+        "validation in windows of 256 from empty states": "perplexity 2.72 (1.000 nats)",
+        "validation at a temperature of 1.06": "perplexity 2.72 (1.000 nats)",
+        "test with a neural cache": "perplexity 2.72 (1.000 nats)",
+    }
+    assert figures.adapted({"evaluation": {}}) == {}
+
+
 def test_a_head_keeps_what_is_said_before_and_after():
     text = (
         "# @package _global_\n# What it is.\n# Figure: old\n#   more\n# Hardware: old\n# Time: old\ndefaults:\n  - a\n"

@@ -1,6 +1,7 @@
 """Every claim file composes, its runs take a step, and what a sweep left behind is read as it was."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from recur.course import claim as claims
 from recur.course import experiment
 from recur.course.blocks import blocks
 from recur.course.page import chart, write
-from recur.course.record import entry, short_table, table, update
-from recur.course.verdict import confirm, judge
+from recur.course.record import arm_tables, entry, short_table, table, update
+from recur.course.verdict import Observation, confirm, judge
+from recur.errors import UserError
 from recur.sweeps.space import parse
 
 FOLDER = ROOT / "conf" / "claims"
@@ -214,6 +216,39 @@ def test_the_published_tables_are_those_of_the_record_and_every_claim_is_of_toda
     for name, measured in record["claims"].items():
         assert measured["key"] == today[name].key, f"{name} was changed since it was measured"
         assert len(measured["effects"]) == len(today[name].rule)
+
+
+def test_settings_that_are_typed_make_another_experiment_and_places_do_not():
+    """With other settings, the runs of the claim as it is were read again and given out as theirs."""
+    one = claims.load(FOLDER, "cells_language")
+    assert claims.changed(one, ["data.path=elsewhere"]).key == one.key
+    other = claims.changed(one, ["data.path=elsewhere", "optimizer.lr=5e-3"])
+    assert other.key != one.key and other.sweep is not None and one.sweep is not None
+    assert other.sweep.base == (*one.sweep.base, "optimizer.lr=5e-3")
+    assert experiment.shown_command(other).endswith("data.path=input.txt optimizer.lr=5e-3")
+    with pytest.raises(UserError, match="has none"):
+        claims.changed(claims.load(FOLDER, "quiz"), ["optimizer.lr=5e-3"])
+
+
+def test_the_arms_of_a_comparison_are_published_with_mean_and_deviation():
+    one = claims.load(FOLDER, "cells_language")
+    losses = {"lstm": (1.5, 1.6), "gru": (1.4, 1.8), "mingru": (2.0, 2.0), "mogrifier": (1.7, math.inf)}
+    seen = [
+        Observation(arm, seed, "", {"val/loss": own[seed], "parameters": 1000.0})
+        for arm, own in losses.items()
+        for seed in (0, 1)
+    ]
+    found = entry(one, seen, 1.0)
+    text = arm_tables({"claims": {"cells_language": found}})
+    assert "| lstm | 1.550 ± 0.071 | 1,000 |  |  | 2 |" in text
+    assert "| mingru | 2 | 1,000 |  |  | 2 |" in text
+    assert "| mogrifier | ∞ | 1,000 |  |  | 2 |" in text
+    assert arm_tables({"claims": {"quiet": {**found, "chart": {"columns": []}}}}) == ""
+
+
+def test_claims_have_numbers_of_their_own():
+    numbers = [one.number for one in LOADED if not one.quick]
+    assert len(set(numbers)) == len(numbers)
 
 
 def code_blocks(path: Path) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from recur.data.language import LanguageData
 from recur.data.synthetic import SyntheticText
 from recur.nn.language_model import LanguageModel
-from recur.tasks.language_modeling import LanguageModelingTask
+from recur.tasks.language_modeling import LanguageModelingTask, TokenStatistics
 
 
 def text_data(**settings) -> LanguageData:
@@ -55,3 +55,14 @@ def assert_same(a, b):
     assert a.keys() == b.keys()
     for name in a:
         assert torch.equal(a[name], b[name]), name
+
+
+def static(task, windows) -> float:
+    """Loss in nats of a model that carries its state from window to window."""
+    statistics, state = TokenStatistics(), None
+    with torch.no_grad():
+        for window in windows:
+            hidden = task(window, None if window.first else state)
+            state = hidden.state
+            statistics.update(task.token_loss(hidden, window.targets).nll)
+    return statistics.compute()["loss"].item()

@@ -1,7 +1,6 @@
-"""Dynamic evaluation against a naive implementation of the paper; the neural cache and a temperature by definition."""
+"""Dynamic evaluation against a naive implementation of the paper."""
 
 import math
-from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -9,48 +8,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from recur.data.language import LanguageData
 from recur.data.streams import StreamLoader
-from recur.data.synthetic import SyntheticText
 from recur.errors import UserError
 from recur.tasks.dynamic_evaluation import (
     dynamic_evaluation,
     gradient_statistics,
     tune_dynamic_evaluation,
 )
-from recur.tasks.language_modeling import TokenStatistics
-from recur.tasks.neural_cache import neural_cache, tune_neural_cache
-from recur.tasks.scoring import each_window_alone
-from recur.tasks.temperature import at_temperature, tune_temperature
-from support.language_models import assert_same, new_task, new_trainer, text_data, weights
-
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:{message}")
-    for message in (
-        ".*LeafSpec.*is deprecated",  # Lightning's own
-        ".*does not have many workers",
-        ".*smaller than the logging interval",
-        ".*you may have overridden the `training_step",
-    )
-]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    data = text_data(eval_batch_size=2, eval_bptt=6)
-    task = new_task(data, optimizer=partial(torch.optim.Adam, lr=0.02))
-    new_trainer(tmp_path_factory.mktemp("trained"), max_epochs=3).fit(task, datamodule=data)
-    return data, task.eval()
-
-
-def static(task, windows) -> float:
-    statistics, state = TokenStatistics(), None
-    with torch.no_grad():
-        for window in windows:
-            hidden = task(window, None if window.first else state)
-            state = hidden.state
-            statistics.update(task.token_loss(hidden, window.targets).nll)
-    return statistics.compute()["loss"].item()
+from support.language_models import assert_same, static, weights
 
 
 def short(data, split: str = "test", streams: int = 1, windows: int | None = None):
@@ -165,87 +130,3 @@ def test_without_training_text_there_are_no_statistics(trained):
     _, task = trained
     with pytest.raises(UserError, match="too short"):
         gradient_statistics(task, [])
-
-
-def test_the_cache_equals_its_definition(trained):
-    data, task = trained
-    windows = list(data.loader("test"))
-    assert neural_cache(task, windows, weight=0.0)["loss"] == pytest.approx(static(task, windows), rel=1e-6)
-    # The plain way: one stream at a time, one token at a time.
-    theta, share, size = 0.4, 0.2, 20
-    total = tokens = 0
-    one = LanguageData(synthetic=SyntheticText(2000, 500, 500), eval_batch_size=1, eval_bptt=500)
-    one.prepare_data()
-    one.setup()
-    (window,) = islice(one.loader("test"), 1)
-    with torch.no_grad():
-        hidden = task(window)
-        p = task.net.logits(hidden.features).softmax(1)
-    h, y = hidden.raw.data, window.targets
-    for t in range(len(y)):
-        past = range(max(0, t - size), t)
-        probability = p[t, y[t]]
-        if len(past):
-            votes = torch.stack([theta * h[t] @ h[i] for i in past]).softmax(0)
-            cached = sum(float(v) for v, i in zip(votes, past, strict=True) if y[i] == y[t])
-            probability = (1 - share) * probability + share * cached
-        total, tokens = total - math.log(probability), tokens + 1
-    for parts in (1, 7):  # however the text is cut into windows
-        pieces = LanguageData(synthetic=SyntheticText(2000, 500, 500), eval_batch_size=1, eval_bptt=500 // parts)
-        pieces.prepare_data()
-        pieces.setup()
-        loader = islice(pieces.loader("test"), parts)
-        found = neural_cache(task, loader, size=size, flatness=theta, weight=share)
-        if parts == 1:
-            assert found["loss"] == pytest.approx(total / tokens, rel=1e-5)
-            whole = found
-    cut = neural_cache(task, islice(pieces.loader("test"), 8), size=size, flatness=theta, weight=share)
-    assert cut["loss"] == pytest.approx(whole["loss"], rel=0.02)
-    helped = neural_cache(task, [windows[0]] * 10, size=100, flatness=1.0, weight=0.2)
-    assert helped["perplexity"] == pytest.approx(math.exp(helped["loss"]))
-
-
-def test_a_cache_is_tuned_over_every_pair_of_settings(trained):
-    data, task = trained
-    trials = tune_neural_cache(task, data.loader("val"), size=50, flatnesses=[0.0, 0.3], weights=[0.05, 0.2, 0.4])
-    assert len({(one["flatness"], one["weight"]) for one in trials}) == 6
-    assert [one["loss"] for one in trials] == sorted(one["loss"] for one in trials)
-    for one in (trials[0], trials[-1]):
-        settings = {name: one[name] for name in ("size", "flatness", "weight")}
-        assert neural_cache(task, data.loader("val"), **settings)["loss"] == pytest.approx(one["loss"], rel=1e-6)
-
-
-def test_a_temperature_divides_the_logits_and_the_best_one_is_found(trained):
-    data, task = trained
-    windows = list(data.loader("val"))
-    assert at_temperature(task, windows, 1.0)["loss"] == pytest.approx(static(task, windows), rel=1e-6)
-    state, logits, targets = None, [], []
-    with torch.no_grad():
-        for window in windows:
-            hidden = task(window, None if window.first else state)
-            state = hidden.state
-            logits.append(task.net.logits(hidden.features)[-len(window.targets) :].double())
-            targets.append(window.targets)
-
-    def naive(temperature: float) -> float:
-        return float(F.cross_entropy(torch.cat(logits) / temperature, torch.cat(targets)))
-
-    for temperature in (0.7, 1.6):
-        assert at_temperature(task, windows, temperature)["loss"] == pytest.approx(naive(temperature), rel=1e-5)
-    grid = np.exp(np.linspace(np.log(0.5), np.log(2), 500))
-    best = min(grid, key=naive)
-    assert tune_temperature(task, lambda: windows) == pytest.approx(best, rel=0.01)
-
-
-def test_windows_read_alone_forget_what_stands_before_them(trained):
-    data, task = trained
-    windows = list(data.loader("val"))
-    total = tokens = 0.0
-    with torch.no_grad():
-        for window in windows:
-            logits = task.net.logits(task(window, None).features)
-            total += float(F.cross_entropy(logits, window.targets, reduction="sum"))
-            tokens += len(window.targets)
-    alone = each_window_alone(task, windows)["loss"]
-    assert alone == pytest.approx(total / tokens, rel=1e-5)
-    assert alone > static(task, windows)  # the stories go on across windows

@@ -145,15 +145,15 @@ def of_ngrams(record: Mapping[str, Any]) -> str:
 
 
 def adapted(record: Mapping[str, Any]) -> dict[str, str]:
-    """The figures of a language model that goes on learning from the text or caches its states, by split and way."""
+    """The figures of a language model that is measured in another way besides, by split and way."""
     ways = {
-        "each_window_alone": "window by window",
-        "temperature": "at the temperature best on validation",
+        "each_window_alone": "in windows of {window} from empty states",
+        "temperature": "at a temperature of {temperature:.3g}",
         "neural_cache": "with a neural cache",
         "dynamic_evaluation": "with dynamic evaluation",
     }
     return {
-        f"{word} {ways[way]}": spread({"runs": {"0": {"of": own[way]}}}, "of")
+        f"{word} {ways[way].format(**own[way])}": spread({"runs": {"0": {"of": own[way]}}}, "of")
         for split, word in (("val", "validation"), ("test", "test"))
         for way in ways
         if way in (own := (record.get("evaluation") or {}).get(split, {}))

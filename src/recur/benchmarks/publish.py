@@ -71,22 +71,23 @@ def results_page(
         results_table(records),
     ]
     if claims is not None:
-        own = claims["claims"].values()
+        own = [one for one in claims["claims"].values() if not one["chart"].get("published")]
         minutes = sum(one["seconds"] for one in own) / 60
         devices = ", ".join(sorted({one["device"] for one in own}))
         parts += [
             "## The claims of the course",
             f"`make guides` measured them, in {minutes:.0f} minutes of computing on {devices}.",
             course.table(claims),
-            course.arm_tables(claims),
         ]
+        if arms := course.arm_tables(claims):
+            parts += ["## Comparisons beyond the course", arms]
     if bench is not None:
         parts += [
             "## Speed",
             "`python -m recur.bench --imdb FOLDER --wikitext FOLDER` measured this.",
             speed_tables(bench),
         ]
-    return "\n\n".join(filter(None, parts)) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def short_table(records: Sequence[dict[str, Any]]) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,29 @@ class Claim:
             return replace(self, sweep=replace(self.sweep, seeds=seeds))
         assert self.function is not None
         return replace(self, function=replace(self.function, seeds=seeds))
+
+
+_PLACES = ("data.path", "data.cache_dir")  # where data lies does not change what is measured
+
+
+def is_place(word: str) -> bool:
+    """Whether an override only says where data lies."""
+    return word.partition("=")[0] in _PLACES
+
+
+def changed(claim: Claim, words: Sequence[str]) -> Claim:
+    """The claim with settings that were typed for all its runs: another experiment, unless they are only places.
+
+    Raises:
+        UserError: it is a measurement without runs.
+    """
+    changes = tuple(word for word in words if not is_place(word))
+    if not changes:
+        return claim
+    if claim.sweep is None:
+        raise UserError(changes[0], rule=f"is for runs, and {claim.name} has none")
+    needs = " ".join([claim.needs, *changes]).strip()
+    return replace(claim, sweep=replace(claim.sweep, base=(*claim.sweep.base, *changes)), needs=needs)
 
 
 def names(folder: Path) -> list[str]:

@@ -59,13 +59,19 @@ def arms(observations: Sequence[Observation], measures: Sequence[str]) -> list[d
             "x": x,
             "seeds": len(own),
             "measures": {
-                name: [statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0]
+                name: [statistics.fmean(values), _deviation(values)]
                 for name in measures
                 if (values := [one.measures[name] for one in own if name in one.measures])
             },
         }
         for (arm, x), own in groups.items()
     ]
+
+
+def _deviation(values: Sequence[float]) -> float:
+    if not all(math.isfinite(value) for value in values):
+        return math.nan
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def update(path: Path, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -126,12 +132,14 @@ def arm_tables(record: dict[str, Any]) -> str:
 
 
 def _mean_text(figures: Sequence[float] | None) -> str:
-    """`1.62 ± 0.01`: the deviation with two digits, the mean to the same place."""
+    """`1.620 ± 0.010`: the deviation with two digits at least, the mean to the same place."""
     if figures is None:
         return ""
     mean, deviation = figures
-    if not deviation:
+    if not deviation or not math.isfinite(mean):
         return f"{mean:,.0f}" if float(mean).is_integer() else number_text(mean)
+    if not math.isfinite(deviation):
+        return f"{number_text(mean)}, not finite in some seed"
     places = max(0, 1 - math.floor(math.log10(deviation)))
     return f"{mean:,.{places}f} ± {deviation:,.{places}f}"
 

@@ -77,12 +77,12 @@ class Effect:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and the ends of its 95 % interval; infinitely wide for a single value.
+    """Mean and the ends of its 95 % interval; infinitely wide for a single value and where one is not finite.
 
     Equal values give an interval of no width: the seed changes nothing that is measured.
     """
     mean = statistics.fmean(values)
-    if len(values) < 2:
+    if len(values) < 2 or not all(math.isfinite(value) for value in values):
         return mean, -math.inf, math.inf
     degrees = len(values) - 1
     quantile = _T[degrees - 1] if degrees <= len(_T) else 1.96

@@ -40,7 +40,7 @@ from recur.tasks.temperature import at_temperature, tune_temperature
 SPLITS = ("train", "val", "test")
 _STATISTICS_BATCHES = 400  # of training text, to measure how large each weight's gradients are
 _TUNING_WINDOWS = 2000  # of validation text, on which settings of dynamic evaluation are compared
-_WINDOWS_TOGETHER = 64  # of those that are read from an empty state
+_WINDOWS_TOGETHER, _TOKENS_TOGETHER = 64, 16_384  # at most, of windows that are read from an empty state
 _TEMPERATURE_TOKENS = 50_000  # of validation text, on which a temperature is chosen
 
 
@@ -227,20 +227,35 @@ def cache_figures(run: "runs.Run", data: Any, split: str, cache: Cache) -> dict[
 def tuned_cache(run: "runs.Run", training: Any) -> Cache:
     """The flatness and the weight of a cache of 2000 states that are best on the run's own validation text."""
     best = tune_neural_cache(run.task.eval(), training.loader("val"))[0]
+    if not math.isfinite(best["perplexity"]):
+        raise UserError("--cache tune", rule="finds no settings with which the loss on val is finite")
     return Cache(int(best["size"]), best["flatness"], best["weight"])
 
 
 def window_figures(run: "runs.Run", data: Any, split: str, tokens: int) -> dict[str, Any]:
     """Loss and perplexity of a language model that reads every window of so many tokens from an empty state."""
     text = data.tokens(split)
-    streams = min(_WINDOWS_TOGETHER, max(1, len(text) // tokens))
-    windows = StreamLoader(text, batch_size=streams, bptt=tokens, start_id=data.start_id)
-    return each_window_alone(run.task.eval(), windows) | {"window": tokens}
+    streams = max(1, min(_WINDOWS_TOGETHER, _TOKENS_TOGETHER // tokens))
+
+    def windows() -> Iterator[TokenWindow]:
+        """Streams of one window each, so that the text's last window alone is shorter."""
+        begin = 0
+        while begin < len(text):
+            count = max(1, min(streams, (len(text) - begin) // tokens))
+            piece = text[begin : begin + count * tokens]
+            before = data.start_id if begin == 0 else int(text[begin - 1])
+            yield from StreamLoader(piece, batch_size=count, bptt=tokens, start_id=before)
+            begin += len(piece)
+
+    return each_window_alone(run.task.eval(), windows()) | {"window": tokens}
 
 
 def temperature_figures(run: "runs.Run", data: Any, split: str, temperature: float) -> dict[str, Any]:
     """Loss and perplexity of a language model whose logits are divided by a temperature, and the temperature."""
-    return at_temperature(run.task.eval(), data.loader(split), temperature) | {"temperature": temperature}
+    figures = at_temperature(run.task.eval(), data.loader(split), temperature)
+    if not math.isfinite(figures["perplexity"]):
+        raise UserError("--temperature", temperature, f"makes the loss on {split} overflow", "raise it")
+    return figures | {"temperature": temperature}
 
 
 def tuned_temperature(run: "runs.Run", training: Any) -> float:

@@ -94,9 +94,9 @@ def tune_neural_cache(
 
 def _mixed(votes: _Votes, weight: float) -> Tensor:
     """Summed loss of a window in nats with each flatness, `(flatnesses,)` in float64."""
-    own = torch.where(votes.empty, 1.0, 1 - weight) * (-votes.nll).exp()
-    probability = own + weight * torch.where(votes.empty, 0.0, votes.cached)
-    return -probability.log().sum(1, dtype=torch.float64)
+    own = torch.where(votes.empty, 0.0, math.log1p(-weight)) - votes.nll
+    cached = (weight * torch.where(votes.empty, 0.0, votes.cached)).log()
+    return -torch.logaddexp(own.expand_as(cached), cached).sum(1, dtype=torch.float64)
 
 
 @torch.no_grad()
