@@ -99,6 +99,15 @@ def test_initial_logits_are_small_and_biases_zero():
     assert logits.std() < 0.5
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_word_vectors_begin_in_the_range_that_is_asked_for(tied):
+    net = LanguageModel(50, embedding_dim=12, hidden_size=12, tie_weights=tied, embedding_range=0.7)
+    assert 0.6 < net.embedding.weight.abs().max() < 0.7
+    assert net.decoder.weight.abs().max() < (0.7 if tied else 0.1)
+    with pytest.raises(ValueError, match="embedding_range"):
+        LanguageModel(50, embedding_dim=12, hidden_size=12, embedding_range=0.0)
+
+
 # ---------------------------------------------------------------------------------------------------- carried state
 
 
