@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         "--further", type=_count, default=0, metavar="N", help="also on N more seeds: a verdict that turns is `depends`"
     )
     parser.add_argument("--out", default="outputs/claims", help="folder of runs, claims.json and the page")
-    parser.add_argument("--publish", metavar="FOLDER", help="also write claims.json there, for `make results`")
+    parser.add_argument("--publish", metavar="FOLDER", help="also put them into claims.json there, for `make results`")
     return parser
 
 
@@ -124,7 +124,9 @@ def _publish(content: dict[str, Any], folder: Path) -> None:
         raise UserError("--publish", rule=f"refuses quick figures ({quick[0]})", remedy="run without --quick")
     slim = {name: {**one, "observations": []} for name, one in claims.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "claims.json", json.dumps({**content, "claims": slim}, indent=1) + "\n")
+    path = folder / "claims.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["claims"] if path.is_file() else {}
+    write_atomic(path, json.dumps({**content, "claims": before | slim}, indent=1) + "\n")
     print(f"published  {folder / 'claims.json'}; `make results` writes the tables from it")
 
 

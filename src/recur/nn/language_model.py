@@ -59,8 +59,8 @@ class LanguageModel(nn.Module):
         forget_bias: initial forget-gate bias of an LSTM; None keeps torch's own.
         engine: `auto`, `fused` or `torch`; see `recur.nn.engine`.
         cell_options: what the cell takes besides, such as `{rounds: 5}` of a mogrifier; None for nothing.
-        embedding_range: word vectors begin uniform between minus and plus this. Under Adam, .1 (which plain SGD with a large
-            rate makes up for) is so little that a net of characters learns several times as slowly as with .5 or 1.
+        embedding_range: word vectors begin uniform between minus and plus this. Under Adam, .1 (for which SGD with a
+            large rate makes up) is so little that a net of characters learns several times as slowly as with .5 or 1.
 
     Raises:
         ValueError: a size below 1, a rate outside [0, 1), sizes that cannot be tied.
