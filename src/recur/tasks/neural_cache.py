@@ -6,12 +6,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 from recur.nn.packed import TokenWindow
-from recur.nn.recurrent import State
 from recur.tasks.language_modeling import LanguageModelingTask
-from recur.tasks.scoring import figures
+from recur.tasks.scoring import figures, read
 
 FLATNESSES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
 WEIGHTS = (0.02, 0.05, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3)
@@ -104,17 +102,12 @@ def _votes(
     task: LanguageModelingTask, windows: Iterable[TokenWindow], size: int, flatnesses: Sequence[float]
 ) -> Iterator[_Votes]:
     """What model and cache say of each window's targets; the cache holds what stands before each token."""
-    state: State | None = None
     keys: Tensor | None = None  # (kept, streams, features)
     words: Tensor | None = None  # (kept, streams)
-    for window in windows:
-        text: PackedSequence = window.text.to(task.device)  # type: ignore[arg-type]
-        targets = window.targets.to(task.device)
-        hidden = task.net(text, None if window.first else state)
-        state = hidden.state
+    for window, hidden, targets in read(task, windows):
         nll = task.token_loss(hidden, targets).nll
-        streams, rows = int(text.batch_sizes[0]), len(targets)
-        steps = len(text.batch_sizes)
+        streams, rows = int(window.text.batch_sizes[0]), len(targets)
+        steps = len(window.text.batch_sizes)
         raw = hidden.raw.data.new_zeros(steps * streams, hidden.raw.data.shape[1])
         raw[:rows] = hidden.raw.data  # a last step may lack some streams
         following = targets.new_full((steps * streams,), -1)

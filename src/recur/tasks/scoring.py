@@ -24,8 +24,8 @@ def figures(nll: float, tokens: int) -> dict[str, float]:
 @torch.no_grad()
 def read(
     task: LanguageModelingTask, windows: Iterable[TokenWindow], *, carry: bool = True
-) -> Iterator[tuple[Hidden, Tensor]]:
-    """What a model makes of each window, and the window's targets, `(rows,)`.
+) -> Iterator[tuple[TokenWindow, Hidden, Tensor]]:
+    """Each window, what a model makes of it, and its targets on the model's device, `(rows,)`.
 
     Args:
         task: in evaluation mode.
@@ -38,7 +38,7 @@ def read(
         targets = window.targets.to(task.device)
         hidden = task.net(text, None if window.first or task.window is not None or not carry else state)
         state = hidden.state
-        yield hidden, targets
+        yield window, hidden, targets
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def each_window_alone(task: LanguageModelingTask, windows: Iterable[TokenWindow]
         windows: of a text; the first token of each is predicted from the token before it.
     """
     total, tokens = 0.0, 0
-    for hidden, targets in read(task, windows, carry=False):
+    for _, hidden, targets in read(task, windows, carry=False):
         nll = task.token_loss(hidden, targets).nll
         total, tokens = total + float(nll.sum(dtype=torch.float64)), tokens + len(targets)
     return figures(total, tokens)

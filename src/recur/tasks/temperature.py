@@ -64,7 +64,7 @@ def tune_temperature(task: LanguageModelingTask, windows: Callable[[], Iterable[
 
 def _features(task: LanguageModelingTask, windows: Iterable[TokenWindow]) -> Iterator[tuple[Tensor, Tensor]]:
     """What the output layer is given for each window, `(rows, features)`, and the targets."""
-    for hidden, targets in read(task, windows):
+    for _, hidden, targets in read(task, windows):
         rows = hidden.features
         used = rows if len(rows) == len(targets) else rows[-len(targets) :].clone()  # not to keep the others alive
         yield used.to(task.net.decoder.weight.dtype), targets
