@@ -344,3 +344,19 @@ def test_splits_are_joined_by_plus_as_on_the_hub(tmp_path, order):
     assert data.tokenizer.decode(data.tokens("train")).split() == want
     with pytest.raises(UserError, match="nothing"):
         opened(path=str(folder), train="train+nothing", tokenizer=WORDS, cache_dir=str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("settings", [{}, {"window": 3}], ids=["streams", "windows"])
+def test_reading_from_the_end_is_reading_the_reversed_tokens(tmp_path, settings):
+    text = "the cat sat on the mat\nand the dog sat on the cat\n" * 9
+    tokenizer, common = {"kind": "character"}, {"batch_size": 2, "bptt": 5, "cache_dir": str(tmp_path), **settings}
+    there = opened(text=text, tokenizer=tokenizer, reverse=True, **common)
+    turned = opened(text=text[::-1], tokenizer=tokenizer, val_fraction=0.0, **common)
+    for split in ("train", "val"):
+        plain = opened(text=text, tokenizer=tokenizer, **common)
+        assert there.tokens(split).tolist() == plain.tokens(split).tolist()[::-1]
+    whole = opened(text=text, tokenizer=tokenizer, reverse=True, val_fraction=0.0, **common)
+    assert whole.tokenizer.decode(whole.tokens("train").tolist()) == text[::-1]
+    for mine, other in zip(whole.loader("train"), turned.loader("train"), strict=True):
+        for ours, theirs in ((mine.text.data, other.text.data), (mine.targets, other.targets)):
+            assert whole.tokenizer.decode(ours.tolist()) == turned.tokenizer.decode(theirs.tolist())

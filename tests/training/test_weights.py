@@ -55,6 +55,78 @@ def test_a_language_model_gives_a_classifier_its_vectors_and_forward_layers(lang
     assert torch.equal(task.net.embedding.weight[here], source.task.net.embedding.weight[there])
 
 
+@pytest.fixture(scope="module")
+def backward_run(language_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model of the reversed text, with the word vectors of another."""
+    folder = tmp_path_factory.mktemp("backward") / "run"
+    words = [
+        "experiment=char_sentence",
+        f"init_from={language_run}",
+        "data.reverse=true",
+        "model.net.freeze_vectors=true",
+        "model.net.embedding_dim=16",
+        "model.net.hidden_size=16",
+        "trainer.max_epochs=1",
+        "trainer.check_val_every_n_epoch=1",
+        "logger=none",
+        "baseline=false",
+    ]
+    done = run_command("train", *words, f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_model_that_reads_from_the_end_gives_a_classifier_its_backward_direction(
+    language_run: Path, backward_run: Path
+) -> None:
+    from recur.nn.classifier import Classifier
+    from recur.tasks.sentiment import SentimentTask
+
+    forward, backward = Run.open(language_run), Run.open(backward_run)
+    vocabulary = forward.tokenizer.vocabulary
+
+    def task(*, bidirectional: bool) -> SentimentTask:
+        return SentimentTask(
+            lambda **given: Classifier(**given, embedding_dim=16, hidden_size=16, bidirectional=bidirectional),
+            vocab_size=len(vocabulary),
+            num_classes=2,
+            class_names=["a", "b"],
+        )
+
+    both = task(bidirectional=True)
+    copied = weights.copy_from([language_run, backward_run], both, vocabulary)
+    assert set(copied.names) == {name for name in both.state_dict() if name.startswith(("net.emb", "net.recurrent"))}
+    own = dict(both.named_parameters())
+    for source, suffix in ((forward, ""), (backward, "_reverse")):
+        for name, given in source.task.named_parameters():
+            if name.startswith("net.recurrent.") and name.endswith("_l0"):
+                assert torch.equal(own[name + suffix], given), name
+    # Frozen vectors are the same in both runs, and so the classifier's
+    place = {token: index for index, token in enumerate(backward.tokenizer.vocabulary)}
+    for index, token in enumerate(vocabulary):
+        if token in place:
+            vector = backward.task.net.embedding.weight[place[token]]
+            assert torch.equal(own["net.embedding.weight"][index], vector)
+
+    with pytest.raises(UserError, match="has no direction that does"):
+        weights.copy_from(backward_run, task(bidirectional=False), vocabulary)
+    with pytest.raises(UserError, match="that no run before it has"):
+        weights.copy_from([language_run, language_run], task(bidirectional=True), vocabulary)
+
+
+def test_a_model_that_reads_from_the_end_does_not_continue_texts(backward_run: Path, tmp_path: Path) -> None:
+    for command, *words in (
+        ("generate", "--tokens", "3"),
+        ("export", "--format", "onnx", "--out", str(tmp_path / "x")),
+    ):
+        done = run_command(command, str(backward_run), *words)
+        assert done.returncode == 2 and "reads texts from the end (data.reverse=true)" in done.stderr, done.stderr
+    done = run_command("evaluate", str(backward_run), "--split", "train")
+    assert done.returncode == 0, done.stderr
+    kept = json.loads((backward_run / "metrics.json").read_text())["val"]["loss"]  # of the training text itself
+    assert json.loads(done.stdout)["train"]["loss"] == pytest.approx(kept, rel=1e-3)
+
+
 def test_a_run_that_fits_nowhere_is_refused(language_run: Path, trained_run: Path) -> None:
     task = Run.open(trained_run).task
     task.net.embedding = torch.nn.Embedding(9, 3)

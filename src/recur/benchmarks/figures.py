@@ -110,6 +110,8 @@ def _command(name: str, config: Mapping[str, Any], changes: Mapping[str, Any]) -
     words = [f"experiment={name}"]
     for place in _PLACES:
         value = dict(flat(config)).get(place)
+        if place == "init_from" and value and not isinstance(value, str):
+            words.append(f"{place}=[{','.join(['RUN'] * len(value))}]")
         if isinstance(value, str) and (Path(value).is_absolute() or Path(value).exists()):
             words.append(
                 f"{place}={'RUN' if place == 'init_from' else Path(value).name if Path(value).suffix else 'FOLDER'}"

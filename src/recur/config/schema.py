@@ -83,7 +83,7 @@ def top_level(
     trainer: Mapping[str, Any],
     callbacks: Mapping[str, Any],
     logger: Mapping[str, Any],
-    init_from: str | None = None,
+    init_from: str | Sequence[str] | None = None,
     find_lr: bool = False,
     tags: Sequence[str] = (),
     extras: Mapping[str, Any] = MappingProxyType({}),

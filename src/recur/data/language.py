@@ -58,6 +58,8 @@ class LanguageData(Remembering, pl.LightningDataModule):
         random_bptt: draw each training window's length about `bptt` and scale its learning rate, as AWD-LSTM does.
         eval_bptt: steps of an evaluation window; only speed and memory depend on it.
         window: predict single tokens from this many before them, each from an empty state, instead of streams.
+        reverse: read every split from its last token to its first, for a model that predicts the token before, such as
+            the one that the backward direction of a classifier begins from.
         seed: of random window lengths, and of the windows' order.
         on_bad_row: `error` or `skip`.
         allow_pickle: load pickled pandas frames, which can run any code hidden in them.
@@ -65,6 +67,7 @@ class LanguageData(Remembering, pl.LightningDataModule):
 
     Attributes:
         tokenizer: the tokenizer, after `setup`.
+        reverse: as given.
 
     Raises:
         UserError: whatever is wrong with the settings or the text.
@@ -92,6 +95,7 @@ class LanguageData(Remembering, pl.LightningDataModule):
         random_bptt: bool = False,
         eval_bptt: Count = 128,
         window: Count | None = None,
+        reverse: bool = False,
         seed: Seed = 0,
         on_bad_row: OnBadRow = "error",
         allow_pickle: bool = False,
@@ -119,7 +123,7 @@ class LanguageData(Remembering, pl.LightningDataModule):
         self._fractions = {"val": val_fraction, "test": test_fraction}
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
         self._bptt, self._random_bptt, self._eval_bptt, self._window = bptt, random_bptt, eval_bptt, window
-        self._seed = seed
+        self._seed, self.reverse = seed, reverse
         self._cache = TokenCache(cache_dir)
 
         self.tokenizer: Tokenizer
@@ -196,6 +200,8 @@ class LanguageData(Remembering, pl.LightningDataModule):
             facts["streams"] = f"{self._batch_size} a device, windows of {lengths}{self._bptt} tokens"
         else:
             facts["windows"] = f"{self._window} tokens and the next, {self._batch_size} a batch"
+        if self.reverse:
+            facts["reads"] = "from the end to the beginning"
         return facts
 
     def prepare_data(self) -> None:
@@ -225,10 +231,13 @@ class LanguageData(Remembering, pl.LightningDataModule):
         folder = self._cache.entry(key, self._build)
         self.tokenizer = Tokenizer.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
         self._facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-        self._tokens = {split: Ragged.open(folder, split).values for split in self._facts}
+        self._tokens = {split: Ragged.open(folder, split).values[:: -1 if self.reverse else 1] for split in self._facts}
 
     def tokens(self, split: str) -> NDArray[Any]:
-        """Ids of a split, `(tokens,)`, memory-mapped. Without validation text, `val` is the training text."""
+        """Ids of a split in the order they are read, `(tokens,)`, memory-mapped.
+
+        Without validation text, `val` is the training text.
+        """
         return self._tokens["train" if split == "val" and "val" not in self._tokens else split]
 
     # --------------------------------------------------------------------------------------------------------- loaders

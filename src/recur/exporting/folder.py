@@ -73,11 +73,13 @@ def export(
         texts: ids of the texts on which the exported model is compared with the run; None draws 200.
 
     Raises:
-        UserError: the folder is there already, a model that the format cannot hold, a missing extra, or answers that
-            are not the run's.
+        UserError: the folder is there already, a language model that reads from the end of texts, a model that the
+            format cannot hold, a missing extra, or answers that are not the run's.
     """
     if kind not in FORMATS:
         raise UserError("--format", kind, f"must be one of {', '.join(FORMATS)}")
+    if run.family == "language":
+        run.require_forward()
     if int8 and kind != "onnx":
         raise UserError("--int8", rule="goes with --format onnx")
     _check_free(folder, force)

@@ -68,8 +68,9 @@ def token_nll(run: "runs.Run", text: str) -> TokenScores:
         text: with at least one token.
 
     Raises:
-        UserError: a text without tokens.
+        UserError: a text without tokens, or a run that reads from the end.
     """
+    run.require_forward()
     ids, tokens = read_tokens(run.tokenizer, text)
     if not ids:
         raise UserError("text", text[:40], "must have at least one token")
@@ -185,7 +186,11 @@ def generate_ids(run: "runs.Run", prompt: Sequence[int], sampling: Sampling) -> 
 
     Yields:
         The next id of each sample, `sampling.tokens` times.
+
+    Raises:
+        UserError: a run that reads from the end.
     """
+    run.require_forward()
     ids = torch.tensor(_begun(run, prompt))[:, None].expand(-1, sampling.samples)  # (tokens, samples)
     tokens = run.task.generate(
         ids,
@@ -203,7 +208,7 @@ def generate(run: "runs.Run", prompt: str, sampling: Sampling) -> list[str]:
     """Continue a prompt; gives each sample's whole text, prompt included.
 
     Raises:
-        UserError: the run is not a language run.
+        UserError: as in `generate_ids`.
     """
     if sampling.beams is not None:
         texts = beam_search(run, prompt, sampling.beams, sampling.tokens, no_unknown=sampling.no_unknown)
@@ -250,8 +255,9 @@ def beam_search(
         `beams` of them, or all where there are fewer.
 
     Raises:
-        UserError: a number out of its range.
+        UserError: a number out of its range, or a run that reads from the end.
     """
+    run.require_forward()
     Sampling(beams=beams, tokens=tokens)  # refuses what is out of range
     ids = prompt_ids(run.tokenizer, prompt)
     exclude = [run.tokenizer.unk_id] if no_unknown else []

@@ -61,6 +61,7 @@ class LanguageModel(nn.Module):
         cell_options: what the cell takes besides, such as `{rounds: 5}` of a mogrifier; None for nothing.
         embedding_range: word vectors begin uniform between minus and plus this. Under Adam, .1 (for which SGD with a
             large rate makes up) is so little that a net of characters learns several times as slowly as with .5 or 1.
+        freeze_vectors: keep the word vectors, and with them tied weights, as they are; for those of another run.
 
     Raises:
         ValueError: a size below 1, a rate outside [0, 1), sizes that cannot be tied.
@@ -88,6 +89,7 @@ class LanguageModel(nn.Module):
         engine: str = "auto",
         cell_options: Mapping[str, Any] | None = None,
         embedding_range: float = 0.1,
+        freeze_vectors: bool = False,
     ) -> None:
         super().__init__()
         if not 0 < embedding_range < math.inf:
@@ -139,6 +141,7 @@ class LanguageModel(nn.Module):
         nn.init.zeros_(self.decoder.bias)
         if tie_weights:
             self.decoder.weight = self.embedding.weight
+        self.embedding.weight.requires_grad_(not freeze_vectors)
 
     def embed(self, text: PackedSequence) -> Tensor:
         """Word vectors of packed ids, dropped out in training: `(tokens,)` to `(tokens, embedding_dim)`."""

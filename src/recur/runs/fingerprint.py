@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from recur.data.families import LabelledTexts
 from recur.errors import UserError
 
@@ -35,7 +37,7 @@ def fingerprint(data: Any) -> Fingerprint:
             }
         else:
             tokens = data.tokens(split)
-            parts[split] = {"tokens": len(tokens), "text": _hash(memoryview(tokens).cast("B"))}
+            parts[split] = {"tokens": len(tokens), "text": _hash(memoryview(np.ascontiguousarray(tokens)).cast("B"))}
     return parts
 
 

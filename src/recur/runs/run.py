@@ -173,6 +173,16 @@ class Run:
         if self.family != family:
             raise UserError("", rule=f"recur.{command} wants a {family} run, {self.checkpoint} is a {self.family} run")
 
+    def require_forward(self) -> None:
+        """Refuse a language model that reads from the end of a text, where one is wanted that goes on with it.
+
+        Raises:
+            UserError: it was trained with `data.reverse=true`.
+        """
+        if self.config["data"].get("reverse"):
+            rule = "reads texts from the end (data.reverse=true), and this wants a model that continues them"
+            raise UserError(str(self.checkpoint), rule=rule, remedy="name a run without data.reverse")
+
 
 def _built(checkpoint: Path, model: dict[str, Any], data: dict[str, Any]) -> Any:
     """The task that a checkpoint describes, without its weights.

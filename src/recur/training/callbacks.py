@@ -353,6 +353,8 @@ class NonMonotonicAveraging(WeightAveraging):
 class Samples(Callback):
     """Writes a text of the language model to TensorBoard after every validation, always from the same random numbers.
 
+    A model that reads from the end of texts writes what stands before the prompt.
+
     Args:
         prompt: text to begin with; None begins where a text begins.
         tokens: length of the sample.
@@ -376,11 +378,12 @@ class Samples(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero or self.tokens < 1:
             return
-        ids = data.tokenizer.encode(self.prompt) if self.prompt else []
+        order = slice(None, None, -1 if data.reverse else 1)
+        ids = list(data.tokenizer.encode(self.prompt) if self.prompt else [])[order]
         prompt = torch.tensor(ids or [data.start_id])[:, None]  # (tokens, one sample)
         generator = torch.Generator(pl_module.device).manual_seed(0)
         drawn = pl_module.generate(prompt, temperature=self.temperature, generator=generator)  # type: ignore[operator]
-        self.last = readable(data.tokenizer, [*ids, *(int(token) for token in islice(drawn, self.tokens))])
+        self.last = readable(data.tokenizer, [*ids, *(int(token) for token in islice(drawn, self.tokens))][order])
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 shown = escape_controls(self.last).replace("\n", "\n    ")  # indented it is shown as it stands

@@ -1,11 +1,12 @@
-"""Weights of another run to begin with: `init_from=RUN`.
+"""Weights of other runs to begin with: `init_from=RUN` or `init_from=[RUN,RUN]`.
 
 What has the same name and shape in both models is copied: from a run of the same family usually all, from a language
-model into a classifier the word vectors and the recurrent layers of the forward direction. Word vectors go from token
-to token, since the two vocabularies differ; those of tokens that the other run lacks stay random, of the same size.
+model into a classifier the word vectors and the recurrent layers of one direction, the backward one where the language
+model was trained with `data.reverse=true`. Word vectors go from token to token, since the two vocabularies differ;
+those of tokens that the other run lacks stay random, of the same size. What several runs have comes from the first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from recur.runs.run import Run
 
 # Tensors with a row for each token, which are copied by token.
 _BY_TOKEN = ("net.embedding.weight", "net.decoder.weight", "net.decoder.bias")
+_BACKWARD = "_reverse"  # what names of a bidirectional layer's backward weights end with
 
 
 @dataclass(frozen=True)
@@ -43,45 +45,68 @@ class Copied:
         )
 
 
-def copy_from(path: str | Path, task: Any, vocabulary: Sequence[str]) -> Copied:
-    """Copy what fits from a run into a task.
+def copy_from(paths: str | Path | Sequence[str | Path], task: Any, vocabulary: Sequence[str]) -> Copied:
+    """Copy what fits from one run or several into a task.
 
     Args:
-        path: run folder or checkpoint.
+        paths: run folders or checkpoints.
         task: the model that is about to be trained.
         vocabulary: its token of each id.
 
     Raises:
-        UserError: no run there, or nothing in it fits.
+        UserError: no run there, or nothing in it fits that the runs before it had not given.
     """
-    source = Run.open(path)
+    state, copied, tokens = task.state_dict(), dict[str, None](), 0
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        names, by_token = _copy_one(Run.open(path), path, task, state, vocabulary, copied)
+        copied |= dict.fromkeys(names)
+        tokens = max(tokens, by_token)
+    return Copied(tuple(copied), len(state), tokens, len(vocabulary))
+
+
+@torch.no_grad()
+def _copy_one(
+    source: Run, path: str | Path, task: Any, state: dict[str, Tensor], vocabulary: Sequence[str], done: Container[str]
+) -> tuple[list[str], int]:
+    """Copy what is not done yet.
+
+    Returns:
+        Names of the tensors, and the tokens whose rows were copied.
+    """
     place = {token: index for index, token in enumerate(source.tokenizer.vocabulary)}
     pairs = [(index, place[token]) for index, token in enumerate(vocabulary) if token in place]
     ours, theirs = (torch.tensor([pair[side] for pair in pairs], dtype=torch.int64) for side in (0, 1))
-    state, given = task.state_dict(), source.task.state_dict()
-    copied, by_token = [], 0
-    with torch.no_grad():
-        for name, tensor in state.items():
-            other = given.get(name)
-            if other is None:
-                continue
-            if name in _BY_TOKEN:
-                if tensor.shape[1:] == other.shape[1:] and pairs:
-                    tensor[ours] = other[theirs].to(tensor)
-                    _bring_to_length(tensor, ours)
-                    copied.append(name)
-                    by_token = len(pairs)
-            elif tensor.shape == other.shape and _is_weight(name):
-                tensor.copy_(other)
+    given, by_token, copied = source.task.state_dict(), 0, list[str]()
+    if _reads_backwards(source) and task.family != "language":
+        if not any(name.endswith(_BACKWARD) for name in state):
+            rule = "reads from the end of a text, and this model has no direction that does"
+            raise UserError("init_from", str(path), rule, "set model.net.bidirectional=true")
+        given = {name + _BACKWARD * name.startswith("net.recurrent."): tensor for name, tensor in given.items()}
+    for name, tensor in state.items():
+        other = given.get(name)
+        if other is None or name in done:
+            continue
+        if name in _BY_TOKEN:
+            if tensor.shape[1:] == other.shape[1:] and pairs:
+                tensor[ours] = other[theirs].to(tensor)
+                _bring_to_length(tensor, ours)
                 copied.append(name)
+                by_token = len(pairs)
+        elif tensor.shape == other.shape and _is_weight(name):
+            tensor.copy_(other)
+            copied.append(name)
     if not copied:
         raise UserError(
             "init_from",
             str(path),
-            "must have a tensor of the same name and shape",
+            "must have a tensor of the same name and shape" + " that no run before it has" * bool(done),
             "give this model its sizes: " + _sizes(given),
         )
-    return Copied(tuple(copied), len(state), by_token, len(vocabulary))
+    return copied, by_token
+
+
+def _reads_backwards(run: Run) -> bool:
+    return run.family == "language" and bool(run.config["data"].get("reverse"))
 
 
 def _bring_to_length(vectors: Tensor, copied: Tensor) -> None:
