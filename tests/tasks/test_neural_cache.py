@@ -60,6 +60,14 @@ def test_a_cache_is_tuned_over_every_pair_of_settings(trained):
         assert neural_cache(task, data.loader("val"), **settings)["loss"] == pytest.approx(one["loss"], rel=1e-6)
 
 
+def test_a_cache_that_only_harms_gets_no_weight(trained):
+    """Tuned with the defaults, a cache is never worse than none."""
+    data, task = trained
+    best = tune_neural_cache(task, data.loader("val"), size=1)[0]
+    without = neural_cache(task, data.loader("val"), size=1, weight=0.0)["loss"]
+    assert best["loss"] <= without == pytest.approx(static(task, list(data.loader("val"))), rel=1e-5)
+
+
 def test_a_token_that_neither_model_nor_cache_expects_costs_what_it_costs(trained):
     """In float32 a probability of less than exp(-103) was 0, and the loss infinite."""
     from recur.tasks.neural_cache import _mixed, _Votes

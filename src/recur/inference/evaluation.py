@@ -33,7 +33,7 @@ from recur.tasks.dynamic_evaluation import (
     gradient_statistics,
     tune_dynamic_evaluation,
 )
-from recur.tasks.neural_cache import neural_cache, tune_neural_cache
+from recur.tasks.neural_cache import FLATNESSES, WEIGHTS, neural_cache, tune_neural_cache
 from recur.tasks.scoring import each_window_alone
 from recur.tasks.temperature import at_temperature, tune_temperature
 
@@ -227,6 +227,11 @@ def cache_figures(run: "runs.Run", data: Any, split: str, cache: Cache) -> dict[
 def tuned_cache(run: "runs.Run", training: Any) -> Cache:
     """The flatness and the weight of a cache of 2000 states that are best on the run's own validation text."""
     best = tune_neural_cache(run.task.eval(), training.loader("val"))[0]
+    if best["weight"] == 0:
+        notify("--cache tune: no weight of those tried is better than none, so the cache is left out (weight 0)")
+    elif best["flatness"] == FLATNESSES[-1] or best["weight"] == WEIGHTS[-1]:
+        rule = f"flatness {best['flatness']:g} and weight {best['weight']:g}"
+        notify(f"--cache tune: {rule} are the last of those tried, others may be better still")
     if not math.isfinite(best["perplexity"]):
         raise UserError("--cache tune", rule="finds no settings with which the loss on val is finite")
     return Cache(int(best["size"]), best["flatness"], best["weight"])
