@@ -170,6 +170,7 @@ ROWS["language config"] = settings(
     ("model.net.cell=mogrifier model.net.cell_options={round:3}", ("model.net.cell_options", "'round'", "rounds")),
     ("model.net.cell=mogrifier model.net.cell_options={rounds:-1}", ("rounds", "-1")),
     ("model.net.cell_options={rounds:3}", ("model.net.cell_options", "'rounds'", "lstm")),
+    ("model.net.freeze_vectors=true", ("model.net.freeze_vectors", "random", "init_from=RUN")),
     ("model.activation_penalty=-1", ("model.activation_penalty", "-1", "at least 0")),
     ("callbacks.samples.tokens=-1", ("callbacks.samples.tokens", "-1", "at least 0")),
     ("callbacks.samples.temperature=-1", ("callbacks.samples.temperature", "-1", "at least 0")),

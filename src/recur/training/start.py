@@ -1,6 +1,6 @@
 """A run from its composed config to its results: data, task, callbacks and trainer are built, checked and trained."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -76,6 +76,8 @@ def _denormals_as_zero() -> Iterator[None]:
 def _run(composed: Composed, stop: Stop, pruning: Pruning | None) -> Trained:
     schema.check_run(composed.config, composed.used)
     composed = with_precision(with_few_batches(composed))
+    if not composed.config.get("resume"):
+        _check_frozen(composed.config)
     checkpoint = take_up(composed)
     data = _data(composed, checkpoint)
     task = _task(composed.config, data)
@@ -93,6 +95,14 @@ def _run(composed: Composed, stop: Stop, pruning: Pruning | None) -> Trained:
         if checkpoint is not None:
             check_place(data, trainer, checkpoint)
         return _train(composed, data, task, trainer, checkpoint, pruning)
+
+
+def _check_frozen(config: Mapping[str, Any]) -> None:
+    """Refuse random word vectors that would stay as they are; a classifier, which may be given some, does so itself."""
+    net = config["model"].get("net") or {}
+    if net.get("freeze_vectors") and config["data"].get("vectors") is None and not config.get("init_from"):
+        rule = "would keep the word vectors random"
+        raise UserError("model.net.freeze_vectors", True, rule, "name a run that has learnt some with init_from=RUN")
 
 
 def _train(
