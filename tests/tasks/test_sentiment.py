@@ -190,3 +190,25 @@ def test_auroc_is_the_share_of_pairs_in_order_and_undefined_for_one_class(classe
     metric.reset()
     metric.update(given, torch.ones_like(labels))
     assert metric.compute().isnan()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_each_layer_learns_at_a_part_of_the_rate_of_the_one_above(data, frozen):
+    task = new_task(data)
+    task.layer_rate, task._optimizer = 0.4, partial(torch.optim.SGD, lr=0.1)
+    task.net.embedding.weight.requires_grad_(not frozen)
+    before = {name: parameter.detach().clone() for name, parameter in task.named_parameters()}
+    optimizer = task.configure_optimizers()
+    for parameter in task.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    depths = {"head": 0, "_l1": 1, "_l0": 2, "embedding": 3}
+    for name, parameter in task.named_parameters():
+        (depth,) = (depth for word, depth in depths.items() if word in name)
+        moved = 0.0 if frozen and depth == 3 else 0.1 * 0.4**depth
+        torch.testing.assert_close(before[name] - parameter, torch.full_like(parameter, moved), rtol=1e-4, atol=1e-6)
+
+
+def test_layers_are_all_parameters_once(data):
+    net = new_task(data, num_layers=3).net
+    assert sorted(id(own) for layer in net.layers() for own in layer) == sorted(id(own) for own in net.parameters())

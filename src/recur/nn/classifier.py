@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -132,6 +133,15 @@ class Classifier(nn.Module):
         width = self.recurrent.output_dim * (3 if pooling == "concat" else 1)
         self.head = nn.Linear(width, 1 if num_classes == 2 else num_classes)
         self.ngrams = None if ngrams is None else _ngram_scores(num_classes, ngrams)
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        """The parameters of each layer, from the head down to the word vectors."""
+        recurrent = dict(self.recurrent.named_parameters())
+        below = [
+            [own for name, own in recurrent.items() if re.search(r"_l(\d+)", name)[1] == str(index)]  # type: ignore[index]
+            for index in reversed(range(self.recurrent.num_layers))
+        ]
+        return [[*self.head.parameters()], *below, [*self.embedding.parameters()]]
 
     def embed(self, text: PackedSequence) -> Tensor:
         """Word vectors of the packed ids, dropped out in training: `(tokens,)` to `(tokens, embedding_dim)`."""

@@ -37,7 +37,7 @@ def fingerprint(data: Any) -> Fingerprint:
             }
         else:
             tokens = data.tokens(split)
-            parts[split] = {"tokens": len(tokens), "text": _hash(memoryview(np.ascontiguousarray(tokens)).cast("B"))}
+            parts[split] = {"tokens": len(tokens), "text": _hash(np.ascontiguousarray(tokens).data.cast("B"))}
     return parts
 
 

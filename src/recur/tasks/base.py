@@ -127,14 +127,17 @@ def _states(metric: Sums) -> list[tuple[str, Tensor]]:
     return [(name, value) for name, value in metric.metric_state.items() if isinstance(value, Tensor)]
 
 
-def build_optimizer(make: Callable[..., Optimizer], parameters: Iterable[nn.Parameter]) -> Optimizer:
+def build_optimizer(make: Callable[..., Optimizer], *groups: Iterable[nn.Parameter]) -> Optimizer:
     """Build an optimizer over what is trainable; on a CPU, one that takes its step in a single pass over memory.
+
+    Each of the groups is one of the optimizer's, also where nothing in it is trainable.
 
     torch's Adam, AdamW and SGD have such a step (`fused`), several times as fast for large embeddings, and do not take
     it on a CPU by themselves. Elsewhere torch chooses: on a GPU a fused step cannot be clipped under float16.
     """
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    optimizer = make(trainable)
+    lists = [[parameter for parameter in group if parameter.requires_grad] for group in groups]
+    trainable = [parameter for group in lists for parameter in group]
+    optimizer = make(trainable if len(lists) == 1 else [{"params": group} for group in lists])
     undecided = all(optimizer.defaults.get(name, False) is None for name in ("fused", "foreach"))
     if undecided and not optimizer.defaults.get("differentiable") and all(p.device.type == "cpu" for p in trainable):
         for group in optimizer.param_groups:

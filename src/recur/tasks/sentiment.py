@@ -115,6 +115,9 @@ class SentimentTask(Stepping):
         class_weights: weight of each class in the loss, or `balanced` for weights inverse to the classes' counts.
         adversarial: length of the worst change of the word vectors whose loss is added, as a part of the vectors'
             own length over a text (see `recur.tasks.adversarial`); 0 for none. A step then costs twice as much.
+        layer_rate: learning rate of each layer as a part of that of the layer above: the head has the optimizer's own,
+            the last recurrent layer this times as much, and so on down to the word vectors. Below 1 it keeps more of
+            weights that another run brought (discriminative fine-tuning, Howard & Ruder 2018, who take 1 / 2.6).
         vocab_size: number of token ids.
         num_classes: number of classes.
         class_names: their names, in label order.
@@ -122,7 +125,8 @@ class SentimentTask(Stepping):
         vectors: initial word vectors `(vocab_size, embedding_dim)`, or None.
 
     Raises:
-        UserError: `label_smoothing` outside [0, 1), a negative `adversarial`, or class weights not one a class.
+        UserError: `label_smoothing` outside [0, 1), a negative `adversarial`, a `layer_rate` outside (0, 1], or class
+            weights not one a class.
     """
 
     family = "sentiment"
@@ -139,6 +143,7 @@ class SentimentTask(Stepping):
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | str | None = None,
         adversarial: float = 0.0,
+        layer_rate: float = 1.0,
         class_counts: Sequence[int] | None = None,
         vectors: Tensor | None = None,
     ) -> None:
@@ -147,11 +152,16 @@ class SentimentTask(Stepping):
             raise UserError("model.label_smoothing", label_smoothing, "must lie in [0, 1)")
         if not 0 <= adversarial < math.inf:
             raise UserError("model.adversarial", adversarial, "must be at least 0 and finite")
+        if not 0 < layer_rate <= 1:
+            raise UserError("model.layer_rate", layer_rate, "must be above 0 and at most 1")
         self.net = net(vocab_size=vocab_size, num_classes=num_classes, vectors=vectors)
         if adversarial and not isinstance(self.net, Classifier):
             rule = "needs a network that embeds and classifies in two steps, recur.nn.classifier.Classifier"
             raise UserError("model.adversarial", adversarial, rule, "set it to 0")
-        self.adversarial = adversarial
+        if layer_rate < 1 and not isinstance(self.net, Classifier):
+            rule = "needs a network whose layers are known, recur.nn.classifier.Classifier"
+            raise UserError("model.layer_rate", layer_rate, rule, "set it to 1")
+        self.adversarial, self.layer_rate = adversarial, layer_rate
         self.num_classes = num_classes
         self.class_names = list(class_names)
         if len(self.class_names) != num_classes:  # in a checkpoint, which can come from anybody
@@ -327,6 +337,9 @@ class SentimentTask(Stepping):
     def configure_optimizers(self) -> Any:
         """Optimizer over what is trainable, and its schedule."""
         assert self._optimizer is not None, "a task without an optimizer cannot be trained"
-        optimizer = build_optimizer(self._optimizer, self.parameters())
+        layers = self.net.layers() if self.layer_rate < 1 else [self.parameters()]  # type: ignore[operator]
+        optimizer = build_optimizer(self._optimizer, *layers)
+        for depth, group in enumerate(optimizer.param_groups):
+            group["lr"] = group["lr"] * self.layer_rate**depth
         schedule = self._scheduler and self._scheduler(optimizer, step_plan(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer
