@@ -22,7 +22,9 @@ def _results() -> None:
     )
     parser.add_argument("--mode", choices=("max", "min"), help="whether more or less is better (default: as known)")
     parser.add_argument("--top", type=int, default=20, help="settings to print (default: %(default)s)")
-    parser.add_argument("--out", help="where to write (default: results in the first folder)")
+    parser.add_argument(
+        "--out", help="where to write (default: results in the folder, comparison in the first of several)"
+    )
     given = parser.parse_args()
 
     from recur.leaderboard import page

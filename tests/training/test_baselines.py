@@ -110,3 +110,24 @@ def test_a_run_shows_it_beside_its_own_figures(tmp_path: Path) -> None:
     assert "Kneser-Ney 5-grams" in (tmp_path / "language" / "train.log").read_text(encoding="utf-8")
     train(tmp_path / "off", *EASY, "trainer.max_epochs=1")
     assert json.loads((tmp_path / "off" / "metrics.json").read_text(encoding="utf-8"))["baseline"] == {}
+
+
+def test_a_run_without_scikit_learn_is_trained_and_says_what_it_leaves_out(monkeypatch, tmp_path, capsys) -> None:
+    from recur.config.compose import command_line, compose_run
+    from recur.training import baselines, start
+    from recur.training.failures import Stop
+
+    monkeypatch.setattr(baselines, "find_spec", lambda name: None)
+    words = [
+        *EASY,
+        "baseline=true",
+        "trainer.max_epochs=1",
+        "trainer=cpu",
+        "logger=none",
+        f"hydra.run.dir={tmp_path}/r",
+    ]
+    start.run(compose_run(command_line(words)), Stop())
+    said = capsys.readouterr().err
+    assert "baseline   left out: baseline=true needs scikit-learn" in said and "pip install" in said
+    record = json.loads((tmp_path / "r" / "metrics.json").read_text(encoding="utf-8"))
+    assert record["baseline"] == {} and record["test"]["accuracy"] > 0.5

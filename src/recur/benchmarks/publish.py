@@ -76,7 +76,7 @@ def results_page(
         devices = ", ".join(sorted({one["device"] for one in own}))
         parts += [
             "## The claims of the course",
-            f"`make guides` measured them, in {minutes:.0f} minutes of computing on {devices}.",
+            f'`make guides ARGS="--further 2"` measured them, in {minutes:.0f} minutes of computing on {devices}.',
             course.table(claims),
         ]
         if arms := course.arm_tables(claims):

@@ -6,6 +6,7 @@ interpolated Kneser-Ney 5-gram. Both read the tokens that the network reads: the
 
 import math
 from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -234,6 +235,16 @@ def _discounts(counts: NDArray[np.float64]) -> NDArray[np.float64]:
 Baseline = dict[str, Any]
 _VERSION = 1  # of what is computed: part of the key under which results are kept
 _CHARACTERS, _WORDS = 8, 5  # order of the n-gram model
+
+
+def left_out(data: Any) -> str:
+    """Why there can be no baseline for this data here, in words for the user; empty where there can.
+
+    Asked before a run, which would otherwise find out when it has been trained.
+    """
+    if isinstance(data, LabelledTexts) and find_spec("sklearn") is None:
+        return str(lacks("baseline", "scikit-learn", "baseline=true"))
+    return ""
 
 
 def baseline(data: Any, splits: Iterable[str], cache_dir: str | None = None) -> Baseline:

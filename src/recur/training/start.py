@@ -22,7 +22,7 @@ from recur.runs.files import naming
 from recur.runs.run import load_checkpoint
 from recur.runs.trust import is_typed
 from recur.training import lr_finder, report, weights
-from recur.training.baselines import Baseline, baseline
+from recur.training.baselines import Baseline, baseline, left_out
 from recur.training.callbacks import PlannedNoise, ValidationLog
 from recur.training.checkpointing import Files, SelfContained
 from recur.training.failures import Stop
@@ -80,6 +80,9 @@ def _run(composed: Composed, stop: Stop, pruning: Pruning | None) -> Trained:
         _check_frozen(composed.config)
     checkpoint = take_up(composed)
     data = _data(composed, checkpoint)
+    if composed.config["baseline"] and (reason := left_out(data)):
+        cli.notify(f"baseline   left out: {reason}")
+        composed = composed.changed("baseline", False)
     task = _task(composed.config, data)
     if composed.config.get("init_from") and checkpoint is None:
         copied = weights.copy_from(composed.config["init_from"], task, data.tokenizer.vocabulary)
