@@ -290,6 +290,24 @@ def test_gradients_are_measured_on_the_runs_own_training_text_whatever_is_scored
     assert first.targets.view(-1, streams)[:, 0].tolist() == text[: len(first.text.batch_sizes)].tolist()
 
 
+def test_what_is_written_down_is_what_was_evaluated(run_command, language_run, tmp_path) -> None:
+    """The data that the settings name, and the precision of each way of measuring."""
+    file = tmp_path / "other.txt"
+    file.write_text("the lazy fox .\n" * 30)
+    told = run_command(language_run, "--split", "test", "--temperature", "1", f"test={file}").told
+    assert told["data"]["test"] == str(file)
+    assert told["test"]["temperature"]["precision"] == "32-true"
+
+
+def test_a_run_of_single_windows_has_no_text_to_learn_from(run_command, tmp_path) -> None:
+    train(
+        tmp_path / "run", "experiment=char_sentence", "trainer.max_epochs=1", "logger=none", "model.net.hidden_size=8"
+    )
+    for option, value in (("--dynamic", "5e-5"), ("--cache", "100")):
+        refused = run_command(tmp_path / "run", option, value)
+        assert refused.code == 2 and f"{option} needs states along a text" in refused.err
+
+
 def test_language_data_of_ones_own(run_command, language_run, tmp_path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("the lazy fox .\n" * 30)

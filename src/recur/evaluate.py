@@ -82,8 +82,9 @@ def _run(arguments: argparse.Namespace) -> None:
     run = load(arguments.run, arguments.device)
     if cache or dynamic or temperature or arguments.window:
         run.require("language", "evaluate --dynamic, --cache, --temperature or --window")
-        if cache and run.task.window is not None:
-            raise UserError("--cache", rule="needs states along a text, and this run reads each window by itself")
+        for option, wanted in (("--cache", cache), ("--dynamic", dynamic)):
+            if wanted and run.task.window is not None:
+                raise UserError(option, rule="needs states along a text, and this run reads each window by itself")
     data = evaluation.open_data(run, arguments.data, arguments.settings)
     splits = evaluation.chosen_splits(data, arguments.split)
     if dynamic or "tune" in (cache, temperature):
@@ -99,7 +100,8 @@ def _run(arguments: argparse.Namespace) -> None:
         if dynamic == "tune":
             dynamic = evaluation.tuned_dynamic(run, training, statistics)
     record: dict[str, Any] = {"run": str(arguments.run), "checkpoint": str(run.checkpoint), "family": run.family}
-    record["data"] = arguments.data or {key: run.config["data"].get(key) for key in ("path", "train", "test")}
+    settings = evaluation.settings_of_data(run, arguments.data, arguments.settings)
+    record["data"] = arguments.data or {key: settings.get(key) for key in ("path", "train", "val", "test")}
     record["precision"] = precision.of_evaluation(run.config, run.task.device)[0]
     for split in splits:
         record[split] = evaluation.evaluate_split(run, data, split)
@@ -111,6 +113,9 @@ def _run(arguments: argparse.Namespace) -> None:
             record[split]["neural_cache"] = evaluation.cache_figures(run, data, split, cache)
         if dynamic:
             record[split]["dynamic_evaluation"] = evaluation.dynamic_figures(run, data, split, dynamic, statistics)
+        for figures in record[split].values():
+            if isinstance(figures, dict) and "perplexity" in figures:
+                figures["precision"] = "32-true"  # without autocast, whatever the run measured itself in
     if not arguments.data and data.ceiling:
         record["ceiling"] = data.ceiling
     json.dump(plain(record), sys.stdout, indent=2, ensure_ascii=False)

@@ -26,7 +26,7 @@ def test_an_experiment_has_a_figure_and_it_is_that_of_the_experiment_as_it_is(na
     text = figures.path_of(name).read_text(encoding="utf-8")
     assert figures.with_header(text, figures.header(record)) == text, "run `make results`"
     today = figures.of_experiment(name)
-    changed = {key for key, value in record["settings"].items() if key in today and today[key] != value}
+    changed = figures.changes_of(record["settings"], today)
     assert all(f" {key}=" in record["command"] for key in changed), f"{changed} changed since {name} was measured"
     assert (RESULTS / f"{name}.png").is_file()
     if record["epochs"] < record["epochs_of"]:
@@ -85,3 +85,13 @@ def test_a_head_keeps_what_is_said_before_and_after():
     assert new == "# @package _global_\n# What it is.\n# Figure: new\n# Time: new\ndefaults:\n  - a\n"
     with pytest.raises(ValueError, match="Figure"):
         figures.with_header("# nothing\n", [])
+
+
+def test_a_change_of_a_mapping_is_one_and_can_be_typed():
+    today = {"a.b": 1, "net.ngrams.max_n": 3, "net.cell_options": None, "new": 1}
+    same = dict(today)
+    assert figures.changes_of(same, today) == {}
+    without = {"a.b": 2, "net.ngrams": None, "net.cell_options.rounds": 5, "former": 1}
+    changes = figures.changes_of(without, today)
+    assert changes == {"a.b": 2, "net.ngrams": None, "net.cell_options": {"rounds": 5}}
+    assert [figures._typed(value) for value in changes.values()] == ["2", "null", "{rounds:5}"]

@@ -3,6 +3,7 @@
 import math
 from functools import partial
 from itertools import islice, pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from lightning.pytorch.callbacks import Callback
 from torch.nn import functional as F
 
 from recur.data.language import LanguageData
+from recur.errors import UserError
+from recur.nn.language_model import LanguageModel
 from recur.tasks import schedulers as optimization
-from recur.tasks.language_modeling import TokenStatistics, sample_token
+from recur.tasks.language_modeling import LanguageModelingTask, TokenStatistics, sample_token
 from recur.training.callbacks import NonMonotonicAveraging, Samples
 from support.language_models import assert_same, new_task, new_trainer, text_data, weights
 
@@ -412,3 +415,37 @@ def test_a_window_model_learns_the_guides_sentence_and_says_it_back(tmp_path):
     assert sentence[:10] + data.tokenizer.decode(made) == sentence
     nll = task.token_nll(torch.tensor(data.tokenizer.encode(sentence)), data.start_id)
     assert nll[10:].max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("exact", "epochs", "expected"), [(0, 2, [1, 1]), (1, 2, [1, 0]), (2, 2, [0, 0]), (3, 2, [0, 0])]
+)
+def test_the_last_epochs_train_on_all_words_also_where_these_are_more_than_there_are(exact, epochs, expected):
+    task = LanguageModelingTask(
+        partial(LanguageModel, embedding_dim=4, hidden_size=4),
+        vocab_size=9,
+        character_level=False,
+        window=None,
+        sampled_softmax=3,
+        exact_epochs=exact,
+    )
+    for epoch, sampled in enumerate(expected):
+        task.trainer = SimpleNamespace(max_epochs=epochs, current_epoch=epoch)
+        assert task._is_sampled() == bool(sampled)
+    task.trainer = SimpleNamespace(max_epochs=-1, current_epoch=0)
+    if exact:
+        with pytest.raises(UserError, match="exact_epochs"):
+            task.on_fit_start()
+    else:
+        task.on_fit_start()
+
+
+def test_operations_of_frozen_weights_and_of_single_windows_are_counted_as_they_are():
+    def flop(window=None, **net):
+        net = partial(LanguageModel, embedding_dim=4, hidden_size=4, num_layers=1, **net)
+        return LanguageModelingTask(net, vocab_size=90, character_level=False, window=window).flop_a_token()
+
+    recurrent, output = 6 * 2 * 4 * 4 * 4, 90 * 4  # an LSTM's two matrices, of four gates each
+    assert flop() == recurrent + 6 * output
+    assert flop(freeze_vectors=True) == recurrent + 4 * output
+    assert flop(window=10) == pytest.approx(recurrent + 6 * output / 10)

@@ -212,3 +212,29 @@ def test_each_layer_learns_at_a_part_of_the_rate_of_the_one_above(data, frozen):
 def test_layers_are_all_parameters_once(data):
     net = new_task(data, num_layers=3).net
     assert sorted(id(own) for layer in net.layers() for own in layer) == sorted(id(own) for own in net.parameters())
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_weighted_loss_does_not_depend_on_how_texts_are_batched(data, classes):
+    """It is sum(w l) / sum(w) of the split; of texts that all count nothing it is 0, and they change nothing."""
+    from recur.tasks.base import Mean
+
+    weights = [0.0, 1.0, 3.0][:classes]
+    task = SentimentTask(
+        partial(Classifier, embedding_dim=4, hidden_size=4),
+        vocab_size=5,
+        num_classes=classes,
+        class_names=list("abc")[:classes],
+        class_weights=weights,
+    )
+    torch.manual_seed(0)
+    labels = torch.tensor([0, 0, 1, 1, 0, 1, 0, classes - 1])
+    logits = torch.randn(8, 1 if classes == 2 else classes)
+    probability = task.probabilities(logits)[torch.arange(8), labels].double()
+    weight = torch.tensor(weights, dtype=torch.float64)[labels]
+    expected = float(-(weight * probability.log()).sum() / weight.sum())
+    for size in (2, 3, 8):
+        mean = Mean()
+        for own, given in zip(logits.split(size), labels.split(size), strict=True):
+            mean.update(task.loss(own, given), task._weight_of(given))
+        assert float(mean.compute()) == pytest.approx(expected, rel=1e-5)

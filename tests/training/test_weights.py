@@ -121,10 +121,19 @@ def test_a_model_that_reads_from_the_end_does_not_continue_texts(backward_run: P
     ):
         done = run_command(command, str(backward_run), *words)
         assert done.returncode == 2 and "reads texts from the end (data.reverse=true)" in done.stderr, done.stderr
+    assert "recur.generate" not in (backward_run / "train.log").read_text()  # among what to type next
     done = run_command("evaluate", str(backward_run), "--split", "train")
     assert done.returncode == 0, done.stderr
     kept = json.loads((backward_run / "metrics.json").read_text())["val"]["loss"]  # of the training text itself
     assert json.loads(done.stdout)["train"]["loss"] == pytest.approx(kept, rel=1e-3)
+
+
+def test_vectors_of_another_size_are_not_taken_for_those_of_a_run(language_run: Path, tmp_path: Path) -> None:
+    """The output's bias alone has the size of the vocabulary in both models."""
+    words = ["experiment=char_sentence", f"init_from={language_run}", "model.net.freeze_vectors=true"]
+    done = run_command("train", *words, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 2 and "init_from must have" in done.stderr.replace(str(language_run), "must"), done.stderr
+    assert not (tmp_path / "run" / "metrics.json").exists()
 
 
 def test_a_run_that_fits_nowhere_is_refused(language_run: Path, trained_run: Path) -> None:

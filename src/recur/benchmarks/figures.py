@@ -60,6 +60,25 @@ def of_experiment(name: str) -> dict[str, Any]:
     return settings_of(compose_run(command_line([f"experiment={name}"])).config)
 
 
+def changes_of(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run that are not those of its experiment, as they are typed.
+
+    Where one has a mapping for what is a plain value in the other, the whole of it is the change. A setting that only
+    one of them has, and that is no part of such a mapping, came or went with a version and is none.
+    """
+    changes = {key: value for key, value in settings.items() if key in wanted and wanted[key] != value}
+    for key in settings:
+        if key not in wanted and any(other.startswith(f"{key}.") for other in wanted):
+            changes[key] = settings[key]
+        for place in (key[:dot] for dot, sign in enumerate(key) if sign == "."):
+            if place in wanted:
+                inner = {
+                    name.removeprefix(f"{place}."): v for name, v in settings.items() if name.startswith(f"{place}.")
+                }
+                changes[place] = inner
+    return changes
+
+
 def record_of(folders: Sequence[Path]) -> dict[str, Any]:
     """The record of the runs of one experiment, one a seed.
 
@@ -79,7 +98,7 @@ def record_of(folders: Sequence[Path]) -> dict[str, Any]:
         if settings_of(other) != settings:
             raise UserError(str(place), ABSENT, f"has other settings than {folder}", "publish runs that differ by seed")
     wanted, name = of_experiment(metrics["name"]), metrics["name"]
-    changes = {key: value for key, value in settings.items() if key in wanted and wanted[key] != value}
+    changes = changes_of(settings, wanted)
     return {
         **metrics,
         "command": _command(name, config, changes),
@@ -116,8 +135,15 @@ def _command(name: str, config: Mapping[str, Any], changes: Mapping[str, Any]) -
             words.append(
                 f"{place}={'RUN' if place == 'init_from' else Path(value).name if Path(value).suffix else 'FOLDER'}"
             )
-    words += [f"{key}={'null' if value is None else json.dumps(value)}" for key, value in changes.items()]
+    words += [f"{key}={_typed(value)}" for key, value in changes.items()]
     return shlex.join(["python", "-m", "recur.train", *words])
+
+
+def _typed(value: Any) -> str:
+    """A value as Hydra reads it on a command line."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_typed(one)}" for key, one in value.items()) + "}"
+    return "null" if value is None else json.dumps(value)
 
 
 # ---------------------------------------------------------------------------------------------------------- in words
@@ -154,8 +180,9 @@ def adapted(record: Mapping[str, Any]) -> dict[str, str]:
         "neural_cache": "with a neural cache",
         "dynamic_evaluation": "with dynamic evaluation",
     }
+    several = f" of seed {min(record['runs'], key=int)}" if len(record["runs"]) > 1 else ""
     return {
-        f"{word} {ways[way].format(**own[way])}": spread({"runs": {"0": {"of": own[way]}}}, "of")
+        f"{word} {ways[way].format(**own[way])}{several}": spread({"runs": {"0": {"of": own[way]}}}, "of")
         for split, word in (("val", "validation"), ("test", "test"))
         for way in ways
         if way in (own := (record.get("evaluation") or {}).get(split, {}))

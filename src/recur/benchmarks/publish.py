@@ -45,7 +45,8 @@ def _run(runs: Sequence[Path]) -> None:
     for name, folders in by_name.items():
         record = figures.record_of(folders)
         write_atomic(RESULTS / f"{name}.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        load(folders[0]).plot().savefig(RESULTS / f"{name}.png", dpi=80)
+        first = min(folders, key=lambda folder: int((metrics.read_record(folder) or {}).get("seed", 0)))
+        load(first).plot().savefig(RESULTS / f"{name}.png", dpi=80)
         head = figures.path_of(name)
         write_atomic(head, figures.with_header(head.read_text(encoding="utf-8"), figures.header(record)))
     paths = [path for path in sorted(RESULTS.glob("*.json")) if path not in (BENCH, CLAIMS)]

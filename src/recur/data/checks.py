@@ -88,6 +88,22 @@ def columns(**named: Column) -> None:
         seen[column] = key
 
 
+def one_source(made: str | None, **named: object) -> None:
+    """Refuse data that is made, or given as it is, and named too: one of the two would be passed over in silence.
+
+    Args:
+        made: setting that makes the data, `synthetic` or `text`; None where it is named.
+        **named: the settings that name data.
+
+    Raises:
+        UserError: one of these is given beside it.
+    """
+    for key, value in named.items():
+        if made is not None and value is not None:
+            other = "data=text_files or data=files" if made == "synthetic" else "data.text=null"
+            raise UserError(f"data.{key}", str(value), f"names data that data.{made} would take the place of", other)
+
+
 def known_keys(key: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
     """Refuse a key of a mapping that is not known.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from recur.data import corpus
 from recur.data.cache import Ragged, TokenCache, content_key
-from recur.data.checks import Column, Count, OnBadRow, Seed, columns, hold
+from recur.data.checks import Column, Count, OnBadRow, Seed, columns, hold, one_source
 from recur.data.corpus import Inline, Reader
 from recur.data.sources import Source, choose_splits
 from recur.data.streams import StreamLoader, WindowLoader
@@ -110,6 +110,8 @@ class LanguageData(Remembering, pl.LightningDataModule):
                 "data.val_fraction and data.test_fraction", rule=f"must add up to less than 1, got {shares}"
             )
         columns(text_column=text_column)
+        made = "synthetic" if synthetic is not None else "text" if text is not None else None
+        one_source(made, path=path, train=train, val=val, test=test)
         settings = check_settings(tokenizer, "whitespace", eos=True)
         if path is None and train is None and text is None and synthetic is None:
             raise UserError(
@@ -161,6 +163,11 @@ class LanguageData(Remembering, pl.LightningDataModule):
     def has_test(self) -> bool:
         """Whether there is a test split, after `setup`."""
         return "test" in self._tokens
+
+    @property
+    def window(self) -> int | None:
+        """Tokens before each that is predicted, where windows are read one by one; None for streams."""
+        return self._window
 
     @property
     def start_id(self) -> int:

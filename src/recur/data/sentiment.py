@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recur.data.buckets import Keep, TextLoader, Texts
 from recur.data.cache import Ragged, TokenCache, content_key, id_dtype
-from recur.data.checks import Column, Count, OnBadRow, Seed, columns, hold, known_keys
+from recur.data.checks import Column, Count, OnBadRow, Seed, columns, hold, known_keys, one_source
 from recur.data.labels import Names, carved, class_table, label_key, table_of, wanted_names
 from recur.data.readers import Checked, Rows, checked
 from recur.data.sources import Source, Split, choose_splits
@@ -140,6 +140,8 @@ class SentimentData(Remembering, pl.LightningDataModule):
         columns(text_column=text_column, label_column=label_column)
         settings = check_settings(tokenizer, "basic_english", eos=False)
         known_keys("word2vec", word2vec or {}, _WORD2VEC)
+        named = {"path": path, "train": train, "val": val, "test": test, "unlabelled": unlabelled}
+        one_source(None if synthetic is None else "synthetic", **named)
         if synthetic is None and path is None and train is None:
             raise UserError("data.path", rule="must be a hub id or folder, or data.train a file")
         self._place = (path, subset, revision)

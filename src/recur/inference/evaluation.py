@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import torch
 
 from recur.cli import notify
 from recur.config import data_settings
@@ -109,8 +110,7 @@ def open_data(run: "runs.Run", path: str | None = None, settings: Sequence[str] 
     Raises:
         UserError: an unknown setting, or the run's own data has changed since.
     """
-    folder = run.folder or run.checkpoint.parent
-    data = data_settings.build(data_settings.changed(run.config["data"], settings, folder, path))
+    data = data_settings.build(settings_of_data(run, path, settings))
     if path is not None:
         data.use(run.tokenizer, *([run.data["class_names"]] if run.family == "sentiment" else []))
     typed = path is not None or any(word.removeprefix("data.").startswith("path=") for word in settings)
@@ -121,6 +121,11 @@ def open_data(run: "runs.Run", path: str | None = None, settings: Sequence[str] 
         rule = "has changed since the run was trained, its vocabulary is another one now"
         raise UserError(f"the data of {run.checkpoint}", ABSENT, rule, "name the data to evaluate on with --data")
     return data
+
+
+def settings_of_data(run: "runs.Run", path: str | None = None, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings with which `open_data` opens it; arguments and errors as there."""
+    return data_settings.changed(run.config["data"], settings, run.folder or run.checkpoint.parent, path)
 
 
 def chosen_splits(data: Any, split: str | None = None) -> list[str]:
@@ -330,7 +335,8 @@ def _gradients(run: "runs.Run") -> Iterator[Any]:
     task = run.task.eval()
     task.requires_grad_(True)
     try:
-        yield task
+        with torch.backends.cudnn.flags(enabled=False):  # it has no backward pass in evaluation mode
+            yield task
     finally:
         task.requires_grad_(False)
 

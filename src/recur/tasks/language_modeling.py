@@ -159,17 +159,33 @@ class LanguageModelingTask(Stepping):
         if self.sampled_softmax is not None:
             self.sampled_softmax.count(torch.from_numpy(np.asarray(data.tokens("train"), np.int64)))
 
+    def on_fit_start(self) -> None:
+        """Refuse a last epoch of a run that does not know which that is.
+
+        Raises:
+            UserError: `exact_epochs` of a run without `max_epochs`.
+        """
+        last = self.trainer.max_epochs
+        if self.sampled_softmax is not None and self.exact_epochs and (last is None or last < 0):
+            rule = "counts from the end of the run, which trainer.max_epochs must give"
+            raise UserError("model.exact_epochs", self.exact_epochs, rule, "set trainer.max_epochs")
+
     def _is_sampled(self) -> bool:
         last = self.trainer.max_epochs
-        exact = last is not None and 0 <= last - self.exact_epochs <= self.trainer.current_epoch
+        exact = last is not None and last >= 0 and self.trainer.current_epoch >= last - self.exact_epochs
         return self.sampled_softmax is not None and not exact
 
     def flop_a_token(self) -> float:
-        """See `Stepping`; a sampled step multiplies its candidates' rows of the output weights alone."""
-        left_out = 0
+        """See `Stepping`. The output layer has three products, of frozen weights two, with as many rows as are used.
+
+        A sampled step multiplies its candidates' rows of the weights alone, a model of single windows has outputs for
+        each window's last token alone.
+        """
+        decoder, rows = self.net.decoder, self.net.vocab_size
         if self.sampled_softmax is not None and self._is_sampled():
-            left_out = self.net.vocab_size - self.sampled_softmax.candidates_taken
-        return super().flop_a_token() - 6.0 * left_out * self.net.decoder.in_features
+            rows = self.sampled_softmax.candidates_taken
+        products = (6.0 if decoder.weight.requires_grad else 4.0) / (self.window or 1)
+        return super().flop_a_token() + (products * rows - 6.0 * self.net.vocab_size) * decoder.in_features
 
     def training_loss(self, hidden: Hidden, targets: Tensor) -> TokenLoss:
         """Cross-entropy of the next tokens, estimated from a sample of the vocabulary where that was asked for."""

@@ -235,17 +235,22 @@ class SentimentTask(Stepping):
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy in nats, with label smoothing and class weights.
 
-        With weights the mean is the weighted one, sum(w l) / sum(w), as in `torch.nn.CrossEntropyLoss`.
+        With weights the mean is the weighted one, sum(w l) / sum(w), as in `torch.nn.CrossEntropyLoss`; 0 where all
+        labels have the weight 0. Of several processes each has its own mean, which counts by its number of texts.
         """
         weights = None if self._weights is None else self._weights.to(logits)
         if self.num_classes > 2:
-            return F.cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
-        target = labels.to(logits.dtype) * (1 - self.label_smoothing) + self.label_smoothing / 2
-        each = F.binary_cross_entropy_with_logits(logits.squeeze(1), target, reduction="none")
-        if weights is None:
-            return each.mean()
-        weight = weights[labels]
-        return (weight * each).sum() / weight.sum()
+            smoothing = self.label_smoothing
+            total = F.cross_entropy(logits, labels, weights, label_smoothing=smoothing, reduction="sum")
+        else:
+            target = labels.to(logits.dtype) * (1 - self.label_smoothing) + self.label_smoothing / 2
+            each = F.binary_cross_entropy_with_logits(logits.squeeze(1), target, reduction="none")
+            total = (each if weights is None else weights[labels] * each).sum()
+        return total / max(self._weight_of(labels), torch.finfo(total.dtype).tiny)
+
+    def _weight_of(self, labels: Tensor) -> float:
+        """What texts with these labels count for in a mean of losses."""
+        return float(len(labels) if self._weights is None else self._weights[labels.cpu()].sum())
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probability of every class, `(batch, classes)`."""
@@ -268,7 +273,7 @@ class SentimentTask(Stepping):
             guess = (logits.squeeze(1) > 0).long() if self.num_classes == 2 else logits.argmax(1)
             accuracy = (guess == batch.labels).float().mean()
         size = len(batch.labels)
-        self.train_loss.update(loss.detach(), size)
+        self.train_loss.update(loss.detach(), self._weight_of(batch.labels))
         self.train_accuracy.update(accuracy, size)
         self.log_step("train/loss", loss.detach(), prog_bar=True, batch_size=size)
         self.log_step("train/accuracy", accuracy, prog_bar=True, batch_size=size)
@@ -293,7 +298,7 @@ class SentimentTask(Stepping):
 
     def _evaluate(self, batch: TextBatch, mean_loss: Mean, metrics: MetricCollection) -> Tensor:
         logits = self(batch).float()
-        mean_loss.update(self.loss(logits, batch.labels), len(batch.labels))
+        mean_loss.update(self.loss(logits, batch.labels), self._weight_of(batch.labels))
         scores = logits.sigmoid().squeeze(1) if self.num_classes == 2 else logits.softmax(1)
         metrics.update(scores, batch.labels)
         return scores

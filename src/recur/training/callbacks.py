@@ -119,6 +119,10 @@ class Throughput(Callback):
         self._mark = 0.0
         self._window = (0, 0.0)
 
+    def since(self, started: float) -> None:
+        """Count the run from there, a `time.monotonic()`: its data is read before there are callbacks."""
+        self._started = started
+
     def state_dict(self) -> dict[str, Any]:
         """What was counted so far, so that a resumed run counts on."""
         return {

@@ -137,7 +137,7 @@ def closing(
         **_confusion(task, trainer, results),
         "name": config["name"],
         "seed": config["seed"],
-        "epochs": trainer.current_epoch,
+        "epochs": _epochs(trainer),
         "steps": trainer.global_step,
         "parameters": parameter_count(task),
         "wall_seconds": wall and round(wall, 1),
@@ -167,9 +167,14 @@ def closing(
     log_results(trainer.loggers, results, trainer.global_step)
     write_metrics(folder, record)  # last: it says that the run is complete
     _print_table(results, data.ceiling, baseline or {})
-    epochs = f"{trainer.current_epoch} epoch{'' if trainer.current_epoch == 1 else 's'}"
+    if (baseline or data.ceiling) and any(not _whole(trainer, split) for split in results):
+        _print("the figures of the run are of limited batches, those beside them of whole splits")
+    epochs = f"{record['epochs']:,} epoch{'' if record['epochs'] == 1 else 's'}"
     seconds = "" if wall is None else f" in {wall:.0f} s"
-    _print(f"trained {epochs}, {trainer.global_step} steps{seconds}" + (f", {rate:,.0f} tokens/s" if rate else ""))
+    _print(
+        f"trained {epochs}, {trainer.global_step} steps{seconds}"
+        + (f", {rate * trainer.world_size:,.0f} tokens/s" if rate else "")
+    )
     if useful > 0:
         share = f"{useful / limit:.0%} of the rate of large products here, {limit / 1e9:,.0f}"
         _print(f"products   {useful / 1e9:,.1f} useful GFLOP/s, {share}")
@@ -188,6 +193,19 @@ def _confusion(task: Any, trainer: pl.Trainer, results: dict[str, dict[str, floa
         return {}
     matrix = plain(task.confusion.compute().tolist())
     return {"confusion": {"split": scored[-1], "matrix": matrix, "class_names": list(task.class_names)}}
+
+
+def _epochs(trainer: pl.Trainer) -> int | float:
+    """Epochs trained; of a run that `max_steps` ends within one a number with two digits."""
+    if trainer.max_steps < 0 or trainer.global_step < trainer.max_steps:
+        return trainer.current_epoch
+    done = trainer.global_step * trainer.accumulate_grad_batches / max(1, trainer.num_training_batches)
+    return trainer.current_epoch if done >= trainer.current_epoch else round(done, 2)
+
+
+def _whole(trainer: pl.Trainer, split: str) -> bool:
+    """Whether all batches of a split are scored."""
+    return getattr(trainer, f"limit_{split}_batches", 1.0) == 1.0
 
 
 def bytes_a_step(trainer: pl.Trainer) -> int:
@@ -219,9 +237,9 @@ def next_commands(folder: Path, config: Mapping[str, Any], task: Any) -> list[st
     except UserError:
         pass
     else:
-        if task.family == "language":
+        if task.family == "language" and not config["data"].get("reverse"):
             commands.append(f"{_python()} -m recur.generate {run} --tokens 200")
-        else:
+        elif task.family != "language":
             commands.append(f"{_python()} -m recur.predict {run} 'This film is terrible' 'This film is great'")
         commands.append(f"{_python()} -m recur.evaluate {run}")
     if not any(str(node.get("_target_")).endswith("TensorBoardLogger") for node in config["logger"].values()):

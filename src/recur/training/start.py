@@ -1,5 +1,6 @@
 """A run from its composed config to its results: data, task, callbacks and trainer are built, checked and trained."""
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from recur.runs.run import load_checkpoint
 from recur.runs.trust import is_typed
 from recur.training import lr_finder, report, weights
 from recur.training.baselines import Baseline, baseline, left_out
-from recur.training.callbacks import PlannedNoise, ValidationLog
+from recur.training.callbacks import PlannedNoise, Throughput, ValidationLog
 from recur.training.checkpointing import Files, SelfContained
 from recur.training.failures import Stop
 from recur.training.fit import Trained, check_lengths, check_place, train
@@ -74,6 +75,7 @@ def _denormals_as_zero() -> Iterator[None]:
 
 
 def _run(composed: Composed, stop: Stop, pruning: Pruning | None) -> Trained:
+    begun = time.monotonic()
     schema.check_run(composed.config, composed.used)
     composed = with_precision(with_few_batches(composed))
     if not composed.config.get("resume"):
@@ -86,12 +88,18 @@ def _run(composed: Composed, stop: Stop, pruning: Pruning | None) -> Trained:
     task = _task(composed.config, data)
     if composed.config.get("init_from") and checkpoint is None:
         copied = weights.copy_from(composed.config["init_from"], task, data.tokenizer.vocabulary)
+        if _freezes(composed.config) and "net.embedding.weight" not in copied.names:
+            remedy = f"set model.net.embedding_dim to that of {composed.config['init_from']}"
+            raise UserError("model.net.freeze_vectors", True, "would keep the word vectors random", remedy)
         cli.notify(f"init_from  {copied}")
     if composed.config.get("find_lr"):
         return _find_lr(composed.config, data, task)
     # The folder's name for what libraries write there.
     with naming(composed.folder), withdrawn_if_refused(composed.folder) as built:
         callbacks = _callbacks(composed, data, stop)
+        for callback in callbacks:
+            if isinstance(callback, Throughput):
+                callback.since(begun)
         trainer = _trainer(composed, [*callbacks, *([] if pruning is None else [pruning])])
         built.append(trainer)
         check_lengths(data, trainer)
@@ -100,10 +108,15 @@ def _run(composed: Composed, stop: Stop, pruning: Pruning | None) -> Trained:
         return _train(composed, data, task, trainer, checkpoint, pruning)
 
 
+def _freezes(config: Mapping[str, Any]) -> bool:
+    """Whether word vectors are kept as they are and do not come from the data."""
+    net = config["model"].get("net") or {}
+    return bool(net.get("freeze_vectors")) and config["data"].get("vectors") is None
+
+
 def _check_frozen(config: Mapping[str, Any]) -> None:
     """Refuse random word vectors that would stay as they are; a classifier, which may be given some, does so itself."""
-    net = config["model"].get("net") or {}
-    if net.get("freeze_vectors") and config["data"].get("vectors") is None and not config.get("init_from"):
+    if _freezes(config) and not config.get("init_from"):
         rule = "would keep the word vectors random"
         raise UserError("model.net.freeze_vectors", True, rule, "name a run that has learnt some with init_from=RUN")
 
