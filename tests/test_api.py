@@ -1,6 +1,7 @@
 """Composing and training from Python."""
 
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,11 @@ def test_overrides_may_be_words_or_a_mapping() -> None:
     config = recur.compose({**strange, "optimizer.betas": [0.5, 0.75], "name": ""})
     assert (config["data"]["cache_dir"], config["data"]["max_length"], config["test"]) == (*strange.values(),)
     assert config["optimizer"]["betas"] == [0.5, 0.75] and config["name"] == ""
+    for text in ("2024", "true", "null", "1e-3", "jörg's", "a\\b", "a [1] {b}"):  # a text stays one
+        assert recur.compose({"name": text})["name"] == text
+    assert recur.compose({"data": "files", "data.train": ["/home/jörg/a.csv"]})["data"]["train"] == ["/home/jörg/a.csv"]
+    assert recur.compose({"data.cache_dir": Path("2024")})["data"]["cache_dir"].endswith("2024")
+    assert recur.compose({"seed": 3, "optimizer.lr": 1e-7})["optimizer"]["lr"] == 1e-7
     with pytest.raises(UserError, match="optimizer"):
         recur.compose(["optimizer.lrr=1"])
     with pytest.raises(TypeError, match="several words"):

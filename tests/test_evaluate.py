@@ -169,6 +169,29 @@ def test_changed_data_is_noticed(run_command, tmp_path, trained_run) -> None:
     assert answer.code == 2 and "has changed" in answer.err and "--data" in answer.err
 
 
+def test_other_classes_or_other_texts_are_noticed(run_command, tmp_path) -> None:
+    """Of files that have changed since: the classes turned round, and a test split of other texts."""
+    rows = [("the film was superb", "good"), ("the film was awful", "bad")] * 20
+
+    def write(name: str, names: dict[str, str], extra: str = "") -> None:
+        lines = [f"{text}{extra},{names[label]}" for text, label in rows]
+        (tmp_path / name).write_text("\n".join(["text,label", *lines]) + "\n")
+
+    same = {"good": "good", "bad": "bad"}
+    for name in ("train.csv", "test.csv"):
+        write(name, same)
+    words = ["data=files", *(f"data.{split}={tmp_path / split}.csv" for split in ("train", "test")), "model=bilstm"]
+    train(tmp_path / "run", *words, "trainer.max_epochs=1", "baseline=false", "logger=none")
+    assert run_command(tmp_path / "run").code == 0
+    write("test.csv", same, " really")
+    answer = run_command(tmp_path / "run")
+    assert answer.code == 2 and "the texts of the test split changed" in answer.err and "--data" in answer.err
+    for name in ("train.csv", "test.csv"):
+        write(name, {"good": "excellent", "bad": "poor"})
+    answer = run_command(tmp_path / "run")
+    assert answer.code == 2 and "its classes are excellent, poor now" in answer.err and "--data" in answer.err
+
+
 def test_as_a_program_from_another_folder(trained_run, tmp_path) -> None:
     done = process("evaluate", trained_run, "--split", "test", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

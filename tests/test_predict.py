@@ -395,3 +395,22 @@ def test_help_is_fast_and_needs_no_torch() -> None:
     with pytest.raises(SystemExit) as leaving:
         predict.main(["--help"])
     assert leaving.value.code == 0
+
+
+def test_columns_by_number_are_those_the_run_was_trained_with(tmp_path, run_command) -> None:
+    rows = [(GOOD, "1"), (BAD, "0")] * 20
+    (tmp_path / "bare.csv").write_text("".join(f"{text},{label}\n" for text, label in rows))
+    (tmp_path / "texts.csv").write_text("".join(f"{text}\n" for text, _ in rows))
+    words = ["data=files", f"data.train={tmp_path / 'bare.csv'}", "data.text_column=1", "data.label_column=2"]
+    words += ["trainer.max_epochs=1", "model=bilstm", "baseline=false", "logger=none", "trainer=cpu"]
+    done = process("train", *words, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    answers = []
+    for words in (["bare.csv"], ["bare.csv", "--column", "1"], ["texts.csv"]):
+        done = run_command(tmp_path / "run", "--json", "--file", tmp_path / words[0], *words[1:])
+        assert not done.code, done.err
+        answers.append([json.loads(line) for line in done.out.splitlines()])
+        assert [one["text"] for one in answers[-1]] == [text for text, _ in rows]
+    assert answers[0] == answers[1] and answers[0][1]["2"] == "0"
+    done = run_command(tmp_path / "run", "--json", stdin=json.dumps({"text": GOOD}).encode())
+    assert not done.code and json.loads(done.out)["text"] == GOOD

@@ -1,12 +1,13 @@
 """Composing and training from Python: `recur.compose` and `recur.fit`."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from recur.config.compose import command_line, compose_run, quoted
+from recur.config.compose import as_text, command_line, compose_run, quoted
 from recur.data.tables import as_file, is_table
 from recur.errors import UserError
 from recur.inference.run import Run, load
@@ -78,7 +79,9 @@ def _written(value: Any, key: str) -> str:
         return "{" + ", ".join(f"{quoted(str(name))}: {_written(inner, key)}" for name, inner in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_written(inner, key) for inner in value) + "]"
-    return quoted(str(value)) if value != "" else "''"
+    if isinstance(value, (str, os.PathLike)):  # which stays a text: "2024" is no number
+        return as_text(os.fspath(value))
+    return quoted(str(value))
 
 
 @contextmanager

@@ -96,12 +96,14 @@ def _measure(one: "Claim", where: Path, extra: list[str], further: int) -> dict[
     from recur.render import seconds_in_words
 
     observations, seconds = experiment.observe(one, where, extra)
+    origins = experiment.origins(one, where)
     confirmed = None
     if further:
         more, cost = experiment.observe(one.further(further), where, extra)
+        origins += experiment.origins(one.further(further), where)
         confirmed = verdict.confirm(one.rule, observations, more)
         observations, seconds = [*observations, *more], seconds + cost
-    measured = record.entry(one, observations, seconds, confirmed)
+    measured = record.entry(one, observations, seconds, confirmed, origins)
     outcome = measured["verdict"]
     figures = "; ".join(f"{e['text']} {record.effect_text(e)}" for e in measured["effects"])
     quick = "quick, " if one.quick else ""

@@ -50,9 +50,9 @@ _REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-    errno.EACCES: "choose a folder that you may write to with hydra.run.dir=...",
-    errno.EPERM: "choose a folder that you may write to with hydra.run.dir=...",
-    errno.EROFS: "choose a folder that can be written with hydra.run.dir=...",
+    errno.EACCES: "ask for the right to use it, or name another place",
+    errno.EPERM: "ask for the right to use it, or name another place",
+    errno.EROFS: "name a place that can be written",
 }
 
 

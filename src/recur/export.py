@@ -73,7 +73,12 @@ def _texts(run: "Run", file: Path) -> "list[Ids]":
     from recur.data.buckets import Texts
     from recur.data.cache import Ragged
 
-    lines = file.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        rule = f"is not UTF-8 (byte 0x{error.object[error.start]:02x})"
+        raise UserError(f"{file} line {line}", rule=rule, remedy="convert it, for instance with iconv") from None
     arrays = [ids for ids in run.tokenizer.encode_batch(lines) if len(ids)]
     if not arrays:
         raise UserError(str(file), rule="has no line with a token")

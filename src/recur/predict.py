@@ -113,7 +113,12 @@ def _texts(arguments: argparse.Namespace, run: Any) -> "Iterator[list[Given]]":
     """Texts of the command line, of a file or of standard input, in groups."""
     from recur.inference import io
 
-    column = arguments.column or str(run.config["data"].get("text_column", "text"))
+    own = run.config["data"].get("text_column", "text")
+    column = arguments.column or own
+    if isinstance(own, int) and isinstance(column, str) and column.isdecimal():
+        column = int(column)
+    if isinstance(column, int) and not (arguments.file and io.is_delimited(arguments.file)):
+        column = "text"  # what has no columns by number has them by name
     if arguments.file:
         return io.from_file(arguments.file, column, arguments.skip_bad_rows, arguments.format)
     if arguments.texts:

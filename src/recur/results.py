@@ -31,13 +31,12 @@ def _results() -> None:
     from recur.leaderboard.table import Leaderboard
     from recur.leaderboard.text import as_text
 
-    if given.out:
-        page.check_out(Path(given.out))
-    leaderboard = Leaderboard.of(given.folder, given.metric, given.mode)
-    print(as_text(leaderboard, given.top))
     several = "comparison" if len(given.folder) > 1 else "results"
     # A folder that is typed may be a link; one in the sweep's folder may not.
-    out = Path(given.out).resolve() if given.out else Path(given.folder[0]) / several
+    out = Path(given.out).resolve() if given.out else Path(given.folder[0]).expanduser() / several
+    page.check_out(out)
+    leaderboard = Leaderboard.of(given.folder, given.metric, given.mode)
+    print(as_text(leaderboard, given.top))
     print(f"page       {page.write(leaderboard, out)}")
 
 

@@ -1,12 +1,20 @@
 """Where configs come from, and what of a resumed command is typed once more."""
 
+import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
 
-from recur.config.compose import command_line, compose_run, conf_dir
+from recur.config.compose import as_text, command_line, compose_run, conf_dir, in_quotes, quoted
 from recur.errors import UserError
+from recur.runs.journal import Journal
+from recur.sweeps.launcher import resume_command
+from recur.training.start import with_precision
 
 
 @pytest.fixture
@@ -50,3 +58,107 @@ def test_a_job_that_slurm_starts_again_types_what_a_config_may_not_say(tmp_path:
     typed = ["logger=wandb", "data.path=org/name", "seed=3", f"hydra.run.dir={tmp_path}"]
     line = command_line(typed, {"SLURM_RESTART_COUNT": "1"})
     assert line.words == (f"resume={tmp_path}", "++data.path=org/name", "++logger.wandb.offline=false")
+
+
+ODD = [
+    "",
+    " ",
+    "a b",
+    "jörg",
+    "映画",
+    "it's",
+    "''",
+    '"',
+    r"a\b",
+    "a\\",
+    "\\",
+    r"\'",
+    r"\\'\\",
+    "a=b",
+    "[a",
+    "(1)",
+    "{a: 1}",
+]
+ODD += [
+    "a,b",
+    "~/a",
+    "#",
+    "2024",
+    "-1",
+    "1e-3",
+    ".5",
+    "inf",
+    "NaN",
+    "true",
+    "False",
+    "null",
+    "NULL",
+    "${seed}",
+    "a\nb\\\n",
+]
+
+
+def read(word: str) -> Any:
+    return OverridesParser.create().parse_override(f"key={word}").value()
+
+
+@given(text=st.sampled_from(ODD) | st.text(st.sampled_from("aö1\\'\" =,[(){}:$\n")))
+def test_hydra_reads_back_what_was_quoted(text: str) -> None:
+    assert read(in_quotes(text)) == read(as_text(text)) == text
+    assert read(quoted(f"/{text}")) == f"/{text}"
+
+
+STRANGE = "jörg's runs (1)"
+
+
+@pytest.fixture
+def strange_run(tmp_path: Path) -> Path:
+    """A run's folder as it is when a run can go on, as far as composing looks at it, with a strange path."""
+    folder = tmp_path / STRANGE / "a, b"
+    composed = compose_run(command_line([f"hydra.run.dir={quoted(str(folder))}", "trainer=cpu", "seed=77"]))
+    assert composed.folder == folder
+    for name, text in composed.hydra_files().items():
+        (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+        (folder / ".hydra" / name).write_text(text)
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").touch()
+    return folder
+
+
+def test_a_run_with_a_strange_path_goes_on(strange_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Typed as Hydra reads it, and as a shell completes it; from elsewhere and from above it."""
+    monkeypatch.chdir(strange_run.parents[1])
+    inner = f"{STRANGE}/a, b"
+    for typed in (quoted(str(strange_run)), str(strange_run), inner, quoted(inner)):
+        composed = compose_run(command_line([f"resume={typed}", "trainer.max_epochs=99"]))
+        assert composed.resumed and composed.folder == strange_run
+        assert composed.config["seed"] == 77 and composed.config["trainer"]["max_epochs"] == 99
+    again = command_line([f"hydra.run.dir={quoted(str(strange_run))}"], {"SLURM_RESTART_COUNT": "1"})
+    assert compose_run(again).folder == strange_run
+
+
+def test_a_sweep_with_a_strange_path_goes_on(tmp_path: Path) -> None:
+    """By what was typed, and by the line that the sweep prints."""
+    book = Journal(tmp_path / STRANGE)
+    book.add(
+        "sweep", format=1, search="grid", space={}, jobs=1, monitor="val/accuracy", mode="max", argv=["-m", "seed=1,2"]
+    )
+    book.close()
+    for words in (["-m", f"resume={tmp_path / STRANGE}"], shlex.split(resume_command(tmp_path / STRANGE))[3:]):
+        line = command_line(words)
+        assert line.hydra and read(line.words[-1].partition("=")[2]) == str(tmp_path / STRANGE)
+        assert line.words[:-1] == ("-m", "seed=1,2")
+
+
+def test_a_further_folder_of_configs_may_have_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("my configs", STRANGE, "100%20"):
+        (tmp_path / name / "experiment").mkdir(parents=True)
+        (tmp_path / name / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 77\n")
+        monkeypatch.chdir(tmp_path)
+        for place in (name, str(tmp_path / name)):
+            assert compose_run(command_line(["--config-dir", place, "experiment=mine"])).config["seed"] == 77
+
+
+def test_a_trainer_may_leave_the_accelerator_to_lightning() -> None:
+    composed = with_precision(compose_run(command_line(["~trainer.accelerator", "trainer.precision=32-true"])))
+    assert "accelerator" not in composed.config["trainer"] and composed.config["trainer"]["precision"] == "32-true"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,6 +154,103 @@ def test_a_finished_sweep_is_read_and_not_run_again(finished):
     assert not (out / "demo" / one.key / "sweep.log").exists()
 
 
+def journal_of(one, out):
+    return out / "demo" / one.key / "sweep" / "sweep.jsonl"
+
+
+def lose(one, out, job, *events):
+    """Take a run's result away, and let the journal end with other events of it."""
+    path = journal_of(one, out)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    kept = [line for line in lines if line.get("job") != job or line["event"] == "start"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*kept, *({"job": job, **e} for e in events)]))
+    (path.parent / str(job) / "metrics.json").unlink()
+
+
+def sweeps_end(monkeypatch, code, last="recur: the last line"):
+    """Instead of a sweep, only how it ends."""
+
+    def run(words, stdout, **_):
+        print(last, file=stdout, flush=True)
+        return subprocess.CompletedProcess(words, code)
+
+    monkeypatch.setattr(experiment.subprocess, "run", run)
+
+
+STOPPED, FAILED = {"event": "end", "state": "stopped"}, {"event": "end", "state": "failed", "reason": "it exploded"}
+BEGUN = {"event": "start", "overrides": ["x=2", "seed=1"], "folder": "3"}
+
+
+@pytest.mark.parametrize("failures", [False, True])
+@pytest.mark.parametrize("code", [0, 1, 2, -9])
+@pytest.mark.parametrize("events", [[], [STOPPED], [FAILED, BEGUN], [FAILED, BEGUN, STOPPED]])
+def test_runs_without_an_end_are_no_observations(finished, monkeypatch, failures, code, events):
+    """Of a sweep that was refused or killed; its runs were taken for explosions."""
+    one, out = finished
+    key = one.key
+    lose(one, out, 3, *events)
+    one = replace(one, sweep=replace(one.sweep, failures=failures))
+    (out / "demo" / key).rename(out / "demo" / one.key)
+    sweeps_end(monkeypatch, code)
+    with pytest.raises(
+        UserError, match=rf"demo could not be run to its end \(exit code {code}\): recur: the last line"
+    ):
+        experiment.observe(one, out)
+    (out / "demo" / one.key / "sweep" / "3").rmdir()
+    with pytest.raises(UserError, match=r"demo: run 3 \(b\) has not ended"):
+        experiment._read_sweep(one, journal_of(one, out).parent)
+
+
+@pytest.mark.parametrize("code", [130, 143, -2, -15])
+def test_a_claim_whose_sweep_was_stopped_is_stopped(finished, monkeypatch, code):
+    one, out = finished
+    lose(one, out, 3, STOPPED)
+    sweeps_end(monkeypatch, code)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.observe(one, out)
+
+
+def test_a_run_that_failed_is_named_or_an_observation(finished, monkeypatch):
+    one, out = finished
+    key = one.key
+    lose(one, out, 3, STOPPED, BEGUN, FAILED)
+    sweeps_end(monkeypatch, 1)
+    with pytest.raises(UserError, match=r"demo: run 3 \(b\) failed: it exploded"):
+        experiment.observe(one, out)
+    one = replace(one, sweep=replace(one.sweep, failures=True))
+    (out / "demo" / key).rename(out / "demo" / one.key)
+    observations, _ = experiment.observe(one, out)
+    assert [(o.arm, o.seed, o.reason) for o in observations if o.measures["failed"]] == [("b", 1, "it exploded")]
+
+
+def test_the_record_says_where_and_when_it_was_measured_and_not_where_it_was_read(finished):
+    one, out = finished
+    folder = journal_of(one, out).parent
+    lines = [json.loads(line) for line in journal_of(one, out).read_text().splitlines()]
+    for line in lines:
+        line["time"] = 1e9 + 86400 * line.get("job", 0)
+    journal_of(one, out).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for job in range(4):
+        path = folder / str(job) / "metrics.json"
+        own = {"commit": f"c{job // 2}", "python": "3.0", "versions": {"torch": "1.0"}, "device": "D", "threads": 77}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
+    observations, seconds = experiment.observe(one, out)
+    found = entry(one, observations, seconds, origins=experiment.origins(one, out))
+    assert {key: found[key] for key in ("commit", "python", "versions", "device", "threads", "when")} == {
+        "commit": "c0, c1", "python": "3.0", "versions": {"torch": "1.0"}, "device": "D", "threads": 77,
+        "when": "2001-09-12",
+    }  # fmt: skip
+
+
+def test_a_function_s_record_says_when_it_was_called(tmp_path):
+    one = claims.load(FOLDER, "quiz", quick=True)
+    experiment.observe(one, tmp_path)
+    first = experiment.origins(one, tmp_path)
+    assert len(first) == len(one.seeds) and all(origin["versions"]["torch"] == torch.__version__ for origin in first)
+    experiment.observe(one, tmp_path)
+    assert experiment.origins(one, tmp_path) == first
+
+
 def test_the_record_keeps_other_claims_and_the_page_escapes(finished):
     one, out = finished
     observations, seconds = experiment.observe(one, out)
@@ -176,6 +274,7 @@ def test_a_verdict_that_turned_on_further_seeds_says_so(finished):
     confirmed = confirm(one.rule, observations, more)
     measured = entry(one, [*observations, *more], seconds, confirmed)
     assert (measured["verdict"], measured["seeds"]) == ("depends", [0, 1, 2, 3])
+    assert measured["command"] == "python -m recur.claims demo --further 2"
     assert measured["further"] == {"seeds": [2, 3], "first": "holds", "means": [0.0]}
     content = update(out / "claims.json", [{**measured, "chart": {"kind": "arms", "y": "val/accuracy"}}])
     write(content, out / "index.html")

@@ -1,6 +1,7 @@
 """Intervals, conditions and verdicts; every rule of every claim can fail."""
 
 import math
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -25,6 +26,15 @@ def test_the_interval_is_students():
     assert high - mean == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4) == mean - low
     assert interval([1.0])[1:] == (-math.inf, math.inf)
     assert interval([0.5] * 4) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"), [(30, 2.0423), (31, 2.0395), (40, 2.0211), (60, 2.0003), (120, 1.9799), (100_000, 1.96)]
+)
+def test_the_interval_of_many_seeds_is_students_too(degrees, quantile):
+    values = [float(n % 5) for n in range(degrees + 1)]
+    mean, _, high = interval(values)
+    assert (high - mean) * math.sqrt(len(values)) / statistics.stdev(values) == pytest.approx(quantile, abs=1e-4)
 
 
 def test_differences_are_taken_seed_by_seed():

@@ -1,5 +1,6 @@
 """The cache is built once, shared, and never believed when it is damaged."""
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recur.data.cache import Ragged, TokenCache, cache_folder, id_dtype
+from recur.errors import UserError
 
 
 def write_numbers(folder: Path) -> None:
@@ -131,3 +133,16 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setenv("RECUR_CACHE", "/r")
     assert cache_folder() == Path("/r")
     assert cache_folder(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize(("place", "blamed"), [("inside", True), ("source.csv", False)])
+def test_only_its_own_errors_are_those_of_a_cache(tmp_path, place, blamed):
+    """A source that may not be read is no cache that cannot be written."""
+    cache = TokenCache(tmp_path / "cache")
+
+    def build(folder):
+        path = folder / "tokens" if place == "inside" else tmp_path / place
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with pytest.raises(UserError if blamed else PermissionError, match="data.cache_dir" if blamed else "source.csv"):
+        cache.entry({}, build)

@@ -1,5 +1,6 @@
 """Each memory task's label follows from its text, and from nothing nearer than the gap."""
 
+import inspect
 import random
 import re
 from collections import Counter
@@ -76,3 +77,11 @@ def test_copy_lines_repeat_their_letters():
 def test_what_is_out_of_range_is_refused(make):
     with pytest.raises(UserError, match=r"data\.synthetic\."):
         make()
+
+
+@pytest.mark.parametrize("kind", [Adding, BracketDepth, Copy, DelayedRecall, Parity])
+def test_every_setting_is_kept_by_its_name(kind):
+    """From there a run that was built by hand writes it down."""
+    for name, parameter in inspect.signature(kind).parameters.items():
+        if not name.endswith("_size"):
+            assert getattr(kind(), name) == parameter.default, name

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import os
 import socket
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from recur.data.cache import TokenCache
 from recur.data.readers import checked, read_file
 from recur.data.sources import find_files, find_splits
+from recur.errors import UserError
 
 cells = st.text(st.characters(codec="utf-8"), max_size=30)
 tables = st.lists(st.tuples(cells, st.integers(0, 3)), min_size=1, max_size=8)
@@ -238,6 +240,25 @@ def test_a_folder_with_a_readme_follows_it(tmp_path, cache):
         find_splits(tmp_path, "fancy", cache=cache)
 
 
+@pytest.mark.parametrize("old", [False, True], ids=["just written", "long ago"])
+def test_names_of_classes_that_change_make_other_data(tmp_path, cache, old):
+    """They stand in the README alone; what was cached under the former names would be read for ever."""
+    home = tmp_path / "data"
+    home.mkdir()
+    write(home / "train.csv", "text,label\na,0\nb,1\n")
+    names = "dataset_info:\n  features:\n  - name: label\n    dtype:\n      class_label:\n        names:\n"
+    seen = []
+    for age, (first, second) in enumerate((("neg", "pos"), ("pos", "neg"))):
+        write(home / "README.md", f"---\n{names}          '0': {first}\n          '1': {second}\n---\n")
+        if old:
+            for path in home.iterdir():
+                os.utime(path, (1e9, 1e9 + age * (path.name == "README.md")))
+        split = find_splits(home, cache=cache)["train"]
+        assert split.class_names == {"label": [first, second]}
+        seen.append(split.fingerprint(cache))
+    assert seen[0] != seen[1]
+
+
 def test_a_folder_of_files_named_by_split_is_found_and_followed_when_it_changes(tmp_path, cache):
     home = tmp_path / "data"
     home.mkdir()
@@ -337,3 +358,14 @@ def test_a_hub_id_out_of_reach_is_one_line_at_once(cache, monkeypatch):
     ) as e:
         find_splits("some-body/nothing", cache=cache)
     assert "\n" not in str(e.value)
+
+
+def test_a_parquet_file_with_damaged_pages_is_named(tmp_path):
+    """pyarrow says so with a bare OSError, which was taken for one of the system's."""
+    frame = pd.DataFrame({"text": [f"some words {number % 97}" for number in range(20_000)], "label": 0})
+    frame.to_parquet(tmp_path / "a.parquet", compression="snappy")
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[40:2000] = bytes(255 - byte for byte in content[40:2000])
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(UserError, match="is not a parquet file that can be read"):
+        read_file(str(tmp_path / "a.parquet"))

@@ -173,6 +173,14 @@ def test_what_answers_differently_is_not_written(trained_run: Path, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+def test_texts_that_are_not_utf8_are_refused(trained_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_bytes("a film\na caf\u00e9\n".encode("latin-1"))
+    done = run_command("export", trained_run, "--texts", "texts.txt", "--out", "new", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "texts.txt line 2 is not UTF-8 (byte 0xe9)" in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("keep", ["head", "tail", "both"])
 @pytest.mark.parametrize("most", [None, 1, 2, 5, 20])
 def test_the_script_cuts_as_the_run_does(keep: str, most: int | None) -> None:

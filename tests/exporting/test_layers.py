@@ -49,6 +49,48 @@ def test_a_language_model_answers_the_same(cell: str) -> None:
     assert found.difference <= found.allowed
 
 
+@pytest.mark.parametrize("family", ["sentiment", "language"])
+@pytest.mark.parametrize("fits", [1, 2, 4])
+def test_texts_are_compared_in_chunks_that_fit_into_memory(
+    family: str, fits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = classifier() if family == "sentiment" else language_model("lstm")
+    sizes: list[int] = []
+
+    def wrong(ids: agreement.Ids, lengths: agreement.Ids) -> agreement.Answers:
+        sizes.append(len(ids))
+        noise = np.random.default_rng(0).normal(size=(VOCABULARY, 40))  # the same for a token wherever it stands
+        answers = agreement.own_answers(net, family, np.maximum(ids, 0), lengths)
+        last = ids[np.arange(len(ids)), lengths - 1] if family == "sentiment" else np.maximum(ids, 0)
+        return answers + noise[last][..., : answers.shape[-1]] * 0.1
+
+    def measured() -> tuple[float, ...]:
+        found = agreement.compare(wrong, net, family, TEXTS, pad=NO_ID)
+        return found.difference, found.logits, found.rounding, found.same_answers, found.shortest, found.longest
+
+    whole = measured()
+    assert set(sizes) == {len(TEXTS)} and 0 < whole[3] <= 1
+    sizes.clear()
+    monkeypatch.setattr(agreement, "_NUMBERS", fits * 30 * (5 if family == "sentiment" else VOCABULARY) + 1)
+    assert measured() == pytest.approx(whole, rel=1e-5, abs=1e-7)
+    assert max(sizes) == fits and len(set(sizes)) == 1 + bool(len(TEXTS) % fits)
+
+
+def test_an_answer_that_is_no_number_is_not_lost_among_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = classifier()
+    monkeypatch.setattr(agreement, "_NUMBERS", 1)
+    found = agreement.compare(
+        lambda ids, lengths: (
+            agreement.own_answers(net, "sentiment", np.maximum(ids, 0), lengths)
+            * np.where(lengths == 17, np.nan, 1)[:, None]
+        ),
+        net,
+        "sentiment",
+        TEXTS,
+    )
+    assert np.isnan(found.difference) and np.isnan(found.logits)
+
+
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("classes", [2, 5])
 def test_every_pooling_and_number_of_classes(pooling: str, classes: int) -> None:

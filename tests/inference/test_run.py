@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import recur
@@ -103,3 +104,22 @@ def test_the_other_familys_methods_are_refused(trained_run: Path) -> None:
         run.generate("the")
     with pytest.raises(ValueError, match="wants a language run"):
         run.token_nll("the")
+
+
+def test_pieces_of_byte_pairs_are_the_text_together():
+    """A token may end one character and begin the next; what is not whole yet waits."""
+    from recur.data.text import Tokenizer
+    from recur.inference.language import Writer, written
+
+    random = np.random.default_rng(0)
+    letters = [chr(code) for code in range(0x3042, 0x3096)] + list("né€𝄞 ")
+    text = "".join(random.choice(letters, 4000))
+    tokenizer = Tokenizer.train([text], kind="bpe", max_size=400)
+    for start in range(0, 3000, 150):
+        ids = tokenizer.encode(text[start : start + 100])
+        assert written(tokenizer, ids) == tokenizer.decode(ids) == text[start : start + 100]
+        half = ids[: len(ids) // 2 + start % 3]
+        writer = Writer(tokenizer)
+        pieces = [writer.piece(index) for index in half]
+        assert "\ufffd" not in "".join(pieces)  # nothing is given out that the next token could complete
+        assert "".join([*pieces, writer.end()]) == tokenizer.decode(half)

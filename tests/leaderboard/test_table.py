@@ -68,6 +68,29 @@ def test_seeds_are_one_row_with_mean_and_sample_deviation(tmp_path):
     assert "12 done; 12 min 00 s" in as_text(leaderboard)
 
 
+def test_runs_that_repeat_a_seed_count_as_one_seed(tmp_path):
+    """Repeated runs of one seed say nothing of how a result varies over seeds."""
+    one = Leaderboard.of([make_sweep(tmp_path / "one", [(["lr=1", "seed=0"], 0.5), (["lr=1", "seed=0"], 0.7)])])
+    assert one.best.mean == pytest.approx(0.6) and one.best.deviation is None
+    assert "±" not in as_text(one)
+    page = write(one, tmp_path / "out").read_text()
+    assert "seeds" not in page
+    jobs = [(["lr=1", f"seed={seed}"], value) for seed, value in ((0, 0.5), (0, 0.7), (0, 0.6), (1, 0.8))]
+    two = Leaderboard.of([make_sweep(tmp_path / "two", jobs)])
+    assert two.best.mean == pytest.approx(0.7)
+    assert two.best.deviation == pytest.approx(statistics.stdev([0.6, 0.8]))
+    assert two.best.mean_of("val/loss") == pytest.approx(0.3)
+    assert "over 2 seeds" in write(two, tmp_path / "out").read_text()
+
+
+def test_one_folder_named_in_two_ways_counts_once(tmp_path):
+    run = make_run(tmp_path / "runs" / "a", 0.5)
+    other = make_run(tmp_path / "runs" / "b", 0.6)
+    (tmp_path / "link").symlink_to(run)
+    leaderboard = Leaderboard.of([run, other / ".." / "a", tmp_path / "link", tmp_path / "runs"])
+    assert sorted(result.value for result in leaderboard.results) == [0.5, 0.6]
+
+
 def test_importance_is_optunas_and_none_for_few_runs(tmp_path):
     pytest.importorskip("optuna")
     assert importance(Leaderboard.of([make_sweep(tmp_path / "few", JOBS)])) == {}
@@ -204,6 +227,45 @@ def test_the_command_prints_writes_and_refuses_in_one_line(tmp_path, capsys, mon
         message = capsys.readouterr().err
         assert message.count("\n") == 1
         assert words in message
+
+
+@pytest.mark.parametrize("out", [[], ["--out", "cmp"]])
+@pytest.mark.parametrize("theirs", ["index.html", "leaderboard.md", "curves.png"])
+def test_somebodys_files_are_not_replaced(out, theirs, tmp_path, capsys, monkeypatch):
+    make_sweep(tmp_path / "s", JOBS)
+    place = tmp_path / (out[1] if out else "results")
+    place.mkdir()
+    (place / theirs).write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["results", ".", *out])
+    with pytest.raises(SystemExit) as caught:
+        results.main()
+    message = capsys.readouterr().err
+    assert caught.value.code == 2 and message.count("\n") == 1 and theirs in message and "--out" in message
+    assert [path.read_text() for path in place.iterdir()] == ["mine"]
+
+
+def test_what_was_interrupted_can_be_written_again(tmp_path, capsys, monkeypatch):
+    folder = make_sweep(tmp_path / "s", JOBS[:4])
+    monkeypatch.setattr(sys, "argv", ["results", str(folder), "--out", str(tmp_path / "cmp")])
+    with monkeypatch.context() as patch:
+
+        def interrupted(*_):
+            raise KeyboardInterrupt
+
+        patch.setattr("recur.leaderboard.page.draw", interrupted)
+        with pytest.raises(SystemExit) as caught:
+            results.main()
+        assert caught.value.code == 130
+    assert (tmp_path / "cmp" / "leaderboard.md").is_file()
+    results.main()
+    whole = (tmp_path / "cmp" / "index.html").read_text()
+    assert "not finished" not in whole and "val/accuracy" in whole
+    with monkeypatch.context() as patch:  # an earlier page stays until there is another
+        patch.setattr("recur.leaderboard.page.draw", interrupted)
+        with pytest.raises(SystemExit):
+            results.main()
+    assert (tmp_path / "cmp" / "index.html").read_text() == whole
 
 
 def test_a_torn_line_costs_itself_alone(tmp_path):

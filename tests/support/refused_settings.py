@@ -144,6 +144,11 @@ ROWS["config"] = settings(
     ("model=\x1b[2J", ("\\x1b[2J",)),
     (f"data=files data.train={'long/' * 2000}a.csv", ("no such file", "long/long", " ... ")),
     ("modell=bilstm", ("modell", "did you mean model?")),
+    ("~model.net", ("model.net is missing",)),
+    ("~model._target_", ("model._target_ is missing",)),
+    ("~trainer._target_", ("trainer._target_ is missing",)),
+    ("~optimizer._target_", ("optimizer._target_ is missing",)),
+    ("optimizer=null", ("optimizer=null", "cannot be composed")),
     ("model=bilstn", ("'bilstn'", "did you mean bilstm?")),
     ("optimizer.lr", ("optimizer.lr",)),
     ("optimizer.lr=[1", ("optimizer.lr=[1",)),
@@ -313,6 +318,8 @@ ROWS["evaluate"] = {
     "no label column": Row("{sentiment} --data a.csv", ("'label'", "label_column"), {"a.csv": "text,stars\nfilm,1\n"}),
     "unknown setting": Row("{sentiment} batchsize=3", ("batchsize", "did you mean batch_size?")),
     "setting of a wrong type": Row("{sentiment} eval_batch_size=many", ("eval_batch_size", "'many'")),
+    "setting not YAML": Row("{sentiment} 'text_column=[a'", ("text_column=[a cannot be read", "','")),
+    "half a setting": Row("{sentiment} batch_size={{", ("batch_size={ cannot be read",)),
     "foreign class in a setting": Row("{sentiment} synthetic._target_=os.system", ("os.system",)),
     "language option": Row("{sentiment} --dynamic 0.001", ("language", "sentiment run")),
     "dynamic rate": Row("{language} --dynamic -1", ("--dynamic", "-1", "above 0")),
@@ -419,5 +426,6 @@ ROWS["new run"] = {
         "hydra.run.dir=r trainer=cpu overwrite=true", ("config.yaml", "no run wrote"), {"r/config.yaml": "a: 1"}
     ),
     "onto a file": Row("hydra.run.dir=r trainer=cpu", ("is a file",), {"r": "mine"}),
+    "a sweep without a part": Row("-m ~trainer seed=0,1 hydra.sweep.dir=new", ("trainer is missing",)),
     "a sweep that is none": Row("-m resume=absent", ("no sweep at absent",)),
 }

@@ -43,6 +43,10 @@ from support.real_sweeps import TINY, environment, sweep
         (["seed=0,1", "resume=nowhere"], ["no sweep at nowhere"]),
         (["seed=0,1", "resume=src"], ["is not a sweep"]),
         (["hydra/sweeper=optuna", "seed=0,1"], ["seed", "lucky"]),
+        (["seed=0,1", "hydra.sweeper.params=5"], ["hydra.sweeper.params must be", "got 5"]),
+        (["seed=0,1", "hydra.sweeper.cases=5"], ["hydra.sweeper.cases must be lists", "got 5"]),
+        (["hydra/sweeper=optuna", "optimizer.lr=1,2", "hydra.sweeper.objectives=val/f1"], ["objectives", "'val/f1'"]),
+        (["hydra/sweeper=optuna", "optimizer.lr=1,2", "hydra.sweeper.objectives=[val/f1]"], ["objectives", "max"]),
         (["seed=0,1", "+hydra.launcher.gpuss=1"], ["hydra.launcher.gpuss is no setting", "cpu_slots"]),
         (["hydra/sweeper=optuna", "optimizer.lr=1e-3"], ["nothing to search"]),
         (["seed=0,1", "trainer=cpu", "hydra/launcher=ray", "hydra.launcher.address=127.0.0.1:1"], ["no Ray cluster"]),
@@ -133,6 +137,18 @@ def test_a_search_with_two_objectives_runs_and_is_restored(tmp_path):
     done = sweep(folder, f"resume={folder}")
     assert "3 of 3 jobs were complete before (3/3" in done.stdout
     assert [r.settings for r in Leaderboard.of([folder]).results] == [r.settings for r in before.results]
+
+
+@pytest.mark.parametrize("lost", ["search", "space", "objectives"])
+def test_a_sweep_whose_record_has_lost_a_part_is_not_resumed(tmp_path, lost):
+    header = {"event": "sweep", "format": 1, "id": "0" * 32, "monitor": "val/accuracy", "mode": "max"}
+    header |= {"search": "grid", "space": {"fixed": {}, "varied": {"seed": ["0", "1"]}}, "argv": ["-m", "seed=0,1"]}
+    header |= {"objectives": {"val/accuracy": "max"}}
+    del header[lost]
+    (tmp_path / journal.NAME).write_text(json.dumps(header) + "\n")
+    done = sweep(tmp_path, "seed=0,1", "trainer=cpu", f"resume={tmp_path}", code=2)
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert f"is damaged: its first line does not say the {lost}" in done.stderr
 
 
 def test_m_may_stand_anywhere(tmp_path):

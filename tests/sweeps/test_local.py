@@ -16,8 +16,9 @@ from recur.errors import UserError
 from recur.runs import marks
 from recur.runs.journal import Journal
 from recur.sweeps.job import Job, Needs, SweepId, clean_environment
-from recur.sweeps.local import Machine, SlotSettings, cores, plan, visible_gpus
-from recur.sweeps.runner import Listed, run_jobs
+from recur.sweeps.launcher import leave
+from recur.sweeps.local import Machine, SlotLauncher, SlotSettings, cores, plan, visible_gpus
+from recur.sweeps.runner import Listed, Outcome, judge, run_jobs
 
 KEY = "0" * 32
 GPU, CPU = Needs("gpu", 1, 1), Needs("cpu", None, 1)
@@ -140,6 +141,8 @@ def test_cpu_slots_share_the_cores_out(monkeypatch):
         ({"gpus_per_job": 1}, Needs("gpu", 2, 2), ["trainer.devices=2", "gpus_per_job=1"]),
         ({"jobs_per_gpu": 0}, GPU, ["jobs_per_gpu", "0"]),
         ({"gpus": 1}, CPU, ["trainer.accelerator=cpu"]),
+        ({"gpus": None}, Needs("auto", None, 1), ["hydra.launcher.gpus", "None"]),
+        ({"gpus": 1.5}, GPU, ["hydra.launcher.gpus", "1.5"]),
     ],
 )
 def test_more_than_there_is_is_refused(monkeypatch, settings, needs, words):
@@ -181,6 +184,54 @@ def test_a_complete_job_is_not_run_again(tmp_path):
     assert diary.before == [1], "counted before anything runs"
     assert not (tmp_path / "1" / "seen").exists()
     assert (tmp_path / "0" / "seen").exists()
+
+
+class Resumed(SlotLauncher):
+    """A launcher of a sweep whose jobs were begun before, that composes nothing."""
+
+    def __init__(self, known):
+        super().__init__("auto", "auto", 1, "auto", "auto", False, 1.0)
+        self.known = known
+
+    def known_jobs(self):
+        return self.known
+
+    def job(self, number, overrides):
+        return Job(number, tuple(overrides), Path("s") / str(number), SweepId(Path("s"), KEY))
+
+
+def test_settings_typed_in_another_order_are_the_jobs_that_were_begun():
+    """Or each would be trained once more beside itself; the recorded words stay, which its folder's mark has."""
+    known = {n: ("a=1", "b=2", f"seed={n}") for n in range(3)}
+    made = Resumed(known).jobs([("b=2", "a=1", f"seed={seed}") for seed in (2, 0, 1, 7)])
+    assert [(job.number, job.overrides) for job in made] == [
+        (2, known[2]), (0, known[0]), (1, known[1]), (3, ("b=2", "a=1", "seed=7"))
+    ]  # fmt: skip
+
+
+def test_rows_that_differ_in_the_order_of_their_words_alone_stay_apart():
+    known = {0: ("a=1", "a=2"), 1: ("a=2", "a=1")}
+    made = Resumed(known).jobs([known[1], known[0]])
+    assert [(job.number, job.overrides) for job in made] == [(1, known[1]), (0, known[0])]
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_a_metric_that_is_not_finite_is_a_failure_unless_the_run_was_pruned(tmp_path, value):
+    job = Job(0, (), tmp_path / "0", SweepId(tmp_path, KEY), monitor="val/loss")
+    job.prepare()
+    (job.folder / "metrics.json").write_text(f'{{"val": {{"loss": {value}}}}}')
+    outcome = judge(job, 0)
+    assert (outcome.state, outcome.value, outcome.reason) == ("failed", None, "the metric is not finite")
+    (job.folder / "metrics.json").write_text(f'{{"val": {{"loss": {value}}}, "pruned": true}}')
+    assert (judge(job, 0).state, judge(job, 0).value) == ("pruned", None)
+
+
+def test_the_way_to_run_a_failed_job_again_is_told_where_a_resumed_sweep_would(tmp_path, capsys):
+    complete, cut = Outcome("failed", None, {}, 1.0, "the metric is not finite"), Outcome("failed")
+    for outcomes, told in (({0: complete}, False), ({0: complete, 1: cut}, True)):
+        with pytest.raises(SystemExit):
+            leave(outcomes, 2, tmp_path)
+        assert ("resume=" in capsys.readouterr().err) == told
 
 
 def kept(folder):

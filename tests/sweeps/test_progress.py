@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from recur.runs import marks
 from recur.sweeps.job import Job, SweepId
 from recur.sweeps.progress import SweepProgress
@@ -22,6 +24,18 @@ def test_a_resumed_sweep_counts_what_was_complete(tmp_path, capsys):
     assert "2 of 6 jobs were complete before (2/6, best 58.00 % by job 4" in first
     assert second.endswith("job 1 on cpu 0: lr=1")
     assert "job 1 done in 20 s, val/accuracy 50.00 % (3/6, best 58.00 % by job 4" in third
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_a_value_that_is_not_finite_is_never_the_best(tmp_path, capsys, value, mode):
+    progress = SweepProgress(2, 1, "val/accuracy", mode)
+    for number, one in enumerate((value, 0.5)):
+        progress.started(job(tmp_path, number), "cpu 0")
+        progress.ended(job(tmp_path, number), Outcome("done", one, {}, 1.0))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "done in" in line]
+    assert "best" not in lines[0]
+    assert "best 50.00 % by job 1" in lines[1]
 
 
 def test_a_live_table_shows_running_jobs_with_their_last_validation(tmp_path):

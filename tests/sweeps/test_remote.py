@@ -9,8 +9,9 @@ import pytest
 
 from recur.leaderboard.table import Leaderboard
 from recur.runs import journal
-from recur.sweeps.job import Needs
-from recur.sweeps.remote import Share, share
+from recur.sweeps import remote
+from recur.sweeps.job import Job, Needs, SweepId
+from recur.sweeps.remote import Share, Submitit, share
 from support.real_sweeps import TINY, environment, figures, sweep
 
 
@@ -20,6 +21,24 @@ def test_a_share_is_what_the_trainer_asks_for():
     assert share([Needs("gpu", 1, 1)], 0.5, 1) == Share(0.5, 1)
     with pytest.raises(ValueError, match="cpus_per_job"):
         share([], "auto", 0)
+
+
+def test_a_job_in_the_queue_is_given_the_grace_that_was_set(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    seen = []
+
+    class Queue:
+        job_id = 7
+
+        def submit(self, call, *words):
+            call(*words)
+            return self
+
+    monkeypatch.setattr(remote, "perform", lambda job, granted, grace: seen.append(grace) or 0)
+    executor = Submitit(tmp_path, "local", Share(0, 1), 1, {}, 0.25)
+    monkeypatch.setattr(executor, "_executor", Queue())
+    executor.start(Job(0, (), tmp_path / "0", SweepId(tmp_path, "0" * 32)))
+    assert seen == [0.25]
 
 
 RAY = """

@@ -144,6 +144,27 @@ def test_a_resumed_sweep_runs_only_code_that_this_user_ran(cache: Path, own: Pat
             snapshot.of_sweep(damaged, tmp_path / "t")
 
 
+def edit(path: Path) -> None:
+    path.chmod(0o644)
+    path.write_text("raise SystemExit(7)")
+
+
+def add(path: Path) -> None:
+    path.with_name("more.py").write_text("")
+
+
+@pytest.mark.parametrize("damage", [edit, Path.unlink, add])
+def test_a_damaged_snapshot_is_written_anew(cache: Path, own: Path, tmp_path: Path, damage) -> None:
+    code = snapshot.take(tmp_path / "s")
+    path = code.folder / "src" / "editedpackage" / "callbacks.py"
+    whole = {p.relative_to(code.folder): p.read_bytes() for p in code.folder.rglob("*.py")}
+    for again in (lambda: snapshot.of_sweep(code.summary(), tmp_path / "s"), lambda: snapshot.take(tmp_path / "t")):
+        damage(path)
+        assert again().sha256 == code.sha256
+        assert {p.relative_to(code.folder): p.read_bytes() for p in code.folder.rglob("*.py")} == whole
+    assert [place.name for place in code.folder.parent.iterdir()] == [code.sha256], "nothing is left beside it"
+
+
 @pytest.mark.slow
 def test_edits_during_a_sweep_do_not_reach_its_jobs(cache: Path, own: Path, tmp_path: Path) -> None:
     """The first job edits the package that all of them use."""

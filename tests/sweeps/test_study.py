@@ -204,6 +204,22 @@ def test_an_emptied_study_is_restored_from_what_the_jobs_ran(tmp_path):
     assert again.take() is None
 
 
+def test_a_trial_goes_on_with_the_recorded_words_of_its_job(tmp_path):
+    """A sweep that is resumed with its settings in another order."""
+    source, known = trials(tmp_path, n_trials=3), {}
+    for value in (0.5, None):
+        job = source.take()
+        job.overrides = known[job.number] = tuple(reversed(job.overrides))
+        run_trial(job, value)
+        if value is not None:
+            source.put(job, done(value))
+    again = trials(tmp_path, n_trials=3, known=known)
+    assert [(job.number, job.overrides) for job in again.completed()] == [(0, known[0])]
+    cut = again.take()
+    assert (cut.number, cut.overrides) == (1, known[1])
+    cut.check_folder()
+
+
 def test_a_study_of_other_settings_is_refused(tmp_path):
     source = trials(tmp_path)
     job = source.take()
@@ -248,6 +264,7 @@ def test_a_trial_with_several_objectives_reports_nothing(tmp_path):
         ({"reducton": 2}, {}, "hydra.sweeper.pruner.reducton is no key"),
         ({}, {"sampler": "tpee"}, "hydra.sweeper.sampler must be tpe or random, got 'tpee'"),
         ({}, {"n_trials": True}, "hydra.sweeper.n_trials"),
+        ({}, {"seed": 2**32}, "hydra.sweeper.seed must be at most 4294967295, got 4294967296"),
         ({}, {"startup_trials": -1}, "hydra.sweeper.startup_trials"),
         ({}, {"objectives": {"val/accuracy": "maximum"}}, "hydra.sweeper.objectives.val/accuracy must be max or min"),
     ],

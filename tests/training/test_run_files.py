@@ -54,3 +54,22 @@ def test_what_is_printed_and_logged_has_no_terminal_codes(monkeypatch, caplog) -
         report._print_table({"val": {"accuracy": 0.5}}, {"accuracy": 0.95}, {})
     assert any("best possible" in line for line in caplog.messages)
     assert not [line for line in [*caplog.messages, *tree_lines("config", {"a": {"b": 1}})] if "\x1b" in line]
+
+
+@pytest.mark.parametrize("theirs", [".hydra/config.yaml", ".lock"])
+def test_what_another_process_began_in_the_folder_meanwhile_stays(tmp_path: Path, theirs: str) -> None:
+    """Two commands of one second have one folder: the one that is refused must not take the other one's run away."""
+    from recur.training.run_files import withdrawn_if_refused
+
+    folder = tmp_path / "run"
+
+    def refused() -> None:
+        with withdrawn_if_refused(folder):
+            (folder / theirs).parent.mkdir(parents=True)
+            for name in (theirs, "train.log", "mlflow.db"):
+                (folder / name).write_text("theirs")
+            raise UserError(str(folder), rule="is in use by process 1")
+
+    with pytest.raises(UserError, match="is in use by"):
+        refused()
+    assert all((folder / name).read_text() == "theirs" for name in (theirs, "train.log", "mlflow.db"))

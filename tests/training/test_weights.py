@@ -153,6 +153,12 @@ def test_a_rate_is_suggested_and_nothing_is_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_rate_is_not_looked_for_where_each_layer_has_its_own(tmp_path: Path) -> None:
+    done = run_command("train", *EASY, "find_lr=true", "model.layer_rate=0.4", cwd=tmp_path)
+    assert done.returncode == 2 and "model.layer_rate=0.4" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_training_begins_with_the_weights_of_another_run(trained_run: Path, tmp_path: Path) -> None:
     words = [*EASY, "optimizer.lr=1e-9", "trainer.max_epochs=1", f"init_from={trained_run}", "tags=[second]"]
     done = run_command("train", *words, f"hydra.run.dir={tmp_path / 'run'}")

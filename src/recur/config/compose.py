@@ -14,7 +14,9 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import configure_log, setup_globals
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recur import cli
@@ -87,7 +89,7 @@ class CommandLine:
 
     def value(self, key: str) -> str | None:
         """The last value typed for a setting, as text; None where it was not typed or is null."""
-        typed = [word.partition("=")[2].strip("'\"") for word in self.overrides if word.partition("=")[0] == key]
+        typed = [_text(word) for word in self.overrides if word.partition("=")[0] == key]
         return typed[-1] if typed and typed[-1] not in ("", "null") else None
 
 
@@ -128,7 +130,7 @@ def command_line(words: Sequence[str], environment: Mapping[str, str] = os.envir
         if sweep is not None and all(word.startswith(("hydra.launcher.", "hydra/launcher=")) for word in more):
             recorded = trust.check_arguments(recorded_arguments(sweep), sweep, group_options())
             plain = [word for word in recorded if word not in ("-m", "--multirun")]
-            words = ["-m", *plain, *more, f"resume={sweep}"]
+            words = ["-m", *plain, *more, f"resume={quoted(sweep)}"]
             _repeated.append(sweep)
             return _line(words, parser().parse_intermixed_args(words))
         return line
@@ -140,7 +142,7 @@ def command_line(words: Sequence[str], environment: Mapping[str, str] = os.envir
         again_typed = [f"++{word}" for word in typed if trust.must_be_typed(word)]
         if "logger=wandb" in typed:
             again_typed.append("++logger.wandb.offline=false")
-        words = [f"resume={folder}", *again_typed]
+        words = [f"resume={quoted(folder)}", *again_typed]
         return _line(words, parser().parse_intermixed_args(words))
     return line
 
@@ -154,8 +156,9 @@ def _line(words: Sequence[str], given: argparse.Namespace) -> CommandLine:
             raise UserError("--config-path", given.config_path, "must name a folder of configs")
         words = _with_path(words, str(path))
     # Hydra reads `a=1 -m` and `-m a=1 b=2`, but not `a=1 -m b=2`.
-    words = sorted(words, key=lambda word: word not in ("-m", "--multirun"))
-    line = CommandLine(tuple(words), tuple(given.overrides), given.config_name, given.config_dir, hydra, path)
+    words = sorted(map(_with_quotes, words), key=lambda word: word not in ("-m", "--multirun"))
+    overrides = tuple(map(_with_quotes, given.overrides))
+    line = CommandLine(tuple(words), overrides, given.config_name, given.config_dir, hydra, path)
     _check_own_configs(line)
     return line
 
@@ -171,6 +174,25 @@ def _with_path(words: Sequence[str], path: str) -> list[str]:
         else:
             written.append(word)
     return written
+
+
+def _text(word: str) -> str:
+    """The value of an override as text: of one in quotes what they hold, of one that Hydra cannot read what is there.
+
+    A folder is typed as the shell completes it, and Hydra's grammar takes neither `ö` nor `(` without quotes.
+    """
+    typed = word.partition("=")[2]
+    try:
+        value = OverridesParser.create().parse_override(word).value()
+    except (HydraException, RecursionError):
+        return typed
+    return value if isinstance(value, str) else typed
+
+
+def _with_quotes(word: str) -> str:
+    """`resume=FOLDER` as Hydra's grammar reads it; any other word as it is."""
+    folder = _text(word) if word.startswith("resume=") else "null"
+    return word if folder in ("", "null") else f"resume={quoted(folder)}"
 
 
 def recorded_arguments(folder: str) -> list[str]:
@@ -286,13 +308,28 @@ def compose_run(line: CommandLine) -> Composed:
 
 def quoted(path: str) -> str:
     """A path as Hydra's override grammar reads it."""
-    if re.fullmatch(r"[\w./\-:+@%]+", path):
-        return path
-    return "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return path if re.fullmatch(r"[\w./\-:+@%]+", path, re.ASCII) else in_quotes(path)
+
+
+def in_quotes(text: str) -> str:
+    """A text in quotes, as Hydra's override grammar reads it: there it is a text, even where it looks like a number.
+
+    Within quotes Hydra takes a backslash for itself, unless backslashes are all that stands between it and a quote.
+    """
+    escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", text)
+    return "'" + re.sub(r"\\+\Z", lambda match: match[0] * 2, escaped) + "'"
+
+
+def as_text(text: str) -> str:
+    """A text as Hydra's override grammar reads it: in quotes where it would be a number, a truth value or null."""
+    word = quoted(text)
+    return word if isinstance(OverridesParser.create().parse_override(f"key={word}").value(), str) else in_quotes(text)
 
 
 def _composed(line: CommandLine, folder: Path, name: str, overrides: Sequence[str], *, resumed: bool) -> Composed:
-    further = [] if line.config_dir is None else [f"hydra.searchpath=[{Path(line.config_dir).absolute().as_uri()}]"]
+    # Not `as_uri`: Hydra does not decode what that encodes, such as a space.
+    own = None if line.config_dir is None else quoted(f"file://{Path(line.config_dir).absolute()}")
+    further = [] if own is None else [f"hydra.searchpath=[{own}]"]
     with translated(folder, name, overrides):
         whole = _compose(folder, name, [*overrides, *further])
         HydraConfig.instance().set_config(whole)

@@ -32,6 +32,7 @@ def changed(
     Raises:
         UserError: no such setting, a value of the wrong type, or a class that a run may not build.
     """
+    import yaml
     from hydra.utils import get_class
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -55,8 +56,9 @@ def changed(
     try:
         merged = OmegaConf.merge(OmegaConf.create(kept), OmegaConf.from_dotlist(words))
         plain: Any = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(" ".join(words), ABSENT, "cannot be read", str(error).splitlines()[0]) from None
+    except (OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
+        said = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(" ".join(words)[:200], ABSENT, "cannot be read", said) from None
     trust.check_targets(plain, "data", trust.DATA)  # settings of the command line may not widen it
     schema.check(plain, "data")
     return dict(plain)

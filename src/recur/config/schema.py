@@ -131,6 +131,11 @@ def check_top_level(config: Mapping[str, Any], used: frozenset[str] = frozenset(
         for inner, node in config[part].items():
             if not (isinstance(node, Mapping) and "_target_" in node) and (node is not None or part == "logger"):
                 raise UserError(f"{part}.{inner}", node, "must be settings with a _target_")
+    for part in ("data", "model", "optimizer", "scheduler", "trainer"):  # `~model._target_` takes it away
+        if "_target_" not in config[part]:
+            raise UserError(f"{part}._target_", rule="is missing from the config")
+    if "net" not in config["model"]:
+        raise UserError("model.net", rule="is missing from the config")
 
 
 def check_run(config: Mapping[str, Any], used: frozenset[str] = frozenset()) -> None:

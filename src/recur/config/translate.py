@@ -20,8 +20,8 @@ def composition_error(
 ) -> UserError | None:
     """What a user can fix, of an error raised while a config is composed; None for any other.
 
-    Hydra meets some values that no config can have (a list for the name of a group, brackets a thousand deep) with a
-    `TypeError`, an `AttributeError` or a `RecursionError` of its own code.
+    Hydra meets some values that no config can have (a list or null for the name of a group, brackets a thousand deep)
+    with a `TypeError`, an `AttributeError`, a `ValueError` or a `RecursionError` of its own code.
 
     Args:
         error: anything.
@@ -39,7 +39,7 @@ def composition_error(
         return UserError(
             "", rule=f"{typed}: a value there, or in a file that it names, is nested too deeply to be read"
         )
-    if isinstance(error, (TypeError, AttributeError)) and _package_of(error) in ("hydra", "omegaconf"):
+    if isinstance(error, (TypeError, AttributeError, ValueError)) and _package_of(error) in ("hydra", "omegaconf"):
         return UserError(" ".join(overrides), rule="cannot be composed", remedy=str(error))
     return None
 

@@ -19,7 +19,9 @@ from recur.course.verdict import Observation
 from recur.errors import UserError
 from recur.runs import journal
 from recur.runs.files import write_atomic
-from recur.runs.metrics import metric, metric_names, read_record
+from recur.runs.metrics import metric, metric_names, provenance, read_record
+
+_ORIGIN = ("commit", "python", "versions", "device", "threads")  # the keys of `provenance`
 
 
 def command(claim: Claim, folder: Path) -> list[str]:
@@ -38,9 +40,10 @@ def command(claim: Claim, folder: Path) -> list[str]:
     return ["python", "-m", "recur.train", "-m", *words]
 
 
-def shown_command(claim: Claim) -> str:
-    """What a reader types to run the claim again."""
+def shown_command(claim: Claim, further: int = 0) -> str:
+    """What a reader types to run the claim again, also on so many further seeds."""
     parts = ["python -m recur.claims", claim.name, *(["--quick"] if claim.quick else []), claim.needs]
+    parts += [f"--further {further}"] if further else []
     return " ".join(part for part in parts if part)
 
 
@@ -56,14 +59,41 @@ def observe(claim: Claim, out: Path, extra: Sequence[str] = ()) -> tuple[list[Ob
         the observations, and the seconds of computing that they took, now or earlier.
 
     Raises:
-        UserError: a run failed where failures are no observations.
+        UserError: a run failed where failures are no observations, or the sweep did not come to its end.
+        KeyboardInterrupt: it was stopped.
     """
-    folder = out / claim.name / f"{claim.key}{'-quick' if claim.quick else ''}"
+    folder = _folder(claim, out)
     folder.mkdir(parents=True, exist_ok=True)
     if claim.function is not None:
         return _call(claim, folder)
     _run_sweep(claim, folder / "sweep", extra)
     return _read_sweep(claim, folder / "sweep")
+
+
+def origins(claim: Claim, out: Path) -> list[dict[str, Any]]:
+    """Where and when each run of a claim, or each call of its function, was measured, the oldest first.
+
+    Each has what `recur.runs.metrics.provenance` says, and `when` in seconds since 1970; those that do not say so are
+    left out.
+    """
+    folder, found = _folder(claim, out), []
+    if claim.function is not None:
+        for seed in claim.function.seeds:
+            content = json.loads((folder / f"seed-{seed}.json").read_text(encoding="utf-8"))
+            found.append({key: content[key] for key in (*_ORIGIN, "when") if key in content})
+    else:
+        sweep = folder / "sweep"
+        ends = {event["job"]: event for event in journal.read(sweep) if event["event"] == "end"}
+        for job, start in _starts(sweep).items():
+            record = read_record(sweep / start["folder"]) or {}
+            own = {key: record[key] for key in _ORIGIN if key in record}
+            found.append({**own, "when": ends.get(job, start).get("time")})
+    whole = [one for one in found if all(key in one for key in _ORIGIN) and isinstance(one.get("when"), (int, float))]
+    return sorted(whole, key=lambda one: one["when"])
+
+
+def _folder(claim: Claim, out: Path) -> Path:
+    return out / claim.name / f"{claim.key}{'-quick' if claim.quick else ''}"
 
 
 # ---------------------------------------------------------------------------------------------------------- functions
@@ -83,7 +113,7 @@ def _call(claim: Claim, folder: Path) -> tuple[list[Observation], float]:
         if not path.is_file():
             began = time.perf_counter()
             rows = _function(claim.function.name)(seed=seed, **claim.function.arguments)
-            record = {"seconds": time.perf_counter() - began, "rows": rows}
+            record = {"seconds": time.perf_counter() - began, "rows": rows, "when": time.time(), **provenance()}
             write_atomic(path, json.dumps(record, indent=1) + "\n")
         content = json.loads(path.read_text(encoding="utf-8"))
         total += content["seconds"]
@@ -97,7 +127,12 @@ def _call(claim: Claim, folder: Path) -> tuple[list[Observation], float]:
 
 
 def _run_sweep(claim: Claim, folder: Path, extra: Sequence[str]) -> None:
-    """Start the sweep, or go on with it, until every run has ended."""
+    """Start the sweep, or go on with it, until every run has ended.
+
+    Raises:
+        UserError: runs are missing in the end, and not because one failed, of which `_read_sweep` says more.
+        KeyboardInterrupt: it was stopped.
+    """
     assert claim.sweep is not None
     if (folder / journal.NAME).is_file():
         if not _missing(claim.sweep, folder):
@@ -111,33 +146,39 @@ def _run_sweep(claim: Claim, folder: Path, extra: Sequence[str]) -> None:
         done = subprocess.run(  # noqa: S603
             [sys.executable, *words], stdout=log, stderr=subprocess.STDOUT, check=False, env={**os.environ}
         )
-    if not (folder / journal.NAME).is_file():
-        last = (folder.parent / "sweep.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
-        raise UserError(claim.name, rule=f"could not be run (exit code {done.returncode})", remedy=last[:300])
     if done.returncode in (130, 143, -2, -15):
         raise KeyboardInterrupt
+    begun = (folder / journal.NAME).is_file()
+    if begun and not _missing(claim.sweep, folder):
+        return
+    if begun and done.returncode == 1 and not claim.sweep.failures and _failures(folder):
+        return
+    last = (folder.parent / "sweep.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
+    how = "run to its end" if begun else "run"
+    raise UserError(claim.name, rule=f"could not be {how} (exit code {done.returncode})", remedy=last[:300])
 
 
 def _starts(folder: Path) -> dict[int, dict[str, Any]]:
     return {event["job"]: event for event in journal.read(folder) if event["event"] == "start"}
 
 
-def _ends(folder: Path) -> dict[int, dict[str, Any]]:
-    return {event["job"]: event for event in journal.read(folder) if event["event"] == "end"}
+def _failures(folder: Path) -> dict[int, dict[str, Any]]:
+    """The last event of each job that failed and was not started again since."""
+    last = {event["job"]: event for event in journal.read(folder) if event["event"] in ("start", "end")}
+    return {job: event for job, event in last.items() if event["event"] == "end" and event["state"] == "failed"}
 
 
 def _missing(sweep: Sweep, folder: Path) -> bool:
     """Whether runs are missing; one that failed counts as done where failures are observations."""
-    ends = _ends(folder)
-    done = {job for job, end in ends.items() if end["state"] == "done" or (sweep.failures and end["state"] == "failed")}
-    done |= {job for job, start in _starts(folder).items() if read_record(folder / start["folder"]) is not None}
+    done = {job for job, start in _starts(folder).items() if read_record(folder / start["folder"]) is not None}
+    done |= set(_failures(folder)) if sweep.failures else set()
     return len(done) < len(sweep.arms) * max(1, len(sweep.values)) * len(sweep.seeds)
 
 
 def _read_sweep(claim: Claim, folder: Path) -> tuple[list[Observation], float]:
     sweep = claim.sweep
     assert sweep is not None
-    ends = _ends(folder)
+    failures = _failures(folder)
     probe = _function(f"probes.{sweep.probe}") if sweep.probe else None
     observations: list[Observation] = []
     total = 0.0
@@ -147,10 +188,12 @@ def _read_sweep(claim: Claim, folder: Path) -> tuple[list[Observation], float]:
         run = folder / start["folder"]
         record = read_record(run)
         if record is None:
-            reason = str(ends.get(job, {}).get("reason", "it has not ended"))
+            if job not in failures:  # killed, or stopped with its sweep: that says nothing of its settings
+                raise UserError(f"{claim.name}: run {job} ({arm})", rule="has not ended", remedy=f"see {run}")
+            reason = str(failures[job].get("reason", ""))
             if not sweep.failures:
                 raise UserError(f"{claim.name}: run {job} ({arm})", rule=f"failed: {reason}", remedy=f"see {run}")
-            total += float(ends.get(job, {}).get("seconds", 0.0))
+            total += float(failures[job].get("seconds", 0.0))
             observations.append(Observation(arm, seed, x, {"failed": 1.0}, _curve(run), reason))
             continue
         measures = {name: value for name in metric_names(record) if (value := metric(record, name)) is not None}

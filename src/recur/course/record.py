@@ -5,7 +5,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,11 @@ from recur.runs.metrics import provenance
 
 
 def entry(
-    claim: Claim, observations: Sequence[Observation], seconds: float, confirmed: Confirmed | None = None
+    claim: Claim,
+    observations: Sequence[Observation],
+    seconds: float,
+    confirmed: Confirmed | None = None,
+    origins: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """A claim's part of the record.
 
@@ -26,9 +30,12 @@ def entry(
         observations: of all seeds.
         seconds: of computing that they took.
         confirmed: the outcome, where it was held against further seeds.
+        origins: where and when each run was measured, as `recur.course.experiment.origins` has it; where there is
+            none, this process has just measured it.
     """
     verdict, effects = (confirmed.verdict, confirmed.effects) if confirmed else judge(claim.rule, observations)
     seeds = sorted({one.seed for one in observations})
+    further = seeds[len(claim.seeds) :] if confirmed else []
     texts = ("number", "title", "guide", "says", "question", "because", "change", "measure", "minutes", "quick", "key")
     return {
         "name": claim.name,
@@ -37,15 +44,23 @@ def entry(
         "effects": [dataclasses.asdict(one) for one in effects],
         "observations": [dataclasses.asdict(one) for one in observations],
         "seeds": seeds,
-        "further": confirmed
-        and {"seeds": seeds[len(claim.seeds) :], "first": confirmed.first, "means": confirmed.means},
+        "further": confirmed and {"seeds": further, "first": confirmed.first, "means": confirmed.means},
         "seconds": round(seconds, 1),
-        "command": shown_command(claim),
+        "command": shown_command(claim, len(further)),
         "chart": dict(claim.chart),
         "arms": arms(observations, claim.chart.get("columns", [])),
-        "when": time.strftime("%Y-%m-%d", time.gmtime()),
-        **provenance(),
+        **_origin(origins or [{**provenance(), "when": time.time()}]),
     }
+
+
+def _origin(origins: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Where and when all of it was measured: what the last run says, and every commit and device there was."""
+    last = max(origins, key=lambda one: one["when"])
+    several = {
+        key: ", ".join(dict.fromkeys(str(one[key]) for one in origins if one[key])) or None
+        for key in ("commit", "device")
+    }
+    return {**last, **several, "when": time.strftime("%Y-%m-%d", time.gmtime(last["when"]))}
 
 
 def arms(observations: Sequence[Observation], measures: Sequence[str]) -> list[dict[str, Any]]:

@@ -29,10 +29,8 @@ log = logging.getLogger(__name__)
 VERSION = 1
 _MANIFEST = "entry.json"
 _BLOCK = 1 << 22
-_UNWRITABLE = (
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR),
-    None,  # numpy's own error where less was written than it gave
-)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UNWRITABLE = (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 def cache_folder(setting: str | os.PathLike[str] | None = None) -> Path:
@@ -148,10 +146,18 @@ class TokenCache:
                 finally:
                     shutil.rmtree(draft, ignore_errors=True)
         except OSError as error:
-            if error.errno in _UNWRITABLE:
+            if self._is_own(error):
                 raise self._unwritable(error) from error
-            raise
+            raise  # of what is read to build the entry
         return place
+
+    def _is_own(self, error: OSError) -> bool:
+        """Whether an error is of writing the cache."""
+        if error.filename is not None:
+            inside = Path(os.path.realpath(error.filename)).is_relative_to(os.path.realpath(self.folder))
+            return error.errno in _UNWRITABLE and inside
+        # numpy's own where less was written than it gave has no number
+        return error.errno in _FULL or (error.errno is None and "requested and" in str(error))
 
     def _make(self, folder: Path) -> None:
         try:

@@ -125,7 +125,7 @@ class DelayedRecall(MemoryTask):
         _check({"classes": (classes, 2), "pads": (pads, 0)})
         if classes > len(_COUNTRIES):
             raise UserError("data.synthetic.classes", classes, f"must be at most {len(_COUNTRIES)}")
-        self.pads, self.class_names = pads, tuple(list(_COUNTRIES.values())[:classes])
+        self.classes, self.pads, self.class_names = classes, pads, tuple(list(_COUNTRIES.values())[:classes])
 
     def example(self, rng: random.Random) -> tuple[str, int]:
         """One text and its label."""

@@ -449,7 +449,9 @@ def _read_parquet(file: str, columns: Sequence[Column] | None) -> Rows:
         # memory_map: no copy of the file; use_threads stays on, text columns decode in parallel
         table = pq.read_table(file, columns=wanted, memory_map=True, partitioning=None)
         values = {name: table.column(name).to_pylist() for name in wanted}
-    except (pa.ArrowException, ValueError, OverflowError) as error:  # a date that Python cannot hold is the latter
+    except (pa.ArrowException, ValueError, OverflowError, OSError) as error:  # a date too large is an OverflowError
+        if isinstance(error, OSError) and error.errno is not None:  # pyarrow's own, of damaged pages, has none
+            raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(file, rule=f"is not a parquet file that can be read: {reason}") from None
     rows = Rows(values, list(schema.names), [Origin(file, 0, table.num_rows)])

@@ -78,8 +78,13 @@ class Split:
         stats = [(os.path.abspath(file), os.stat(file)) for file in self.files]
         listing = [[name, state.st_size, state.st_mtime_ns] for name, state in stats]
         if max(state.st_mtime for _, state in stats) > time.time() - _RACY_SECONDS:
-            return self._content()
-        return str(cache.fact({"content of": listing, "classes": self.classes}, self._content))
+            content = self._content()
+        else:
+            content = str(cache.fact({"content of": listing, "classes": self.classes}, self._content))
+        if not self.class_names:
+            return content
+        # They stand in another file, and labels are told by them
+        return content_key([content, {column: list(names) for column, names in self.class_names.items()}])
 
     def _content(self) -> str:
         digest = hashlib.blake2b(digest_size=16)

@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 TOLERANCE = 1e-5  # of float32 answers: probabilities, or log-probabilities of a language model
 _TEXTS, _LONGEST = 200, 300  # of the batch that is drawn where none is given
 _ROUNDS = 5  # of timings
+_NUMBERS = 50_000_000  # of a chunk's logits or word vectors: float64 copies of all of them lie in memory at once
 
 Ids = NDArray[np.int64]
 Answers = NDArray[np.floating]
@@ -25,14 +26,14 @@ class Agreement:
     """How far an exported model's answers are from ours.
 
     Attributes:
-        texts: in the batch, of unequal lengths.
-        shortest: tokens of its shortest text.
-        longest: tokens of its longest text.
+        texts: that were compared, of unequal lengths.
+        shortest: tokens of the shortest text.
+        longest: tokens of the longest text.
         difference: largest absolute difference of a probability (a log-probability of a language model).
         logits: largest absolute difference of a logit.
         rounding: largest absolute error of our own float32 answers, measured against ours in float64.
         same_answers: share of texts (tokens) for which both have the same likeliest class (token).
-        tokens_per_second: of the exported model on this batch, on this machine's CPU; of pads none is counted.
+        tokens_per_second: of the exported model on these texts, on this machine's CPU; of pads none is counted.
         own_tokens_per_second: ours, likewise: the medians of rounds in which each answers once.
         threads: that each had.
     """
@@ -105,7 +106,7 @@ def own_answers(net: Any, family: str, ids: Ids, lengths: Ids) -> Answers:
 def compare(
     theirs: Callable[[Ids, Ids], Answers], net: Any, family: str, texts: Sequence[Ids], pad: int = 0
 ) -> Agreement:
-    """Answer the same batch both ways.
+    """Answer the same texts both ways, in chunks of as many as fit into memory.
 
     Args:
         theirs: from padded ids and lengths to logits.
@@ -114,26 +115,63 @@ def compare(
         texts: ids of each text.
         pad: what stands behind the ends.
     """
+    exact = copy.deepcopy(net).double()
+    width = net.embedding.num_embeddings if family == "language" else net.embedding.embedding_dim
+    longest = max(map(len, texts))
+    count = max(1, _NUMBERS // (longest * width))
+    parts = [
+        _compared(theirs, net, exact, family, texts[first : first + count], pad)
+        for first in range(0, len(texts), count)
+    ]
+    difference, logits, rounding = (float(largest) for largest in np.max([part[:3] for part in parts], axis=0))
+    same, rows, seconds, own_seconds = np.sum([part[3:] for part in parts], axis=0).tolist()
+    tokens = sum(map(len, texts))
+    return Agreement(
+        texts=len(texts),
+        shortest=min(map(len, texts)),
+        longest=longest,
+        difference=difference,
+        logits=logits,
+        rounding=rounding,
+        same_answers=same / rows,
+        tokens_per_second=tokens / seconds,
+        own_tokens_per_second=tokens / own_seconds,
+        threads=torch.get_num_threads(),
+    )
+
+
+class _Part(NamedTuple):
+    """What `compare` finds in one chunk: three maxima, which keep a NaN, and four sums."""
+
+    difference: float
+    logits: float
+    rounding: float
+    same: int
+    rows: int
+    seconds: float
+    own_seconds: float
+
+
+def _compared(
+    theirs: Callable[[Ids, Ids], Answers], net: Any, exact: Any, family: str, texts: Sequence[Ids], pad: int
+) -> _Part:
     ids, lengths = padded(texts, pad)
     ours, other = own_answers(net, family, np.maximum(ids, 0), lengths), theirs(ids, lengths)
     own_seconds, seconds = _raced(
         lambda: own_answers(net, family, np.maximum(ids, 0), lengths), lambda: theirs(ids, lengths)
     )
-    exact = own_answers(copy.deepcopy(net).double(), family, np.maximum(ids, 0), lengths)
+    precise = own_answers(exact, family, np.maximum(ids, 0), lengths)
     real = ~np.isnan(ours).any(-1)  # not behind a text's end
-    mine, yours, true = (_probabilities(logits[real].astype(np.float64), family) for logits in (ours, other, exact))
-    tokens = int(lengths.sum())
-    return Agreement(
-        texts=len(texts),
-        shortest=int(lengths.min()),
-        longest=int(lengths.max()),
+    mine, yours, true = (_probabilities(logits[real].astype(np.float64), family) for logits in (ours, other, precise))
+    alike = mine.argmax(-1) == yours.argmax(-1)
+    return _Part(
         difference=float(np.abs(mine - yours).max()),
         logits=float(np.abs(ours - other)[real].max()),
         rounding=float(np.abs(mine - true).max()),
-        same_answers=float((mine.argmax(-1) == yours.argmax(-1)).mean()),
-        tokens_per_second=tokens / seconds,
-        own_tokens_per_second=tokens / own_seconds,
-        threads=torch.get_num_threads(),
+        same=int(alike.sum()),
+        rows=len(alike),
+        seconds=seconds,
+        own_seconds=own_seconds,
     )
 
 

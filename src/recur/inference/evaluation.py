@@ -22,7 +22,7 @@ from recur.data.sources import without_network
 from recur.data.streams import StreamLoader
 from recur.errors import ABSENT, UserError
 from recur.nn.packed import TokenWindow
-from recur.runs import precision
+from recur.runs import fingerprint, precision
 from recur.runs import run as runs
 from recur.tasks.dynamic_evaluation import (
     DECAY,
@@ -39,6 +39,7 @@ from recur.tasks.scoring import each_window_alone
 from recur.tasks.temperature import at_temperature, tune_temperature
 
 SPLITS = ("train", "val", "test")
+_OTHER_DATA = "name the data to evaluate on with --data"
 _STATISTICS_BATCHES = 400  # of training text, to measure how large each weight's gradients are
 _TUNING_WINDOWS = 2000  # of validation text, on which settings of dynamic evaluation are compared
 _WINDOWS_TOGETHER, _TOKENS_TOGETHER = 64, 16_384  # at most, of windows that are read from an empty state
@@ -119,7 +120,12 @@ def open_data(run: "runs.Run", path: str | None = None, settings: Sequence[str] 
         data.setup()
     if path is None and data.tokenizer.to_json() != run.tokenizer.to_json():
         rule = "has changed since the run was trained, its vocabulary is another one now"
-        raise UserError(f"the data of {run.checkpoint}", ABSENT, rule, "name the data to evaluate on with --data")
+        raise UserError(f"the data of {run.checkpoint}", ABSENT, rule, _OTHER_DATA)
+    if path is None and run.family == "sentiment" and list(data.class_names) != list(run.data["class_names"]):
+        rule = f"has changed since the run was trained, its classes are {', '.join(map(str, data.class_names))} now"
+        raise UserError(f"the data of {run.checkpoint}", ABSENT, rule, _OTHER_DATA)
+    if path is None and not settings and run.fingerprint is not None:
+        fingerprint.compare(run.fingerprint, fingerprint.fingerprint(data), str(run.checkpoint), _OTHER_DATA)
     return data
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TextIO, cast
 
-from recur.data.readers import JSON_LINES, PICKLES, checked, read_file
+from recur.data.checks import Column
+from recur.data.readers import DELIMITED, JSON_LINES, PICKLES, Rows, checked, read_file
 from recur.errors import UserError
 from recur.render import csv_cell, printable, shortened
 from recur.runs.files import naming
@@ -46,12 +47,17 @@ def from_arguments(texts: Sequence[str]) -> Iterator[list[Given]]:
         yield given[first : first + CHUNK]
 
 
-def from_file(file: str, column: str, skip: bool, kind: str = "auto") -> Iterator[list[Given]]:
+def is_delimited(file: str) -> bool:
+    """Whether a file is a csv or tsv, whose columns can be numbered."""
+    return Path(file).suffix.lower() in DELIMITED
+
+
+def from_file(file: str, column: Column, skip: bool, kind: str = "auto") -> Iterator[list[Given]]:
     """Texts of a txt (one a line), jsonl, csv, tsv, json or parquet file, with their other columns.
 
     Args:
         file: the path.
-        column: column of the texts.
+        column: column of the texts; in a csv or tsv without a line of names its number from 1, also in digits.
         skip: whether bad rows are passed over.
         kind: for txt and jsonl, as in `from_stream`; `auto` goes by the suffix.
 
@@ -64,7 +70,7 @@ def from_file(file: str, column: str, skip: bool, kind: str = "auto") -> Iterato
     if suffix == ".txt" or suffix in JSON_LINES:
         with open(file, "rb") as stream:
             by_suffix = "text" if suffix == ".txt" else "jsonl"
-            yield from from_stream(stream, file, column, by_suffix if kind == "auto" else kind)
+            yield from from_stream(stream, file, str(column), by_suffix if kind == "auto" else kind)
     else:
         given = list(_rows(file, column, skip))
         for first in range(0, len(given), CHUNK):
@@ -173,9 +179,12 @@ def _checked(given: Given) -> Given:
     return Given(given.where, given.text, given.columns, problem)
 
 
-def _rows(file: str, column: str, skip: bool) -> Iterator[Given]:
+def _rows(file: str, column: Column, skip: bool) -> Iterator[Given]:
     """Good rows of a table; unless bad ones are skipped, all must be good before the first is answered."""
     rows = read_file(file, [column])
+    if isinstance(column, str) and column.isdecimal() and column not in rows.available and is_delimited(file):
+        column = int(column)
+        rows = read_file(file, [column])
     if column not in rows.available and len(rows.broken) < len(rows):
         there = ", ".join(shortened(repr(name), 40) for name in rows.available[:20]) or "none"
         raise UserError(file, rule=f"has no column {column!r}, only {there}", remedy="give --column")
@@ -185,9 +194,12 @@ def _rows(file: str, column: str, skip: bool) -> Iterator[Given]:
         remedy = f"fix the file, {_SKIP}" if error.remedy else ""
         raise UserError(error.key, error.value, error.rule, remedy) from None
     # Not read together with the texts: a JSON object without an `id` would be taken for a bad row.
-    others = read_file(file, [name for name in rows.available if name != column])
+    names = [name for name in rows.available if name != column]
+    others = (
+        read_file(file, names) if names else Rows({}, [], rows.origins)
+    )  # no name at all would name the first row's
     for number, text in zip(good.numbers.tolist(), good.texts, strict=True):
-        columns = {name: values[number] for name, values in others.columns.items() if number not in others.broken}
+        columns = {str(name): values[number] for name, values in others.columns.items() if number not in others.broken}
         yield Given(rows.where(number), text, columns)
 
 

@@ -279,7 +279,8 @@ class Writer:
         self._tokenizer = tokenizer
         self._words = joins_words(tokenizer.kind)
         self._space = ""
-        self._pending: list[int] = []  # bytes of a character that is not complete yet
+        self._pending: list[int] = []  # tokens since the last one that ended with a whole character
+        self._shown = 0  # characters of these that have been given out
 
     def piece(self, index: int) -> str:
         """Text that can be shown once this id has come."""
@@ -292,14 +293,15 @@ class Writer:
             return piece
         self._pending.append(index)
         text = self._tokenizer.decode(self._pending)
-        if text.endswith("\ufffd") and len(self._pending) < 4:  # UTF-8 takes four bytes at most
-            return ""
-        self._pending = []
-        return text
+        ready = text.removesuffix("\ufffd")  # the next token may have the other bytes of this character
+        piece, self._shown = ready[self._shown :], len(ready)
+        if ready == text:
+            self._pending, self._shown = [], 0
+        return piece
 
     def end(self) -> str:
         """What is left when no more ids come."""
-        return self._tokenizer.decode(self._pending) if self._pending else ""
+        return self._tokenizer.decode(self._pending)[self._shown :] if self._pending else ""
 
 
 def written(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

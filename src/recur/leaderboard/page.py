@@ -21,22 +21,29 @@ from recur.runs.metrics import format_value, metric
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _MOST_SETTINGS = 4  # that are named beside the best figure
+_COMMAND = "recur.results"
 _PAGE, _TABLE, _RUNS = "index.html", "leaderboard.md", "runs.csv"
 _WRITTEN = (_PAGE, _TABLE, _RUNS, *FILES)
+_UNFINISHED = f"""<!doctype html>
+<meta charset="utf-8">
+<meta name="generator" content="{_COMMAND}">
+<title>recur.results</title>
+<p>This page was not finished: call recur.results again.
+"""
 
 
 def check_out(folder: Path) -> None:
-    """Refuse a folder that somebody named for the page and that holds files of the same names which are not ours.
+    """Refuse a folder for the page that holds files of the same names which are not ours.
 
     Raises:
         UserError: names such a file.
     """
-    if is_page(folder / _PAGE, "recur.results"):
+    if is_page(folder / _PAGE, _COMMAND):
         return
     theirs = sorted(path.name for path in folder.glob("*") if path.name in _WRITTEN) if folder.is_dir() else []
     if theirs:
         rule = f"holds {theirs[0]}, which recur.results did not write and would replace"
-        raise UserError("--out", str(folder), rule, "name another folder")
+        raise UserError(str(folder), rule=rule, remedy="name another folder with --out")
 
 
 def write(leaderboard: Leaderboard, folder: Path) -> Path:
@@ -50,6 +57,8 @@ def write(leaderboard: Leaderboard, folder: Path) -> Path:
         raise UserError(str(folder), rule="is a link", remedy="name the folder that it points to with --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not is_page(folder / _PAGE, _COMMAND):  # by which `check_out` knows the folder, should this be interrupted
+            write_atomic(folder / _PAGE, _UNFINISHED)
         write_atomic(folder / _TABLE, as_markdown(leaderboard))
         write_atomic(folder / _RUNS, as_csv(leaderboard))
         write_atomic(folder / _PAGE, render(leaderboard, draw(leaderboard, folder), folder))
@@ -88,7 +97,7 @@ def render(leaderboard: Leaderboard, plots: Sequence[Plot], folder: Path) -> str
     # Should a text of the data get through all the same: nothing is fetched, and no script runs but this one.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     shown = columns(leaderboard)
-    name = " and ".join("/".join(source.folder.absolute().parts[-2:]) for source in leaderboard.sources[:3])
+    name = " and ".join("/".join(source.folder.resolve().parts[-2:]) for source in leaderboard.sources[:3])
     more = len(leaderboard.sources) - 3
     several = len({result.source for result in leaderboard.results}) > 1
     return templates(_TEMPLATES).get_template("page.html.jinja").render(
@@ -136,7 +145,7 @@ def _bar(leaderboard: Leaderboard, value: float | None) -> int | None:
 def _tiles(leaderboard: Leaderboard) -> Iterator[tuple[str, str]]:
     best, tied = leaderboard.best, leaderboard.tied
     if best is not None:
-        seeds = f" over {len(best.done)} seeds" if len(best.done) > 1 else ""
+        seeds = f" over {len(best.of_seeds)} seeds" if len(best.of_seeds) > 1 else ""
         ceiling = leaderboard.ceiling
         known = f"; the best possible is {format_value(leaderboard.metric, ceiling)}" if ceiling is not None else ""
         yield best.result_text(leaderboard.metric), f"best {leaderboard.metric}{seeds}{known}"

@@ -113,7 +113,8 @@ def find_sources(folders: Sequence[str | Path]) -> list[Source]:
     Raises:
         UserError: there is none.
     """
-    paths = list({Path(folder).expanduser().absolute(): Path(folder).expanduser() for folder in folders}.values())
+    # One folder may be named in several ways: `runs/a` and `runs/b/../a` are one, and so is a link to it.
+    paths = list({Path(folder).expanduser().resolve(): Path(folder).expanduser() for folder in folders}.values())
     places: dict[Path, Path] = {}
     for path in paths:
         if not path.exists():
@@ -121,7 +122,7 @@ def find_sources(folders: Sequence[str | Path]) -> list[Source]:
         below = _below(path)
         if not below:
             raise UserError(str(path), rule="is not a sweep and not a run, and holds none")
-        places |= {place.absolute(): place for place in below}
+        places |= {place.resolve(): place for place in below}
     names = _names(list(places))
     sources = [_source(place, name) for place, name in zip(places.values(), names, strict=True)]
     return [source for source in sources if source is not None]

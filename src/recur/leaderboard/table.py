@@ -28,16 +28,27 @@ class Group:
         return [result for result in self.results if result.state == "done" and result.value is not None]
 
     @property
+    def of_seeds(self) -> list[float]:
+        """The metric of each seed that came to its end: runs that repeat a seed count once, by their mean."""
+        return self._of_seeds([result.value for result in self.done])
+
+    def _of_seeds(self, values: Sequence[float | None]) -> list[float]:
+        """Means over the runs of each seed of what the finished runs have, without those that have none."""
+        seeds: dict[str, list[float]] = {}
+        for result, value in zip(self.done, values, strict=True):
+            if value is not None and math.isfinite(value):
+                seeds.setdefault(result.seed, []).append(value)
+        return [statistics.fmean(seed) for seed in seeds.values()]
+
+    @property
     def mean(self) -> float | None:
         """Mean of the metric over seeds."""
-        values = [result.value for result in self.done if result.value is not None]
-        return statistics.fmean(values) if values else None
+        return statistics.fmean(self.of_seeds) if self.of_seeds else None
 
     @property
     def deviation(self) -> float | None:
         """Sample standard deviation over seeds, None for one seed."""
-        values = [result.value for result in self.done if result.value is not None]
-        return statistics.stdev(values) if len(values) > 1 else None
+        return statistics.stdev(self.of_seeds) if len(self.of_seeds) > 1 else None
 
     @property
     def state(self) -> str:
@@ -47,8 +58,7 @@ class Group:
 
     def mean_of(self, name: str) -> float | None:
         """Mean of another metric over the finished seeds, None where none wrote it."""
-        values = [metric(result.record or {}, name) for result in self.done]
-        known = [value for value in values if value is not None and math.isfinite(value)]
+        known = self._of_seeds([metric(result.record or {}, name) for result in self.done])
         return statistics.fmean(known) if known else None
 
     def result_text(self, name: str) -> str:

@@ -45,13 +45,19 @@ def _hash(content: Any) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def compare(before: Mapping[str, Any], now: Fingerprint, where: str) -> None:
+def compare(
+    before: Mapping[str, Any],
+    now: Fingerprint,
+    where: str,
+    remedy: str = "accept_data_change=true goes on all the same",
+) -> None:
     """Refuse other data than a run was begun with.
 
     Args:
         before: the fingerprint that the run kept.
         now: of the data as it is.
         where: the run, for the message.
+        remedy: what to do about it.
 
     Raises:
         UserError: says what is different.
@@ -61,17 +67,13 @@ def compare(before: Mapping[str, Any], now: Fingerprint, where: str) -> None:
         if then == present or not isinstance(then, Mapping):
             continue
         if present is None:
-            raise _changed(where, f"there is no {split} split any more")
+            raise _changed(where, f"there is no {split} split any more", remedy)
         for key, value in then.items():
             if present.get(key) != value:
                 sizes = f": {value:,} then, {present.get(key):,} now" if isinstance(value, int) else ""
                 what = f"the {key} of the {split} split" if key != "hash" else f"the {split}"
-                raise _changed(where, f"{what} changed{sizes}")
+                raise _changed(where, f"{what} changed{sizes}", remedy)
 
 
-def _changed(where: str, what: str) -> UserError:
-    return UserError(
-        "data",
-        rule=f"is not what {where} was trained on so far ({what})",
-        remedy="accept_data_change=true goes on all the same",
-    )
+def _changed(where: str, what: str, remedy: str) -> UserError:
+    return UserError("data", rule=f"is not what {where} was trained on so far ({what})", remedy=remedy)

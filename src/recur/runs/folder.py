@@ -19,6 +19,9 @@ WRITTEN = (
     "tokenizer.json",
     "config.yaml",
     "train.log",
+    "wandb_run_id.txt",
+    "mlflow_run_id.txt",
+    "aim_run_hash.txt",
     ".hydra",
 )
 _PATTERNS = ("events.out.tfevents.*", "train_ddp_process_*.log")

@@ -133,7 +133,9 @@ def check_tensors(state: Any) -> None:
 
 
 def check_counts(model: Any, tensors: int) -> None:
-    """Look at how many layers, or rounds of a cell, a checkpoint's model has: each has weights of its own.
+    """Look at how many layers, or rounds of a mogrifier, a checkpoint's model has: each has weights of its own.
+
+    What other numbers a cell of somebody else's takes, and what they mean, is not known here.
 
     Args:
         model: the model's description.
@@ -142,10 +144,12 @@ def check_counts(model: Any, tensors: int) -> None:
     Raises:
         ValueError: there are fewer weights than that.
     """
-    inner = model.items() if isinstance(model, Mapping) else ()
-    for key, value in inner:
-        parts = value.items() if key == "cell_options" and isinstance(value, Mapping) else ()
-        for name, number in ((key, value) if key == "num_layers" else ("", 0), *parts):
+    inner = model if isinstance(model, Mapping) else {}
+    for key, value in inner.items():
+        counts = {"num_layers": value} if key == "num_layers" else {}
+        if key == "cell_options" and isinstance(value, Mapping) and inner.get("cell") == "mogrifier":
+            counts = {"rounds": value.get("rounds")}
+        for name, number in counts.items():
             if isinstance(number, (int, float)) and number > tensors:
                 raise ValueError(f"{name} is {number}, and it has {tensors} weights")
         check_counts(value, tensors)

@@ -103,6 +103,7 @@ class Run:
         data: what the model has to know of the data: `vocab_size`, `class_names`, ...
         tokenizer: a `recur.data.text.Tokenizer`.
         task: the LightningModule with its weights, in evaluation mode.
+        fingerprint: of the data it was trained on, see `recur.runs.fingerprint`; None where none was kept.
     """
 
     checkpoint: Path
@@ -111,6 +112,7 @@ class Run:
     data: dict[str, Any]
     tokenizer: Any
     task: Any
+    fingerprint: dict[str, Any] | None = None
 
     @property
     def family(self) -> str:
@@ -162,7 +164,8 @@ class Run:
             raise UserError("", rule=f"{checkpoint}: its tokenizer has {sizes}")
         task.eval()
         folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
-        return cls(checkpoint, folder, config, data, tokenizer, task)
+        kept = own.get("fingerprint")
+        return cls(checkpoint, folder, config, data, tokenizer, task, kept if isinstance(kept, dict) else None)
 
     def require(self, family: str, command: str) -> None:
         """Refuse a run of the other family.

@@ -57,6 +57,7 @@ class ConfigChecks:
         logging.disable(logging.INFO)  # Lightning introduces every trainer that is built
         try:
             for config, used in waiting.values():
+                schema.check_top_level(config, used)  # before the trainer is looked at: it may be missing
                 schema.check_run({**config, "trainer": self._here(config["trainer"])}, used)
         finally:
             logging.disable(before)

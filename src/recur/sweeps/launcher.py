@@ -223,11 +223,12 @@ class FreshProcessLauncher(Launcher):
         check_count(len(rows))
         if len(rows) > _MANY:
             print(f"checks     {len(rows)} jobs before the first one starts", flush=True)
-        known = {overrides: number for number, overrides in self.known_jobs().items()}
-        used = set(known.values())
-        free = (number for number in range(first, first + len(rows) + len(used) + 1) if number not in used)
-        numbers = [known[tuple(row)] if tuple(row) in known else next(free) for row in rows]
-        made = [self.job(number, row) for number, row in zip(numbers, rows, strict=True)]
+        known = self.known_jobs()
+        former = _former_numbers(known, rows)
+        free = (number for number in range(first, first + len(rows) + len(known) + 1) if number not in known)
+        numbers = [former[at] if at in former else next(free) for at in range(len(rows))]
+        # A job keeps its recorded words, which stand in the mark of its folder, whatever their order is now.
+        made = [self.job(number, known.get(number, row)) for number, row in zip(numbers, rows, strict=True)]
         folders = {job.folder for job in made}
         if len(folders) < len(made) or any(parent in folders for folder in folders for parent in folder.parents):
             raise UserError(
@@ -294,7 +295,7 @@ class FreshProcessLauncher(Launcher):
     def _compare(self, plan: Plan) -> None:
         """Refuse a folder that holds another sweep."""
         if self.resuming:
-            header = journal.read(self.folder)[0]
+            header = _header(self.folder)
             changed = [difference(header["space"], plan.space)]
             if header["search"] != plan.search:
                 changed.insert(0, f"search: then {header['search']}, now {plan.search}")
@@ -378,6 +379,42 @@ class FreshProcessLauncher(Launcher):
             replace(job, number=number, overrides=known.get(number, ()), folder=folder).check_folder()
 
 
+def _former_numbers(known: Mapping[int, tuple[str, ...]], rows: Sequence[Sequence[str]]) -> dict[int, int]:
+    """The former number of each row of settings that had one, by its place among the rows.
+
+    Settings are the same in whatever order they were typed. Rows that repeat the very words of a job come first: two
+    rows may differ in nothing but the order of their words.
+    """
+    numbers: dict[int, int] = {}
+    for settings in (tuple, frozenset):
+        left: dict[Any, list[int]] = {}
+        for number in sorted(known.keys() - numbers.values(), reverse=True):
+            left.setdefault(settings(known[number]), []).append(number)
+        for at, row in enumerate(rows):
+            if at not in numbers and (found := left.get(settings(row))):
+                numbers[at] = found.pop()
+    return numbers
+
+
+def _header(folder: Path) -> dict[str, Any]:
+    """The first line of a sweep's journal, with what a sweep is compared by before it is resumed.
+
+    Raises:
+        UserError: it lacks a part of that.
+    """
+    header = journal.read(folder)[0]
+    space = header.get("space")
+    parts = ("fixed", "varied")
+    if not isinstance(space, dict) or not all(isinstance(space.get(part), dict) for part in parts):
+        lacks = "space"
+    else:
+        lacks = next((key for key in ("search", "objectives") if key not in header), "")
+    if lacks:
+        rule = f"is damaged: its first line does not say the {lacks} of the sweep, which a resumed one must repeat"
+        raise UserError(str(folder / journal.NAME), rule=rule)
+    return header
+
+
 def _returned(job: Job, outcome: Outcome | None) -> JobReturn:
     result = JobReturn(overrides=list(job.overrides), working_dir=str(job.folder))
     if outcome is not None and outcome.state in ("done", "pruned"):
@@ -398,7 +435,7 @@ def command_module() -> str:
 
 def resume_command(folder: Path) -> str:
     """What to type to complete the sweep."""
-    return f"python -m {command_module()} -m resume={shlex.quote(str(folder))}"
+    return f"python -m {command_module()} -m {shlex.quote(f'resume={quoted(str(folder))}')}"
 
 
 def reaching_out(cfg: DictConfig) -> tuple[str, ...]:
@@ -506,8 +543,9 @@ def leave(outcomes: Mapping[int, Outcome], total: int, folder: Path) -> None:
     failed = [number for number, outcome in sorted(outcomes.items()) if outcome.state == "failed"]
     if failed or any(outcome.state == "stopped" for outcome in outcomes.values()):
         named = ", ".join(map(str, failed[:10])) + (", ..." if len(failed) > 10 else "")
-        print(
-            f"recur: {len(failed)} of {total} jobs failed ({named}); run them again with: {resume_command(folder)}",
-            file=sys.stderr,
-        )
+        # A job that wrote its result is complete, even where that holds no number to compare.
+        complete = all(outcome.record is not None for outcome in outcomes.values())
+        again = f"run them again with: {resume_command(folder)}"
+        again = "they ran to their end, so a resumed sweep would not run them again" if complete else again
+        print(f"recur: {len(failed)} of {total} jobs failed ({named}); {again}", file=sys.stderr)
         raise SystemExit(1)

@@ -104,6 +104,9 @@ def plan(settings: SlotSettings, needs: Sequence[Needs], jobs: int | None = None
         value = getattr(settings, name)
         if value != "auto" and (type(value) is not int or value < 1):
             raise UserError(f"hydra.launcher.{name}", value, "must be a whole number of at least 1")
+    listed = isinstance(settings.gpus, Sequence) and not isinstance(settings.gpus, str)
+    if settings.gpus != "auto" and not listed and (type(settings.gpus) is not int or settings.gpus < 0):
+        raise UserError("hydra.launcher.gpus", settings.gpus, "must be auto, a count or a list of ids")
     if any(need.accelerator == "gpu" for need in needs):
         gpus = _chosen_gpus(settings)
         if not gpus:
@@ -129,8 +132,6 @@ def _chosen_gpus(settings: SlotSettings) -> list[str]:
     if wanted == "auto":
         return visible
     if isinstance(wanted, int):
-        if wanted < 0:
-            raise UserError("hydra.launcher.gpus", wanted, "must be auto, a count or a list of ids")
         if wanted > len(visible):
             raise UserError("", rule=f"hydra.launcher.gpus={wanted}, but {_there_are(visible)}")
         return visible[:wanted]

@@ -1,5 +1,6 @@
 """What a sweep shows while it runs: a live table on a terminal, plain lines without one."""
 
+import math
 import re
 import sys
 import time
@@ -102,7 +103,7 @@ class SweepProgress:
         row = self._rows.setdefault(job.number, _Row(job, "waiting"))
         row.state, row.seconds, row.value = outcome.state, outcome.seconds, outcome.value
         self._ended += outcome.state != "stopped"
-        if outcome.state == "done" and outcome.value is not None:
+        if outcome.state == "done" and outcome.value is not None and math.isfinite(outcome.value):
             candidate = (outcome.value, job.number)
             ahead = self._best is None or (candidate > self._best if self._mode == "max" else candidate < self._best)
             self._best = candidate if ahead else self._best
@@ -160,7 +161,7 @@ class SweepProgress:
             if row.state == "running":
                 entries = self._look(row)
                 values = [e["metrics"].get(self._monitor) for e in entries]
-                known = [v for v in values if v is not None]
+                known = [v for v in values if v is not None and math.isfinite(v)]
                 value = (max if self._mode == "max" else min)(known) if known else None
                 epoch = f"{entries[-1]['epoch']:g}" if entries else ""
                 remaining = self._job_left(row)

@@ -24,10 +24,10 @@ from recur.sweeps.runner import Executor
 _START = "start one with `ray start --head`"
 
 
-def _serve(job: Job, cwd: str, threads: int, granted: Mapping[str, str]) -> int:
+def _serve(job: Job, cwd: str, threads: int, granted: Mapping[str, str], grace: float) -> int:
     """Run a job on whatever machine this is."""
     os.chdir(cwd)
-    return perform(job, {**thread_environment(max(1, threads // job.needs.ranks)), **granted})
+    return perform(job, {**thread_environment(max(1, threads // job.needs.ranks)), **granted}, grace)
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,20 @@ class Ray:
         address: of the cluster; `auto` for the one this machine belongs to, None to start one on this machine alone.
         part: what one job takes.
         retries: times that Ray starts a lost job again.
+        grace: seconds a job has to end by itself where Ray ends its worker gently; a stopped sweep's it kills at once.
 
     Raises:
         UserError: Ray is not installed, there is no cluster at the address, or a job is larger than the cluster.
     """
 
-    def __init__(self, address: str | None, part: Share, retries: int) -> None:
+    def __init__(self, address: str | None, part: Share, retries: int, grace: float = 10.0) -> None:
         if type(retries) is not int or retries < 0:
             raise UserError("hydra.launcher.retries", retries, "must be a whole number of at least 0")
+        if not isinstance(address, (str, type(None))):
+            raise UserError("hydra.launcher.address", address, "must be HOST:PORT, auto or null")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns about what is to come
         ray = require_extra("ray", "ray", "hydra/launcher=ray")
-        self._ray, self._part = ray, part
+        self._ray, self._part, self._grace = ray, part, grace
         self._ours = not ray.is_initialized()
         if self._ours:
             _check_port(address)
@@ -143,7 +146,7 @@ class Ray:
     def start(self, job: Job) -> str:
         """Submit a job to Ray."""
         granted = {} if self._part.gpus else {"CUDA_VISIBLE_DEVICES": ""}
-        reference = self._serve.remote(job, os.getcwd(), self._part.cpus, granted)
+        reference = self._serve.remote(job, os.getcwd(), self._part.cpus, granted, self._grace)
         self._running[reference] = job
         return "ray"
 
@@ -190,16 +193,19 @@ class Submitit:
         part: what one job takes.
         at_once: jobs queued or running at a time.
         parameters: further settings for submitit: `slurm_partition`, `timeout_min`, `mem_gb`, ...
+        grace: seconds a cancelled job has to end by itself, as far as the queue waits so long.
 
     Raises:
         UserError: submitit is not installed, there is no SLURM here, or it does not know a parameter.
     """
 
-    def __init__(self, folder: Path, cluster: str, part: Share, at_once: int, parameters: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, cluster: str, part: Share, at_once: int, parameters: Mapping[str, Any], grace: float = 10.0
+    ) -> None:
         submitit = require_extra("slurm", "submitit", "hydra/launcher=submitit_slurm")
         if type(at_once) is not int or at_once < 1:
             raise UserError("hydra.launcher.jobs_at_once", at_once, "must be a whole number of at least 1")
-        self.capacity, self._part = at_once, part
+        self.capacity, self._part, self._grace = at_once, part, grace
         self._folder = (folder / ".submitit").absolute()
         try:
             self._executor = submitit.AutoExecutor(str(self._folder), cluster=cluster)
@@ -224,7 +230,7 @@ class Submitit:
     def start(self, job: Job) -> str:
         """Queue a job."""
         granted = {} if self._part.gpus else {"CUDA_VISIBLE_DEVICES": ""}
-        queued = self._executor.submit(_serve, job, os.getcwd(), self._part.cpus, granted)
+        queued = self._executor.submit(_serve, job, os.getcwd(), self._part.cpus, granted, self._grace)
         self._running.append((job, queued))
         return f"{self._cluster} {queued.job_id}"
 
@@ -250,7 +256,7 @@ class Submitit:
         """Cancel what is queued or runs; wait a little until it is gone."""
         for _, queued in self._running:
             queued.cancel(check=False)
-        until = time.monotonic() + 15
+        until = time.monotonic() + self._grace + 5
         while time.monotonic() < until and not all(queued.done(force_check=True) for _, queued in self._running):
             time.sleep(0.5)
 
@@ -279,7 +285,7 @@ class RayLauncher(FreshProcessLauncher):
 
     def executor(self, needs: Sequence[Needs], jobs: int) -> Executor:
         """The cluster."""
-        return Ray(self.address, share(needs, self.gpus_per_job, self.cpus_per_job), self.retries)
+        return Ray(self.address, share(needs, self.gpus_per_job, self.cpus_per_job), self.retries, self.grace)
 
 
 class SubmititLauncher(FreshProcessLauncher):
@@ -299,10 +305,12 @@ class SubmititLauncher(FreshProcessLauncher):
         snapshot: bool = True,
     ) -> None:
         super().__init__(fail_fast, grace_seconds, snapshot)
+        if not isinstance(parameters, (Mapping, type(None))):
+            raise UserError("hydra.launcher.parameters", parameters, "must be settings of submitit with their values")
         self.cluster, self.jobs_at_once, self.parameters = cluster, jobs_at_once, dict(parameters or {})
         self.gpus_per_job, self.cpus_per_job = gpus_per_job, cpus_per_job
 
     def executor(self, needs: Sequence[Needs], jobs: int) -> Executor:
         """The queue."""
         part = share(needs, self.gpus_per_job, self.cpus_per_job)
-        return Submitit(self.folder, self.cluster, part, self.jobs_at_once, self.parameters)
+        return Submitit(self.folder, self.cluster, part, self.jobs_at_once, self.parameters, self.grace)

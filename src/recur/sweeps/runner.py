@@ -161,6 +161,10 @@ def judge(job: Job, code: int, seconds: float | None = None) -> Outcome:
         value = metric(record, job.monitor) if job.monitor else None
         if job.monitor and value is None and not record.get("pruned"):
             return Outcome("failed", None, record, took, f"it wrote no {job.monitor} into metrics.json")
+        if value is not None and not math.isfinite(value):  # no order has a place for it
+            if not record.get("pruned"):
+                return Outcome("failed", None, record, took, "the metric is not finite")
+            value = None
         return Outcome("pruned" if record.get("pruned") else "done", value, record, took)
     reason = job.last_line()
     how = f"signal {code - 128 if code > 128 else -code}" if code > 128 or code < 0 else f"exit code {code}"

@@ -14,6 +14,7 @@ Sweeps are shared, and a stranger's must not bring code along. So a resumed swee
 cache, which only his own sweeps write, or the present code where it is the same, and otherwise is refused.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -159,7 +160,7 @@ def of_sweep(record: Any, sweep: Path, config_dirs: Sequence[Path] = ()) -> Code
     if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
         raise UserError(str(sweep), rule="is damaged: its journal names no snapshot", remedy=_OFF)
     code = Code(sha256, commit if isinstance(commit, str) else None, sweep.absolute() / FOLDER / ARCHIVE)
-    if code.folder.is_dir() and _hash(_read([Part(code.folder, "")])) == sha256:
+    if _is_whole(code.folder, sha256):
         return code
     present = _read(_parts(config_dirs))
     if _hash(present) == sha256:
@@ -222,20 +223,29 @@ def _hash(files: Mapping[str, tuple[bytes, int]]) -> str:
     return whole.hexdigest()
 
 
+def _is_whole(folder: Path, sha256: str) -> bool:
+    """Whether a folder holds this snapshot: no file of it was edited, deleted or added."""
+    try:
+        return folder.is_dir() and _hash(_read([Part(folder, "")])) == sha256
+    except (OSError, UserError):  # a file cannot be read, or there is too much of it
+        return False
+
+
 def _root() -> Path:
     return cache_folder() / "code"
 
 
 def _write(files: Mapping[str, tuple[bytes, int]], sha256: str, compiled: Mapping[str, Path] | None = None) -> None:
-    """Write a snapshot, whole or not at all; one that is there is left as it is.
+    """Write a snapshot, whole or not at all; one that is there is left as it is, unless it is damaged.
 
     What Python and numba have compiled is copied too. Both know the source by its time of change and size, which stay:
     without it the first job would compile for seconds.
     """
     place = _root() / sha256
-    if place.is_dir():
+    if _is_whole(place, sha256):
         return
-    draft = place.with_name(f".{sha256[:12]}.{uuid.uuid4().hex}")
+    there = place.is_dir()
+    draft, damaged = (place.with_name(f".{sha256[:12]}.{uuid.uuid4().hex}") for _ in range(2))
     try:
         for name, (content, changed) in files.items():
             path = draft / name
@@ -248,12 +258,16 @@ def _write(files: Mapping[str, tuple[bytes, int]], sha256: str, compiled: Mappin
                 where = draft / target / cache.relative_to(source)
                 if where.parent.is_dir():
                     shutil.copytree(cache, where, dirs_exist_ok=True)
+        if there:
+            with contextlib.suppress(FileNotFoundError):  # another sweep has done the same
+                place.rename(damaged)
         draft.rename(place)
     except OSError:
         if not place.is_dir():  # another sweep was quicker
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(damaged, ignore_errors=True)
 
 
 # ---------------------------------------------------------------------------------------------------- to other machines

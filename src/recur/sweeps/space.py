@@ -137,7 +137,7 @@ def _shown(part: Mapping[str, Any], key: str) -> str:
     if key not in part:
         return "not set"
     value = part[key]
-    return ",".join(value) if isinstance(value, list) else str(value).removeprefix(f"{key}=")
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value).removeprefix(f"{key}=")
 
 
 def parse(params: Mapping[str, Any] | None, arguments: Iterable[str], config_loader: Any = None) -> Space:

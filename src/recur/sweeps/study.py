@@ -31,6 +31,7 @@ from recur.sweeps.space import Dimension, Space
 
 JOURNAL = "optuna.journal"
 NAME = "recur"
+_LARGEST_SEED = 2**32 - 1  # that NumPy takes, from which Optuna's samplers draw
 
 
 def require() -> Any:
@@ -118,6 +119,10 @@ class Pruner:
         Raises:
             UserError: a key that there is not, or a wrong value.
         """
+        if not isinstance(settings, Mapping):
+            raise UserError(
+                "hydra.sweeper.pruner", settings, "must be settings", "as in hydra.sweeper.pruner.kind=null"
+            )
         known = ("kind", "startup", "warmup", "reduction")
         if "_target_" in settings:  # Hydra adds it to the usual keys, which say nothing then
             return cls(kind={key: value for key, value in settings.items() if key not in known})
@@ -172,6 +177,8 @@ class SearchSettings:
         """Check the values."""
         for name, least in (("n_trials", 1), ("startup_trials", 0), ("seed", 0)):
             _whole(f"hydra.sweeper.{name}", getattr(self, name), least)
+        if self.seed > _LARGEST_SEED:
+            raise UserError("hydra.sweeper.seed", self.seed, f"must be at most {_LARGEST_SEED}")
         if isinstance(self.sampler, Mapping) and "_target_" in self.sampler:
             self.rule()  # refuses what cannot be built
         elif self.sampler not in ("tpe", "random"):
@@ -460,7 +467,10 @@ class Trials:
 
     def _job(self, trial: Any) -> Job:
         rows = [f"{d.key}={_text(d, trial.params[d.key])}" for d in self._space.dimensions]
-        job = self._make(trial.number, (*self._space.fixed.values(), *rows))
+        words = (*self._space.fixed.values(), *rows)
+        known = self._known.get(trial.number, ())
+        # The words of a job that was begun stand in the mark of its folder, whatever their order is now.
+        job = self._make(trial.number, known if set(known) == set(words) else words)
         if len(self._settings.objectives) == 1:  # Optuna takes no reports of a trial with several
             pruner = self._settings.pruner
             content = {"journal": str(self._journal), "trial": trial.number, "pruner": vars(pruner)}

@@ -14,18 +14,25 @@ from recur.runs.metrics import check_metric, family_of
 from recur.sweeps import space as spaces
 from recur.sweeps.launcher import FreshProcessLauncher, Plan, leave
 
+_CASES = "must be lists of overrides KEY=VALUE"
+
 
 class OwnSweeper(Sweeper):
     """The base of this package's sweepers: how they are set up and how they end.
 
     Args:
         params: settings and their values in Hydra's syntax; what is typed goes before them.
+
+    Raises:
+        UserError: `params` are something else.
     """
 
     launcher: FreshProcessLauncher
 
     def __init__(self, params: Any) -> None:
-        self.params = dict(params or {})
+        self.params = _mapping(
+            "hydra.sweeper.params", params, "settings and their values", "{optimizer.lr: '1e-3,1e-2'}"
+        )
         self.context: Any = None
         self.config: Any = None
 
@@ -85,10 +92,13 @@ class Grid(OwnSweeper):
     def __init__(self, params: Any, cases: Any = ()) -> None:
         super().__init__(params)
         self.cases: list[tuple[str, ...]] = []
-        for case in cases or ():
-            words = [case] if isinstance(case, str) else list(case)
+        cases = _plain(cases) or ()
+        if not isinstance(cases, (list, tuple)):
+            raise UserError("hydra.sweeper.cases", cases, _CASES)
+        for case in cases:
+            words = list(case) if isinstance(case, (list, tuple)) else [case]
             if wrong := [word for word in words if not isinstance(word, str) or "=" not in word]:
-                raise UserError("hydra.sweeper.cases", wrong[0], "must be lists of overrides KEY=VALUE")
+                raise UserError("hydra.sweeper.cases", wrong[0], _CASES)
             self.cases.append(tuple(words))
 
     def search(self, space: spaces.Space) -> Any:
@@ -153,7 +163,8 @@ class Optuna(OwnSweeper):
 
         super().__init__(params)
         study.require()
-        objectives = {str(name): str(mode) for name, mode in dict(objectives or {}).items()}
+        given = _mapping("hydra.sweeper.objectives", objectives, "metric names with max or min", "{val/f1: max}")
+        objectives = {str(name): str(mode) for name, mode in given.items()}
         rule = study.Pruner.of(_plain(pruner) or {})
         self.settings = study.SearchSettings(objectives, n_trials, _plain(sampler), startup_trials, seed, rule)
 
@@ -200,6 +211,18 @@ class Optuna(OwnSweeper):
                 remedy="set hydra.sweeper.pruner.kind=null",
             )
         return replace(self.settings, objectives=objectives)
+
+
+def _mapping(key: str, given: Any, what: str, example: str) -> dict[Any, Any]:
+    """A setting that holds names and values, empty for None.
+
+    Raises:
+        UserError: it is something else.
+    """
+    given = _plain(given)
+    if given is not None and not isinstance(given, dict):
+        raise UserError(key, given, f"must be {what}", f"as in {key}={example}")
+    return given or {}
 
 
 def _plain(settings: Any) -> Any:

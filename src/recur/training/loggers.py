@@ -13,11 +13,14 @@ A resumed run goes on in the same entry of W&B, MLflow and Aim. To add a logger,
 file in `conf/logger`, and its name to `recur.runs.trust.RUN`.
 """
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
@@ -26,8 +29,29 @@ from recur.runs.extras import lacks
 from recur.runs.files import write_atomic
 from recur.runs.marks import read_mark
 
-MLFLOW_ID, AIM_ID = "mlflow_run_id.txt", "aim_run_hash.txt"
+WANDB_ID, MLFLOW_ID, AIM_ID = "wandb_run_id.txt", "mlflow_run_id.txt", "aim_run_hash.txt"  # see runs.folder.WRITTEN
 _LONGEST_VALUE = 500  # characters of a parameter, as MLflow takes them
+
+
+# Whether the run goes on. Loggers are built by the config, which does not know; a new run that overwrites another one
+# would else go on in that one's entry.
+_resumed: ContextVar[bool] = ContextVar("resumed", default=False)
+
+
+@contextlib.contextmanager
+def of_a_run(*, resumed: bool) -> Iterator[None]:
+    """Build loggers that go on in a run's entries, or that begin new ones."""
+    token = _resumed.set(resumed)
+    try:
+        yield
+    finally:
+        _resumed.reset(token)
+
+
+def _known_id(folder: Path, name: str) -> str | None:
+    """The entry in which a resumed run goes on, None for a new one."""
+    place = folder / name
+    return place.read_text(encoding="utf-8").strip() if _resumed.get() and place.is_file() else None
 
 
 def sweep_of(folder: Path) -> str | None:
@@ -64,6 +88,9 @@ def wandb(
     """
     place = Path(folder)
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing is sent but what is asked for
+    known = _known_id(place, WANDB_ID)
+    if known is None:  # a run that goes on without its id is of a version that had this one
+        known = hashlib.sha256(str(place.resolve()).encode()).hexdigest()[:16] if _resumed.get() else uuid4().hex[:16]
     try:
         return WandbLogger(
             name=run_name(place, name),
@@ -73,7 +100,7 @@ def wandb(
             tags=[str(tag) for tag in tags] or None,
             offline=offline,
             log_model=log_model,
-            id=hashlib.sha256(str(place.resolve()).encode()).hexdigest()[:16],
+            id=known,
             resume="allow",
         )
     except ModuleNotFoundError as error:
@@ -97,7 +124,6 @@ def mlflow(
     """
     place = Path(folder)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing is sent but what is asked for
-    known = place / MLFLOW_ID
     sweep = sweep_of(place)
     own = {"sweep": sweep or "", "tags": ", ".join(map(str, tags))}
     database = f"sqlite:///{place.resolve() / 'mlflow.db'}"
@@ -107,7 +133,7 @@ def mlflow(
             run_name=run_name(place, name),
             tracking_uri=tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or database,
             tags={key: value for key, value in own.items() if value} or None,
-            run_id=known.read_text(encoding="utf-8").strip() if known.is_file() else None,
+            run_id=_known_id(place, MLFLOW_ID),
         )
     except ModuleNotFoundError as error:
         raise lacks("mlflow", error.name or "mlflow", "logger=mlflow") from None
@@ -131,19 +157,19 @@ def aim(folder: str, name: str, tags: Sequence[str] = (), experiment: str = "rec
         from aim.pytorch_lightning import AimLogger
     except ModuleNotFoundError as error:
         raise lacks("aim", error.name or "aim", "logger=aim") from None
-    known = place / AIM_ID
+    known = _known_id(place, AIM_ID)
     logger: Any = AimLogger(
         repo=repo or str(place.resolve()),
         experiment=experiment,
         run_name=run_name(place, name),
-        run_hash=known.read_text(encoding="utf-8").strip() if known.is_file() else None,
+        run_hash=known,
         system_tracking_interval=None,
         log_system_params=False,
         capture_terminal_logs=False,
     )
     if rank() == 0:
         entry = logger.experiment
-        if not known.is_file():
+        if known is None:
             for tag in tags:
                 entry.add_tag(str(tag))
         if sweep := sweep_of(place):
@@ -173,6 +199,7 @@ def log_settings(loggers: list[Any], settings: Mapping[str, Any], folder: Path) 
         if isinstance(logger, MLFlowLogger):
             write_atomic(folder / MLFLOW_ID, f"{logger.run_id}\n")
         if isinstance(logger, WandbLogger):
+            write_atomic(folder / WANDB_ID, f"{logger.version}\n")
             _remove_links(folder / "wandb")
 
 

@@ -49,12 +49,15 @@ def find(data: Any, task: Any, config: dict[str, Any]) -> RangeTest:
     Raises:
         UserError: no rate made the loss fall, or there are too few batches to tell.
     """
+    if (rate := getattr(task, "layer_rate", 1.0)) != 1:
+        rule = f"tries one rate for all layers, and model.layer_rate={rate} gives each its own"
+        raise UserError("find_lr", rule=rule, remedy="set model.layer_rate=1 while you look for a rate")
     if isinstance(task, Stepping):
         task.prepare(data)
     settings = config["trainer"]
     with tempfile.TemporaryDirectory() as scratch:
         trainer = pl.Trainer(
-            accelerator=settings["accelerator"],
+            accelerator=settings.get("accelerator", "auto"),
             devices=1,
             precision=settings["precision"],
             max_epochs=10_000,  # the test ends it

@@ -24,6 +24,8 @@ from recur.training.failures import NotFiniteError
 from recur.training.loggers import log_settings
 from recur.training.tensorboard import announce_hparams, settings_of
 
+_begun: set[Path] = set()  # folders of new runs that this process has begun to write
+
 
 def take_up(composed: Composed) -> Path | None:
     """Look at the folder of a run that is to begin or to go on.
@@ -71,6 +73,7 @@ def begin(composed: Composed, data: Any, task: Any, trainer: pl.Trainer, checkpo
         name_holder(folder)
         if checkpoint is None:
             take_up(composed)  # again, now that the folder is locked
+            _begun.add(folder)
             folders.clear(folder)
             _write_hydra(composed)
         else:
@@ -109,13 +112,19 @@ def withdrawn_if_refused(folder: Path) -> Iterator[list[pl.Trainer]]:
         refused = not any(trainer.global_step for trainer in built) and not isinstance(error, NotFiniteError)
         if refused and folder in missing and rank() == 0:
             release(folder)
-            folders.clear(folder, marked=False)
-            for name in (".lock", "mlflow.db"):  # MLflow's logger makes its database when it is built
-                (folder / name).unlink(missing_ok=True)
+            if folder in _begun:
+                folders.clear(folder, marked=False)
+                (folder / ".lock").unlink(missing_ok=True)
+            # MLflow's logger makes its database when it is built. What else is there is of another process, which began
+            # a run in the same folder meanwhile.
+            if folder in _begun or not (folders.holds_run(folder) or (folder / ".lock").exists()):
+                (folder / "mlflow.db").unlink(missing_ok=True)
             for place in missing:
                 with contextlib.suppress(OSError):  # something else is in it
                     place.rmdir()
         raise
+    finally:
+        _begun.discard(folder)
 
 
 class RewrittenConfig(Callback):

@@ -28,6 +28,7 @@ from recur.training.callbacks import PlannedNoise, Throughput, ValidationLog
 from recur.training.checkpointing import Files, SelfContained
 from recur.training.failures import Stop
 from recur.training.fit import Trained, check_lengths, check_place, train
+from recur.training.loggers import of_a_run
 from recur.training.run_files import begin, take_up, withdrawn_if_refused
 
 _PROFILERS: dict[str, Any] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
@@ -163,7 +164,7 @@ def with_few_batches(composed: Composed) -> Composed:
 def with_precision(composed: Composed) -> Composed:
     """The config with what `trainer.precision=auto` comes to here: a resumed run goes on in what it began with."""
     trainer = composed.config["trainer"]
-    wanted, accelerator = trainer.get("precision", "auto"), str(trainer["accelerator"])
+    wanted, accelerator = trainer.get("precision", "auto"), str(trainer.get("accelerator", "auto"))
     typed = any(word.lstrip("+").startswith("trainer.precision=") for word in composed.overrides)
     former = composed.resumed and not typed
     chosen = (precision.resolve_former if former else precision.resolve)(wanted, accelerator)
@@ -237,7 +238,8 @@ def _trainer(composed: Composed, callbacks: list[Any]) -> Any:
     settings = dict(config["trainer"])
     if kind := _PROFILERS.get(str(settings.get("profiler"))):
         settings["profiler"] = kind(dirpath=composed.folder, filename="profile")
-    loggers = [build(node, f"logger.{name}") for name, node in config["logger"].items()]
+    with of_a_run(resumed=composed.resumed):
+        loggers = [build(node, f"logger.{name}") for name, node in config["logger"].items()]
     if not loggers:  # which it would complain about
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     best = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)

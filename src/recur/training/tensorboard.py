@@ -212,14 +212,17 @@ class GradientByLag(pl.Callback):
         if steps < 2:
             return None
         generator = torch.Generator().manual_seed(0)
-        direction = torch.randn(task.net.recurrent.hidden_size, generator=generator).to(task.device)
+        direction = torch.randn(task.net.recurrent.output_size, generator=generator).to(task.device)
         direction = direction / direction.norm()
         training = task.training
         task.eval()
         with torch.no_grad():
             rows = task.net.embedding(ids)
-        norms = gradient_by_lag(task.net.recurrent, rows.float(), lambda hidden: hidden.float() @ direction)
-        task.train(training)
+        try:
+            with torch.backends.cudnn.flags(enabled=False):  # it has no backward pass in evaluation mode
+                norms = gradient_by_lag(task.net.recurrent, rows.float(), lambda hidden: hidden.float() @ direction)
+        finally:
+            task.train(training)
         logs = norms.double().clamp_min(1e-30).log10()  # (lags, texts)
         return (logs - logs[0]).mean(1).numpy()
 
