@@ -141,3 +141,14 @@ def test_every_section_runs(section, tmp_path):
     record = json.loads((tmp_path / "bench.json").read_text())["sections"][section]
     assert record["bars"]
     assert all(bar["met"] is None for bar in record["bars"])
+
+
+def test_a_slow_rival_is_compared_within_its_own_race():
+    """Its rounds were set against the first ones of another race."""
+    from recur.benchmarks.kernels import _Race
+
+    first = {"recur": [1.0, 1.0, 1.0], "torch dense, with pads": [2.0, 2.0, 2.0], "torch packed": [40.0, 42.0]}
+    late = {"recur": [2.0, 2.1], "torch packed": [40.0, 42.0]}
+    result = _Race(first, 1.0, (1.0, 1.0), late)
+    assert result.against("torch packed") == 20.0 and result.against("torch dense, with pads") == 2.0
+    assert [row["recur is faster by"] for row in result.rows("a")] == [1.0, 2.0, 20.0]

@@ -310,6 +310,40 @@ def test_before_averaging_nothing_is_swapped(tmp_path):
     assert_same(weights(plain), weights(watched))
 
 
+def test_whole_numbers_are_not_averaged_and_samples_are_of_the_averages(tmp_path):
+    """Keys of n-grams, rounded to the 24 bits of a float32, would be found no more."""
+    data = text_data()
+    task = new_task(data, optimizer=partial(torch.optim.SGD, lr=300.0))
+    key = 2**45 + 12345
+    task.net.register_buffer("keys", torch.tensor([key]))
+    averaging, written = NonMonotonicAveraging(interval=1), []
+
+    class Watch(Callback):
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            written.append(weights(pl_module)["decoder.bias"])
+
+    class Watched(Samples):
+        def on_validation_end(self, trainer, pl_module):
+            generate = pl_module.generate
+
+            def watched(*given, **named):
+                if not trainer.sanity_checking:
+                    assert torch.equal(weights(pl_module)["decoder.bias"], written[-1])
+                    seen.append(averaging._averaging)
+                return generate(*given, **named)
+
+            pl_module.generate = watched
+            super().on_validation_end(trainer, pl_module)
+            pl_module.generate = generate
+
+    seen = []
+    callbacks = [averaging, Watch(), Watched(None, 3, 1.0)]
+    new_trainer(tmp_path, max_epochs=7, limit_train_batches=8, callbacks=callbacks).fit(task, datamodule=data)
+    assert True in seen
+    assert task.net.keys.tolist() == [key]
+    assert averaging._average_model.module.net.keys.tolist() == [key]
+
+
 def test_averaging_goes_on_after_a_resume(tmp_path):
     data = text_data()
 

@@ -3,13 +3,15 @@
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from recur.training.callbacks import Throughput, epoch_line
+from recur.tasks.base import Stepping
+from recur.training.callbacks import NonMonotonicAveraging, Throughput, epoch_line, weight_ema
 from recur.training.checkpointing import Files, best_checkpoint
 from recur.training.failures import leave_with_launcher
 
@@ -92,6 +94,28 @@ def test_seconds_are_those_of_all_lives() -> None:
     second.load_state_dict(first.state_dict())
     assert second.wall_seconds > first.state_dict()["wall_seconds"] - 0.02 > 0
     assert second.wall_seconds >= 0.02 and (second.tokens, second.seconds) == (10, 2.0)
+
+
+def test_what_is_drawn_and_saved_after_a_validation_is_no_time_of_training() -> None:
+    speed = Throughput()
+    trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), sanity_checking=False)
+    speed.on_train_epoch_start(trainer, None)
+    speed.on_validation_start(trainer, None)
+    before = speed.seconds
+    speed.on_validation_end(trainer, None)
+    time.sleep(0.05)  # other callbacks
+    speed.on_train_batch_start(trainer, None, None, 0)
+    speed.on_validation_start(trainer, None)
+    assert speed.seconds - before < 0.04
+
+
+@pytest.mark.parametrize("make", [lambda: weight_ema(0.9, 0), NonMonotonicAveraging])
+def test_a_skipped_step_is_one_that_an_average_has_seen(make) -> None:
+    """The callback's state says so: the task of a resumed run no longer knows that its last step was skipped."""
+    averaging, task = make(), Stepping()
+    task.skipped = True
+    averaging.on_train_batch_end(SimpleNamespace(global_step=7), task, None, None, 0)
+    assert averaging.state_dict()["latest_update_step"] == 7
 
 
 def test_a_rank_ends_with_the_process_that_started_it(tmp_path: Path) -> None:

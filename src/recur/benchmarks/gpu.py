@@ -27,7 +27,7 @@ def run_tests(limit: float) -> dict[str, Any]:
         report = Path(folder) / "tests.xml"
         command = [sys.executable, "-m", "pytest", *TESTS, "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
         try:
-            subprocess.run(command, cwd=ROOT, timeout=limit, check=False)  # noqa: S603
+            done = subprocess.run(command, cwd=ROOT, timeout=limit, check=False)  # noqa: S603
         except subprocess.TimeoutExpired:
             return {"timed_out": True}
         cases = ET.parse(report).getroot().iter("testcase") if report.is_file() else []  # noqa: S314 - our own file
@@ -36,7 +36,7 @@ def run_tests(limit: float) -> dict[str, Any]:
             states = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
             outcomes[str(case.get("name"))] = states[0] if states else "passed"
     counts = {state: list(outcomes.values()).count(state) for state in sorted(set(outcomes.values()))}
-    return {"counts": counts, "tests": outcomes}
+    return {"counts": counts, "tests": outcomes, "exit_code": done.returncode}
 
 
 def run_benchmarks(device: str, quick: bool, deadline: float) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def main() -> int:
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"\nwritten: {path} ({'on a GPU' if on_gpu else 'a dry run on a CPU: nothing was measured on a GPU'})")
     tests = record["tests"]
-    return int(tests.get("timed_out", False) or any(tests["counts"].get(bad) for bad in ("failure", "error")))
+    return int(tests.get("timed_out", False) or tests["exit_code"] != 0)  # pytest's own, also where it was aborted
 
 
 if __name__ == "__main__":

@@ -97,17 +97,20 @@ class _Race:
 
     Args:
         times: of our passes, of the rivals', and of the products.
+        late: of a second race, of rivals too slow for the first and of our passes beside them; a rival of this one is
+            compared with our passes in it.
         flops: useful operations of a pass.
         limits: operations a second of the best library's products, float32 and bfloat16.
     """
 
-    def __init__(self, times: Times, flops: float, limits: tuple[float, float]) -> None:
-        self.times, self.flops, self.limits = times, flops, limits
+    def __init__(self, times: Times, flops: float, limits: tuple[float, float], late: Times | None = None) -> None:
+        self.times, self.flops, self.limits, self.late = times, flops, limits, late or {}
         self.rivals = [name for name in times if name not in ("recur", LOW)]
 
     def against(self, rival: str, own: str = "recur") -> float:
         """How many times as long the rival took, round by round."""
-        pairs = zip(self.times[rival], self.times[own], strict=False)
+        times = self.late if rival in self.late and rival not in ("recur", LOW) else self.times
+        pairs = zip(times[rival], times[own], strict=True)
         return statistics.median(theirs / ours for theirs, ours in pairs)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
@@ -180,18 +183,17 @@ def _imdb_race(lengths: Any, cell: str, layers: int, repeats: int, slow: int, de
         "torch packed, unsorted": lambda: backward(theirs(unsorted)[0].data),
     }
     times = race({name: run for runs, _ in kinds for name, run in runs.items()} | quick_ones, repeats, device)
+    more: Times = {}
     if slow:
         # the slow rivals between two more rounds of ours: they take so long that a warm-up is not worth its time
         own = {name: run for name, run in quick_ones.items() if name in ("recur", LOW)}
         more = race({**slow_ones, **own}, slow, device, warm=device == "cuda")
         times = {**times, **{name: more[name] for name in slow_ones}}
-        for name in own:
-            times[name] = times[name] + more[name]
     inputs = [features] + [2 * hidden] * (layers - 1)
     flops = 3 * 2 * float(sum(lengths)) * 2 * BLOCKS[cell] * hidden * sum(n + hidden for n in inputs)
     rates = [best_rate(times, runs, operations) for runs, operations in kinds]
     passes = {name: values for name, values in times.items() if not any(name in runs for runs, _ in kinds)}
-    return _Race(passes, flops, (rates[0], rates[-1]))
+    return _Race(passes, flops, (rates[0], rates[-1]), more)
 
 
 def _has_bf16(device: str) -> bool:

@@ -8,7 +8,7 @@ wrote goes to `.github/results/bench.json`; `recur.claims --publish .github/resu
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,11 +183,20 @@ def speed_tables(record: dict[str, Any]) -> str:
             if bar is newest[bar["name"]]:
                 verdict = {True: "met", False: "missed", None: "not judged"}[bar["met"]]
                 lines.append(f"| {bar['name']} | {_rounded(bar['measured'])} | {bar['bar']} | {verdict} |")
-    facts = next(iter(sections.values()))["machine"]
-    machine = (
+    machines: dict[str, list[str]] = {}  # sections by where they were measured, which can be several machines
+    for name, section in sections.items():
+        machines.setdefault(_machine(section["machine"]), []).append(name)
+    for machine, names in machines.items():
+        where = f" of {', '.join(names)}" if len(machines) > 1 else ""
+        lines += ["", f"Machine{where}: {machine}."]
+    return "\n".join(lines)
+
+
+def _machine(facts: Mapping[str, Any]) -> str:
+    cpu = (
         f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, {facts['vector']}, torch {facts['torch']}"
     )
-    return "\n".join([*lines, "", f"Machine: {facts.get('gpu', '')}{', ' if 'gpu' in facts else ''}{machine}."])
+    return f"{facts['gpu']}, {cpu}" if "gpu" in facts else cpu
 
 
 def _rounded(value: float | str) -> str:

@@ -1,9 +1,11 @@
 """Lightning callbacks, and the factories by which `conf/callbacks` switches Lightning's own on and off."""
 
+import contextlib
 import hashlib
 import math
 import sys
 import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,7 +57,9 @@ class _Ema(WeightAveraging):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Average, unless the step was skipped."""
-        if not skipped(pl_module):
+        if skipped(pl_module):
+            self._latest_update_step = trainer.global_step  # in the checkpoint, unlike the task's own word for it
+        else:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -67,6 +71,19 @@ class _Ema(WeightAveraging):
         """Go on with the weights in training."""
         if trainer.state.fn == "fit":
             super().on_validation_epoch_end(trainer, pl_module)
+
+
+@contextlib.contextmanager
+def averaged_weights(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
+    """Give the model the weights that were validated, averages where there are some, for what comes after."""
+    averages = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
+    for callback in averages:
+        callback.on_validation_epoch_start(trainer, pl_module)
+    try:
+        yield
+    finally:
+        for callback in averages:
+            callback.on_validation_epoch_end(trainer, pl_module)
 
 
 def weight_ema(
@@ -116,7 +133,7 @@ class Throughput(Callback):
     def __init__(self) -> None:
         self.tokens, self.seconds, self.flop = 0, 0.0, 0.0
         self._former_wall, self._started = 0.0, time.monotonic()
-        self._mark = 0.0
+        self._mark, self._stopped = 0.0, False
         self._window = (0, 0.0)
 
     def since(self, started: float) -> None:
@@ -146,11 +163,11 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock: a run resumed in the middle of an epoch does not start one."""
-        self._mark = time.perf_counter()
+        self._mark, self._stopped = time.perf_counter(), False
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
-        self._mark = time.perf_counter()
+        self._mark, self._stopped = time.perf_counter(), False
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock."""
@@ -159,8 +176,15 @@ class Throughput(Callback):
         self.seconds += time.perf_counter() - self._mark
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let it stand until other callbacks have drawn and saved what was validated."""
+        self._stopped = True
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Start it again."""
-        self._mark = time.perf_counter()
+        if self._stopped:
+            self._mark, self._stopped = time.perf_counter(), False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -282,7 +306,8 @@ class NonMonotonicAveraging(WeightAveraging):
     """
 
     def __init__(self, monitor: str = "val/loss", interval: Annotated[int, Ge(1)] = 5) -> None:
-        super().__init__()  # the default average is the equally weighted one
+        # The default average is the equally weighted one. Buffers have whole numbers, of which there is no mean.
+        super().__init__(use_buffers=False)
         self.monitor, self.interval = monitor, interval
         self.losses: list[float] = []
         self.began_at: int | None = None  # optimizer steps taken before averaging began
@@ -301,7 +326,7 @@ class NonMonotonicAveraging(WeightAveraging):
             return
         loss = float(trainer.callback_metrics[self.monitor])
         if self.began_at is None and len(self.losses) > self.interval and loss > min(self.losses[: -self.interval]):
-            self.began_at = trainer.global_step
+            self.began_at = self._latest_update_step = trainer.global_step
             if trainer.is_global_zero:
                 print(f"averaging weights from step {trainer.global_step}", flush=True)
         self.losses.append(loss)
@@ -310,7 +335,9 @@ class NonMonotonicAveraging(WeightAveraging):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Average, unless the step was skipped."""
-        if not skipped(pl_module):
+        if skipped(pl_module):
+            self._latest_update_step = trainer.global_step  # in the checkpoint, unlike the task's own word for it
+        else:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     # Until the first average there is none to swap in, save or keep: Lightning would take the initial weights.
@@ -386,8 +413,10 @@ class Samples(Callback):
         ids = list(data.tokenizer.encode(self.prompt) if self.prompt else [])[order]
         prompt = torch.tensor(ids or [data.start_id])[:, None]  # (tokens, one sample)
         generator = torch.Generator(pl_module.device).manual_seed(0)
-        drawn = pl_module.generate(prompt, temperature=self.temperature, generator=generator)  # type: ignore[operator]
-        self.last = readable(data.tokenizer, [*ids, *(int(token) for token in islice(drawn, self.tokens))][order])
+        with averaged_weights(trainer, pl_module):
+            drawn = pl_module.generate(prompt, temperature=self.temperature, generator=generator)  # type: ignore[operator]
+            made = [int(token) for token in islice(drawn, self.tokens)]
+        self.last = readable(data.tokenizer, [*ids, *made][order])
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 shown = escape_controls(self.last).replace("\n", "\n    ")  # indented it is shown as it stands

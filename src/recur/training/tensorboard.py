@@ -30,6 +30,7 @@ from recur.nn.gradient_flow import gradient_by_lag
 from recur.render import markdown, printable, shortened
 from recur.runs.files import create, naming, write_atomic
 from recur.runs.metrics import hparam_metrics
+from recur.training.callbacks import averaged_weights
 
 # Settings that say nothing about a result: they would push the others out of sight.
 _PLUMBING = re.compile(
@@ -185,7 +186,8 @@ class GradientByLag(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Draw the curve as it is now."""
         if not trainer.sanity_checking and trainer.state.fn == "fit":
-            self._draw(trainer, pl_module)
+            with averaged_weights(trainer, pl_module):
+                self._draw(trainer, pl_module)
 
     def _draw(self, trainer: pl.Trainer, task: Any) -> None:
         writer = _writer(trainer)
