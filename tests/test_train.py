@@ -251,9 +251,6 @@ def test_every_shipped_experiment_takes_a_step(tmp_path, experiment, shared_data
             words.append(f"data.path={shared_data / folder}")
     if "shakespeare" in experiment:
         words.append(f"data.path={shared_data / 'tinyshakespeare' / 'input.txt'}")
-    if experiment == "imdb_language_backward":  # has the word vectors of another run
-        train(tmp_path / "forward", *["experiment=imdb_language", *words[1:]])
-        words.append(f"init_from={tmp_path / 'forward'}")
     train(tmp_path / "run", *words)
     assert (tmp_path / "run" / "metrics.json").is_file()
 
