@@ -276,6 +276,22 @@ def test_a_cache_and_a_temperature_are_tuned_on_validation_text(run_command, lan
     assert refused.code == 2 and "must be above 0" in refused.err
 
 
+@pytest.mark.parametrize("best", [0.3, 6.0, 40.0])
+def test_the_search_for_a_cache_goes_on_beyond_its_end(monkeypatch, best) -> None:
+    """Short states want a large flatness, and how short they are nobody knows before."""
+
+    def trials(task, windows, *, flatnesses):
+        known = [
+            {"size": 2000, "flatness": f, "weight": 0.2, "loss": abs(f - best), "perplexity": 1.0} for f in flatnesses
+        ]
+        return sorted(known, key=lambda one: one["loss"])
+
+    monkeypatch.setattr(evaluation, "tune_neural_cache", trials)
+    run = SimpleNamespace(task=SimpleNamespace(eval=lambda: None))
+    chosen = evaluation.tuned_cache(run, SimpleNamespace(loader=lambda split: []))
+    assert best / 1.7 < chosen.flatness < best * 1.7
+
+
 def test_windows_of_so_many_tokens_are_read_from_empty_states(run_command, language_run) -> None:
     """Against one window after the other: the last alone is shorter, and none is longer."""
     run = load(language_run)

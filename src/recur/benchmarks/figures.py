@@ -180,7 +180,8 @@ def adapted(record: Mapping[str, Any]) -> dict[str, str]:
         "neural_cache": "with a neural cache",
         "dynamic_evaluation": "with dynamic evaluation",
     }
-    several = f" of seed {min(record['runs'], key=int)}" if len(record["runs"]) > 1 else ""
+    runs = record.get("runs") or {}
+    several = f" of seed {min(runs, key=int)}" if len(runs) > 1 else ""
     return {
         f"{word} {ways[way].format(**own[way])}{several}": spread({"runs": {"0": {"of": own[way]}}}, "of")
         for split, word in (("val", "validation"), ("test", "test"))

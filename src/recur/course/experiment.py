@@ -76,19 +76,19 @@ def origins(claim: Claim, out: Path) -> list[dict[str, Any]]:
     Each has what `recur.runs.metrics.provenance` says, and `when` in seconds since 1970; those that do not say so are
     left out.
     """
-    folder, found = _folder(claim, out), []
+    folder, places = _folder(claim, out), []
     if claim.function is not None:
         for seed in claim.function.seeds:
             content = json.loads((folder / f"seed-{seed}.json").read_text(encoding="utf-8"))
-            found.append({key: content[key] for key in (*_ORIGIN, "when") if key in content})
+            places.append({key: content[key] for key in (*_ORIGIN, "when") if key in content})
     else:
         sweep = folder / "sweep"
         ends = {event["job"]: event for event in journal.read(sweep) if event["event"] == "end"}
         for job, start in _starts(sweep).items():
             record = read_record(sweep / start["folder"]) or {}
             own = {key: record[key] for key in _ORIGIN if key in record}
-            found.append({**own, "when": ends.get(job, start).get("time")})
-    whole = [one for one in found if all(key in one for key in _ORIGIN) and isinstance(one.get("when"), (int, float))]
+            places.append({**own, "when": ends.get(job, start).get("time")})
+    whole = [one for one in places if all(key in one for key in _ORIGIN) and isinstance(one.get("when"), (int, float))]
     return sorted(whole, key=lambda one: one["when"])
 
 

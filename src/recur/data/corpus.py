@@ -6,6 +6,7 @@ corpus larger than memory can be prepared; rows of tables are held a file at a t
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,14 +199,19 @@ def encoded(blocks: Iterable[str], tokenizer: Tokenizer) -> Iterator[NDArray[np.
         if len(rest) >= BLOCK:  # a line longer than a block: its words so far, and no <eos> yet
             cut = rest.rfind(" ") + 1
             lines.append(rest[:cut])
-            begun = begun or bool(rest[:cut].strip())
+            begun = begun or not _is_blank(rest[:cut])
             rest = rest[cut:]
             ids = tokenizer.encode_batch(lines)
             yield np.concatenate([part for line in ids[:-1] for part in (line, eos)] + [ids[-1]])
         elif lines:
             yield np.concatenate([part for line in tokenizer.encode_batch(lines) for part in (line, eos)])
-    if begun or rest.strip():
+    if begun or not _is_blank(rest):
         yield np.concatenate([tokenizer.encode_batch([rest])[0], eos])
+
+
+def _is_blank(text: str) -> bool:
+    """Whether it is white space to Unicode, whose rules the tokenizers follow: to Python 0x1c to 0x1f are, too."""
+    return not text.strip() and re.search("[\x1c-\x1f]", text) is None
 
 
 def build(

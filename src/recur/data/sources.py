@@ -83,7 +83,7 @@ class Split:
             content = str(cache.fact({"content of": listing, "classes": self.classes}, self._content))
         if not self.class_names:
             return content
-        # They stand in another file, and labels are told by them
+        # They are read from another file, whose content is in no hash above
         return content_key([content, {column: list(names) for column, names in self.class_names.items()}])
 
     def _content(self) -> str:

@@ -39,6 +39,7 @@ from recur.tasks.scoring import each_window_alone
 from recur.tasks.temperature import at_temperature, tune_temperature
 
 SPLITS = ("train", "val", "test")
+_FURTHER = 4  # times that a search for a cache's flatness goes on beyond its end
 _OTHER_DATA = "name the data to evaluate on with --data"
 _STATISTICS_BATCHES = 400  # of training text, to measure how large each weight's gradients are
 _TUNING_WINDOWS = 2000  # of validation text, on which settings of dynamic evaluation are compared
@@ -236,16 +237,31 @@ def cache_figures(run: "runs.Run", data: Any, split: str, cache: Cache) -> dict[
 
 
 def tuned_cache(run: "runs.Run", training: Any) -> Cache:
-    """The flatness and the weight of a cache of 2000 states that are best on the run's own validation text."""
-    best = tune_neural_cache(run.task.eval(), training.loader("val"))[0]
+    """The flatness and the weight of a cache of 2000 states that are best on the run's own validation text.
+
+    How flat is best depends on how long the states are, so the search goes on as long as the largest value is best.
+    """
+    task = run.task.eval()
+    tried: tuple[float, ...] = FLATNESSES
+    trials = tune_neural_cache(task, training.loader("val"), flatnesses=tried)
+    for _ in range(_FURTHER):
+        if trials[0]["flatness"] != tried[-1] or trials[0]["weight"] == 0:
+            break
+        tried = tuple(tried[-1] * factor for factor in (1.7, 2.5, 4.0))
+        trials = sorted([*trials, *tune_neural_cache(task, training.loader("val"), flatnesses=tried)], key=_loss)
+    best = trials[0]
     if best["weight"] == 0:
         notify("--cache tune: no weight of those tried is better than none, so the cache is left out (weight 0)")
-    elif best["flatness"] == FLATNESSES[-1] or best["weight"] == WEIGHTS[-1]:
-        rule = f"flatness {best['flatness']:g} and weight {best['weight']:g}"
-        notify(f"--cache tune: {rule} are the last of those tried, others may be better still")
+    elif best["flatness"] == tried[-1] or best["weight"] == WEIGHTS[-1]:
+        pair = f"flatness {best['flatness']:g} and weight {best['weight']:g}"
+        notify(f"--cache tune: {pair}, at the end of what was tried: more may be better still")
     if not math.isfinite(best["perplexity"]):
         raise UserError("--cache tune", rule="finds no settings with which the loss on val is finite")
     return Cache(int(best["size"]), best["flatness"], best["weight"])
+
+
+def _loss(trial: dict[str, float]) -> float:
+    return trial["loss"] if math.isfinite(trial["loss"]) else math.inf
 
 
 def window_figures(run: "runs.Run", data: Any, split: str, tokens: int) -> dict[str, Any]:

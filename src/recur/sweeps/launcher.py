@@ -391,8 +391,8 @@ def _former_numbers(known: Mapping[int, tuple[str, ...]], rows: Sequence[Sequenc
         for number in sorted(known.keys() - numbers.values(), reverse=True):
             left.setdefault(settings(known[number]), []).append(number)
         for at, row in enumerate(rows):
-            if at not in numbers and (found := left.get(settings(row))):
-                numbers[at] = found.pop()
+            if at not in numbers and (same := left.get(settings(row))):
+                numbers[at] = same.pop()
     return numbers
 
 

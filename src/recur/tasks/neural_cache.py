@@ -11,7 +11,7 @@ from recur.nn.packed import TokenWindow
 from recur.tasks.language_modeling import LanguageModelingTask
 from recur.tasks.scoring import figures, read
 
-FLATNESSES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2)
+FLATNESSES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2)  # of states as long as those of the paper
 WEIGHTS = (0.0, 0.02, 0.05, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4)  # 0: the cache helps nothing
 
 
