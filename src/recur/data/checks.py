@@ -100,8 +100,8 @@ def one_source(made: str | None, **named: object) -> None:
     """
     for key, value in named.items():
         if made is not None and value is not None:
-            other = "data=text_files or data=files" if made == "synthetic" else "data.text=null"
-            raise UserError(f"data.{key}", str(value), f"names data that data.{made} would take the place of", other)
+            other = "choose data=text_files or data=files" if made == "synthetic" else "set data.text=null"
+            raise UserError(f"data.{key}", str(value), f"names data, and data.{made} would be read in its place", other)
 
 
 def known_keys(key: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
