@@ -7,6 +7,7 @@ From Python:
     run = recur.fit(["model=advanced_lstm"])    # what `python -m recur.train` does
     run = recur.load("outputs/...")             # a run folder or a checkpoint
     run.predict(["This film is great"])         # see recur.inference.run.Run
+    recur.Ensemble([run, other])                # classifiers whose probabilities are averaged
 
 Everything is imported when it is first used, so that `import recur` takes no time.
 """
@@ -17,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from recur.api import compose, fit
     from recur.errors import UserError
+    from recur.inference.ensemble import Ensemble
     from recur.inference.run import Run, load
 
 __version__ = "0.1.0"
-__all__ = ["Run", "UserError", "compose", "fit", "load"]
+__all__ = ["Ensemble", "Run", "UserError", "compose", "fit", "load"]
 _HOME = {
+    "Ensemble": "recur.inference.ensemble",
     "Run": "recur.inference.run",
     "UserError": "recur.errors",
     "compose": "recur.api",

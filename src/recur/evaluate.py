@@ -9,11 +9,14 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from recur import cli
 from recur.errors import UserError
+
+WITHOUT_AUTOCAST = "32-true"  # whatever the run measured itself in
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,6 +34,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", help="run folder or checkpoint")
     parser.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="data settings to change: batch_size=256, text_column=review"
+    )
+    parser.add_argument(
+        "--with",
+        dest="others",
+        metavar="RUN",
+        action="append",
+        default=[],
+        help="average a classifier's probabilities with those of another run, too; for several give it again",
     )
     parser.add_argument("--data", metavar="PATH", help="file or folder to read instead of the run's own data")
     parser.add_argument("--split", metavar="S", help="train, val or test (default: val and test, or all there is)")
@@ -85,6 +96,12 @@ def _run(arguments: argparse.Namespace) -> None:
         for option, wanted in (("--cache", cache), ("--dynamic", dynamic)):
             if wanted and run.task.window is not None:
                 raise UserError(option, rule="needs states along a text, and this run reads each window by itself")
+    ensemble = None
+    if arguments.others:
+        from recur.inference.ensemble import Ensemble, check_settings
+
+        check_settings(arguments.settings)
+        ensemble = Ensemble([run, *(load(other, arguments.device) for other in arguments.others)])
     data = evaluation.open_data(run, arguments.data, arguments.settings)
     splits = evaluation.chosen_splits(data, arguments.split)
     if dynamic or "tune" in (cache, temperature):
@@ -102,9 +119,12 @@ def _run(arguments: argparse.Namespace) -> None:
     record: dict[str, Any] = {"run": str(arguments.run), "checkpoint": str(run.checkpoint), "family": run.family}
     settings = evaluation.settings_of_data(run, arguments.data, arguments.settings)
     record["data"] = arguments.data or {key: settings.get(key) for key in ("path", "train", "val", "test")}
-    record["precision"] = precision.of_evaluation(run.config, run.task.device)[0]
+    record["precision"] = WITHOUT_AUTOCAST if ensemble else precision.of_evaluation(run.config, run.task.device)[0]
+    measure = partial(ensemble.evaluate_split if ensemble else partial(evaluation.evaluate_split, run), data)
+    if ensemble:
+        record["with"] = arguments.others
     for split in splits:
-        record[split] = evaluation.evaluate_split(run, data, split)
+        record[split] = measure(split)
         if arguments.window:
             record[split]["each_window_alone"] = evaluation.window_figures(run, data, split, arguments.window)
         if temperature:
@@ -115,7 +135,7 @@ def _run(arguments: argparse.Namespace) -> None:
             record[split]["dynamic_evaluation"] = evaluation.dynamic_figures(run, data, split, dynamic, statistics)
         for figures in record[split].values():
             if isinstance(figures, dict) and "perplexity" in figures:
-                figures["precision"] = "32-true"  # without autocast, whatever the run measured itself in
+                figures["precision"] = WITHOUT_AUTOCAST
     if not arguments.data and data.ceiling:
         record["ceiling"] = data.ceiling
     json.dump(plain(record), sys.stdout, indent=2, ensure_ascii=False)

@@ -31,6 +31,14 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: python -m recur.predict outputs/... 'This film is terrible' 'This film is great' --explain",
     )
     parser.add_argument("run", help="run folder or checkpoint")
+    parser.add_argument(
+        "--with",
+        dest="others",
+        metavar="RUN",
+        action="append",
+        default=[],
+        help="average a classifier's probabilities with those of another run, too; for several give it again",
+    )
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts; none: standard input, one text a line")
     parser.add_argument("--file", metavar="PATH", help="read texts from a txt (one a line), csv, tsv, jsonl or parquet")
     parser.add_argument("--column", metavar="NAME", help="column that holds the texts (default: the run's)")
@@ -69,13 +77,18 @@ def _run(arguments: argparse.Namespace) -> None:
 
         check_chart(arguments.gates)
     run = load(arguments.run, arguments.device)
+    ensemble = None
+    if arguments.others:
+        from recur.inference.ensemble import Ensemble
+
+        ensemble = Ensemble([run, *(load(other, arguments.device) for other in arguments.others)])
     if arguments.gates:
         from recur.inference.probes import write_gates
 
         write_gates(run, arguments.texts[0], Path(arguments.gates))
     with io.open_out(arguments.out) as stream:
         records = io.records(stream, arguments.out) if arguments.json or arguments.out else None
-        display = display_for(run, records, explain=arguments.explain, page=arguments.html)
+        display = display_for(run, records, explain=arguments.explain, page=arguments.html, ensemble=ensemble)
         for chunk in _texts(arguments, run):
             good, problem = io.good_ones(display.check(chunk), arguments.skip_bad_rows)
             display.answer(good)
@@ -105,6 +118,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--gates", arguments.gates, "must end in .png, .svg or .pdf")
     if arguments.gates and not Path(arguments.gates).parent.is_dir():
         raise UserError("--gates", arguments.gates, "lies in no folder that exists")
+    for option in ("explain", "html", "gates"):
+        if arguments.others and getattr(arguments, option):
+            raise UserError(f"--{option}", rule="shows one run", remedy="leave out --with")
     if arguments.overwrite and not arguments.out:
         raise UserError("--overwrite", rule="does nothing without --out", remedy="give both")
 

@@ -15,6 +15,7 @@ from rich.text import Text
 from recur.data.text import joins_words
 from recur.errors import UserError
 from recur.inference.classification import Explanation, Prediction, class_names, classify
+from recur.inference.ensemble import Ensemble
 from recur.inference.io import Given, Records, check_folder
 from recur.inference.language import TokenScores, read_tokens, token_nll
 from recur.inference.run import Run
@@ -41,7 +42,14 @@ class Display(Protocol):
         ...
 
 
-def display_for(run: Run, records: Records | None, *, explain: bool = False, page: str | None = None) -> Display:
+def display_for(
+    run: Run,
+    records: Records | None,
+    *,
+    explain: bool = False,
+    page: str | None = None,
+    ensemble: Ensemble | None = None,
+) -> Display:
     """The display of a run's family.
 
     Args:
@@ -49,9 +57,10 @@ def display_for(run: Run, records: Records | None, *, explain: bool = False, pag
         records: where answers are written; None shows them on the terminal.
         explain: show what each token contributed.
         page: file of the page to write; None for none.
+        ensemble: which answers in the run's place, without explanations.
     """
     options = Options(records, explain, page)
-    return ClassifierDisplay(run, options) if run.family == "sentiment" else LanguageDisplay(run, options)
+    return ClassifierDisplay(run, options, ensemble) if run.family == "sentiment" else LanguageDisplay(run, options)
 
 
 def check_page(path: str) -> None:
@@ -89,10 +98,11 @@ class ClassifierDisplay:
     Args:
         run: an open sentiment run.
         options: where answers go.
+        ensemble: which answers in its place.
     """
 
-    def __init__(self, run: Run, options: Options) -> None:
-        self._run, self._options, self._console = run, options, _console()
+    def __init__(self, run: Run, options: Options, ensemble: Ensemble | None = None) -> None:
+        self._run, self._options, self._ensemble, self._console = run, options, ensemble, _console()
         self._names = [printable(name) for name in class_names(run)]
         self._shaded: list[Shaded] = []  # for the page
         self._text_width = 0  # of the table's first column, 0 before the first row
@@ -100,15 +110,20 @@ class ClassifierDisplay:
 
     def check(self, chunk: list[Given]) -> list[Given]:
         """The same texts, those that have no tokens with that as their problem."""
-        arrays = self._run.tokenizer.encode_batch([given.text for given in chunk])
+        texts = [given.text for given in chunk]
+        if self._ensemble:
+            empty = self._ensemble.lacks_tokens(texts)
+        else:
+            empty = [not len(array) for array in self._run.tokenizer.encode_batch(texts)]
         return [
-            given if given.problem or len(array) else _without_tokens(given)
-            for given, array in zip(chunk, arrays, strict=True)
+            _without_tokens(given) if lacks and not given.problem else given
+            for given, lacks in zip(chunk, empty, strict=True)
         ]
 
     def answer(self, chunk: Sequence[Given]) -> None:
         """Answer good texts and show the answers, in order."""
-        predictions = classify(self._run, [given.text for given in chunk])
+        texts = [given.text for given in chunk]
+        predictions = self._ensemble.classify(texts) if self._ensemble else classify(self._run, texts)
         for given, prediction in zip(chunk, predictions, strict=True):
             if prediction.unknown == prediction.read:
                 print(f"recur: {printable(given.where)}: the run knows none of its words", file=sys.stderr)

@@ -59,6 +59,23 @@ def _metrics(num_classes: int, prefix: str) -> MetricCollection:
     )
 
 
+def score_metrics(probabilities: Tensor, labels: Tensor) -> dict[str, float | None]:
+    """Metrics of given probabilities, as a run's own are, and the mean negative log-likelihood of the labels.
+
+    Args:
+        probabilities: of each class of each text, `(texts, classes)`, at least two classes.
+        labels: `(texts,)`.
+
+    Returns:
+        `loss` in nats, and the metrics by their names; None where one is not defined.
+    """
+    metrics = _metrics(probabilities.shape[1], "")
+    metrics.update(probabilities[:, 1] if probabilities.shape[1] == 2 else probabilities, labels)
+    loss = -probabilities.gather(1, labels[:, None]).clamp_min(torch.finfo(probabilities.dtype).tiny).log().mean()
+    values = {"loss": loss, **metrics.compute()}
+    return {name: None if value.isnan() else float(value) for name, value in values.items()}
+
+
 def _mean_recall(confusion: Tensor) -> Tensor:
     """Mean over the classes that occur of the share of their texts that is right; rows of `confusion` are true."""
     counts = confusion.sum(1)

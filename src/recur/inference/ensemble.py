@@ -1,0 +1,156 @@
+"""Several classifiers as one, whose probabilities are averaged: seeds, or runs of other recipes on the same classes."""
+
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from recur.data.tables import as_file, is_table
+from recur.errors import UserError
+from recur.inference import classification, evaluation
+from recur.inference.classification import SORTED_TOGETHER, Prediction
+from recur.inference.run import Run
+from recur.tasks.sentiment import score_metrics
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas as pd  # type: ignore[import-untyped]
+
+
+class Ensemble:
+    """Sentiment runs of the same classes, whose probabilities of a text are averaged (Hansen & Salamon 1990).
+
+    Each run reads a text with its own tokenizer, cut as its own data is cut.
+
+        both = recur.Ensemble([recur.load("outputs/a"), recur.load("outputs/b")])
+        both.predict(["This film is great"])[0].probability
+
+    Args:
+        runs: at least two, open; `recur.load` opens one. The first one's order of classes counts, and its data is what
+            `evaluate` reads where no other is named.
+
+    Raises:
+        UserError: fewer than two runs, a language run, or runs of other classes.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        if len(runs) < 2:
+            raise UserError("an ensemble", len(runs), "must be at least two runs")
+        self.runs = list(runs)
+        for run in self.runs:
+            run.require("sentiment", "Ensemble")
+        self.class_names = classification.class_names(self.runs[0])
+        self._orders = [self._order(run) for run in self.runs]
+
+    def _order(self, run: Run) -> list[int]:
+        """Where the classes of the first run are in another's."""
+        names = classification.class_names(run)
+        if sorted(names) != sorted(self.class_names):
+            rule = f"has the classes {', '.join(names)}, and {self.runs[0].checkpoint} {', '.join(self.class_names)}"
+            raise UserError(str(run.checkpoint), rule=rule, remedy="average runs of the same classes")
+        return [names.index(name) for name in self.class_names]
+
+    def predict(self, texts: Iterable[str]) -> list[Prediction] | Iterator[Prediction]:
+        """Label texts, as `recur.inference.run.Run.predict` does.
+
+        Args:
+            texts: several texts; an iterable without a length is read as the answers are taken.
+
+        Returns:
+            One prediction a text, in order; its numbers of tokens are those of the first run.
+
+        Raises:
+            UserError: a text without tokens.
+            TypeError: one text in place of several.
+        """
+        if isinstance(texts, str):
+            raise TypeError("predict takes several texts: give [text]")
+        return self.classify(list(texts)) if isinstance(texts, Sized) else self._stream(texts)
+
+    def _stream(self, texts: Iterable[str]) -> Iterator[Prediction]:
+        stream = iter(texts)
+        while some := list(islice(stream, SORTED_TOGETHER)):
+            yield from self.classify(some)
+
+    def classify(self, texts: Sequence[str]) -> list[Prediction]:
+        """Label texts, all at once; see `predict`."""
+        if not texts:
+            return []
+        answers = [classification.classify(run, texts) for run in self.runs]
+        rows = [[[answer.probabilities[name] for name in self.class_names] for answer in given] for given in answers]
+        means = np.asarray(rows).mean(0)  # (runs, texts, classes) -> (texts, classes)
+        return [
+            replace(
+                first,
+                label=self.class_names[best],
+                index=int(best),
+                probabilities=dict(zip(self.class_names, row, strict=True)),
+            )
+            for first, best, row in zip(answers[0], means.argmax(1), means.tolist(), strict=True)
+        ]
+
+    def lacks_tokens(self, texts: Sequence[str]) -> list[bool]:
+        """Whether one of the runs has no token for each text."""
+        lengths = [[len(ids) for ids in run.tokenizer.encode_batch(list(texts))] for run in self.runs]
+        return [not all(row) for row in zip(*lengths, strict=True)]
+
+    def evaluate(
+        self,
+        data: "str | Path | pd.DataFrame | datasets.Dataset | None" = None,
+        split: str | None = None,
+        **settings: Any,
+    ) -> dict[str, Any]:
+        """Metrics on the first run's own data, or on other data; arguments and errors as in `Run.evaluate`.
+
+        How a text is cut (`max_length`, `keep`) is each run's own and cannot be changed.
+
+        Returns:
+            Metrics by split, as of a run, `loss` being the mean negative logarithm of the averaged probability of a
+            text's class; `members` has each run's own.
+        """
+        words = [f"{key}={value}" for key, value in settings.items()]
+        check_settings(words)
+        place = as_file(data, "data") if is_table(data) else data
+        opened = evaluation.open_data(self.runs[0], None if place is None else str(place), words)
+        return {name: self.evaluate_split(opened, name) for name in evaluation.chosen_splits(opened, split)}
+
+    def evaluate_split(self, data: Any, split: str) -> dict[str, Any]:
+        """Metrics of one split of an opened data module of the first run; see `evaluate`."""
+        labels = data.labels(split)
+        totals = np.zeros((len(labels), len(self.class_names)))
+        members = {}
+        for run, order in zip(self.runs, self._orders, strict=True):
+            texts = (data.text(split, row) for row in range(len(labels)))
+            answers = classification.classify_stream(run, texts)
+            own = np.array([list(answer.probabilities.values()) for answer in answers])[:, order]  # (texts, classes)
+            figures = score_metrics(torch.from_numpy(own), torch.from_numpy(labels))
+            members[str(run.folder or run.checkpoint)] = {name: figures[name] for name in ("loss", "accuracy")}
+            totals += own
+        mean = totals / len(self.runs)
+        confusion = np.zeros((len(self.class_names),) * 2, dtype=int)
+        np.add.at(confusion, (labels, mean.argmax(1)), 1)
+        return {
+            **score_metrics(torch.from_numpy(mean), torch.from_numpy(labels)),
+            "texts": len(labels),
+            "confusion": confusion.tolist(),
+            "classes": evaluation.by_class(confusion.tolist(), self.class_names),
+            "class_names": self.class_names,
+            "members": members,
+        }
+
+
+def check_settings(words: Sequence[str]) -> None:
+    """Refuse `key=value` changes to data settings that each run of an ensemble has for itself.
+
+    Raises:
+        UserError: one of them.
+    """
+    for word in words:
+        key, _, value = word.removeprefix("data.").partition("=")
+        if key in ("max_length", "keep"):
+            rule = "cannot be changed for an ensemble: each run cuts texts as it was trained to"
+            raise UserError(key, value, rule, "leave it out")
