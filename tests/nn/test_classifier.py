@@ -141,3 +141,40 @@ def test_scores_in_mixed_precision_keep_their_digits():
         logits = net(text)
     assert logits.dtype == torch.float32
     assert len(logits.unique()) > 190 > len(logits.bfloat16().unique())
+
+
+def test_a_mean_of_bfloat16_rows_is_summed_in_float32():
+    rows = torch.full((2000, 3), 0.1, dtype=torch.bfloat16, requires_grad=True)
+    mean = mean_over_time(pack_sequence([rows[:1500], rows[1500:]]))
+    torch.testing.assert_close(mean, torch.full((2, 3), float(torch.tensor(0.1).bfloat16())))
+    mean.sum().backward()
+    assert rows.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        rows.grad.float(),
+        torch.tensor([1 / 1500, 1 / 500]).repeat_interleave(torch.tensor([1500, 500]))[:, None].expand(-1, 3),
+        rtol=1e-2,
+        atol=0,
+    )
+
+
+@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_the_last_step_of_a_qrnn_is_its_output_not_what_it_carries(bidirectional, window):
+    net = Classifier(
+        20,
+        num_classes=3,
+        embedding_dim=4,
+        hidden_size=5,
+        cell="qrnn",
+        bidirectional=bidirectional,
+        pooling="last",
+        cell_options={"window": window},
+    )
+    texts = [torch.randint(20, (length,)) for length in (3, 9, 1)]
+    logits = net(pack_sequence(texts, enforce_sorted=False))
+    for text, own in zip(texts, logits, strict=True):
+        states, _ = net.recurrent(PackedSequence(net.embedding(text), torch.ones(len(text), dtype=torch.int64)))
+        last = torch.cat([states.data[-1, :5], states.data[0, 5:]])
+        torch.testing.assert_close(own, net.head(last))
+    logits.sum().backward()
+    assert net.recurrent.weight_ih_l0.grad[10:].abs().min() > 0  # the rows of the output gate

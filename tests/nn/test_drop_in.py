@@ -1,6 +1,7 @@
 """recur.nn.LSTM, GRU and RNN are torch.nn's, whatever they are given."""
 
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -171,3 +172,31 @@ def test_survives_pickling_and_is_torchs_class():
     assert torch.equal(mine(sequence)[0], again(sequence)[0])
     assert isinstance(mine, nn.LSTM)
     assert repr(mine) == "LSTM(4, 5, num_layers=2)"
+
+
+def test_a_nested_output_can_be_added_to_its_input():
+    mine, _ = pair("lstm", 4, 4, engine="fused")
+    nested = torch.nested.nested_tensor([torch.randn(3, 4), torch.randn(5, 4)], layout=torch.jagged)
+    output, _ = mine(nested)
+    assert output.offsets() is nested.offsets()
+    torch.testing.assert_close((nested + output).values(), nested.values() + output.values())
+
+
+def test_no_sequences_at_all_are_refused_in_a_line():
+    mine, _ = pair("lstm", 4, 5, engine="fused", batch_first=True)
+    with pytest.raises(ValueError, match="a padded batch of 0 sequences"):
+        mine(torch.randn(0, 3, 4), lengths=[])
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_what_is_exported_or_traced_is_torchs(name):
+    mine, reference = pair(name, 4, 64, engine="fused")
+    mine, reference = mine.eval(), reference.eval()
+    x = torch.randn(20, 16, 4)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own
+        expected = reference(x)[0]
+        traced = torch.jit.trace(mine, x)
+        torch.testing.assert_close(traced(x)[0], expected)
+        if name != "lstm" or not torch.backends.mkldnn.is_available():
+            torch.testing.assert_close(torch.export.export(mine, (x,)).module()(x)[0], expected)

@@ -483,3 +483,19 @@ def test_operations_of_frozen_weights_and_of_single_windows_are_counted_as_they_
     assert flop() == recurrent + 6 * output
     assert flop(freeze_vectors=True) == recurrent + 4 * output
     assert flop(window=10) == pytest.approx(recurrent + 6 * output / 10)
+
+
+def test_a_text_without_tokens_has_no_likelihoods():
+    task = new_task(text_data()).eval()
+    assert task.token_nll(torch.zeros(0, dtype=torch.int64), 0).shape == (0,)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_sampling_that_cannot_be_is_refused(settings):
+    with pytest.raises(UserError, match=f"{next(iter(settings))}"):
+        sample_token(torch.zeros(2, 4), **settings)
+
+
+def test_lightning_opens_a_checkpoint_without_a_trainer():
+    task = new_task(text_data())
+    task.on_load_checkpoint({"train_metrics": torch.zeros(1, 4), "carried_state": [None]})

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from recur.tasks.schedulers import StepPlan, one_cycle
+from recur.tasks.schedulers import StepPlan, one_cycle, plateau
 
 PLAN = StepPlan(total=9, per_epoch=3)
 
@@ -34,3 +34,49 @@ def test_one_cycle_gives_no_momentum_to_an_optimizer_without(make, wanted):
     fresh = make([torch.nn.Parameter(torch.zeros(1))])
     one_cycle(fresh, PLAN, rise=0.5, start_div=25.0, end_div=1e4)
     assert {key: fresh.param_groups[0][key] for key in wanted} == wanted
+
+
+def rates_of_a_cycle(optimizer, scheduler, steps):
+    rates = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(steps):
+            rates.append(optimizer.param_groups[0]["lr"])
+            scheduler.step()
+    return rates
+
+
+def test_one_cycle_goes_on_over_more_steps_than_it_was_made_for():
+    def made(total):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        plan = StepPlan(total=total, per_epoch=5)
+        return optimizer, one_cycle(optimizer, plan, rise=0.3, start_div=25.0, end_div=1e4)["scheduler"]
+
+    whole = rates_of_a_cycle(*made(20), 20)
+    optimizer, scheduler = made(10)
+    rates_of_a_cycle(optimizer, scheduler, 10)  # to its end
+    saved = scheduler.state_dict()
+    later, resumed = made(20)
+    resumed.load_state_dict(saved)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        resumed.step()
+    assert rates_of_a_cycle(later, resumed, 9) == pytest.approx(whole[11:])
+
+
+@pytest.mark.parametrize(("rise", "total"), [(0.25, 3), (0.5, 1), (0.1, 9)])
+def test_one_cycle_rises_in_no_step_at_all(rise, total):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    plan = StepPlan(total=total, per_epoch=total)
+    scheduler = one_cycle(optimizer, plan, rise=rise, start_div=25.0, end_div=1e4)["scheduler"]
+    rates = rates_of_a_cycle(optimizer, scheduler, total)
+    assert all(0 < rate <= 1 for rate in rates)
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+
+
+def test_plateau_counts_validations_not_epochs():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    settings = {"monitor": "val/loss", "mode": "min", "factor": 0.25, "patience": 0, "min_lr": 0.0}
+    plan = StepPlan(total=9, per_epoch=3, validated_every=2)
+    assert plateau(optimizer, plan, **settings)["frequency"] == 2  # Lightning steps it so, and validates so
+    assert plateau(optimizer, PLAN, **settings)["frequency"] == 1

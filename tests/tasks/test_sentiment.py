@@ -238,3 +238,25 @@ def test_a_weighted_loss_does_not_depend_on_how_texts_are_batched(data, classes)
         for own, given in zip(logits.split(size), labels.split(size), strict=True):
             mean.update(task.loss(own, given), task._weight_of(given))
         assert float(mean.compute()) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_weighted_and_smoothed_loss_is_torchs(data, classes, smoothing):
+    weights = [0.0, 1.0, 3.0][:classes]
+    task = SentimentTask(
+        partial(Classifier, embedding_dim=4, hidden_size=4),
+        vocab_size=5,
+        num_classes=classes,
+        class_names=list("abc")[:classes],
+        class_weights=weights,
+        label_smoothing=smoothing,
+    )
+    torch.manual_seed(0)
+    logits = torch.randn(8, 1 if classes == 2 else classes, requires_grad=True)
+    every = torch.cat([torch.zeros(8, 1), logits], 1) if classes == 2 else logits
+    labels = torch.tensor([0, 0, 1, 1, 0, 1, 0, classes - 1])
+    expected = torch.nn.functional.cross_entropy(every, labels, torch.tensor(weights), label_smoothing=smoothing)
+    torch.testing.assert_close(task.loss(logits, labels), expected)
+    nothing = task.loss(logits, torch.zeros_like(labels))  # texts that count nothing
+    assert nothing.item() == 0 and torch.autograd.grad(nothing, logits)[0].abs().max() == 0

@@ -84,9 +84,9 @@ def pads(folder: Path) -> Measured:
         with torch.no_grad():
             rows = [torch.cat([net.embedding(ids), torch.zeros(count, net.embedding.embedding_dim)]) for ids in texts]
             packed = pack_sequence(rows, enforce_sorted=False)
-            _, final = net.recurrent(packed)
+            states, final = net.recurrent(packed)
             assert packed.unsorted_indices is not None
-            last = torch.cat(tuple(final[-1][0]), 1)[packed.unsorted_indices]
+            last = net.recurrent.last_outputs(states, final)[packed.unsorted_indices]
             logits = net.head(last)
         guess = (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
         accuracy = float((guess == labels).double().mean())

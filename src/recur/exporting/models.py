@@ -87,7 +87,8 @@ def classifier(net: Classifier) -> ModelProto:
     final: list[str] = []
     for index in range(net.recurrent.num_layers):
         rows, final = layer(graph, net.recurrent, index, rows, batch, None)
-    pooled = [_pooled(graph, kind, rows, final, batch) for kind in _poolings(net)]
+    last = final[0] if net.recurrent.output_first else _last(graph, net.recurrent, rows, batch)
+    pooled = [_pooled(graph, kind, rows, last, batch) for kind in _poolings(net)]
     features = graph.add("Concat", *pooled, axis=1) if len(pooled) > 1 else pooled[0]
     logits = _dense(graph, features, net.head, "head", named="logits")
     classes = max(2, net.head.out_features)
@@ -108,10 +109,35 @@ def _poolings(net: Classifier) -> list[str]:
     return kinds
 
 
-def _pooled(graph: Graph, kind: str, rows: str, final: list[str], batch: Batch) -> str:
-    """Pool `(time, batch, width)` to `(batch, width)` over each sequence's own steps."""
+def _last(graph: Graph, recurrent: Recurrent, rows: str, batch: Batch) -> str:
+    """The outputs `(directions, batch, hidden)` at the last step of each direction, of `(time, batch, width)`."""
+    taken = graph.add("Cast", batch.mask, to=TensorProto.INT32)
+    steps = graph.add("CumSum", taken, graph.tensor(np.array(0, dtype=np.int64)))  # (time, batch, 1), 1 at first
+    lengths = graph.add("Unsqueeze", batch.lengths, graph.integers(1))
+    ends = graph.add("And", graph.add("Equal", steps, lengths), batch.mask)
+    nothing = graph.tensor(np.array(0, dtype=np.float32))
+    own = graph.add("ReduceSum", graph.add("Where", ends, rows, nothing), graph.integers(0), keepdims=1)
+    if not recurrent.bidirectional:
+        return str(own)
+    width, axis = recurrent.output_size, graph.integers(2)
+    first = graph.add("Slice", rows, graph.integers(0), graph.integers(1), graph.integers(0))  # (1, batch, width)
+    forward = graph.add("Slice", own, graph.integers(0), graph.integers(width), axis)
+    backward = graph.add("Slice", first, graph.integers(width), graph.integers(2 * width), axis)
+    return str(graph.add("Concat", forward, backward, axis=0))
+
+
+def _pooled(graph: Graph, kind: str, rows: str, last: str, batch: Batch) -> str:
+    """Pool `(time, batch, width)` to `(batch, width)` over each sequence's own steps.
+
+    Args:
+        graph: to add to.
+        kind: last, max or mean.
+        rows: the outputs.
+        last: those at the last step of each direction, `(directions, batch, hidden)`.
+        batch: lengths and mask.
+    """
     if kind == "last":  # (directions, batch, hidden) -> (batch, directions * hidden)
-        turned = graph.add("Transpose", final[0], perm=[1, 0, 2])
+        turned = graph.add("Transpose", last, perm=[1, 0, 2])
         return str(graph.add("Reshape", turned, graph.integers(0, -1)))
     empty = graph.tensor(np.array(-np.inf if kind == "max" else 0, dtype=np.float32))
     own = graph.add("Where", batch.mask, rows, empty)

@@ -19,6 +19,7 @@
     state_dropout   dropout on the state between two steps
     gradient_flow   norm of the gradient by the steps that it has come back
     costs           what a network's products cost, and the rate of a machine's
+    differentiation backward passes written by hand, once differentiable
     arguments       the error of a constructor that refuses an argument
 
 To add a cell: a class in `cells` with the methods of `Cell`, and a line in `CELLS`.

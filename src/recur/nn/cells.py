@@ -27,10 +27,10 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from recur.nn import compiled, mogrifier
 from recur.nn.arguments import ArgumentError
+from recur.nn.differentiation import differentiable_once
 from recur.nn.engine import FUSED_CELLS
 from recur.nn.packed import Layout
 
@@ -47,6 +47,7 @@ class Cell:
 
     dropped = "weight_hh"  # what weight drop drops
     fused = True  # runs in the engine and in cuDNN, not through `run`
+    output_first = True  # the first part of the state is the output
     gates: ClassVar[dict[str, int]] = {"lstm": 4, "gru": 3, "rnn": 1, "rnn_relu": 1}
 
     def __init__(self, name: str) -> None:
@@ -63,7 +64,7 @@ class Cell:
         }
 
     def state_sizes(self, input_size: int, hidden_size: int) -> tuple[int, ...]:
-        """Features of each part of the carried state; the hidden state comes first."""
+        """Features of each part of the carried state; the output comes first, where `output_first` says so."""
         return (hidden_size, hidden_size) if self.name == "lstm" else (hidden_size,)
 
     def forget_gate(self, hidden_size: int) -> slice | None:
@@ -171,7 +172,7 @@ class _Scan(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor | None, ...]:
         a, initial, output = ctx.saved_tensors
         layout, reverse, method = ctx.rest
@@ -240,6 +241,7 @@ class QRNN(Cell):
 
     dropped = "weight_ih"
     fused = False
+    output_first = False  # the output is o c, and only c is carried
 
     def __init__(self, name: str, window: int = 1) -> None:
         super().__init__(name)
@@ -352,7 +354,7 @@ class _OwnWeights(torch.autograd.Function):
         return torch.cat([gain_h, gain_x, shift_x + shift_h, gain_c, shift_c])
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         gain_h, gain_x, shift, gain_c, shift_c = gradient.split([4 * ctx.size] * 3 + [ctx.size] * 2)
         return gain_h.clone(), gain_x.clone(), gain_c.clone(), shift.clone(), shift.clone(), shift_c.clone()

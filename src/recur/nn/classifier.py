@@ -167,7 +167,7 @@ class Classifier(nn.Module):
         states, final = self.recurrent(PackedSequence(vectors, text.batch_sizes))  # rows: (tokens, width)
         pooled: Sequence[Tensor]
         if self.pooling in ("last", "concat"):
-            last = torch.cat(tuple(final[-1][0]), dim=1)  # (directions, batch, hidden) -> (batch, width)
+            last = self.recurrent.last_outputs(states, final)  # (batch, width)
         if self.pooling == "last":
             pooled = [last]
         elif self.pooling == "max":

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from recur.nn import products
+from recur.nn.differentiation import differentiable_once
 from recur.nn.packed import Layout
 
 CHUNK_ROWS = 256
@@ -419,7 +419,7 @@ class _Layer(torch.autograd.Function):
         return output, last_hidden, last_cell
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(
         ctx: Any, d_output: Tensor | None, d_hidden: Tensor | None, d_cell: Tensor | None
     ) -> tuple[Tensor | None, ...]:

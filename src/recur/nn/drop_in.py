@@ -106,14 +106,20 @@ class _DropIn(nn.RNNBase):
         packed = PackedSequence(jagged.values()[rows], batch_sizes, order, order.argsort())
         output, last = self(packed, hx)
         values = output.data[inverse]
-        return torch.nested.nested_tensor_from_jagged(values, offsets.to(nested.device)), last
+        # tensors of the same offsets, the very object, can be added
+        return torch.nested.nested_tensor_from_jagged(values, jagged.offsets()), last
 
     def _padded(self, padded: Any, hx: Any, lengths: Any) -> Any:
         if not isinstance(padded, Tensor) or padded.dim() != 3:
             raise ValueError("lengths go with a padded batch of 3 dimensions only")
         batch, time = (0, 1) if self.batch_first else (1, 0)
         lengths = torch.as_tensor(lengths, dtype=torch.int64, device="cpu")
-        if lengths.shape != (padded.shape[batch],) or lengths.min() < 1 or lengths.max() > padded.shape[time]:
+        if (
+            lengths.shape != (padded.shape[batch],)
+            or not len(lengths)
+            or lengths.min() < 1
+            or lengths.max() > padded.shape[time]
+        ):
             raise ValueError(
                 f"a padded batch of {padded.shape[batch]} sequences of at most {padded.shape[time]} steps needs as "
                 f"many lengths from 1 to {padded.shape[time]}, got {lengths.tolist()}"
@@ -130,6 +136,8 @@ class _DropIn(nn.RNNBase):
         """Where the rows lie, if the engine takes this call: asked for, able to, and the arguments in order."""
         packed = isinstance(sequence, PackedSequence)
         rows = sequence.data if packed else sequence
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():  # which record torch's own operators
+            return None
         if self.engine == "torch" or self.proj_size or not isinstance(rows, Tensor) or rows.device.type != "cpu":
             return None
         if rows.shape[-1] != self.input_size or rows.dtype != self.weight_ih_l0.dtype or not rows.numel():

@@ -53,9 +53,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from recur.nn import compiled
+from recur.nn.differentiation import differentiable_once
 from recur.nn.packed import Layout
 
 """Rows whose gates are projected, and whose factors are formed, at once: 256 of 4 x 256 floats fill a 1 MB cache."""
@@ -472,7 +472,7 @@ class _Layer(torch.autograd.Function):
         return output, last_hidden, last_cell
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(
         ctx: Any, d_output: Tensor | None, d_hidden: Tensor | None, d_cell: Tensor | None
     ) -> tuple[Tensor | None, ...]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from recur.nn import compiled, products
 from recur.nn.compiled import numpy_of
+from recur.nn.differentiation import differentiable_once
 from recur.nn.packed import Layout
 
 Weights = Sequence[Tensor | None]  # w_ih, w_hh, b_ih, b_hh, the matrix of each round
@@ -178,7 +178,7 @@ class _Layer(torch.autograd.Function):
         return output, last_hidden, torch.stack(lasts)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(
         ctx: Any, d_output: Tensor | None, d_hidden: Tensor | None, d_cell: Tensor | None
     ) -> tuple[Tensor | None, ...]:

@@ -192,20 +192,22 @@ class _MaxOverTime(torch.autograd.Function):
 
 
 class _SumOverTime(torch.autograd.Function):
-    """Sum of each feature over the steps of each packed sequence, a contiguous slice at a time."""
+    """Sum of each feature over the steps of each packed sequence, a contiguous slice at a time; at least float32."""
 
     @staticmethod
     def forward(ctx, data: Tensor, layout: Layout) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.layout = layout
         sizes = layout.sizes
-        total = data[: sizes[0]].clone()  # (batch, features)
+        ctx.dtype = data.dtype
+        wide = torch.promote_types(data.dtype, torch.float32)  # a sum of bfloat16 numbers soon stands still
+        total = data[: sizes[0]].to(wide, copy=True)  # (batch, features)
         for rows in data[sizes[0] :].split(sizes[1:]):
             total[: len(rows)] += rows
         return total
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
-        return gradient[ctx.layout.places.to(gradient.device)], None
+        return gradient.to(ctx.dtype)[ctx.layout.places.to(gradient.device)], None
 
 
 def max_over_time(packed: PackedSequence) -> Tensor:
@@ -220,7 +222,10 @@ def max_over_time(packed: PackedSequence) -> Tensor:
 
 
 def mean_over_time(packed: PackedSequence) -> Tensor:
-    """Mean over the steps of each sequence: `(rows, features)` packed to `(batch, features)` in packed order."""
+    """Mean over the steps of each sequence: `(rows, features)` packed to `(batch, features)` in packed order.
+
+    Numbers of less than 32 bits are summed and given as float32.
+    """
     layout = Layout(packed.batch_sizes)
     total: Tensor = _SumOverTime.apply(packed.data, layout)
     return total / layout.lengths.to(total)[:, None]

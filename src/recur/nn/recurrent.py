@@ -46,11 +46,13 @@ def pick_engine(engine: str, cell: str, rows: Tensor, layout: Layout, hidden_siz
     """
     if engine not in ENGINES:
         raise ValueError(f"engine is one of {', '.join(ENGINES)}, got {engine!r}")
-    if engine != "auto":
+    if engine == "torch" or rows.device.type != "cpu":
+        return "torch"  # the fused engine is for CPUs
+    if engine == "fused":
         return engine
     low = products.wants_bf16()
     dtype = torch.float32 if low and rows.dtype == torch.bfloat16 else rows.dtype  # the states' own
-    if rows.device.type != "cpu" or dtype not in (torch.float32, torch.float64):
+    if dtype not in (torch.float32, torch.float64):
         return "torch"
     kernels = compiled.available(dtype)
     if layout.even and cell == "lstm" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
@@ -131,7 +133,8 @@ class Recurrent(nn.Module):
         output_size: hidden size of the last layer, where it differs.
         forget_bias: initial bias of the forget gates (Jozefowicz et al. 2015): `bias_ih` gets it, `bias_hh` zero.
             None leaves torch's initialisation.
-        engine: `auto`, `fused` (this project's, on a CPU) or `torch` (cuDNN on a GPU), for the cells that both have.
+        engine: `auto`, `fused` (this project's, on a CPU) or `torch` (cuDNN on a GPU), for the cells that both have;
+            off a CPU always torch's.
         **options: what the cell takes: `window` of a qrnn, `rounds` of a mogrifier.
     """
 
@@ -218,6 +221,19 @@ class Recurrent(nn.Module):
                         if "bias_hh" in own:
                             own["bias_hh"][gate] = 0
 
+    def last_outputs(self, states: PackedSequence, final: State) -> Tensor:
+        """The top layer's output at the last step that each direction takes, `(batch, output_dim)` in packed order.
+
+        Args:
+            states: what a call gave, rows `(rows, output_dim)`.
+            final: the state that it gave.
+        """
+        if self.output_first:
+            return torch.cat(tuple(final[-1][0]), dim=1)  # (directions, batch, hidden) -> (batch, output_dim)
+        layout = Layout(states.batch_sizes)
+        parts = states.data.chunk(self.directions, 1)
+        return torch.cat([part[layout.final_rows(bool(d)).to(part.device)] for d, part in enumerate(parts)], dim=1)
+
     def _weights(self, index: int) -> list[dict[str, Tensor]]:
         """Parameters of a layer by name, for each direction."""
         names = [n for n in self._kind.shapes(*self.layer_sizes[index]) if self.bias or not n.startswith("bias")]
@@ -233,6 +249,11 @@ class Recurrent(nn.Module):
             for own in weights:
                 own[self._kind.dropped] = F.dropout(own[self._kind.dropped], self.weight_drop)
         return weights
+
+    @property
+    def output_first(self) -> bool:
+        """Whether the first part of a layer's state is its output."""
+        return self._kind.output_first
 
     @property
     def _as_one(self) -> bool:

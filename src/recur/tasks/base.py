@@ -64,7 +64,7 @@ def step_plan(trainer: pl.Trainer) -> StepPlan:
     totals = [epochs * per_epoch] if epochs is not None and epochs >= 0 else []
     if trainer.max_steps >= 0:
         totals.append(trainer.max_steps)
-    return StepPlan(min(totals), per_epoch)
+    return StepPlan(min(totals), per_epoch, trainer.check_val_every_n_epoch or 1)
 
 
 class Sums(Metric, ABC):
@@ -113,6 +113,8 @@ def save_metrics(task: pl.LightningModule, metrics: Sequence[Sums], checkpoint: 
 def load_metrics(task: pl.LightningModule, metrics: Sequence[Sums], checkpoint: dict[str, Any]) -> None:
     """Go on summing up from there. Another number of ranks cannot be in the middle of an epoch: it sums up anew."""
     saved = checkpoint.get("train_metrics")
+    if task._trainer is None:  # opened without one, by Lightning's load_from_checkpoint
+        return
     if saved is None or len(saved) != task.trainer.world_size:
         return
     values = iter(saved[task.trainer.global_rank])

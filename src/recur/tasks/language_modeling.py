@@ -308,6 +308,8 @@ class LanguageModelingTask(Stepping):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take this rank's. With another number of ranks the loader says why a resume cannot go on."""
         load_metrics(self, self.training_metrics(), checkpoint)
+        if self._trainer is None:  # opened without one
+            return
         states = checkpoint.get("carried_state", [])
         rank = self.trainer.global_rank
         self._carried["train"] = states[rank] if rank < len(states) else None
@@ -342,6 +344,8 @@ class LanguageModelingTask(Stepping):
 
     def _along(self, ids: Tensor, start_id: int) -> Iterator[tuple[Hidden, Tensor]]:
         """Read a text piece by piece; with each piece the tokens that follow."""
+        if not len(ids):
+            return
         ids = ids.to(self.device)
         inputs = torch.cat([ids.new_tensor([start_id]), ids[:-1]])
         state: State | None = None
@@ -382,6 +386,9 @@ class LanguageModelingTask(Stepping):
 
         Yields:
             The next token of each sample, `(samples,)` int64.
+
+        Raises:
+            UserError: a temperature below 0, a `top_k` below 1, or a `top_p` outside (0, 1].
         """
         continued = self._continued(prompt.to(self.device))
         logits = next(continued)  # (samples, vocabulary)
@@ -462,7 +469,13 @@ def sample_token(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw one token of each row: `(rows, vocabulary)` to `(rows,)` int64; arguments as in `generate`."""
+    """Draw one token of each row: `(rows, vocabulary)` to `(rows,)` int64; arguments and errors as in `generate`."""
+    if not temperature >= 0:
+        raise UserError("temperature", temperature, "must be at least 0")
+    if top_k is not None and top_k < 1:
+        raise UserError("top_k", top_k, "must be at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError("top_p", top_p, "must be above 0 and at most 1")
     if temperature == 0:
         return logits.argmax(1)
     # The largest becomes 0 and a temperature has to be a number of 32 bits, so that nothing overflows or is 0 / 0.

@@ -18,10 +18,12 @@ class StepPlan(NamedTuple):
     Attributes:
         total: in the whole run.
         per_epoch: in one epoch.
+        validated_every: epochs from one validation to the next, at least 1.
     """
 
     total: int
     per_epoch: int
+    validated_every: int = 1
 
 
 def _each_step(scheduler: lr_scheduler.LRScheduler) -> dict[str, Any]:
@@ -43,7 +45,10 @@ def step(optimizer: Optimizer, plan: StepPlan, *, every_epochs: int, gamma: floa
 def plateau(
     optimizer: Optimizer, plan: StepPlan, *, monitor: str, mode: str, factor: float, patience: int, min_lr: float
 ) -> dict[str, Any]:
-    """Multiply the learning rate by `factor` when `monitor` has not improved for more than `patience` validations."""
+    """Multiply the learning rate by `factor` when `monitor` has not improved for more than `patience` validations.
+
+    Of the validations within an epoch the last one counts.
+    """
     if mode not in ("max", "min"):
         raise UserError("scheduler.mode", mode, "must be max or min")
     if not 0 < factor < 1:
@@ -59,7 +64,9 @@ def plateau(
         threshold=0.0,
         min_lr=min_lr,
     )
-    return {"scheduler": scheduler, "interval": "epoch", "monitor": monitor, "strict": False}
+    # Lightning would step it after epochs without a validation, too, with the value of the last one.
+    when = {"interval": "epoch", "frequency": plan.validated_every}
+    return {"scheduler": scheduler, **when, "monitor": monitor, "strict": False}
 
 
 def _check_factor(**factors: float) -> None:
@@ -116,6 +123,13 @@ def exponential(optimizer: Optimizer, plan: StepPlan, *, gamma: float) -> dict[s
     return _each_step(lr_scheduler.ExponentialLR(optimizer, gamma))
 
 
+class _OneCycle(lr_scheduler.OneCycleLR):
+    """One cycle over the steps of this run, also where it goes on with a run that was to be shorter or longer."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({k: v for k, v in state_dict.items() if k not in ("total_steps", "_schedule_phases")})
+
+
 def one_cycle(optimizer: Optimizer, plan: StepPlan, *, rise: float, start_div: float, end_div: float) -> dict[str, Any]:
     """One cycle (Smith & Topin 2018): up to the learning rate over `rise` of the run, then down.
 
@@ -134,10 +148,13 @@ def one_cycle(optimizer: Optimizer, plan: StepPlan, *, rise: float, start_div: f
     peaks = [group["lr"] for group in optimizer.param_groups]
     # Left to itself torch gives momentum to an SGD of 0 and refuses an optimizer that knows none.
     momentum = all("betas" in group or group.get("momentum") for group in optimizer.param_groups)
-    scheduler = lr_scheduler.OneCycleLR(
+    steps = plan.total + 1
+    if rise * steps == 1:  # torch divides by the steps of the rise less one
+        rise = math.nextafter(rise, 1)
+    scheduler = _OneCycle(
         optimizer,
         peaks,
-        total_steps=plan.total + 1,
+        total_steps=steps,
         pct_start=rise,
         cycle_momentum=momentum,
         div_factor=start_div,

@@ -256,14 +256,16 @@ class SentimentTask(Stepping):
         labels have the weight 0. Of several processes each has its own mean, which counts by its number of texts.
         """
         weights = None if self._weights is None else self._weights.to(logits)
-        if self.num_classes > 2:
-            smoothing = self.label_smoothing
-            total = F.cross_entropy(logits, labels, weights, label_smoothing=smoothing, reduction="sum")
+        smoothing = self.label_smoothing
+        if self.num_classes > 2 or (weights is not None and smoothing):
+            every = torch.cat([torch.zeros_like(logits), logits], 1) if self.num_classes == 2 else logits
+            total = F.cross_entropy(every, labels, weights, label_smoothing=smoothing, reduction="sum")
         else:
-            target = labels.to(logits.dtype) * (1 - self.label_smoothing) + self.label_smoothing / 2
+            target = labels.to(logits.dtype) * (1 - smoothing) + smoothing / 2
             each = F.binary_cross_entropy_with_logits(logits.squeeze(1), target, reduction="none")
             total = (each if weights is None else weights[labels] * each).sum()
-        return total / max(self._weight_of(labels), torch.finfo(total.dtype).tiny)
+        weight = self._weight_of(labels)
+        return total / weight if weight > 0 else total * 0
 
     def _weight_of(self, labels: Tensor) -> float:
         """What texts with these labels count for in a mean of losses."""
