@@ -29,5 +29,6 @@ from recur.nn.cells import CELLS as CELLS
 from recur.nn.drop_in import GRU as GRU
 from recur.nn.drop_in import LSTM as LSTM
 from recur.nn.drop_in import RNN as RNN
+from recur.nn.losses import linear_cross_entropy as linear_cross_entropy
 from recur.nn.recurrent import Recurrent as Recurrent
 from recur.nn.recurrent import detach_state as detach_state
