@@ -329,6 +329,24 @@ def test_settings_that_are_typed_make_another_experiment_and_places_do_not():
         claims.changed(claims.load(FOLDER, "quiz"), ["optimizer.lr=5e-3"])
 
 
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("carry_state", "data.bptt=2"),  # of all arms
+        ("carry_state", "data.batch_size=2"),  # of one
+        ("optimizers", "optimizer=adamw"),
+        ("distance", "data.synthetic.gap=3"),  # the axis
+        ("distance", "++data.synthetic.gap=3"),
+        ("distance", "seed=7"),
+    ],
+)
+def test_settings_that_the_arms_would_replace_unseen_are_refused(name, word):
+    """All ran again under another key, with the settings that the file has."""
+    with pytest.raises(UserError) as refused:
+        claims.changed(claims.load(FOLDER, name), ["trainer.max_epochs=1", word])
+    assert str(refused.value).startswith(f"{word} is set by the arms, the axis or the seeds of {name}: change it in ")
+
+
 def test_the_arms_of_a_comparison_are_published_with_mean_and_deviation():
     one = claims.load(FOLDER, "cells_language")
     losses = {"lstm": (1.5, 1.6), "gru": (1.4, 1.8), "mingru": (2.0, 2.0), "mogrifier": (1.7, math.inf)}
