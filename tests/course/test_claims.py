@@ -3,6 +3,8 @@
 import json
 import math
 import subprocess
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -249,6 +251,24 @@ def test_a_function_s_record_says_when_it_was_called(tmp_path):
     assert len(first) == len(one.seeds) and all(origin["versions"]["torch"] == torch.__version__ for origin in first)
     experiment.observe(one, tmp_path)
     assert experiment.origins(one, tmp_path) == first
+
+
+def test_a_function_that_was_changed_since_is_called_again(tmp_path, monkeypatch):
+    """`change` of some claims asks for that; the figures of the function as it was were shown."""
+    path = tmp_path / "of_a_student.py"
+    function = claims.Function("of_a_student.rows", seeds=(0, 1))
+    one = claims.Claim("demo", "1", "T", "G", "S", "Q", "C", "m", (), None, function, {}, 1)
+    measured = []
+    for figure in (1.0, 1.0, 2.0):
+        text = f"CALLS = []\ndef rows(seed):\n    CALLS.append(seed)\n    return [dict(arm='a', m={figure})]\n"
+        path.write_text(text)
+        module = types.ModuleType("of_a_student")
+        module.__file__ = str(path)
+        exec(compile(text, str(path), "exec"), vars(module))
+        monkeypatch.setitem(sys.modules, "recur.course.of_a_student", module)
+        observations, _ = experiment.observe(one, tmp_path)
+        measured.append(([o.measures["m"] for o in observations], module.CALLS))
+    assert measured == [([1.0, 1.0], [0, 1]), ([1.0, 1.0], []), ([2.0, 2.0], [0, 1])]
 
 
 def test_the_record_keeps_other_claims_and_the_page_escapes(finished):
