@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 import types
@@ -19,7 +20,7 @@ from recur.course import claim as claims
 from recur.course import experiment
 from recur.course.blocks import blocks
 from recur.course.page import chart, write
-from recur.course.record import arm_tables, entry, short_table, table, update
+from recur.course.record import arm_tables, entry, short_table, table, update, with_texts
 from recur.course.verdict import Observation, confirm, judge
 from recur.errors import UserError
 from recur.sweeps.space import parse
@@ -334,7 +335,21 @@ def test_the_published_tables_are_those_of_the_record_and_every_claim_is_of_toda
     assert {name for name, one in today.items() if not one.long} <= set(record["claims"])
     for name, measured in record["claims"].items():
         assert measured["key"] == today[name].key, f"{name} was changed since it was measured"
-        assert len(measured["effects"]) == len(today[name].rule)
+        assert [effect["text"] for effect in measured["effects"]] == [one.text for one in today[name].rule]
+    assert with_texts(record, today) == record, "run `make results`"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = readme.partition("Not measured yet:")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", missing)) == set(today) - set(record["claims"])
+
+
+def test_published_texts_follow_their_file_where_the_file_asks_what_was_measured(finished):
+    one, out = finished
+    record = {"claims": {"demo": entry(one, *experiment.observe(one, out))}}
+    other = replace(one, change="to be typed", because="it is so", long=True)
+    new = with_texts(record, {"demo": other})["claims"]["demo"]
+    assert (new["change"], new["because"], new["long"]) == ("to be typed", "it is so", True)
+    assert new["effects"] == record["claims"]["demo"]["effects"]
+    assert with_texts(record, {"demo": one.further(2)}) == with_texts(record, {}) == record
 
 
 def test_settings_that_are_typed_make_another_experiment_and_places_do_not():
