@@ -61,7 +61,7 @@ gpu: $(READY) ## test and measure on a GPU, one JSON in outputs (without one: a 
 results: $(READY) ## write the README's figures (ARGS="RUN ..." publishes runs)
 	$(BIN)/python -m recur.benchmarks.publish $(ARGS)
 
-bench: $(READY) ## measure speed; tables, JSON and a picture in outputs/bench
+bench: $(READY) ## measure speed; tables, JSON and a plot in outputs/bench
 	$(BIN)/python -m recur.bench $(ARGS)
 
 guides: $(READY) ## measure the course's claims, 45 minutes on two idle cores, resumable (ARGS="NAME ...", "--quick")

@@ -278,6 +278,7 @@ def test_it_is_short_and_names_every_package():
 def test_a_package_lists_its_modules_and_how_to_add_to_it(package):
     description = ast.get_docstring(ast.parse(package.read_text(encoding="utf-8"))) or ""
     modules = [path.stem for path in package.parent.glob("*.py") if path != package]
+    assert set(re.findall(r"\b(\w+)\.py\b", description)) <= set(modules)
     own = [name for name in modules if not name.endswith("_internals")]
     assert not [name for name in own if not re.search(rf"\b{name}\b", description)]
     assert re.search(r"\bTo (add|offer|make) an?\b", description)

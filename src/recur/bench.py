@@ -2,7 +2,7 @@
 
 Every rival runs in the same process in alternation, several times; tables give the median and the spread. Rates count
 useful work only: what is done for padding does not count. The rate of one large float32 matrix product, measured in
-between, stands beside them as the limit. A section that has a bar says whether it was met.
+between, stands beside them as the limit. A section with targets says which were met.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SECTIONS = {  # name to the module of `recur.benchmarks` that has it as a functi
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `python -m recur.bench` and `recur-bench`."""
-    parser = cli.Parser(prog="recur.bench", description="Measure the speed of everything that has a bar.")
+    parser = cli.Parser(prog="recur.bench", description="Measure speed, and hold it against targets.")
     parser.add_argument("sections", nargs="*", metavar="section", help=f"of {', '.join(SECTIONS)}; all by default")
     parser.add_argument("--quick", action="store_true", help="small shapes and few repeats: to try it, not to quote it")
     parser.add_argument("--repeats", type=int, help="rounds of each race (default 5, quick 2)")

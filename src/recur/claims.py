@@ -32,7 +32,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="list the claims and stop")
     parser.add_argument("--quick", action="store_true", help="small data and few seeds: to try it, not to quote it")
     parser.add_argument(
-        "--further", type=_count, default=0, metavar="N", help="also on N more seeds: a verdict that turns is `depends`"
+        "--further",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="also on N (at least 2) more seeds: a verdict that turns is `depends`",
     )
     parser.add_argument("--out", default="outputs/claims", help="folder of runs, claims.json and the page")
     parser.add_argument("--publish", metavar="FOLDER", help="also put them into claims.json there, for `make results`")

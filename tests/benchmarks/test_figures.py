@@ -1,6 +1,7 @@
 """The published figures: those of the records, of experiments as they are today."""
 
 import json
+import re
 
 import pytest
 
@@ -42,6 +43,41 @@ def test_an_experiment_without_a_figure_says_so(name):
 def test_the_tables_are_those_of_the_records():
     assert publish.short_table(_records()) in (ROOT / "README.md").read_text(encoding="utf-8")
     assert publish.results_table(_records()) in (RESULTS / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_page_says_when_its_sections_were_measured():
+    """Speed was measured before the kernels were compiled, and nothing said so."""
+    bench = json.loads((RESULTS / "bench.json").read_text(encoding="utf-8"))
+    page = (RESULTS / "README.md").read_text(encoding="utf-8")
+    for name, section in bench["sections"].items():
+        assert re.search(rf"measured this on .*{section['when'][:10]} \([^)]*\b{name}\b", page)
+    claims = json.loads((RESULTS / "claims.json").read_text(encoding="utf-8"))["claims"]
+    others = ", ".join(f"`{name}`" for name in sorted(claims) if claims[name]["long"])
+    assert f"; the command beside each measured {others}." in page
+
+
+def test_a_classifier_s_test_figure_says_on_how_many_texts():
+    """The hub's test split of IMDB has 25,000, our copy 13,157."""
+    test = {"accuracy": 0.5, "loss": 1.0}
+    record = {"data": {"test": "1,234 texts, 9 tokens"}, "runs": {"0": {"test": test}}}
+    assert figures.of_texts(record) == " on 1,234 texts"
+    assert figures.of_texts({**record, "runs": {"0": {}}}) == ""
+    assert figures.of_texts({**record, "data": {"test": "1,234 tokens, 0.00% unknown"}}) == ""
+
+
+def test_the_time_of_a_run_that_begins_with_another_has_that_one_s_beside_it(tmp_path):
+    """The 38 minutes of `imdb_language` were left out of those of `imdb_strong`."""
+    for name in ("one", "two"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "metrics.json").write_text(json.dumps({"name": f"of_{name}"}))
+    (checkpoint := tmp_path / "two" / "checkpoints" / "best.ckpt").touch()
+    assert figures._begun_from({}) == figures._begun_from({"init_from": str(tmp_path / "gone")}) == []
+    assert figures._begun_from({"init_from": str(tmp_path / "one")}) == ["of_one"]
+    assert figures._begun_from({"init_from": [str(tmp_path / "one"), str(checkpoint)]}) == ["of_one", "of_two"]
+    other = {"name": "of_one", "train_seconds": 90}
+    record = {"name": "x", "train_seconds": 600, "begins_from": ["of_one", "not_published"]}
+    assert figures.time(record, [other, record]) == "10.0 minutes after 90 s of `of_one`"
+    assert figures.time(other, [other, record]) == "90 s"
 
 
 def test_three_seeds_become_one_record_with_mean_and_deviation(tmp_path):

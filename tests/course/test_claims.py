@@ -2,7 +2,10 @@
 
 import json
 import math
+import re
 import subprocess
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from recur.course import claim as claims
 from recur.course import experiment
 from recur.course.blocks import blocks
 from recur.course.page import chart, write
-from recur.course.record import arm_tables, entry, short_table, table, update
+from recur.course.record import arm_tables, entry, short_table, table, update, with_texts
 from recur.course.verdict import Observation, confirm, judge
 from recur.errors import UserError
 from recur.sweeps.space import parse
@@ -251,6 +254,24 @@ def test_a_function_s_record_says_when_it_was_called(tmp_path):
     assert experiment.origins(one, tmp_path) == first
 
 
+def test_a_function_that_was_changed_since_is_called_again(tmp_path, monkeypatch):
+    """`change` of some claims asks for that; the figures of the function as it was were shown."""
+    path = tmp_path / "of_a_student.py"
+    function = claims.Function("of_a_student.rows", seeds=(0, 1))
+    one = claims.Claim("demo", "1", "T", "G", "S", "Q", "C", "m", (), None, function, {}, 1)
+    measured = []
+    for figure in (1.0, 1.0, 2.0):
+        text = f"CALLS = []\ndef rows(seed):\n    CALLS.append(seed)\n    return [dict(arm='a', m={figure})]\n"
+        path.write_text(text)
+        module = types.ModuleType("of_a_student")
+        module.__file__ = str(path)
+        exec(compile(text, str(path), "exec"), vars(module))
+        monkeypatch.setitem(sys.modules, "recur.course.of_a_student", module)
+        observations, _ = experiment.observe(one, tmp_path)
+        measured.append(([o.measures["m"] for o in observations], module.CALLS))
+    assert measured == [([1.0, 1.0], [0, 1]), ([1.0, 1.0], []), ([2.0, 2.0], [0, 1])]
+
+
 def test_the_record_keeps_other_claims_and_the_page_escapes(finished):
     one, out = finished
     observations, seconds = experiment.observe(one, out)
@@ -314,7 +335,21 @@ def test_the_published_tables_are_those_of_the_record_and_every_claim_is_of_toda
     assert {name for name, one in today.items() if not one.long} <= set(record["claims"])
     for name, measured in record["claims"].items():
         assert measured["key"] == today[name].key, f"{name} was changed since it was measured"
-        assert len(measured["effects"]) == len(today[name].rule)
+        assert [effect["text"] for effect in measured["effects"]] == [one.text for one in today[name].rule]
+    assert with_texts(record, today) == record, "run `make results`"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = readme.partition("Not measured yet:")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", missing)) == set(today) - set(record["claims"])
+
+
+def test_published_texts_follow_their_file_where_the_file_asks_what_was_measured(finished):
+    one, out = finished
+    record = {"claims": {"demo": entry(one, *experiment.observe(one, out))}}
+    other = replace(one, change="to be typed", because="it is so", long=True)
+    new = with_texts(record, {"demo": other})["claims"]["demo"]
+    assert (new["change"], new["because"], new["long"]) == ("to be typed", "it is so", True)
+    assert new["effects"] == record["claims"]["demo"]["effects"]
+    assert with_texts(record, {"demo": one.further(2)}) == with_texts(record, {}) == record
 
 
 def test_settings_that_are_typed_make_another_experiment_and_places_do_not():
@@ -327,6 +362,24 @@ def test_settings_that_are_typed_make_another_experiment_and_places_do_not():
     assert experiment.shown_command(other).endswith("data.path=input.txt optimizer.lr=5e-3")
     with pytest.raises(UserError, match="has none"):
         claims.changed(claims.load(FOLDER, "quiz"), ["optimizer.lr=5e-3"])
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("carry_state", "data.bptt=2"),  # of all arms
+        ("carry_state", "data.batch_size=2"),  # of one
+        ("optimizers", "optimizer=adamw"),
+        ("distance", "data.synthetic.gap=3"),  # the axis
+        ("distance", "++data.synthetic.gap=3"),
+        ("distance", "seed=7"),
+    ],
+)
+def test_settings_that_the_arms_would_replace_unseen_are_refused(name, word):
+    """All ran again under another key, with the settings that the file has."""
+    with pytest.raises(UserError) as refused:
+        claims.changed(claims.load(FOLDER, name), ["trainer.max_epochs=1", word])
+    assert str(refused.value).startswith(f"{word} is set by the arms, the axis or the seeds of {name}: change it in ")
 
 
 def test_the_arms_of_a_comparison_are_published_with_mean_and_deviation():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from recur.course import costs, formulas
+from recur.errors import UserError
 
 
 def test_the_quiz_agrees_with_autograd():
@@ -60,3 +61,9 @@ def test_the_slopes_are_autograds(name):
     x = torch.linspace(-4, 4, 33, dtype=torch.float64).requires_grad_(True)
     slope = torch.autograd.grad(getattr(torch, name)(x).sum(), x)[0]
     assert torch.allclose(getattr(formulas, f"{name}_slope")(x), slope, atol=1e-14)
+
+
+def test_a_window_shorter_than_what_the_feed_forward_net_reads_is_refused():
+    with pytest.raises(UserError, match="window must be at least 8, got 7: the feed-forward net reads"):
+        costs.explosions(0, rates=[1], steps=1, window=7)
+    assert {row["failed"] for row in costs.explosions(0, rates=[0.1], steps=1, window=8)} == {0.0}

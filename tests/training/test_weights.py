@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from conftest import EASY
+from recur.config.compose import command_line, compose_run
 from recur.errors import UserError
 from recur.runs.run import Run
 from recur.training import weights
@@ -188,5 +189,15 @@ def test_every_config_for_debugging_runs(debug: str, experiment: list[str], tmp_
     words = [*(experiment or EASY), f"debug={debug}", "trainer.accelerator=cpu"]
     done = run_command("train", *words, f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
+    assert bool(list((tmp_path / "run").glob("events.out.*"))) == (debug != "fdr")
     if debug == "profiler":
         assert "run_training_epoch" in (tmp_path / "run" / "fit-profile.txt").read_text()
+
+
+@pytest.mark.parametrize("experiment", [[], ["experiment=lm"]], ids=["sentiment", "language"])
+def test_one_batch_for_debugging_has_no_logger_but_one_that_is_typed(experiment: list[str]) -> None:
+    """`logger: {}` left TensorBoard's in."""
+    loggers = [
+        compose_run(command_line([*experiment, "debug=fdr", *more])).config["logger"] for more in ([], ["logger=csv"])
+    ]
+    assert [list(own or {}) for own in loggers] == [[], ["csv"]]

@@ -90,10 +90,10 @@ class Report:
         self.bars.append({"name": name, "measured": measured, "bar": f"{'<=' if at_most else '>='} {bar}", "met": met})
 
     def print_bars(self) -> None:
-        """Say which bars were met."""
+        """Say which targets were met."""
         for bar in self.bars:
             verdict = {True: "met", False: "MISSED", None: "not judged"}[bar["met"]]
-            print(f"\n- {verdict}: {bar['name']}: {_figure(bar['measured'])} (bar {bar['bar']})", end="")
+            print(f"\n- {verdict}: {bar['name']}: {_figure(bar['measured'])} (target {bar['bar']})", end="")
         print(flush=True)
 
 
@@ -340,7 +340,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     axes[1].invert_yaxis()
     axes[1].axvline(1, color="black", linewidth=1)
     axes[1].set_xscale("log")
-    axes[1].set_title("bars: better than asked by")
+    axes[1].set_title("targets: better than asked by")
     axes[1].tick_params(axis="y", labelsize=7)
     axes[0].tick_params(axis="y", labelsize=8)
     buffer = io.BytesIO()

@@ -3,7 +3,8 @@
 The figures of each RUN go to `.github/results/<name>.json` first, those of several runs of one experiment together; the
 curve goes beside it, and the figures to the head of the experiment's file. `bench.json` of a folder that `recur.bench`
 wrote goes to `.github/results/bench.json`; `recur.claims --publish .github/results` writes `claims.json` there.
-`.github/results/README.md` then holds all of it, and the README a short table of the runs and one of the claims.
+`.github/results/README.md` then holds all of it, and the README a short table of the runs and one of the claims. Texts
+of `claims.json` and heads of experiments are brought up to date without a RUN, too.
 """
 
 import json
@@ -15,6 +16,8 @@ from typing import Any
 from recur import cli
 from recur.benchmarks import figures
 from recur.course import record as course
+from recur.course.claim import load as load_claim
+from recur.course.claim import names as claim_names
 from recur.runs import metrics
 from recur.runs.files import write_atomic
 
@@ -33,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(runs: Sequence[Path]) -> None:
+    from recur.config.compose import conf_dir
     from recur.inference.run import load
 
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -47,11 +51,16 @@ def _run(runs: Sequence[Path]) -> None:
         write_atomic(RESULTS / f"{name}.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         first = min(folders, key=lambda folder: int((metrics.read_record(folder) or {}).get("seed", 0)))
         load(first).plot().savefig(RESULTS / f"{name}.png", dpi=80)
-        head = figures.path_of(name)
-        write_atomic(head, figures.with_header(head.read_text(encoding="utf-8"), figures.header(record)))
     paths = [path for path in sorted(RESULTS.glob("*.json")) if path not in (BENCH, CLAIMS)]
     records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    for record in records:
+        head = figures.path_of(record["name"])
+        write_atomic(head, figures.with_header(head.read_text(encoding="utf-8"), figures.header(record)))
     bench, claims = (json.loads(p.read_text(encoding="utf-8")) if p.is_file() else None for p in (BENCH, CLAIMS))
+    if claims is not None:
+        folder = conf_dir() / "claims"
+        claims = course.with_texts(claims, {name: load_claim(folder, name) for name in claim_names(folder)})
+        write_atomic(CLAIMS, json.dumps(claims, indent=1) + "\n")
     write_atomic(RESULTS / "README.md", results_page(records, bench, claims))
     readme = ROOT / "README.md"
     text = replaced(readme.read_text(encoding="utf-8"), "results", short_table(records))
@@ -72,12 +81,15 @@ def results_page(
         results_table(records),
     ]
     if claims is not None:
-        own = [one for one in claims["claims"].values() if not one["chart"].get("published")]
-        minutes = sum(one["seconds"] for one in own) / 60
-        devices = ", ".join(sorted({one["device"] for one in own}))
+        short = [one for one in claims["claims"].values() if not one.get("long")]
+        minutes = sum(one["seconds"] for one in short) / 60
+        devices = ", ".join(sorted({one["device"] for one in short}))
+        long = ", ".join(f"`{name}`" for name, one in sorted(claims["claims"].items()) if one.get("long"))
+        alone = f"; the command beside each measured {long}" if long else ""
+        cost = f"in {minutes:.0f} minutes of computing on {devices}"
         parts += [
             "## The claims of the course",
-            f'`make guides ARGS="--further 2"` measured them, in {minutes:.0f} minutes of computing on {devices}.',
+            f'`make guides ARGS="--further 2"` measured them, {cost}{alone}.',
             course.table(claims),
         ]
         if arms := course.arm_tables(claims):
@@ -85,7 +97,7 @@ def results_page(
     if bench is not None:
         parts += [
             "## Speed",
-            "`python -m recur.bench --imdb FOLDER --wikitext FOLDER` measured this.",
+            f"`python -m recur.bench --imdb FOLDER --wikitext FOLDER` measured this on {_days(bench['sections'])}.",
             speed_tables(bench),
         ]
     return "\n\n".join(parts) + "\n"
@@ -97,7 +109,7 @@ def short_table(records: Sequence[dict[str, Any]]) -> str:
     for record in (record for name in _HEADLINES for record in records if record["name"] == name):
         shown = [figures.spread(record, "val"), figures.spread(record, "test"), figures.of_ngrams(record)]
         part = f", {figures.part(record)}" if figures.part(record) else ""
-        time = f"{figures.minutes(record['train_seconds'])}, {record['threads']}"
+        time = f"{figures.time(record, records)}, {record['threads']}"
         lines.append(f"| `{record['name']}`{part} | {' | '.join(shown)} | {time} |")
     return "\n".join(lines)
 
@@ -134,12 +146,12 @@ def results_table(records: Sequence[dict[str, Any]]) -> str:
         cells = [
             f"`{record['name']}`",
             figures.spread(record, "val"),
-            figures.spread(record, "test"),
+            figures.spread(record, "test") + figures.of_texts(record),
             best,
             figures.of_ngrams(record),
             f"{record['parameters']['trainable']:,}",
             f"{record['epochs']} of {record['epochs_of']}" if figures.part(record) else str(record["epochs"]),
-            figures.minutes(record["train_seconds"]),
+            figures.time(record, records),
             f"{record['tokens_per_second']:,}",
             str(record["threads"]),
             record["device"],
@@ -147,13 +159,15 @@ def results_table(records: Sequence[dict[str, Any]]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     for record in records:
         seconds = [figures.minutes(run["train_seconds"]) for run in record["runs"].values()]
+        others = ", ".join(f"one of `experiment={name}`" for name in record.get("begins_from", []))
+        begins = f" (RUN: {others})" if others else ""
         commits = ", ".join(dict.fromkeys(str(run["commit"]) for run in record["runs"].values()))
         lines += [
             "",
             f"### `{record['name']}`",
             "",
-            f"`{record['command']}`: {figures.seeds(record)}; {', '.join(seconds)} of training; commit {commits}; "
-            f"{record['precision']}, torch {record['versions']['torch']}."
+            f"`{record['command']}`{begins}: {figures.seeds(record)}; {', '.join(seconds)} of training; "
+            f"commit {commits}; {record['precision']}, torch {record['versions']['torch']}."
             + "".join(f" {split}: {text}." for split, text in figures.adapted(record).items()),
             "",
             f"![validation and training by epoch]({record['name']}.png)",
@@ -165,7 +179,7 @@ _TABLES = ("engine", "language")  # sections whose first table is shown
 
 
 def speed_tables(record: dict[str, Any]) -> str:
-    """Every bar with what was measured last, and the first table of the engine and of the language model."""
+    """Every target with what was measured last, and the first table of the engine and of the language model."""
     sections = record["sections"]
     lines = []
     for section in _TABLES:
@@ -175,7 +189,7 @@ def speed_tables(record: dict[str, Any]) -> str:
             lines += [f"{title}:", "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
             lines += ["| " + " | ".join(_rounded(row.get(name, "")) for name in names) + " |" for row in rows]
             lines.append("")
-    lines += ["| what | measured | bar | |", "|---|---|---|---|"]
+    lines += ["| what | measured | at least / at most | |", "|---|---|---|---|"]
     by_age = sorted(sections.values(), key=lambda section: section["when"])
     newest = {bar["name"]: bar for section in by_age for bar in section["bars"]}  # a bar may have moved elsewhere
     for section in sections.values():
@@ -190,6 +204,14 @@ def speed_tables(record: dict[str, Any]) -> str:
         where = f" of {', '.join(names)}" if len(machines) > 1 else ""
         lines += ["", f"Machine{where}: {machine}."]
     return "\n".join(lines)
+
+
+def _days(sections: Mapping[str, Any]) -> str:
+    """When sections were measured, which can be several days: the code may have changed since."""
+    by_day: dict[str, list[str]] = {}
+    for name, section in sections.items():
+        by_day.setdefault(section["when"][:10], []).append(name)
+    return " and ".join(f"{day} ({', '.join(names)})" for day, names in sorted(by_day.items()))
 
 
 def _machine(facts: Mapping[str, Any]) -> str:

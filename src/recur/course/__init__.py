@@ -3,9 +3,11 @@
     claim.py         a claim, read from `conf/claims/NAME.yaml` and checked
     verdict.py       the rules: effects with a 95 % interval over seeds, and what follows from them
     experiment.py    from a claim to its observations: a sweep through the launcher, or a measurement a seed
-    probes.py        what is measured on a finished run        gradients.py  gradients by lag
-    formulas.py      the quiz and the shapes                   costs.py      time and memory
-    charts.py        line and dot charts as SVG                page.py       the page, `page.html`
+    probes.py        what is measured on a finished run
+    formulas.py      the quiz and the shapes
+    costs.py         time, parameters, and nets that explode or read ahead
+    charts.py        line and dot charts as SVG
+    page.py          the page, from `templates/claims.html`
     record.py        the JSON record and the table of the README
     blocks.py        each code block of the guides and the command that does the same
 

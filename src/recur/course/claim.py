@@ -150,17 +150,26 @@ def is_place(word: str) -> bool:
     return word.partition("=")[0] in _PLACES
 
 
+def _setting(word: str) -> str:
+    """The key of an override, without the signs that add one."""
+    return word.partition("=")[0].lstrip("+~")
+
+
 def changed(claim: Claim, words: Sequence[str]) -> Claim:
     """The claim with settings that were typed for all its runs: another experiment, unless they are only places.
 
     Raises:
-        UserError: it is a measurement without runs.
+        UserError: it is a measurement without runs, or its file sets the same run by run, which would win unseen.
     """
     changes = tuple(word for word in words if not is_place(word))
     if not changes:
         return claim
     if claim.sweep is None:
         raise UserError(changes[0], rule=f"is for runs, and {claim.name} has none")
+    own = {_setting(word) for arm in claim.sweep.arms.values() for word in arm} | {claim.sweep.vary, "seed"}
+    if word := next((word for word in changes if _setting(word) in own), ""):
+        rule = f"is set by the arms, the axis or the seeds of {claim.name}"
+        raise UserError(word, rule=rule, remedy=f"change it in conf/claims/{claim.name}.yaml")
     needs = " ".join([claim.needs, *changes]).strip()
     return replace(claim, sweep=replace(claim.sweep, base=(*claim.sweep.base, *changes)), needs=needs)
 

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_sequence
 
+from recur.errors import UserError
 from recur.nn.recurrent import Recurrent
+
+_NEAR = 8  # words that the feed-forward net of `explosions` reads
 
 
 def _race(rivals: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, float]:
@@ -166,7 +169,7 @@ def explosions(
     """Whether plain SGD without clipping meets a number that is not finite, for a ReLU RNN and a feed-forward net.
 
     Both predict the next word of the embedded stories: the RNN after every word of a window, the feed-forward net from
-    the last eight words, through as many weights as make the two alike in size.
+    the last eight words, through 2.4 times as many weights at the usual width.
 
     Args:
         seed: of weights and windows.
@@ -177,8 +180,14 @@ def explosions(
 
     Returns:
         rows with `failed`, 1 or 0, at each rate.
+
+    Raises:
+        UserError: the window is too short for the feed-forward net.
     """
     from recur.data.synthetic import SyntheticText
+
+    if window < _NEAR:
+        raise UserError("window", window, f"must be at least {_NEAR}", "the feed-forward net reads as many words of it")
 
     lines, _ = SyntheticText(20_000, 1, 1, seed=seed).split("train").write()
     words = [word for line in lines for word in (*line.split(), "<eos>")]
@@ -212,7 +221,7 @@ class _Next(nn.Module):
         self.recurrent = arm == "recurrent"
         self.embed, self.say = nn.Embedding(vocabulary, hidden), nn.Linear(hidden, vocabulary)
         self.read: nn.Module = (
-            nn.RNN(hidden, hidden, nonlinearity="relu") if self.recurrent else nn.Linear(8 * hidden, hidden)
+            nn.RNN(hidden, hidden, nonlinearity="relu") if self.recurrent else nn.Linear(_NEAR * hidden, hidden)
         )
 
     def forward(self, windows: Tensor) -> Tensor:
@@ -221,6 +230,6 @@ class _Next(nn.Module):
         if self.recurrent:
             states, targets = self.read(vectors)[0], windows[1:]
         else:
-            near = vectors.unfold(0, 8, 1)  # (time - 7, batch, hidden, 8)
-            states, targets = self.read(near.flatten(2)).relu(), windows[8:]
+            near = vectors.unfold(0, _NEAR, 1)  # (time - 7, batch, hidden, 8)
+            states, targets = self.read(near.flatten(2)).relu(), windows[_NEAR:]
         return nn.functional.cross_entropy(self.say(states).flatten(0, 1), targets.flatten())

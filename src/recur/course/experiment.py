@@ -1,9 +1,12 @@
 """From a claim to its observations: an ordinary sweep in processes of its own, or a function called once a seed.
 
-Both resume. A sweep's folder is named after what is run, so a changed claim begins another one.
+Both resume. A folder is named after what is run, so a changed claim begins another one; a function whose file has
+changed is called again.
 """
 
+import hashlib
 import importlib
+import inspect
 import json
 import os
 import shlex
@@ -104,18 +107,25 @@ def _function(name: str, package: str = "recur.course") -> Any:
     return getattr(importlib.import_module(f"{package}.{module}"), attribute)
 
 
+def _source(function: Any) -> str:
+    """Hash of the file that a function stands in."""
+    return hashlib.blake2b(Path(inspect.getfile(function)).read_bytes(), digest_size=8).hexdigest()
+
+
 def _call(claim: Claim, folder: Path) -> tuple[list[Observation], float]:
     assert claim.function is not None
     observations: list[Observation] = []
     total = 0.0
+    function = _function(claim.function.name)
+    source = _source(function)
     for seed in claim.function.seeds:
         path = folder / f"seed-{seed}.json"
-        if not path.is_file():
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if content.get("source") != source:  # several claims ask their reader to change the function
             began = time.perf_counter()
-            rows = _function(claim.function.name)(seed=seed, **claim.function.arguments)
-            record = {"seconds": time.perf_counter() - began, "rows": rows, "when": time.time(), **provenance()}
-            write_atomic(path, json.dumps(record, indent=1) + "\n")
-        content = json.loads(path.read_text(encoding="utf-8"))
+            rows = function(seed=seed, **claim.function.arguments)
+            content = {"seconds": time.perf_counter() - began, "rows": rows, "when": time.time(), "source": source}
+            write_atomic(path, json.dumps({**content, **provenance()}, indent=1) + "\n")
         total += content["seconds"]
         for row in content["rows"]:
             measures = {key: float(value) for key, value in row.items() if key not in ("arm", "x", "curve")}

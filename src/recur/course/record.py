@@ -15,6 +15,9 @@ from recur.course.verdict import DEPENDS, FAILS, HOLDS, Confirmed, Observation, 
 from recur.runs.files import write_atomic
 from recur.runs.metrics import provenance
 
+# Of a claim, and no part of what is measured.
+_TEXTS = ("number", "title", "guide", "says", "question", "because", "change", "minutes", "long")
+
 
 def entry(
     claim: Claim,
@@ -36,10 +39,9 @@ def entry(
     verdict, effects = (confirmed.verdict, confirmed.effects) if confirmed else judge(claim.rule, observations)
     seeds = sorted({one.seed for one in observations})
     further = seeds[len(claim.seeds) :] if confirmed else []
-    texts = ("number", "title", "guide", "says", "question", "because", "change", "measure", "minutes", "quick", "key")
     return {
         "name": claim.name,
-        **{key: getattr(claim, key) for key in texts},
+        **{key: getattr(claim, key) for key in (*_TEXTS, "measure", "quick", "key")},
         "verdict": verdict,
         "effects": [dataclasses.asdict(one) for one in effects],
         "observations": [dataclasses.asdict(one) for one in observations],
@@ -97,6 +99,21 @@ def update(path: Path, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     known["claims"].update({one["name"]: one for one in entries})
     write_atomic(path, json.dumps(known, indent=1, allow_nan=True) + "\n")
     return known
+
+
+def with_texts(record: Mapping[str, Any], claims: Mapping[str, Claim]) -> dict[str, Any]:
+    """A record with the texts that the claims' files have today, where these ask what was measured.
+
+    The texts of a rule's conditions stay: a condition that reads otherwise may compare something else, too.
+    """
+    return {**record, "claims": {name: _with_texts(one, claims.get(name)) for name, one in record["claims"].items()}}
+
+
+def _with_texts(one: dict[str, Any], claim: Claim | None) -> dict[str, Any]:
+    if claim is None or claim.key != one["key"]:
+        return one
+    command = shown_command(claim, len((one["further"] or {}).get("seeds", [])))
+    return {**one, **{key: getattr(claim, key) for key in _TEXTS}, "command": command}
 
 
 def effect_text(effect: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
     run.py             `load` and `Run`: a trained model with its methods; what the commands call too
     classification.py  labels and probabilities; each token's contribution by integrated gradients
     language.py        negative log-likelihood and rank of each token; sampling and beam search
+    ensemble.py        several classifiers as one
     curves.py          a run's training curves as a figure
     summary.py         a run as a notebook shows it
     evaluation.py      metrics of a run's own data or of other data; dynamic evaluation and the neural cache
