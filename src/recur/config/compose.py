@@ -28,6 +28,7 @@ from recur.errors import UserError
 from recur.runs import journal, trust
 from recur.runs.build import build as build_plain
 from recur.runs.checkpoint import LAST, PREVIOUS
+from recur.runs.limits import read_yaml
 
 _repeated: list[str] = []  # the sweep whose recorded command line this process runs
 _ONCE = {
@@ -247,10 +248,21 @@ class Composed:
     used: frozenset[str]
 
     def hydra_files(self) -> dict[str, str]:
-        """What Hydra keeps of a run, by file name: the config to resume from, its own settings, the overrides."""
+        """What Hydra keeps of a run, by file name: the config to resume from, its own settings, the overrides.
+
+        What was typed and chosen when a resumed run began stands there still: by it runs are compared.
+        """
         once: Any = {**_ONCE, "name": self.config["name"]}
         kept = OmegaConf.merge(self.cfg, once)
-        files = {"config.yaml": kept, "hydra.yaml": {"hydra": self.hydra}, "overrides.yaml": list(self.overrides)}
+        hydra, overrides = self.hydra, list(self.overrides)
+        if self.resumed:
+            former, choices = _begun_with(self.folder)
+            overrides = _with_later(former, overrides)
+            hydra = copy.deepcopy(hydra)
+            OmegaConf.set_readonly(hydra, False)
+            with open_dict(hydra):
+                hydra.runtime.choices = {**hydra.runtime.choices, **choices}
+        files = {"config.yaml": kept, "hydra.yaml": {"hydra": hydra}, "overrides.yaml": overrides}
         return {name: OmegaConf.to_yaml(OmegaConf.create(content)) for name, content in files.items()}
 
     def record(self) -> dict[str, Any]:
@@ -304,6 +316,30 @@ def compose_run(line: CommandLine) -> Composed:
         before = _composed(line, folder / ".hydra", "config", own, resumed=True)
         check_changes(before.config, composed.config)
     return composed
+
+
+def _begun_with(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """The overrides and the choices of groups of a run that goes on: plain text of unknown origin, not to be applied."""
+    try:
+        overrides = read_yaml(folder / ".hydra" / "overrides.yaml")
+        hydra = read_yaml(folder / ".hydra" / "hydra.yaml")
+        choices = hydra["hydra"]["runtime"]["choices"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return [], {}
+    if not (isinstance(overrides, list) and isinstance(choices, dict)):
+        return [], {}
+    plain = {str(key): value for key, value in choices.items() if isinstance(value, str) and "${" not in value}
+    return [word for word in overrides if isinstance(word, str)], plain
+
+
+def _with_later(former: Sequence[str], later: Sequence[str]) -> list[str]:
+    """Overrides of a run that goes on: of those of one key the last, without what says that it goes on."""
+    words: dict[str, str] = {}
+    for word in (*former, *later):
+        key = word.partition("=")[0].lstrip("+~")
+        if key not in _ONCE and (key != "hydra.run.dir" or key not in words):  # it goes on where it is
+            words[key] = word
+    return list(words.values())
 
 
 def quoted(path: str) -> str:
