@@ -312,6 +312,25 @@ def test_runs_of_their_own_are_compared_alone_together_and_with_sweeps(tmp_path)
     assert 'href="../outputs/imdb/a"' in page
 
 
+def test_runs_of_other_config_files_are_no_repeats_of_one_another(tmp_path):
+    """Nothing was typed, and a config file edited between the first two and the third."""
+    for name, size, seed, lay in (("a", 8, 0, "x"), ("b", 8, 1, "y"), ("c", 16, 0, "x")):
+        run = make_run(tmp_path / name, 0.5 + size / 100)
+        config = json.loads((run / "config.yaml").read_text())
+        config |= {"model": {"net": {"hidden_size": size, "ngrams": None}}, "seed": seed, "name": name}
+        config |= {"data": {"train": [f"/{lay}/my.csv"], "cache_dir": f"/{lay}"}, "logger": {name: {"a": 1}}}
+        (run / "config.yaml").write_text(json.dumps(config))
+        record = json.loads((run / "metrics.json").read_text()) | {"seed": seed}
+        (run / "metrics.json").write_text(json.dumps(record))
+    make_run(tmp_path / "d", 0.1, "optimizer.lr=1")
+    leaderboard = Leaderboard.of([tmp_path])
+    found = {
+        (g.settings["model.net.hidden_size"], g.settings["optimizer.lr"]): len(g.results) for g in leaderboard.groups
+    }
+    assert found == {("8", "0.5"): 2, ("16", "0.5"): 1, ("", "1"): 1}
+    assert leaderboard.varied == ["optimizer.lr", "model.net.hidden_size"]
+
+
 def test_settings_that_tie_are_said_to_tie(tmp_path):
     jobs = [([f"lr={lr}"], value) for lr, value in ((1, 1.0), (2, 1.0), (3, 0.5), (4, 1.0))]
     leaderboard = Leaderboard.of([make_sweep(tmp_path / "s", jobs)])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recur.errors import UserError
-from recur.leaderboard.reading import Result, Source, fill_from_configs, find_sources
+from recur.leaderboard.reading import Result, Source, add_differences, fill_from_configs, find_sources
 from recur.runs.metrics import direction, format_value, metric, metric_names
 
 _MOST_COLUMNS = 6  # of settings; a comparison with more says less
@@ -156,6 +156,8 @@ class Leaderboard:
             raise UserError("", rule=f"no job wrote the metric {wanted!r}", remedy=known)
         if len(sources) > 1:
             fill_from_configs(results)
+            if add_differences(results):
+                fill_from_configs(results)
         if mode is None:
             mode = next((source.mode for source in sources if source.monitor == wanted), direction(wanted))
         compared = [source for source in sources if source.name not in left_out]
