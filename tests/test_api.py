@@ -37,6 +37,6 @@ def test_a_run_trained_here_is_opened_and_the_signals_are_given_back(tmp_path) -
     assert run.folder == tmp_path / "run" and len(run.history) == 1
     assert run.metrics["test"]["accuracy"] == pytest.approx(run.evaluate(split="test")["test"]["accuracy"], abs=1e-6)
     more = recur.fit([f"resume={run.folder}", "trainer.max_epochs=2"])
-    assert more.folder == run.folder and len(more.history) == 2
+    assert more.folder == run.folder and len(more.history) == 2 and more.metrics["epochs"] == 2
     with pytest.raises(UserError, match="must describe one run"):
         recur.fit(["-m", "seed=0,1"])

@@ -73,3 +73,25 @@ def test_what_another_process_began_in_the_folder_meanwhile_stays(tmp_path: Path
     with pytest.raises(UserError, match="is in use by"):
         refused()
     assert all((folder / name).read_text() == "theirs" for name in (theirs, "train.log", "mlflow.db"))
+
+
+class Died(Callback):
+    """Ends the process's run in the middle of it."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            raise KeyError("died")
+
+
+def test_a_resumed_run_that_dies_keeps_no_figures_of_other_weights(tmp_path: Path) -> None:
+    words = [f"hydra.run.dir={tmp_path / 'run'}", "trainer=cpu", "data.synthetic.train_size=80", "logger=none"]
+    recur.fit([*EASY, *words, "trainer.max_epochs=1"])
+    more = [f"resume={tmp_path / 'run'}", "trainer.max_epochs=2"]
+    died = f"+callbacks.died._target_={__name__}.Died"
+    with pytest.raises(UserError, match="optimizer.lr"):
+        recur.fit([*more, "optimizer.lr=7"])
+    assert (tmp_path / "run" / "metrics.json").is_file()
+    with pytest.raises(KeyError):
+        recur.fit([*more, died])
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert recur.fit([*more, "~callbacks.died"]).metrics["epochs"] == 2
