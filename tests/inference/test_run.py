@@ -10,6 +10,7 @@ import pytest
 
 import recur
 from recur.errors import UserError
+from recur.exporting.folder import export
 
 
 def test_importing_recur_is_light() -> None:
@@ -29,6 +30,20 @@ def test_a_run_gives_its_record_and_its_history(trained_run: Path) -> None:
     assert history["epoch"].tolist() == [1.0, 2.0, 3.0]
     best = history["val/accuracy"].max()
     assert best == pytest.approx(run.metrics["val"]["accuracy"], abs=1e-6)
+
+
+def test_figures_of_one_checkpoint_are_not_shown_beside_another(trained_run: Path, tmp_path: Path) -> None:
+    best = recur.load(trained_run / "checkpoints" / "best.ckpt")
+    recorded = json.loads((trained_run / "metrics.json").read_text())
+    assert best.metrics == recorded
+    last = recur.load(trained_run / "checkpoints" / "last.ckpt")
+    assert last.metrics == {} and len(last.history) == 3
+    for run, name in ((best, "best"), (last, "last")):
+        done = export(run, "safetensors", tmp_path / name)
+        assert ("metrics.json" in done.files) == (name == "best")
+        shown = "do not lie beside its weights" not in (done.folder / "README.md").read_text()
+        assert shown == (name == "best")
+        assert recur.load(done.folder).metrics == run.metrics
 
 
 def test_the_curves_are_what_the_history_says(trained_run: Path) -> None:

@@ -21,7 +21,7 @@ from recur.errors import UserError
 from recur.inference import classification, evaluation, language
 from recur.inference.classification import Explainer, Explanation, Prediction
 from recur.inference.language import Continuation, Sampling, TokenScores
-from recur.runs import journal, metrics
+from recur.runs import journal
 from recur.runs import run as runs
 
 if TYPE_CHECKING:
@@ -151,8 +151,11 @@ class Run(runs.Run):
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What the run wrote into `metrics.json`; empty where there is none."""
-        return (metrics.read_record(self.folder) or {}) if self.folder else {}
+        """What the run wrote into `metrics.json`; empty where there is none, or where it is of other weights.
+
+        It is of the best checkpoint, which the run's folder is opened with; `last.ckpt` has none.
+        """
+        return self.record() or {}
 
     @property
     def history(self) -> "pd.DataFrame":

@@ -23,6 +23,7 @@ from recur.errors import UserError
 from recur.runs import checkpoint as checkpoints
 from recur.runs import files, hub, limits
 from recur.runs.build import build
+from recur.runs.metrics import read_record
 from recur.runs.trust import check_targets
 
 FORMAT = 2
@@ -166,6 +167,17 @@ class Run:
         folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
         kept = own.get("fingerprint")
         return cls(checkpoint, folder, config, data, tokenizer, task, kept if isinstance(kept, dict) else None)
+
+    def record(self) -> dict[str, Any] | None:
+        """`metrics.json`, where its figures are of these weights; else None.
+
+        A run measures the checkpoint that its folder is opened with, not the others that lie there.
+        """
+        if self.checkpoint.name == hub.WEIGHTS:
+            return read_record(self.checkpoint.parent)
+        if self.folder is None or not checkpoint_of(self.folder).samefile(self.checkpoint):
+            return None
+        return read_record(self.folder)
 
     def require(self, family: str, command: str) -> None:
         """Refuse a run of the other family.
