@@ -251,9 +251,20 @@ class Explainer:
 
     Args:
         run: an open sentiment run.
+
+    Raises:
+        UserError: its network does not tell word vectors from what is made of them.
     """
 
     def __init__(self, run: "runs.Run") -> None:
+        if not all(callable(getattr(run.task.net, name, None)) for name in ("embed", "classify")):
+            name = type(run.task.net).__name__
+            remedy = "give it embed(text) and classify(vectors, text), as recur.nn.classifier.Classifier has them"
+            raise UserError(
+                str(run.checkpoint),
+                rule=f"cannot be explained: its network {name} has no embed and classify",
+                remedy=remedy,
+            )
         self._run = run
         self._net = copy.deepcopy(run.task.net).cpu().double()
 
