@@ -1,17 +1,20 @@
 """Composing and training from Python: `recur.compose` and `recur.fit`."""
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from recur import cli
 from recur.config.compose import as_text, command_line, compose_run, quoted
 from recur.data.tables import as_file, is_table
 from recur.errors import UserError
 from recur.inference.run import Run, load
 from recur.runs import run as runs
+from recur.runs.trust import check_targets
 from recur.training import start
 from recur.training.failures import HEARD, Stop
 
@@ -32,7 +35,7 @@ def compose(overrides: Overrides = ()) -> dict[str, Any]:
     return compose_run(command_line(words(overrides))).config
 
 
-def fit(overrides: Overrides = ()) -> Run:
+def fit(overrides: Overrides = (), *, trust: str | Sequence[str] = ()) -> Run:
     """Train one run in this process, as `python -m recur.train OVERRIDES` does, and open it.
 
     Ctrl-C ends it after the step, saved, with the exception `recur.training.failures.Stopped`. The name is `fit`, as in
@@ -40,6 +43,7 @@ def fit(overrides: Overrides = ()) -> Run:
 
     Args:
         overrides: as in `compose`; `resume=RUN` goes on with a run.
+        trust: one or more packages of your own whose classes the model may name, as in `recur.load`.
 
     Returns:
         the run with its best weights.
@@ -47,10 +51,12 @@ def fit(overrides: Overrides = ()) -> Run:
     Raises:
         UserError: a mistake in the overrides or the data; nothing has been changed then.
     """
+    cli.trust([trust] if isinstance(trust, str) else trust, "trust")
     line = command_line(words(overrides))
     if line.hydra:
         raise UserError("overrides", list(line.words), "must describe one run", "sweeps are started by the command")
     composed = compose_run(line)
+    _check_opening(composed.config)
     with _signals_as_before():
         stop = Stop()
         stop.listen()
@@ -59,6 +65,22 @@ def fit(overrides: Overrides = ()) -> Run:
         finally:
             runs.release(composed.folder)
     return load(composed.folder)
+
+
+def _check_opening(config: Mapping[str, Any]) -> None:
+    """Refuse a run that could not be opened after hours of training.
+
+    Raises:
+        UserError: its model is of a package that is not trusted, or it trains nothing.
+    """
+    if config.get("find_lr"):
+        rule = "prints a learning rate and leaves no run"
+        raise UserError("find_lr", True, rule, "python -m recur.train OVERRIDES find_lr=true does it")
+    try:
+        check_targets(config.get("model"), "model")
+    except UserError as error:
+        named = re.sub(r"--trust (\w+)", r'trust="\1"', error.remedy)
+        raise UserError(error.key, rule=error.rule, remedy=named or "name a class of a module of yours") from None
 
 
 def words(overrides: Overrides) -> list[str]:

@@ -88,7 +88,7 @@ def test_a_resumed_run_that_dies_keeps_no_figures_of_other_weights(tmp_path: Pat
     recur.fit([*EASY, *words, "trainer.max_epochs=1"])
     more = [f"resume={tmp_path / 'run'}", "trainer.max_epochs=2"]
     died = f"+callbacks.died._target_={__name__}.Died"
-    with pytest.raises(UserError, match="optimizer.lr"):
+    with pytest.raises(UserError, match=r"optimizer\.lr"):
         recur.fit([*more, "optimizer.lr=7"])
     assert (tmp_path / "run" / "metrics.json").is_file()
     with pytest.raises(KeyError):

@@ -319,7 +319,7 @@ def compose_run(line: CommandLine) -> Composed:
 
 
 def _begun_with(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """The overrides and the choices of groups of a run that goes on: plain text of unknown origin, not to be applied."""
+    """The overrides and the choices of groups of a run that goes on: text of unknown origin, never applied."""
     try:
         overrides = read_yaml(folder / ".hydra" / "overrides.yaml")
         hydra = read_yaml(folder / ".hydra" / "hydra.yaml")
