@@ -331,6 +331,15 @@ def test_runs_of_other_config_files_are_no_repeats_of_one_another(tmp_path):
     assert leaderboard.varied == ["optimizer.lr", "model.net.hidden_size"]
 
 
+def test_a_metric_of_ones_own_is_ranked_as_its_run_says(tmp_path):
+    for name, value in (("a", 0.2), ("b", 0.7)):
+        run = make_run(tmp_path / name, value, f"optimizer.lr={value}", monitor="val/mine")  # less is better
+        record = json.loads((run / "metrics.json").read_text())
+        (run / "metrics.json").write_text(json.dumps(record | {"test": {"mine": value, "accuracy": value}}))
+    assert [Leaderboard.of([tmp_path], name).best.mean for name in ("val/mine", "test/mine")] == [0.2, 0.2]
+    assert Leaderboard.of([tmp_path], "test/accuracy").best.mean == 0.7
+
+
 def test_settings_that_tie_are_said_to_tie(tmp_path):
     jobs = [([f"lr={lr}"], value) for lr, value in ((1, 1.0), (2, 1.0), (3, 0.5), (4, 1.0))]
     leaderboard = Leaderboard.of([make_sweep(tmp_path / "s", jobs)])
