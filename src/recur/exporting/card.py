@@ -133,7 +133,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def _curve(run: Run) -> str:
-    entries = journal.read_validations(run.folder) if run.folder else []
+    entries = journal.read_validations(run.place(run.folder)) if run.folder else []
     if len(entries) < 2:
         return ""
     stride = -(-len(entries) // _MOST_VALIDATIONS)

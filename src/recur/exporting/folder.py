@@ -89,7 +89,7 @@ def export(
     texts = texts if texts is not None else agreement.drawn_texts(run.tokenizer.vocab_size)
     files, measured, small = _Files(), None, None
     if kind == "safetensors":
-        files.content |= hub.files(load_checkpoint(run.checkpoint))
+        files.content |= hub.files(load_checkpoint(run.place(run.checkpoint)))
         files.text("README.md", card.card(run, _commands(run, "recur.predict", "recur.generate")))
     elif kind == "torch":
         measured = _torch(run, files, texts)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 
 from recur import cli
+from recur.config import data_settings
 from recur.data.tables import as_file, is_table
 from recur.errors import UserError
 from recur.inference import classification, evaluation, language
@@ -143,9 +144,8 @@ class Run(runs.Run):
         Raises:
             UserError: the data cannot be read, or the run's own has changed.
         """
-        words = [f"{key}={value}" for key, value in settings.items()]
         place = as_file(data, "data") if is_table(data) else data
-        opened = evaluation.open_data(self, None if place is None else str(place), words)
+        opened = evaluation.open_data(self, None if place is None else str(place), data_settings.words(settings))
         splits = evaluation.chosen_splits(opened, split)
         return {name: evaluation.evaluate_split(self, opened, name) for name in splits}
 
@@ -162,7 +162,7 @@ class Run(runs.Run):
         """The run's validations as a DataFrame, one row each: step, epoch, seconds, and every metric."""
         import pandas as pd  # takes half a second, and nothing else here wants it
 
-        entries = journal.read_validations(self.folder) if self.folder else []
+        entries = journal.read_validations(self.place(self.folder)) if self.folder else []
         rows = [
             {key: value for key, value in entry.items() if key != "metrics"} | entry["metrics"] for entry in entries
         ]
@@ -183,7 +183,8 @@ class Run(runs.Run):
         """
         from recur.inference import curves  # brings matplotlib
 
-        return curves.draw(self.history, names, str(self.config.get("monitor", "")))
+        monitor, mode = (str(self.config.get(key, "")) for key in ("monitor", "mode"))
+        return curves.draw(self.history, names, monitor, mode)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the main settings, the figures, and all settings to unfold."""

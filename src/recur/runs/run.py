@@ -12,7 +12,7 @@ import os
 import pickle
 import platform
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,7 +36,7 @@ def checkpoint_of(path: str | Path) -> Path:
     Raises:
         UserError: there is no such path, or the folder holds no checkpoint.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_file():
         return path
     if not path.exists():
@@ -105,6 +105,7 @@ class Run:
         tokenizer: a `recur.data.text.Tokenizer`.
         task: the LightningModule with its weights, in evaluation mode.
         fingerprint: of the data it was trained on, see `recur.runs.fingerprint`; None where none was kept.
+        opened_in: the working folder then, from which `checkpoint` and `folder` are found.
     """
 
     checkpoint: Path
@@ -114,6 +115,11 @@ class Run:
     tokenizer: Any
     task: Any
     fingerprint: dict[str, Any] | None = None
+    opened_in: Path = field(default_factory=Path.cwd, compare=False)
+
+    def place(self, path: Path) -> Path:
+        """Where a path of the run is, whatever folder the process works in now."""
+        return self.opened_in / path
 
     @property
     def family(self) -> str:
@@ -174,10 +180,11 @@ class Run:
         A run measures the checkpoint that its folder is opened with, not the others that lie there.
         """
         if self.checkpoint.name == hub.WEIGHTS:
-            return read_record(self.checkpoint.parent)
-        if self.folder is None or not checkpoint_of(self.folder).samefile(self.checkpoint):
+            return read_record(self.place(self.checkpoint.parent))
+        if self.folder is None:
             return None
-        return read_record(self.folder)
+        folder = self.place(self.folder)
+        return read_record(folder) if checkpoint_of(folder).samefile(self.place(self.checkpoint)) else None
 
     def require(self, family: str, command: str) -> None:
         """Refuse a run of the other family.
