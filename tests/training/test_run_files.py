@@ -56,6 +56,12 @@ def test_what_is_printed_and_logged_has_no_terminal_codes(monkeypatch, caplog) -
     assert not [line for line in [*caplog.messages, *tree_lines("config", {"a": {"b": 1}})] if "\x1b" in line]
 
 
+@pytest.mark.parametrize(("limit", "whole"), [(1.0, True), (1, False), (0.5, False), (3, False)])
+def test_one_batch_is_no_whole_split(limit: float, whole: bool) -> None:
+    trainer = pl.Trainer(accelerator="cpu", limit_val_batches=limit, logger=False, enable_checkpointing=False)
+    assert report._whole(trainer, "val") == whole
+
+
 @pytest.mark.parametrize("theirs", [".hydra/config.yaml", ".lock"])
 def test_what_another_process_began_in_the_folder_meanwhile_stays(tmp_path: Path, theirs: str) -> None:
     """Two commands of one second have one folder: the one that is refused must not take the other one's run away."""
