@@ -1,10 +1,22 @@
 """Composing and training from Python."""
 
+import logging
+import os
+import random
 import signal
+import threading
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
@@ -30,6 +42,10 @@ def test_overrides_may_be_words_or_a_mapping() -> None:
     assert recur.compose({"seed": 3, "optimizer.lr": 1e-7})["optimizer"]["lr"] == 1e-7
     with pytest.raises(UserError, match="optimizer"):
         recur.compose(["optimizer.lrr=1"])
+    with pytest.raises(UserError, match="there is no option --epochs=3"):
+        recur.compose(["--epochs=3"])
+    with pytest.raises(UserError, match="must be a package of your own"):
+        recur.compose(["--trust", "os"])
     with pytest.raises(TypeError, match="several words"):
         recur.compose("optimizer.lr=1")
 
@@ -71,10 +87,55 @@ def test_any_module_is_trained_opened_exported_and_no_more_is_asked_of_it(tmp_pa
         recur.fit([*EASY, "find_lr=true"])
 
 
-def test_a_run_trained_here_is_opened_and_the_signals_are_given_back(tmp_path) -> None:
-    before = signal.getsignal(signal.SIGINT)
+def globals_of_a_process() -> dict[str, Any]:
+    """What a run takes over; a logger of the process that writes is among it."""
+    root = logging.getLogger()
+    return {
+        "signal": signal.getsignal(signal.SIGINT),
+        "random": random.getstate(),
+        "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002
+        "torch": torch.get_rng_state().tolist(),
+        "seeds": [os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")],
+        "handlers": root.handlers[:],
+        "filters": [handler.filters[:] for handler in root.handlers],
+        "levels": [logging.getLogger(name).level for name in ("", "lightning.pytorch.utilities.rank_zero")],
+        "threads": threading.excepthook,
+        "warnings": warnings.filters[:],
+        "hydra": GlobalHydra.instance().hydra,
+        "config": HydraConfig.instance().cfg,
+    }
+
+
+@pytest.fixture
+def busy_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A program that uses Hydra, logging and random numbers itself; its log file."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    monkeypatch.setenv("PL_SEED_WORKERS", "0")
+    handler = logging.FileHandler(tmp_path / "theirs.log", mode="w")
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("theirs").setLevel(logging.INFO)
+    logging.getLogger("theirs").info("before")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "config.yaml").write_text("theirs: 1\n")
+    with initialize_config_dir(str(tmp_path / "theirs"), version_base="1.3"):
+        HydraConfig.instance().set_config(hydra_compose("config", return_hydra_config=True))
+        yield tmp_path / "theirs.log"
+        assert hydra_compose("config").theirs == 1
+    logging.getLogger().removeHandler(handler)
+    handler.close()
+
+
+def test_a_run_trained_here_is_opened_and_the_process_is_as_before(tmp_path: Path, busy_process: Path) -> None:
+    before = globals_of_a_process()
     run = recur.fit([*EASY, f"hydra.run.dir={tmp_path / 'run'}", "trainer.max_epochs=1"])
-    assert signal.getsignal(signal.SIGINT) is before
+    assert recur.compose(["seed=4"])["seed"] == 4
+    with pytest.raises(UserError, match=r"optimizer\.lr must be"):
+        recur.fit(["optimizer.lr=-1"])
+    assert globals_of_a_process() == before
+    logging.getLogger("theirs").info("after")
+    assert busy_process.read_text() == "before\nafter\n" and "after" not in (tmp_path / "run" / "train.log").read_text()
+    assert run.metrics["command"].startswith("python -m recur.train data.synthetic.contrast=0 ")
+    assert run.metrics["device"].endswith("cores")  # whatever else the machine has
     assert run.folder == tmp_path / "run" and len(run.history) == 1
     assert run.metrics["test"]["accuracy"] == pytest.approx(run.evaluate(split="test")["test"]["accuracy"], abs=1e-6)
     more = recur.fit([f"resume={run.folder}", "trainer.max_epochs=2"])

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -94,9 +94,17 @@ class CommandLine:
         return typed[-1] if typed and typed[-1] not in ("", "null") else None
 
 
+class _Parser(cli.Parser):
+    """A command line that may come from Python, which no mistake in it may end."""
+
+    def refuse(self, message: str) -> NoReturn:
+        """Raise what is wrong."""
+        raise UserError("", rule=message)
+
+
 def parser() -> cli.Parser:
     """Reads the flags that Hydra documents; everything else is an override."""
-    flags = cli.Parser(prog="recur.train", add_help=False, allow_abbrev=False)
+    flags = _Parser(prog="recur.train", add_help=False, allow_abbrev=False)
     for names in (("-h", "--help"), ("--hydra-help",), ("--version",), ("--resolve",), ("-r", "--run")):
         flags.add_argument(*names, action="store_true")
     flags.add_argument("-m", "--multirun", action="store_true")
@@ -122,7 +130,7 @@ def command_line(words: Sequence[str], environment: Mapping[str, str] = os.envir
         UserError: `resume=SWEEP` names no sweep, or one whose command does more than set values.
     """
     # `--trust PACKAGE` has done its work once it is read, and Hydra does not know it.
-    words = cli.Parser(prog="recur.train", add_help=False, allow_abbrev=False).parse_known_args(list(words))[1]
+    words = _Parser(prog="recur.train", add_help=False, allow_abbrev=False).parse_known_args(list(words))[1]
     given = parser().parse_intermixed_args(words)
     line = _line(words, given)
     if given.multirun:
@@ -290,6 +298,16 @@ class Composed:
     def configure_logging(self) -> None:
         """Send what the run prints to its log file, too; its folder is there."""
         configure_log(self.hydra.job_logging, self.hydra.verbose)
+
+
+@contextlib.contextmanager
+def hydra_as_before() -> Iterator[None]:
+    """Give Hydra's own globals back, which composing takes over: the program around may be one of Hydra's, too."""
+    hydra, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = hydra, config
 
 
 def compose_run(line: CommandLine) -> Composed:
