@@ -10,6 +10,7 @@ from importlib.resources import files
 
 import pytest
 
+import recur
 from recur import results
 from recur.leaderboard.importance import importance
 from recur.leaderboard.page import write
@@ -66,6 +67,20 @@ def test_seeds_are_one_row_with_mean_and_sample_deviation(tmp_path):
     first = rows(leaderboard)[0]
     assert first == ["1", "71.20 ± 1.00 %", "70.20 %", "0.02", "2", "3", "1 min 00 s", "1,010"]
     assert "12 done; 12 min 00 s" in as_text(leaderboard)
+
+
+def test_python_gets_the_leaderboard_as_a_frame(tmp_path):
+    frame = recur.compare(make_sweep(tmp_path / "s", [*JOBS, (["lr=0.5", "size=2", "seed=0", "fixed=1"], "failed")]))
+    leaderboard = Leaderboard.of([tmp_path / "s"])
+    assert frame["lr"].tolist() == [0.02, 0.02, 0.01, 0.01, 0.5] and frame["size"].tolist() == [2, 1, 2, 1, 2]
+    assert frame["val/accuracy"].tolist()[:4] == [group.mean for group in leaderboard.groups[:4]]
+    assert frame["deviation"][0] == leaderboard.best.deviation and math.isnan(frame["val/accuracy"][4])
+    assert frame["test/accuracy"][0] == pytest.approx(frame["val/accuracy"][0] - 0.01)
+    assert frame["runs"].tolist() == [3, 3, 3, 3, 0] and frame["state"].tolist()[3:] == ["done", "failed"]
+    assert [len(places) for places in frame["folders"]] == [3, 3, 3, 3, 1]
+    assert recur.compare(tmp_path / "s", metric="val/loss")["val/loss"].dropna().is_monotonic_increasing
+    with pytest.raises(recur.UserError, match="no sweep at"):
+        recur.compare(tmp_path / "none")
 
 
 def test_runs_that_repeat_a_seed_count_as_one_seed(tmp_path):
