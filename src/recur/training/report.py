@@ -187,17 +187,7 @@ def closing(
         "command": shlex.join(["python", "-m", "recur.train", *command]),
         **provenance(place),
     }
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            known = {f"{split}/{name}": value for split, values in results.items() for name, value in values.items()}
-            final = {f"result/{name}": known[name] for name in hparam_metrics(task.family) if name in known}
-            logger.log_metrics(final, trainer.global_step)
-            # Lightning closes the writer after training; with nothing scored since, nothing has opened it again.
-            writer = logger.experiment.file_writer or FileWriter(logger.log_dir)
-            writer.add_summary(hparams({}, {})[2])  # the session has ended well
-            writer.flush()
-            logger.save()
-            logger.experiment.flush()
+    _close_hparams(trainer, task.family, results)
     log_results(trainer.loggers, results, trainer.global_step)
     write_metrics(folder, record)  # last: it says that the run is complete
     _print_table(results, data.ceiling, baseline or {})
@@ -215,6 +205,21 @@ def closing(
     _print("next:")
     for line in next_commands(folder, config, task):
         _print(f"  {line}")
+
+
+def _close_hparams(trainer: pl.Trainer, family: str, results: dict[str, dict[str, float]]) -> None:
+    """Write a run's final figures into TensorBoard, and that it has ended well."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            known = {f"{split}/{name}": value for split, values in results.items() for name, value in values.items()}
+            final = {f"result/{name}": known[name] for name in hparam_metrics(family) if name in known}
+            logger.log_metrics(final, trainer.global_step)
+            # Lightning closes the writer after training; with nothing scored since, nothing has opened it again.
+            writer = logger.experiment.file_writer or FileWriter(logger.log_dir)
+            writer.add_summary(hparams({}, {})[2])  # the session has ended well
+            writer.flush()
+            logger.save()
+            logger.experiment.flush()
 
 
 def _confusion(task: Any, trainer: pl.Trainer, results: dict[str, dict[str, float]]) -> dict[str, Any]:
