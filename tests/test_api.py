@@ -1,13 +1,29 @@
 """Composing and training from Python."""
 
+import logging
+import os
+import random
 import signal
+import threading
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 import recur
 from conftest import EASY
 from recur.errors import UserError
+from recur.exporting import folder as folders
 
 
 def test_overrides_may_be_words_or_a_mapping() -> None:
@@ -26,17 +42,103 @@ def test_overrides_may_be_words_or_a_mapping() -> None:
     assert recur.compose({"seed": 3, "optimizer.lr": 1e-7})["optimizer"]["lr"] == 1e-7
     with pytest.raises(UserError, match="optimizer"):
         recur.compose(["optimizer.lrr=1"])
+    with pytest.raises(UserError, match="there is no option --epochs=3"):
+        recur.compose(["--epochs=3"])
+    with pytest.raises(UserError, match="must be a package of your own"):
+        recur.compose(["--trust", "os"])
     with pytest.raises(TypeError, match="several words"):
         recur.compose("optimizer.lr=1")
 
 
-def test_a_run_trained_here_is_opened_and_the_signals_are_given_back(tmp_path) -> None:
-    before = signal.getsignal(signal.SIGINT)
+class Bag(nn.Module):
+    """A network with neither an embedding nor a recurrent stack: counts of tokens, one linear layer."""
+
+    def __init__(self, vocab_size: int, num_classes: int, vectors: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.head = nn.Linear(vocab_size, 1 if num_classes == 2 else num_classes)
+
+    def forward(self, text: PackedSequence) -> torch.Tensor:
+        padded, lengths = pad_packed_sequence(text, padding_value=-1)  # (time, batch)
+        counts = torch.zeros(len(lengths), self.vocab_size)
+        for row in range(len(lengths)):
+            counts[row] = torch.bincount(padded[: lengths[row], row], minlength=self.vocab_size)
+        logits: torch.Tensor = self.head(counts)
+        return logits
+
+
+def test_any_module_is_trained_opened_exported_and_no_more_is_asked_of_it(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("RECUR_TRUST", "")
+    folder = tmp_path / "run"
+    words = [word for word in EASY if not word.startswith("model.")]
+    words += ["data.synthetic.train_size=80", "trainer.max_epochs=1", f"hydra.run.dir={folder}", "~model.net"]
+    words += [f"+model.net={{_target_: {__name__}.Bag, _partial_: true}}"]
+    package = __name__.partition(".")[0]
+    with pytest.raises(UserError, match=rf'model\.net\._target_ is .*give trust="{package}"'):
+        recur.fit(words)
+    assert not folder.exists()
+    run = recur.fit(words, trust=package)
+    assert run.predict(["a great film"])[0].label in ("positive", "negative")
+    with pytest.raises(UserError, match="its network Bag has no embed and classify"):
+        run.explain("a great film")
+    done = folders.export(run, "safetensors", tmp_path / "out")
+    assert "(Bag)" in (done.folder / "README.md").read_text()
+    with pytest.raises(UserError, match="find_lr"):
+        recur.fit([*EASY, "find_lr=true"])
+
+
+def globals_of_a_process() -> dict[str, Any]:
+    """What a run takes over; a logger of the process that writes is among it."""
+    root = logging.getLogger()
+    return {
+        "signal": signal.getsignal(signal.SIGINT),
+        "random": random.getstate(),
+        "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002
+        "torch": torch.get_rng_state().tolist(),
+        "seeds": [os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")],
+        "handlers": root.handlers[:],
+        "filters": [handler.filters[:] for handler in root.handlers],
+        "levels": [logging.getLogger(name).level for name in ("", "lightning.pytorch.utilities.rank_zero")],
+        "threads": threading.excepthook,
+        "warnings": warnings.filters[:],
+        "hydra": GlobalHydra.instance().hydra,
+        "config": HydraConfig.instance().cfg,
+    }
+
+
+@pytest.fixture
+def busy_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A program that uses Hydra, logging and random numbers itself; its log file."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    monkeypatch.setenv("PL_SEED_WORKERS", "0")
+    handler = logging.FileHandler(tmp_path / "theirs.log", mode="w")
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("theirs").setLevel(logging.INFO)
+    logging.getLogger("theirs").info("before")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "config.yaml").write_text("theirs: 1\n")
+    with initialize_config_dir(str(tmp_path / "theirs"), version_base="1.3"):
+        HydraConfig.instance().set_config(hydra_compose("config", return_hydra_config=True))
+        yield tmp_path / "theirs.log"
+        assert hydra_compose("config").theirs == 1
+    logging.getLogger().removeHandler(handler)
+    handler.close()
+
+
+def test_a_run_trained_here_is_opened_and_the_process_is_as_before(tmp_path: Path, busy_process: Path) -> None:
+    before = globals_of_a_process()
     run = recur.fit([*EASY, f"hydra.run.dir={tmp_path / 'run'}", "trainer.max_epochs=1"])
-    assert signal.getsignal(signal.SIGINT) is before
+    assert recur.compose(["seed=4"])["seed"] == 4
+    with pytest.raises(UserError, match=r"optimizer\.lr must be"):
+        recur.fit(["optimizer.lr=-1"])
+    assert globals_of_a_process() == before
+    logging.getLogger("theirs").info("after")
+    assert busy_process.read_text() == "before\nafter\n" and "after" not in (tmp_path / "run" / "train.log").read_text()
+    assert run.metrics["command"].startswith("python -m recur.train data.synthetic.contrast=0 ")
+    assert run.metrics["device"].endswith("cores")  # whatever else the machine has
     assert run.folder == tmp_path / "run" and len(run.history) == 1
     assert run.metrics["test"]["accuracy"] == pytest.approx(run.evaluate(split="test")["test"]["accuracy"], abs=1e-6)
     more = recur.fit([f"resume={run.folder}", "trainer.max_epochs=2"])
-    assert more.folder == run.folder and len(more.history) == 2
+    assert more.folder == run.folder and len(more.history) == 2 and more.metrics["epochs"] == 2
     with pytest.raises(UserError, match="must describe one run"):
         recur.fit(["-m", "seed=0,1"])

@@ -1,5 +1,6 @@
 """The command predict: labels, explanations, a filter on a pipe, and texts that want to do harm."""
 
+import csv
 import io
 import json
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from recur import predict, render
+from recur.inference.io import Delimited
 from support.commands import run_command as process
 
 GOOD, BAD = "the film was superb", "the film was awful"
@@ -337,6 +339,19 @@ def test_answers_go_to_a_file_with_the_columns_of_the_input(run_command, trained
     assert run_command(trained_run, GOOD, "--out", out, "--overwrite").code == 0 and out.read_bytes() != before
     done = run_command(trained_run, "--file", source, "--out", source, "--overwrite")
     assert done.code == 2 and "is the file of the texts" in done.err
+
+
+def test_parts_of_an_answer_are_json_and_no_formula_and_columns_that_come_later_are_said_to_be_lost(capsys) -> None:
+    out = io.StringIO()
+    writer = Delimited(out, ",")
+    writer.write({"id": 1}, {"text": "a", "explanation": {"tokens": ["a", "it's"], "towards": "=1+1", "gap": -0.5}})
+    for number in (2, 3):
+        writer.write({"id": number, "late": "x"}, {"text": "b", "explanation": {"tokens": []}})
+    first, *_ = csv.DictReader(out.getvalue().splitlines())
+    assert json.loads(first["explanation.tokens"]) == ["a", "it's"]
+    assert (first["explanation.towards"], first["explanation.gap"]) == ("'=1+1", "-0.5")
+    said = capsys.readouterr().err
+    assert said == "recur: columns that the first text lacks are left out, such as 'late': --out X.jsonl keeps them\n"
 
 
 def test_a_refusal_leaves_the_file_for_answers_as_it_was(run_command, trained_run, tmp_path) -> None:

@@ -8,6 +8,7 @@ From Python:
     run = recur.load("outputs/...")             # a run folder or a checkpoint
     run.predict(["This film is great"])         # see recur.inference.run.Run
     recur.Ensemble([run, other])                # classifiers whose probabilities are averaged
+    recur.compare("outputs")                    # runs ranked, a DataFrame
 
 Everything is imported when it is first used, so that `import recur` takes no time.
 """
@@ -20,13 +21,15 @@ if TYPE_CHECKING:
     from recur.errors import UserError
     from recur.inference.ensemble import Ensemble
     from recur.inference.run import Run, load
+    from recur.leaderboard.frame import compare
 
 __version__ = "0.1.0"
-__all__ = ["Ensemble", "Run", "UserError", "compose", "fit", "load"]
+__all__ = ["Ensemble", "Run", "UserError", "compare", "compose", "fit", "load"]
 _HOME = {
     "Ensemble": "recur.inference.ensemble",
     "Run": "recur.inference.run",
     "UserError": "recur.errors",
+    "compare": "recur.leaderboard.frame",
     "compose": "recur.api",
     "fit": "recur.api",
     "load": "recur.inference.run",

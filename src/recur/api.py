@@ -1,19 +1,28 @@
 """Composing and training from Python: `recur.compose` and `recur.fit`."""
 
 import os
+import random
+import re
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from recur.config.compose import as_text, command_line, compose_run, quoted
+import numpy as np
+import torch
+
+from recur import cli
+from recur.config.compose import as_text, command_line, compose_run, hydra_as_before, quoted
 from recur.data.tables import as_file, is_table
 from recur.errors import UserError
 from recur.inference.run import Run, load
 from recur.runs import run as runs
+from recur.runs.trust import check_targets
 from recur.training import start
 from recur.training.failures import HEARD, Stop
+from recur.training.loggers import ended_on_error
+from recur.training.report import logging_as_before
 
 Overrides = Sequence[str] | Mapping[str, Any]
 
@@ -29,17 +38,21 @@ def compose(overrides: Overrides = ()) -> dict[str, Any]:
     Raises:
         UserError: it cannot be composed.
     """
-    return compose_run(command_line(words(overrides))).config
+    with hydra_as_before():
+        return compose_run(command_line(words(overrides))).config
 
 
-def fit(overrides: Overrides = ()) -> Run:
+def fit(overrides: Overrides = (), *, trust: str | Sequence[str] = ()) -> Run:
     """Train one run in this process, as `python -m recur.train OVERRIDES` does, and open it.
+
+    The process's random numbers, logging, signals and Hydra are left as they were.
 
     Ctrl-C ends it after the step, saved, with the exception `recur.training.failures.Stopped`. The name is `fit`, as in
     Lightning: `recur.train` is the module of the command.
 
     Args:
         overrides: as in `compose`; `resume=RUN` goes on with a run.
+        trust: one or more packages of your own whose classes the model may name, as in `recur.load`.
 
     Returns:
         the run with its best weights.
@@ -47,18 +60,37 @@ def fit(overrides: Overrides = ()) -> Run:
     Raises:
         UserError: a mistake in the overrides or the data; nothing has been changed then.
     """
+    cli.trust([trust] if isinstance(trust, str) else trust, "trust")
     line = command_line(words(overrides))
     if line.hydra:
         raise UserError("overrides", list(line.words), "must describe one run", "sweeps are started by the command")
-    composed = compose_run(line)
-    with _signals_as_before():
-        stop = Stop()
-        stop.listen()
-        try:
-            start.run(composed, stop)
-        finally:
-            runs.release(composed.folder)
-    return load(composed.folder)
+    with hydra_as_before(), _random_numbers_as_before():
+        composed = compose_run(line)
+        _check_opening(composed.config)
+        with _signals_as_before(), logging_as_before(), ended_on_error():
+            stop = Stop()
+            stop.listen()
+            try:
+                start.run(composed, stop)
+            finally:
+                runs.release(composed.folder)
+        return load(composed.folder)  # whose weights are drawn before they are read
+
+
+def _check_opening(config: Mapping[str, Any]) -> None:
+    """Refuse a run that could not be opened after hours of training.
+
+    Raises:
+        UserError: its model is of a package that is not trusted, or it trains nothing.
+    """
+    if config.get("find_lr"):
+        rule = "prints a learning rate and leaves no run"
+        raise UserError("find_lr", True, rule, "python -m recur.train OVERRIDES find_lr=true does it")
+    try:
+        check_targets(config.get("model"), "model")
+    except UserError as error:
+        named = re.sub(r"--trust (\w+)", r'trust="\1"', error.remedy)
+        raise UserError(error.key, rule=error.rule, remedy=named or "name a class of a module of yours") from None
 
 
 def words(overrides: Overrides) -> list[str]:
@@ -96,3 +128,22 @@ def _signals_as_before() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _random_numbers_as_before() -> Iterator[None]:
+    """Give the random numbers back, which a run seeds, and the variables by which Lightning seeds other processes."""
+    names = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+    variables = {name: os.environ.get(name) for name in names}
+    plain, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 (the one that is seeded)
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(gpus):
+            yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(arrays)  # noqa: NPY002
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

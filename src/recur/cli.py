@@ -101,7 +101,7 @@ class _Trust(argparse.Action):
         try:
             trust(str(values).split(","))
         except UserError as error:
-            fail(error)
+            parser.refuse(str(error))
 
 
 class Parser(argparse.ArgumentParser):
@@ -125,15 +125,19 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             flags = re.findall(r"--[a-z][a-z-]*", self.format_help())
             hint = next((close for word in unknown if (close := nearest(word, flags))), self._see_help())
-            fail(f"there is no option {' '.join(unknown)}{hint}")
+            self.refuse(f"there is no option {' '.join(unknown)}{hint}")
         return given
 
     def _see_help(self) -> str:
         return f"; see python -m {self.prog} --help"
 
     def error(self, message: str) -> NoReturn:
+        """Refuse what is wrong, and say where the help is."""
+        self.refuse(message + self._see_help())
+
+    def refuse(self, message: str) -> NoReturn:
         """Print what is wrong and leave."""
-        fail(message + self._see_help())
+        fail(message)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ name them, and a Makefile.
 """
 
 import argparse
+import importlib.util
 import keyword
 import re
 import sys
@@ -57,6 +58,12 @@ def write(name: str, into: Path) -> Path:
         raise UserError("NAME", name, "must be a new package's name: small letters, digits and _", "my_models is one")
     if name in ("recur", "torch", "lightning", "hydra", "conf", "src", "tests"):
         raise UserError("NAME", name, "must be another than that of a package it uses", "my_models is one")
+    try:
+        there = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        there = None
+    if there is not None and there.origin is not None:  # a mere folder of that name has no origin
+        raise UserError("NAME", name, f"must be another than that of a package that is there, {there.origin}")
     folder = into / name
     if folder.exists():
         raise UserError(str(folder), rule="is there already", remedy="choose another name, or --into another folder")

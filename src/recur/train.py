@@ -27,7 +27,7 @@ def _main(words: Sequence[str]) -> None:
     if line.hydra:
         _hydra(line)
     else:
-        _run(compose_run(line))
+        _run(compose_run(line), words)
 
 
 def _hydra(line: "CommandLine") -> None:
@@ -46,7 +46,7 @@ def _hydra(line: "CommandLine") -> None:
         hydra.main(version_base="1.3", config_path=str(line.configs), config_name="train")(task)()
 
 
-def _run(composed: "Composed") -> None:
+def _run(composed: "Composed", words: Sequence[str]) -> None:
     """One run; a signal ends it with its own exit code."""
     from recur.training import failures, start
 
@@ -54,7 +54,7 @@ def _run(composed: "Composed") -> None:
     stop = failures.Stop()
     stop.listen()
     try:
-        start.run(composed, stop, _pruning(composed))
+        start.run(composed, stop, _pruning(composed), words)
     except failures.Stopped as stopped:
         raise SystemExit(failures.leave(stopped, composed.folder)) from None
 

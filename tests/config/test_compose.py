@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
@@ -135,6 +136,25 @@ def test_a_run_with_a_strange_path_goes_on(strange_run: Path, monkeypatch: pytes
         assert composed.config["seed"] == 77 and composed.config["trainer"]["max_epochs"] == 99
     again = command_line([f"hydra.run.dir={quoted(str(strange_run))}"], {"SLURM_RESTART_COUNT": "1"})
     assert compose_run(again).folder == strange_run
+
+
+def test_what_a_run_began_with_stays_written_when_it_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    begun = [f"hydra.run.dir={folder}", "model=advanced_lstm", "trainer=cpu", "trainer.max_epochs=1", "overwrite=true"]
+    later = [f"resume={folder}", "++trainer.max_epochs=3", "logger={}"]
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "last.ckpt").touch()
+    (folder / ".hydra").mkdir()
+    for words in (begun, later, [f"resume={folder}", "trainer.max_epochs=4"]):
+        for name, text in compose_run(command_line(words)).hydra_files().items():
+            (folder / ".hydra" / name).write_text(text)
+    kept = [yaml.safe_load((folder / ".hydra" / name).read_text()) for name in ("overrides.yaml", "hydra.yaml")]
+    assert kept[0] == [*begun[:3], "trainer.max_epochs=4", "logger={}"]
+    assert kept[1]["hydra"]["runtime"]["choices"]["model"] == "advanced_lstm"
+    evil = {"hydra": {"runtime": {"choices": {"model": "${oc.env:HOME}", "data": ["x"], "trainer": "cpu"}}}}
+    (folder / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump(evil))
+    again = yaml.safe_load(compose_run(command_line(later)).hydra_files()["hydra.yaml"])["hydra"]["runtime"]["choices"]
+    assert again["trainer"] == "cpu" and not {"model", "data"} & set(again)
 
 
 def test_a_sweep_with_a_strange_path_goes_on(tmp_path: Path) -> None:

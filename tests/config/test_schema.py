@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 import pytest
 
+import recur
 from recur.config.schema import check
+from recur.errors import UserError
 
 
 class Thing:
@@ -75,3 +77,13 @@ def test_what_does_not_is_named_with_its_value(settings, message):
 def test_a_target_that_is_nothing_is_named():
     with pytest.raises(ValueError, match=r"recur\.nn\.nothing"):
         check({"a": [{"_target_": "recur.nn.nothing"}]}, "")
+
+
+@pytest.mark.parametrize("key", ["", "scheduler", "callbacks.best"])
+def test_the_worst_value_of_a_known_metric_is_not_looked_for(key: str) -> None:
+    from recur.config.schema import check_run
+
+    words = ["scheduler=plateau", *(f"{key}.{part}".lstrip(".") for part in ("monitor=val/loss", "mode=min"))]
+    check_run(recur.compose(words))
+    with pytest.raises(UserError, match=rf"^{key}\.?mode must be min for val/loss, got 'max': add {key}\.?mode=min"):
+        check_run(recur.compose(words[:2]))

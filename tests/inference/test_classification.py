@@ -131,6 +131,16 @@ def test_a_list_gives_a_list_and_a_generator_is_read_as_answers_are_taken(run, m
         run.predict([GOOD, ";"])
 
 
+@pytest.mark.parametrize(
+    ("text", "said"), [("", "at least one token"), (float("nan"), "a text, got nan"), (None, "a text, got None")]
+)
+def test_what_is_no_text_is_named_by_its_number_among_all(run, monkeypatch, text: object, said: str) -> None:
+    monkeypatch.setattr(classification, "SORTED_TOGETHER", 2)
+    texts = ["a film", "the film", "great", text]
+    with pytest.raises(UserError, match=f"^text 4 must (be|have) {said}"):
+        list(classification.classify_stream(run, texts))
+
+
 def test_a_class_can_be_named_and_must_exist(run) -> None:
     assert run.explain(GOOD, "negative") == run.explain(GOOD, "positive")  # two classes have one logit
     with pytest.raises(UserError, match="must be one of negative, positive"):

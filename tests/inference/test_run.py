@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import recur
 from recur.errors import UserError
+from recur.exporting.folder import export
+from recur.inference.curves import draw
 
 
 def test_importing_recur_is_light() -> None:
@@ -29,6 +32,20 @@ def test_a_run_gives_its_record_and_its_history(trained_run: Path) -> None:
     assert history["epoch"].tolist() == [1.0, 2.0, 3.0]
     best = history["val/accuracy"].max()
     assert best == pytest.approx(run.metrics["val"]["accuracy"], abs=1e-6)
+
+
+def test_figures_of_one_checkpoint_are_not_shown_beside_another(trained_run: Path, tmp_path: Path) -> None:
+    best = recur.load(trained_run / "checkpoints" / "best.ckpt")
+    recorded = json.loads((trained_run / "metrics.json").read_text())
+    assert best.metrics == recorded
+    last = recur.load(trained_run / "checkpoints" / "last.ckpt")
+    assert last.metrics == {} and len(last.history) == 3
+    for run, name in ((best, "best"), (last, "last")):
+        done = export(run, "safetensors", tmp_path / name)
+        assert ("metrics.json" in done.files) == (name == "best")
+        shown = "do not lie beside its weights" not in (done.folder / "README.md").read_text()
+        assert shown == (name == "best")
+        assert recur.load(done.folder).metrics == run.metrics
 
 
 def test_the_curves_are_what_the_history_says(trained_run: Path) -> None:
@@ -53,6 +70,32 @@ def test_the_curves_are_what_the_history_says(trained_run: Path) -> None:
     assert [axes.get_title(loc="left") for axes in run.plot("f1").axes] == ["f1"]
     with pytest.raises(UserError, match=r"plot must be a metric that the run's validations have: .*got 'f2'"):
         run.plot("f2")
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 0.2), ("max", 0.9), ("", 0.9)])
+def test_the_best_of_a_metric_of_ones_own_is_as_the_run_says(mode: str, best: float) -> None:
+    history = pd.DataFrame({"epoch": [1.0, 2.0], "val/mine": [0.9, 0.2], "val/loss": [0.5, 0.4]})
+    figure = draw(history, (), "val/mine", mode)
+    assert [axes.lines[-1].get_ydata()[0] for axes in figure.axes] == [0.4, best]
+
+
+def test_a_run_is_found_again_from_another_folder(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained_run.parent)
+    monkeypatch.setenv("HOME", str(trained_run.parent))
+    runs = [recur.load(trained_run.name), recur.load(f"~/{trained_run.name}")]
+    assert str(runs[0].checkpoint) == f"{trained_run.name}/checkpoints/best.ckpt"
+    monkeypatch.chdir(tmp_path)
+    for run in runs:
+        assert run.metrics["seed"] == 0 and len(run.history) == 3
+
+
+def test_settings_given_from_python_stay_what_they_are(trained_run: Path, tmp_path: Path) -> None:
+    run = recur.load(trained_run)
+    (tmp_path / "a.csv").write_text("2024,a: b\nthe film was great,positive\nthe film was awful,negative\n")
+    settings = {"max_length": None, "text_column": "2024", "label_column": "a: b", "cache_dir": tmp_path / "1"}
+    assert run.evaluate(tmp_path / "a.csv", **settings)["test"]["texts"] == 2
 
 
 def test_a_notebook_shows_a_run_and_no_text_of_it_acts(trained_run: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from importlib.resources import files
 
 import pytest
 
+import recur
 from recur import results
 from recur.leaderboard.importance import importance
 from recur.leaderboard.page import write
@@ -66,6 +67,20 @@ def test_seeds_are_one_row_with_mean_and_sample_deviation(tmp_path):
     first = rows(leaderboard)[0]
     assert first == ["1", "71.20 ± 1.00 %", "70.20 %", "0.02", "2", "3", "1 min 00 s", "1,010"]
     assert "12 done; 12 min 00 s" in as_text(leaderboard)
+
+
+def test_python_gets_the_leaderboard_as_a_frame(tmp_path):
+    frame = recur.compare(make_sweep(tmp_path / "s", [*JOBS, (["lr=0.5", "size=2", "seed=0", "fixed=1"], "failed")]))
+    leaderboard = Leaderboard.of([tmp_path / "s"])
+    assert frame["lr"].tolist() == [0.02, 0.02, 0.01, 0.01, 0.5] and frame["size"].tolist() == [2, 1, 2, 1, 2]
+    assert frame["val/accuracy"].tolist()[:4] == [group.mean for group in leaderboard.groups[:4]]
+    assert frame["deviation"][0] == leaderboard.best.deviation and math.isnan(frame["val/accuracy"][4])
+    assert frame["test/accuracy"][0] == pytest.approx(frame["val/accuracy"][0] - 0.01)
+    assert frame["runs"].tolist() == [3, 3, 3, 3, 0] and frame["state"].tolist()[3:] == ["done", "failed"]
+    assert [len(places) for places in frame["folders"]] == [3, 3, 3, 3, 1]
+    assert recur.compare(tmp_path / "s", metric="val/loss")["val/loss"].dropna().is_monotonic_increasing
+    with pytest.raises(recur.UserError, match="no sweep at"):
+        recur.compare(tmp_path / "none")
 
 
 def test_runs_that_repeat_a_seed_count_as_one_seed(tmp_path):
@@ -310,6 +325,34 @@ def test_runs_of_their_own_are_compared_alone_together_and_with_sweeps(tmp_path)
     assert [group.settings["sweep"] for group in everything.groups] == ["s", "", "", "s"]
     page = write(everything, tmp_path / "out").read_text()
     assert 'href="../outputs/imdb/a"' in page
+
+
+def test_runs_of_other_config_files_are_no_repeats_of_one_another(tmp_path):
+    """Nothing was typed, and a config file edited between the first two and the third."""
+    for name, size, seed, lay in (("a", 8, 0, "x"), ("b", 8, 1, "y"), ("c", 16, 0, "x")):
+        run = make_run(tmp_path / name, 0.5 + size / 100)
+        config = json.loads((run / "config.yaml").read_text())
+        config |= {"model": {"net": {"hidden_size": size, "ngrams": None}}, "seed": seed, "name": name}
+        config |= {"data": {"train": [f"/{lay}/my.csv"], "cache_dir": f"/{lay}"}, "logger": {name: {"a": 1}}}
+        (run / "config.yaml").write_text(json.dumps(config))
+        record = json.loads((run / "metrics.json").read_text()) | {"seed": seed}
+        (run / "metrics.json").write_text(json.dumps(record))
+    make_run(tmp_path / "d", 0.1, "optimizer.lr=1")
+    leaderboard = Leaderboard.of([tmp_path])
+    found = {
+        (g.settings["model.net.hidden_size"], g.settings["optimizer.lr"]): len(g.results) for g in leaderboard.groups
+    }
+    assert found == {("8", "0.5"): 2, ("16", "0.5"): 1, ("", "1"): 1}
+    assert leaderboard.varied == ["optimizer.lr", "model.net.hidden_size"]
+
+
+def test_a_metric_of_ones_own_is_ranked_as_its_run_says(tmp_path):
+    for name, value in (("a", 0.2), ("b", 0.7)):
+        run = make_run(tmp_path / name, value, f"optimizer.lr={value}", monitor="val/mine")  # less is better
+        record = json.loads((run / "metrics.json").read_text())
+        (run / "metrics.json").write_text(json.dumps(record | {"test": {"mine": value, "accuracy": value}}))
+    assert [Leaderboard.of([tmp_path], name).best.mean for name in ("val/mine", "test/mine")] == [0.2, 0.2]
+    assert Leaderboard.of([tmp_path], "test/accuracy").best.mean == 0.7
 
 
 def test_settings_that_tie_are_said_to_tie(tmp_path):

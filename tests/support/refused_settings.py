@@ -122,6 +122,8 @@ ROWS["config"] = settings(
     ("seed=lucky", ("seed", "lucky", "whole number")),
     ("monitor=val/acuracy", ("val/acuracy", "val/accuracy")),
     ("mode=up", ("mode", "up", "max")),
+    ("monitor=val/loss", ("mode", "min for val/loss", "'max'", "add mode=min")),
+    ("scheduler=plateau scheduler.monitor=val/loss", ("scheduler.mode", "'max'", "add scheduler.mode=min")),
     ("test=maybe", ("test", "'maybe'", "true or false")),
     ("callbacks.ema=0.9", ("callbacks.ema", "0.9", "_target_")),
     ("callbacks.best.monitor=val/acc", ("callbacks.best.monitor", "'val/acc'", "val/accuracy")),

@@ -37,6 +37,24 @@ def test_a_csv_logger_gets_settings_and_final_figures(tmp_path: Path) -> None:
     assert "optimizer.lr: 0.01" in (tmp_path / "hparams.yaml").read_text()
 
 
+def test_an_entry_of_a_run_that_fails_is_ended() -> None:
+    wandb = pytest.importorskip("wandb")
+
+    def failing() -> None:
+        with loggers.ended_on_error():
+            wandb.init(mode="disabled")
+            raise KeyError("failed")
+
+    with pytest.raises(KeyError):
+        failing()
+    assert wandb.run is None  # else the next run of the process would go on in it
+    theirs = wandb.init(mode="disabled")
+    with pytest.raises(KeyError), loggers.ended_on_error():
+        raise KeyError("failed")
+    assert wandb.run is theirs
+    theirs.finish()
+
+
 def test_a_logger_whose_client_is_missing_is_refused_in_a_line(tmp_path: Path) -> None:
     if importlib.util.find_spec("aim") is not None:
         pytest.skip("it is there")

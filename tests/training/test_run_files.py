@@ -56,6 +56,12 @@ def test_what_is_printed_and_logged_has_no_terminal_codes(monkeypatch, caplog) -
     assert not [line for line in [*caplog.messages, *tree_lines("config", {"a": {"b": 1}})] if "\x1b" in line]
 
 
+@pytest.mark.parametrize(("limit", "whole"), [(1.0, True), (1, False), (0.5, False), (3, False)])
+def test_one_batch_is_no_whole_split(limit: float, whole: bool) -> None:
+    trainer = pl.Trainer(accelerator="cpu", limit_val_batches=limit, logger=False, enable_checkpointing=False)
+    assert report._whole(trainer, "val") == whole
+
+
 @pytest.mark.parametrize("theirs", [".hydra/config.yaml", ".lock"])
 def test_what_another_process_began_in_the_folder_meanwhile_stays(tmp_path: Path, theirs: str) -> None:
     """Two commands of one second have one folder: the one that is refused must not take the other one's run away."""
@@ -73,3 +79,25 @@ def test_what_another_process_began_in_the_folder_meanwhile_stays(tmp_path: Path
     with pytest.raises(UserError, match="is in use by"):
         refused()
     assert all((folder / name).read_text() == "theirs" for name in (theirs, "train.log", "mlflow.db"))
+
+
+class Died(Callback):
+    """Ends the process's run in the middle of it."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            raise KeyError("died")
+
+
+def test_a_resumed_run_that_dies_keeps_no_figures_of_other_weights(tmp_path: Path) -> None:
+    words = [f"hydra.run.dir={tmp_path / 'run'}", "trainer=cpu", "data.synthetic.train_size=80", "logger=none"]
+    recur.fit([*EASY, *words, "trainer.max_epochs=1"])
+    more = [f"resume={tmp_path / 'run'}", "trainer.max_epochs=2"]
+    died = f"+callbacks.died._target_={__name__}.Died"
+    with pytest.raises(UserError, match=r"optimizer\.lr"):
+        recur.fit([*more, "optimizer.lr=7"])
+    assert (tmp_path / "run" / "metrics.json").is_file()
+    with pytest.raises(KeyError):
+        recur.fit([*more, died])
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert recur.fit([*more, "~callbacks.died"]).metrics["epochs"] == 2

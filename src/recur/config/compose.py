@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -28,6 +28,7 @@ from recur.errors import UserError
 from recur.runs import journal, trust
 from recur.runs.build import build as build_plain
 from recur.runs.checkpoint import LAST, PREVIOUS
+from recur.runs.limits import read_yaml
 
 _repeated: list[str] = []  # the sweep whose recorded command line this process runs
 _ONCE = {
@@ -93,9 +94,17 @@ class CommandLine:
         return typed[-1] if typed and typed[-1] not in ("", "null") else None
 
 
+class _Parser(cli.Parser):
+    """A command line that may come from Python, which no mistake in it may end."""
+
+    def refuse(self, message: str) -> NoReturn:
+        """Raise what is wrong."""
+        raise UserError("", rule=message)
+
+
 def parser() -> cli.Parser:
     """Reads the flags that Hydra documents; everything else is an override."""
-    flags = cli.Parser(prog="recur.train", add_help=False, allow_abbrev=False)
+    flags = _Parser(prog="recur.train", add_help=False, allow_abbrev=False)
     for names in (("-h", "--help"), ("--hydra-help",), ("--version",), ("--resolve",), ("-r", "--run")):
         flags.add_argument(*names, action="store_true")
     flags.add_argument("-m", "--multirun", action="store_true")
@@ -121,7 +130,7 @@ def command_line(words: Sequence[str], environment: Mapping[str, str] = os.envir
         UserError: `resume=SWEEP` names no sweep, or one whose command does more than set values.
     """
     # `--trust PACKAGE` has done its work once it is read, and Hydra does not know it.
-    words = cli.Parser(prog="recur.train", add_help=False, allow_abbrev=False).parse_known_args(list(words))[1]
+    words = _Parser(prog="recur.train", add_help=False, allow_abbrev=False).parse_known_args(list(words))[1]
     given = parser().parse_intermixed_args(words)
     line = _line(words, given)
     if given.multirun:
@@ -247,10 +256,21 @@ class Composed:
     used: frozenset[str]
 
     def hydra_files(self) -> dict[str, str]:
-        """What Hydra keeps of a run, by file name: the config to resume from, its own settings, the overrides."""
+        """What Hydra keeps of a run, by file name: the config to resume from, its own settings, the overrides.
+
+        What was typed and chosen when a resumed run began stands there still: by it runs are compared.
+        """
         once: Any = {**_ONCE, "name": self.config["name"]}
         kept = OmegaConf.merge(self.cfg, once)
-        files = {"config.yaml": kept, "hydra.yaml": {"hydra": self.hydra}, "overrides.yaml": list(self.overrides)}
+        hydra, overrides = self.hydra, list(self.overrides)
+        if self.resumed:
+            former, choices = _begun_with(self.folder)
+            overrides = _with_later(former, overrides)
+            hydra = copy.deepcopy(hydra)
+            OmegaConf.set_readonly(hydra, False)
+            with open_dict(hydra):
+                hydra.runtime.choices = {**hydra.runtime.choices, **choices}
+        files = {"config.yaml": kept, "hydra.yaml": {"hydra": hydra}, "overrides.yaml": overrides}
         return {name: OmegaConf.to_yaml(OmegaConf.create(content)) for name, content in files.items()}
 
     def record(self) -> dict[str, Any]:
@@ -280,6 +300,16 @@ class Composed:
         configure_log(self.hydra.job_logging, self.hydra.verbose)
 
 
+@contextlib.contextmanager
+def hydra_as_before() -> Iterator[None]:
+    """Give Hydra's own globals back, which composing takes over: the program around may be one of Hydra's, too."""
+    hydra, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = hydra, config
+
+
 def compose_run(line: CommandLine) -> Composed:
     """Compose the config of a single run, new or resumed. Nothing is written.
 
@@ -304,6 +334,30 @@ def compose_run(line: CommandLine) -> Composed:
         before = _composed(line, folder / ".hydra", "config", own, resumed=True)
         check_changes(before.config, composed.config)
     return composed
+
+
+def _begun_with(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """The overrides and the choices of groups of a run that goes on: text of unknown origin, never applied."""
+    try:
+        overrides = read_yaml(folder / ".hydra" / "overrides.yaml")
+        hydra = read_yaml(folder / ".hydra" / "hydra.yaml")
+        choices = hydra["hydra"]["runtime"]["choices"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return [], {}
+    if not (isinstance(overrides, list) and isinstance(choices, dict)):
+        return [], {}
+    plain = {str(key): value for key, value in choices.items() if isinstance(value, str) and "${" not in value}
+    return [word for word in overrides if isinstance(word, str)], plain
+
+
+def _with_later(former: Sequence[str], later: Sequence[str]) -> list[str]:
+    """Overrides of a run that goes on: of those of one key the last, without what says that it goes on."""
+    words: dict[str, str] = {}
+    for word in (*former, *later):
+        key = word.partition("=")[0].lstrip("+~")
+        if key not in _ONCE and (key != "hydra.run.dir" or key not in words):  # it goes on where it is
+            words[key] = word
+    return list(words.values())
 
 
 def quoted(path: str) -> str:

@@ -1,18 +1,31 @@
 """The data settings of a run, changed by `key=value` words, checked and built."""
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recur.config import schema
 from recur.config.signatures import parameters_of
+from recur.data.tables import as_file, is_table
 from recur.errors import ABSENT, UserError, nearest
 from recur.runs import trust
+from recur.runs.metrics import plain
 
 # What says where a run's own data is; none of it applies to another file.
 _PLACES = frozenset(
     ("path", "subset", "revision", "train", "val", "test", "unlabelled", "text", "synthetic", "limit_train", "vectors")
 )
+
+
+def words(settings: Mapping[str, Any]) -> list[str]:
+    """Changes to data settings as the words `key=value` that `changed` reads, each value as it is.
+
+    A text stays a text, which "2024" and "a: b" would not where they are typed.
+    """
+    kept = {key: as_file(value, key) if is_table(value) else plain(value) for key, value in settings.items()}
+    return [f"{key}={json.dumps(value, default=os.fspath, ensure_ascii=False)}" for key, value in kept.items()]
 
 
 def changed(

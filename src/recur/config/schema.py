@@ -17,7 +17,7 @@ from recur.config.signatures import check_value, hints, parameters_of
 from recur.errors import ABSENT, UserError, nearest
 from recur.runs.build import build, resolve
 from recur.runs.extras import lacks
-from recur.runs.metrics import check_metric, family_of
+from recur.runs.metrics import check_metric, family_of, metric_info
 
 _SERVICES = "recur.training.loggers."  # W&B's, MLflow's and Aim's
 _DEEPEST = 60  # levels of a config
@@ -292,9 +292,18 @@ def _check_metrics(config: Mapping[str, Any]) -> None:
     for owner, node in owners.items():
         monitor = str(node.get("monitor", ""))
         check_metric(monitor, family, key=f"{owner}.monitor".lstrip("."))
+        _check_direction(monitor, node.get("mode"), f"{owner}.mode".lstrip("."))
         watched += [monitor] if monitor.startswith("val/") else []
     if watched and config["trainer"].get("limit_val_batches") == 0:
         raise UserError("trainer.limit_val_batches", 0, f"leaves nothing to measure {watched[0]} on", "set at least 1")
+
+
+def _check_direction(monitor: str, mode: object, key: str) -> None:
+    """Refuse to look for the worst value of a known metric: the best checkpoint would be the worst one."""
+    info = metric_info(monitor)
+    if info is not None and mode in ("max", "min") and mode != info.direction:
+        # Callbacks and schedules follow the run's own, which a data file sets for the family's usual metric.
+        raise UserError(key, mode, f"must be {info.direction} for {monitor}", f"add {key}={info.direction}")
 
 
 def _check_memory(task: Any) -> None:

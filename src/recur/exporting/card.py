@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from recur.exporting.agreement import Agreement
+from recur.nn.recurrent import Recurrent
 from recur.render import markdown_cell as markdown
 from recur.runs import journal
-from recur.runs.metrics import metric_info, read_record
+from recur.runs.metrics import metric_info
 from recur.runs.run import Run
 
 _MOST_CLASSES = 20  # of a confusion matrix that is written out
@@ -23,7 +24,7 @@ def card(run: Run, usage: Sequence[str], measured: Agreement | None = None, smal
         measured: how far the exported model's answers are from the run's, where that was measured.
         small: the same of its version with 8-bit weights, where there is one.
     """
-    record = (read_record(run.folder) or {}) if run.folder else {}
+    record = run.record() or {}
     parts = [
         _front_matter(run, record),
         f"# {_name(run, record)}\n\n{_summary(run, record)}",
@@ -45,12 +46,9 @@ def _name(run: Run, record: dict[str, Any]) -> str:
 
 def _front_matter(run: Run, record: dict[str, Any]) -> str:
     kind = "text-classification" if run.family == "sentiment" else "text-generation"
-    lines = [
-        "---",
-        "library_name: recur",
-        f"pipeline_tag: {kind}",
-        f"tags: [recur, pytorch, {run.task.net.recurrent.cell}]",
-    ]
+    recurrent = _recurrent(run)
+    cell = "" if recurrent is None else f", {recurrent.cell}"
+    lines = ["---", "library_name: recur", f"pipeline_tag: {kind}", f"tags: [recur, pytorch{cell}]"]
     figures = [(split, name, value) for split in ("val", "test") for name, value in record.get(split, {}).items()]
     if figures:
         title = json.dumps(str(record.get("name", "recur")))
@@ -60,14 +58,21 @@ def _front_matter(run: Run, record: dict[str, Any]) -> str:
     return "\n".join([*lines, "---"])
 
 
+def _recurrent(run: Run) -> Recurrent | None:
+    """The recurrent stack; a network from elsewhere need not have one."""
+    stack = getattr(run.task.net, "recurrent", None)
+    return stack if isinstance(stack, Recurrent) else None
+
+
 def _summary(run: Run, record: dict[str, Any]) -> str:
-    net = run.task.net
-    recurrent = net.recurrent
-    ways = "bidirectional " if recurrent.bidirectional else ""
-    layers = f"{recurrent.num_layers} layer{'s' if recurrent.num_layers > 1 else ''}"
     size = sum(parameter.numel() for parameter in run.task.parameters())
     what = "text classifier" if run.family == "sentiment" else "language model"
-    text = f"A {ways}{recurrent.cell.upper()} {what}: {layers} of {recurrent.hidden_size}, "
+    if (recurrent := _recurrent(run)) is None:
+        text = f"A {what} ({type(run.task.net).__name__}): "
+    else:
+        ways = "bidirectional " if recurrent.bidirectional else ""
+        layers = f"{recurrent.num_layers} layer{'s' if recurrent.num_layers > 1 else ''}"
+        text = f"A {ways}{recurrent.cell.upper()} {what}: {layers} of {recurrent.hidden_size}, "
     text += f"{run.tokenizer.vocab_size:,} tokens ({run.tokenizer.kind}), {size:,} parameters."
     if run.family == "sentiment":
         text += f" Classes: {', '.join(markdown(str(name)) for name in run.task.class_names)}."
@@ -128,7 +133,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def _curve(run: Run) -> str:
-    entries = journal.read_validations(run.folder) if run.folder else []
+    entries = journal.read_validations(run.place(run.folder)) if run.folder else []
     if len(entries) < 2:
         return ""
     stride = -(-len(entries) // _MOST_VALIDATIONS)

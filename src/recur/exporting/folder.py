@@ -22,7 +22,6 @@ from recur.runs import hub
 from recur.runs.extras import lacks
 from recur.runs.files import is_inside, naming
 from recur.runs.limits import read_json
-from recur.runs.metrics import read_record
 from recur.runs.run import Run, load_checkpoint
 
 FORMATS = ("onnx", "torch", "safetensors")
@@ -90,7 +89,7 @@ def export(
     texts = texts if texts is not None else agreement.drawn_texts(run.tokenizer.vocab_size)
     files, measured, small = _Files(), None, None
     if kind == "safetensors":
-        files.content |= hub.files(load_checkpoint(run.checkpoint))
+        files.content |= hub.files(load_checkpoint(run.place(run.checkpoint)))
         files.text("README.md", card.card(run, _commands(run, "recur.predict", "recur.generate")))
     elif kind == "torch":
         measured = _torch(run, files, texts)
@@ -102,7 +101,7 @@ def export(
         files.text("config.json", json.dumps(config, indent=2, ensure_ascii=False))
         tokenizer = json.loads(run.tokenizer.to_json())["tokenizer"]
         files.text("tokenizer.json", json.dumps(tokenizer, ensure_ascii=False))
-    record = read_record(run.folder) if run.folder else None
+    record = run.record()
     if record is not None:
         files.text("metrics.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     _write(folder, files.content, force)

@@ -91,25 +91,29 @@ def class_names(run: "runs.Run") -> list[str]:
     return [str(name) for name in run.task.class_names]
 
 
-def classify(run: "runs.Run", texts: Sequence[str]) -> list[Prediction]:
+def classify(run: "runs.Run", texts: Sequence[str], before: int = 0) -> list[Prediction]:
     """Label texts with a sentiment run.
 
     Args:
         run: an open sentiment run.
         texts: each with at least one token.
+        before: texts that were given before these, for the number of a text in a message.
 
     Returns:
         One prediction a text, in the order given; none depends on the other texts.
 
     Raises:
-        UserError: a text without tokens.
+        UserError: a text without tokens, or something else in the place of a text.
     """
     if not texts:
         return []
+    other = next((number for number, text in enumerate(texts) if not isinstance(text, str)), None)
+    if other is not None:  # such as the NaN that pandas has in the place of an empty cell
+        raise UserError(f"text {before + other + 1}", texts[other], "must be a text", "leave it out, or give str(...)")
     arrays = run.tokenizer.encode_batch(list(texts))
     empty = next((number for number, array in enumerate(arrays) if not len(array)), None)
     if empty is not None:
-        raise UserError(f"text {empty + 1}", texts[empty][:40], "must have at least one token")
+        raise UserError(f"text {before + empty + 1}", texts[empty][:40], "must have at least one token")
     cut = _cut(arrays, run)
     scores, unknown = _read(run, cut)
     names = class_names(run)
@@ -123,8 +127,10 @@ def classify(run: "runs.Run", texts: Sequence[str]) -> list[Prediction]:
 def classify_stream(run: "runs.Run", texts: Iterable[str]) -> Iterator[Prediction]:
     """Label a stream of texts, `SORTED_TOGETHER` at a time; arguments and errors as in `classify`."""
     stream = iter(texts)
+    before = 0
     while some := list(islice(stream, SORTED_TOGETHER)):
-        yield from classify(run, some)
+        yield from classify(run, some, before)
+        before += len(some)
 
 
 def _cut(arrays: Sequence[NDArray[np.int32]], run: "runs.Run") -> Texts:
@@ -251,9 +257,20 @@ class Explainer:
 
     Args:
         run: an open sentiment run.
+
+    Raises:
+        UserError: its network does not tell word vectors from what is made of them.
     """
 
     def __init__(self, run: "runs.Run") -> None:
+        if not all(callable(getattr(run.task.net, name, None)) for name in ("embed", "classify")):
+            name = type(run.task.net).__name__
+            remedy = "give it embed(text) and classify(vectors, text), as recur.nn.classifier.Classifier has them"
+            raise UserError(
+                str(run.checkpoint),
+                rule=f"cannot be explained: its network {name} has no embed and classify",
+                remedy=remedy,
+            )
         self._run = run
         self._net = copy.deepcopy(run.task.net).cpu().double()
 

@@ -59,13 +59,14 @@ def points(history: "pd.DataFrame", column: str) -> tuple[list[float], list[floa
     return list(values), list(values.values())
 
 
-def draw(history: "pd.DataFrame", names: Sequence[str] = (), monitor: str = "") -> Curves:
+def draw(history: "pd.DataFrame", names: Sequence[str] = (), monitor: str = "", mode: str = "") -> Curves:
     """One panel a metric: validation and, where it is logged, training, over epochs; the best validation is marked.
 
     Args:
         history: the validations of a run, as `Run.history` gives them.
         names: metrics without their split, such as `loss`; none for the loss and the monitored one.
         monitor: the run's own metric, such as `val/accuracy`.
+        mode: `max` or `min`, whether more or less of that is better.
 
     Raises:
         UserError: there are no validations, or none has such a metric.
@@ -85,8 +86,9 @@ def draw(history: "pd.DataFrame", names: Sequence[str] = (), monitor: str = "") 
             if (column := known[name].get(split)) is not None:
                 x, y = points(history, column)
                 axes.plot(x, y, color=_COLOURS[split], label=_NAMES[split], marker="o", ms=3)
-        _mark_best(axes, history, known[name]["val"])
         info = metric_info(f"val/{name}")
+        way = mode if info is None and name == own and mode else direction(f"val/{name}")
+        _mark_best(axes, history, known[name]["val"], way)
         axes.set_title(f"{name} ({info.unit})" if info and info.unit else name, loc="left", size=11)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -96,9 +98,9 @@ def draw(history: "pd.DataFrame", names: Sequence[str] = (), monitor: str = "") 
     return figure
 
 
-def _mark_best(axes: object, history: "pd.DataFrame", column: str) -> None:
+def _mark_best(axes: object, history: "pd.DataFrame", column: str, way: str) -> None:
     values = history[column].dropna()
-    at = values.idxmin() if direction(column) == "min" else values.idxmax()
+    at = values.idxmin() if way == "min" else values.idxmax()
     x, y = float(history["epoch"][at]), float(values[at])
     axes.plot([x], [y], "o", ms=8, mfc="none", mec=_COLOURS["val"])  # type: ignore[attr-defined]
     axes.annotate(  # type: ignore[attr-defined]

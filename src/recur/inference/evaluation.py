@@ -132,7 +132,7 @@ def open_data(run: "runs.Run", path: str | None = None, settings: Sequence[str] 
 
 def settings_of_data(run: "runs.Run", path: str | None = None, settings: Sequence[str] = ()) -> dict[str, Any]:
     """The settings with which `open_data` opens it; arguments and errors as there."""
-    return data_settings.changed(run.config["data"], settings, run.folder or run.checkpoint.parent, path)
+    return data_settings.changed(run.config["data"], settings, run.place(run.folder or run.checkpoint.parent), path)
 
 
 def chosen_splits(data: Any, split: str | None = None) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TextIO, cast
 
+from recur.cli import notify
 from recur.data.checks import Column
 from recur.data.readers import DELIMITED, JSON_LINES, PICKLES, Rows, checked, read_file
 from recur.errors import UserError
@@ -262,23 +263,33 @@ class Delimited:
     def __init__(self, stream: TextIO, delimiter: str) -> None:
         self._stream, self._delimiter = stream, delimiter
         self._writer: csv.DictWriter[str] | None = None
+        self._said = False  # that columns are left out
 
     def write(self, columns: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
         """Write one answer behind the columns that came with its text."""
         record: dict[str, Any] = {}
         for key, value in _merged(columns, answer).items():
             if isinstance(value, Mapping) and key in answer:
-                record |= {f"{key}.{name}": inner for name, inner in value.items()}
-            elif isinstance(value, str):
-                record[key] = csv_cell(value)
+                record |= {f"{key}.{name}": _cell(inner) for name, inner in value.items()}
             else:
-                record[key] = json.dumps(value, default=str) if isinstance(value, (Mapping, list)) else value
+                record[key] = _cell(value)
         if self._writer is None:
             style: dict[str, Any] = {"delimiter": self._delimiter, "extrasaction": "ignore", "lineterminator": "\n"}
             self._writer = csv.DictWriter(self._stream, list(record), **style)
             self._writer.writerow({name: csv_cell(name) for name in record})
+        further = [name for name in record if name not in self._writer.fieldnames]
+        if further and not self._said:
+            self._said = True
+            notify(f"columns that the first text lacks are left out, such as {further[0]!r}: --out X.jsonl keeps them")
         self._writer.writerow(record)
         self._stream.flush()
+
+
+def _cell(value: Any) -> Any:
+    """A value as a cell: what has parts as JSON, a text so that no spreadsheet takes it for a formula."""
+    if isinstance(value, str):
+        return csv_cell(value)
+    return json.dumps(value, default=str) if isinstance(value, (Mapping, list, tuple)) else value
 
 
 def check_out(path: str, overwrite: bool, source: str | None = None) -> None:

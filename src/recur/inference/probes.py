@@ -134,6 +134,8 @@ def write_gates(run: Any, text: str, path: Any) -> None:
     ids = torch.tensor(run.tokenizer.encode(text))
     if not len(ids):
         raise UserError("--gates", text, "needs a text with at least one token")
+    if not (isinstance(getattr(net, "recurrent", None), Recurrent) and hasattr(net, "embedding")):
+        raise UserError("--gates", rule=f"are those of an LSTM, this run's network is a {type(net).__name__}")
     with torch.no_grad():
         rows = net.embedding(ids.to(net.embedding.weight.device))
     gates = lstm_gates(net.recurrent, rows)

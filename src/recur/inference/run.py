@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 
 from recur import cli
+from recur.config import data_settings
 from recur.data.tables import as_file, is_table
 from recur.errors import UserError
 from recur.inference import classification, evaluation, language
 from recur.inference.classification import Explainer, Explanation, Prediction
 from recur.inference.language import Continuation, Sampling, TokenScores
-from recur.runs import journal, metrics
+from recur.runs import journal
 from recur.runs import run as runs
 
 if TYPE_CHECKING:
@@ -143,23 +144,25 @@ class Run(runs.Run):
         Raises:
             UserError: the data cannot be read, or the run's own has changed.
         """
-        words = [f"{key}={value}" for key, value in settings.items()]
         place = as_file(data, "data") if is_table(data) else data
-        opened = evaluation.open_data(self, None if place is None else str(place), words)
+        opened = evaluation.open_data(self, None if place is None else str(place), data_settings.words(settings))
         splits = evaluation.chosen_splits(opened, split)
         return {name: evaluation.evaluate_split(self, opened, name) for name in splits}
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What the run wrote into `metrics.json`; empty where there is none."""
-        return (metrics.read_record(self.folder) or {}) if self.folder else {}
+        """What the run wrote into `metrics.json`; empty where there is none, or where it is of other weights.
+
+        It is of the best checkpoint, which the run's folder is opened with; `last.ckpt` has none.
+        """
+        return self.record() or {}
 
     @property
     def history(self) -> "pd.DataFrame":
         """The run's validations as a DataFrame, one row each: step, epoch, seconds, and every metric."""
         import pandas as pd  # takes half a second, and nothing else here wants it
 
-        entries = journal.read_validations(self.folder) if self.folder else []
+        entries = journal.read_validations(self.place(self.folder)) if self.folder else []
         rows = [
             {key: value for key, value in entry.items() if key != "metrics"} | entry["metrics"] for entry in entries
         ]
@@ -180,7 +183,8 @@ class Run(runs.Run):
         """
         from recur.inference import curves  # brings matplotlib
 
-        return curves.draw(self.history, names, str(self.config.get("monitor", "")))
+        monitor, mode = (str(self.config.get(key, "")) for key in ("monitor", "mode"))
+        return curves.draw(self.history, names, monitor, mode)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the main settings, the figures, and all settings to unfold."""

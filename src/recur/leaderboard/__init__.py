@@ -3,6 +3,7 @@
     reading     folders of sweeps and runs to results
     table       the leaderboard: grouped over seeds, ranked
     text        as text, Markdown, CSV
+    frame       as a DataFrame
     columns     the columns of the table
     importance  how much each setting matters
     plots       drawings for light and dark ground

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,15 @@ from recur.runs.metrics import direction, metric, read_record
 
 _DEEPEST = 6  # folders below a given one in which runs are looked for
 _STOPPED = ("failed", "stopped")
+# What was typed for one command, or only names a run.
+_SAYS_NOTHING = ("hydra.", "hydra/", "resume=", "name=", "tags=", "overwrite=", "accept_data_change=")
+# Settings by their paths that do not decide what a model learns: names, places, what is written down and how.
+_BESIDE = re.compile(
+    r"(seed|name|tags|extras|logger|test|baseline|resume|overwrite|accept_data_change|find_lr)(\.|$)"
+    r"|(.*\.)?(\w*dir|\w*dirpath|filename|num_workers|_partial_)$"
+    r"|callbacks\.(last|finite|learning_rate|throughput|pages|gradients|progress|samples)(\.|$)"
+    r"|trainer\.(accelerator|enable_\w+|log_every_n_steps|limit_test_batches|num_sanity_val_steps|profiler)$"
+)
 
 
 @dataclass
@@ -184,7 +194,7 @@ def _run(folder: Path, name: str) -> Source | None:
     except (OSError, ValueError):
         typed = []
     overrides = [str(text) for text in typed or [] if isinstance(typed, list)]
-    own = [text for text in overrides if not text.lstrip("+~").startswith(("hydra.", "hydra/", "resume=", "name="))]
+    own = [text for text in overrides if not text.lstrip("+~").startswith(_SAYS_NOTHING)]
     monitor = str(config.get("monitor", ""))
     mode = str(config.get("mode", direction(monitor)))
     return Source(folder, name, monitor, mode, {}, [(name, folder, own, {})])
@@ -212,6 +222,46 @@ def fill_from_configs(results: Sequence[Result]) -> None:
                 value = choices[key] if key in choices else _at(config, key.lstrip("+~"), default=_ABSENT)
                 if value is None or isinstance(value, (str, int, float, bool)):
                     result.settings[key] = _as_typed(_word(value), typed[key])
+
+
+def add_differences(results: Sequence[Result]) -> bool:
+    """Add settings that nobody typed and in which runs differ that would else be taken for repeats of one another.
+
+    Such a difference comes from a config file that was edited between them. Jobs of a sweep share their files.
+
+    Returns:
+        whether there was one.
+    """
+    alike: dict[tuple[tuple[str, str], ...], list[Result]] = {}
+    for result in results:
+        if not result.source:
+            typed = {key.lstrip("+~"): text for key, text in result.settings.items() if key != "seed"}
+            alike.setdefault(tuple(sorted(typed.items())), []).append(result)
+    leaves = {id(one): _leaves(plain_config(one.folder)) for same in alike.values() if len(same) > 1 for one in same}
+    varied: dict[str, None] = {}
+    for same in alike.values():
+        for key in dict.fromkeys(key for one in same for key in leaves.get(id(one), {})):
+            if len({leaves[id(one)].get(key) for one in same}) > 1:
+                varied[key] = None
+    for same in alike.values():
+        for one in same:
+            for key in varied:
+                if (text := leaves.get(id(one), {}).get(key)) is not None:
+                    one.settings.setdefault(key, text)
+    return bool(varied)
+
+
+def _leaves(node: Any, path: str = "") -> dict[str, str]:
+    """The settings of a config that decide what a model learns, by their paths, as text; null counts as none."""
+    if _BESIDE.match(path) or node is None:
+        return {}
+    if isinstance(node, dict) and node:
+        inner = (_leaves(value, f"{path}.{key}".lstrip(".")) for key, value in node.items())
+        return {key: text for part in inner for key, text in part.items()}
+    values = node if isinstance(node, list) else [node]
+    # Of a file its name: a run keeps where it lay on one machine.
+    words = [os.path.basename(value) if isinstance(value, str) and os.path.isabs(value) else value for value in values]
+    return {path: _word(words if isinstance(node, list) else words[0])}
 
 
 def plain_config(folder: Path) -> Any:

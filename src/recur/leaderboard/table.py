@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recur.errors import UserError
-from recur.leaderboard.reading import Result, Source, fill_from_configs, find_sources
-from recur.runs.metrics import direction, format_value, metric, metric_names
+from recur.leaderboard.reading import Result, Source, add_differences, fill_from_configs, find_sources
+from recur.runs.metrics import direction, format_value, metric, metric_info, metric_names
 
 _MOST_COLUMNS = 6  # of settings; a comparison with more says less
 STATES = ("done", "pruned", "unfinished", "stopped", "failed")  # in the order of the leaderboard
@@ -156,8 +156,10 @@ class Leaderboard:
             raise UserError("", rule=f"no job wrote the metric {wanted!r}", remedy=known)
         if len(sources) > 1:
             fill_from_configs(results)
+            if add_differences(results):
+                fill_from_configs(results)
         if mode is None:
-            mode = next((source.mode for source in sources if source.monitor == wanted), direction(wanted))
+            mode = _direction(wanted, sources)
         compared = [source for source in sources if source.name not in left_out]
         return cls(compared, results, wanted, mode, left_out)
 
@@ -232,6 +234,14 @@ class Leaderboard:
             f"left out: {name}, which is compared by {monitor} (--metric {monitor})"
             for name, monitor in self.left_out.items()
         ]
+
+
+def _direction(wanted: str, sources: Sequence[Source]) -> str:
+    """`max` or `min`: as the runs say that look at this metric, then as it is known, then as of its other split."""
+    name = wanted.rpartition("/")[2]
+    own = next((source.mode for source in sources if source.monitor == wanted), None)
+    other = next((source.mode for source in sources if source.monitor.rpartition("/")[2] == name), None)
+    return own or (other if metric_info(wanted) is None else None) or direction(wanted)
 
 
 def written(results: Sequence[Result]) -> list[str]:

@@ -131,26 +131,45 @@ def plain(value: Any) -> Any:
     return value
 
 
-def peak_memory_mib() -> float:
-    """Peak memory of this process so far in MiB: the GPU's where one was used, else resident memory."""
+def peak_memory_mib(device: Any) -> float:
+    """Peak memory in MiB: on a GPU since `reset_peak_memory`, else resident memory of this process so far.
+
+    Args:
+        device: the `torch.device` that computed.
+    """
     import torch
 
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated() / 2**20
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def provenance() -> dict[str, Any]:
-    """Commit of the checkout, versions of what matters, and the machine."""
+def reset_peak_memory() -> None:
+    """Begin to measure the GPUs' peak memory anew, where this process has used one."""
     import torch
+
+    if torch.cuda.is_initialized():
+        for number in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(number)
+
+
+def provenance(device: Any = None) -> dict[str, Any]:
+    """Commit of the checkout, versions of what matters, and the machine.
+
+    Args:
+        device: the `torch.device` that computed; None for a GPU where there is one.
+    """
+    import torch
+
+    on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
 
     packages = ("recur", "torch", "lightning", "hydra-core", "torchmetrics", "datasets", "tokenizers")
     return {
         "commit": os.environ.get(COMMIT) or describe_commit(),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in packages},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else _cpu_name(),
         "threads": torch.get_num_threads(),
     }
 

@@ -12,7 +12,7 @@ import os
 import pickle
 import platform
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +23,7 @@ from recur.errors import UserError
 from recur.runs import checkpoint as checkpoints
 from recur.runs import files, hub, limits
 from recur.runs.build import build
+from recur.runs.metrics import read_record
 from recur.runs.trust import check_targets
 
 FORMAT = 2
@@ -35,7 +36,7 @@ def checkpoint_of(path: str | Path) -> Path:
     Raises:
         UserError: there is no such path, or the folder holds no checkpoint.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_file():
         return path
     if not path.exists():
@@ -104,6 +105,7 @@ class Run:
         tokenizer: a `recur.data.text.Tokenizer`.
         task: the LightningModule with its weights, in evaluation mode.
         fingerprint: of the data it was trained on, see `recur.runs.fingerprint`; None where none was kept.
+        opened_in: the working folder then, from which `checkpoint` and `folder` are found.
     """
 
     checkpoint: Path
@@ -113,6 +115,11 @@ class Run:
     tokenizer: Any
     task: Any
     fingerprint: dict[str, Any] | None = None
+    opened_in: Path = field(default_factory=Path.cwd, compare=False)
+
+    def place(self, path: Path) -> Path:
+        """Where a path of the run is, whatever folder the process works in now."""
+        return self.opened_in / path
 
     @property
     def family(self) -> str:
@@ -166,6 +173,18 @@ class Run:
         folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
         kept = own.get("fingerprint")
         return cls(checkpoint, folder, config, data, tokenizer, task, kept if isinstance(kept, dict) else None)
+
+    def record(self) -> dict[str, Any] | None:
+        """`metrics.json`, where its figures are of these weights; else None.
+
+        A run measures the checkpoint that its folder is opened with, not the others that lie there.
+        """
+        if self.checkpoint.name == hub.WEIGHTS:
+            return read_record(self.place(self.checkpoint.parent))
+        if self.folder is None:
+            return None
+        folder = self.place(self.folder)
+        return read_record(folder) if checkpoint_of(folder).samefile(self.place(self.checkpoint)) else None
 
     def require(self, family: str, command: str) -> None:
         """Refuse a run of the other family.

@@ -16,6 +16,7 @@ file in `conf/logger`, and its name to `recur.runs.trust.RUN`.
 import contextlib
 import hashlib
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -225,6 +226,23 @@ def log_results(loggers: list[Any], results: Mapping[str, Mapping[str, float]], 
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()
             _remove_links(Path(logger.save_dir or ".") / "wandb")
+
+
+@contextlib.contextmanager
+def ended_on_error() -> Iterator[None]:
+    """End the entry of W&B of a run that fails or is stopped: the next run of this process would go on in it."""
+
+    def open_entry() -> Any:
+        return getattr(sys.modules.get("wandb"), "run", None)  # not imported where no run logs there
+
+    before = open_entry()
+    try:
+        yield
+    except BaseException:
+        entry = open_entry()
+        if entry is not None and entry is not before:
+            entry.finish(exit_code=1)
+        raise
 
 
 def _remove_links(folder: Path) -> None:

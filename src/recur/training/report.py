@@ -1,5 +1,6 @@
 """What a run reports: printed at its start and end, in `metrics.json` and in TensorBoard's HParams tab."""
 
+import contextlib
 import functools
 import logging
 import math
@@ -9,7 +10,7 @@ import shutil
 import sys
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,37 @@ from recur.runs.trust import check_targets
 from recur.training.callbacks import Throughput
 from recur.training.loggers import log_results
 
+_QUIETED = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.pytorch.accelerators.cuda",
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",
+    "gensim",
+)
+
+
+@contextlib.contextmanager
+def logging_as_before() -> Iterator[None]:
+    """Give a program its own logging and warnings back, which a run takes over, and close the run's log file."""
+    root = logging.getLogger()
+    theirs, hook = root.handlers[:], threading.excepthook
+    levels = {name: logging.getLogger(name).level for name in (None, *_QUIETED)}
+    for handler in theirs:  # the run would filter them
+        root.removeHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        for handler in root.handlers[:]:
+            root.removeHandler(handler)
+            handler.close()
+        for handler in theirs:
+            if isinstance(handler, logging.FileHandler):  # Python closes them all where logging is configured anew
+                handler.mode = "a"
+            root.addHandler(handler)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        threading.excepthook = hook
+
 
 def quiet() -> None:
     """Leave out Lightning's messages that no user can act on; write out control characters of names in messages."""
@@ -35,8 +67,7 @@ def quiet() -> None:
         if isinstance(handler, logging.FileHandler):
             handler.handleError = functools.partial(_cannot_log, handler)  # type: ignore[method-assign]
     threading.excepthook = _without_writers
-    connector = "lightning.pytorch.trainer.connectors.checkpoint_connector"
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", connector, "gensim"):
+    for name in _QUIETED:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         r".*does not have many workers.*",  # our loaders collate from memory-mapped tokens; workers would only add cost
@@ -109,6 +140,7 @@ def closing(
     trainer: pl.Trainer,
     results: dict[str, dict[str, float]],
     *,
+    command: Sequence[str],
     baseline: Mapping[str, Any] | None = None,
     pruned: bool = False,
 ) -> None:
@@ -121,6 +153,7 @@ def closing(
         task: its task.
         trainer: that trained it. Its `Throughput` has counted tokens and seconds, before a resumption too.
         results: metrics by split and name.
+        command: the words behind `python -m recur.train` that make the run.
         baseline: what a model of n-grams reaches, see `recur.training.baselines`.
         pruned: whether a study ended the run before its time.
     """
@@ -128,7 +161,8 @@ def closing(
     rate = speed.tokens / speed.seconds if speed and speed.seconds else None
     wall = speed.wall_seconds if speed else None
     useful = speed.flop / speed.seconds * trainer.world_size if speed and speed.seconds else math.nan
-    limit = matrix_rate("16" in str(trainer.precision), task.device) * trainer.world_size if useful > 0 else math.nan
+    place = trainer.strategy.root_device  # the task has left it
+    limit = matrix_rate("16" in str(trainer.precision), place) * trainer.world_size if useful > 0 else math.nan
     record = {
         **results,
         **({"pruned": True} if pruned else {}),
@@ -146,24 +180,14 @@ def closing(
         "flop_per_second": round(useful) if useful > 0 else None,
         "matrix_rate": round(limit) if useful > 0 else None,
         "bytes_a_step": bytes_a_step(trainer),
-        "peak_memory_mib": round(peak_memory_mib()),
+        "peak_memory_mib": round(peak_memory_mib(place)),
         "precision": str(trainer.precision),
         "world_size": trainer.world_size,
         "data": plain(data.describe()),
-        "command": shlex.join(["python", "-m", "recur.train", *sys.argv[1:]]),
-        **provenance(),
+        "command": shlex.join(["python", "-m", "recur.train", *command]),
+        **provenance(place),
     }
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            known = {f"{split}/{name}": value for split, values in results.items() for name, value in values.items()}
-            final = {f"result/{name}": known[name] for name in hparam_metrics(task.family) if name in known}
-            logger.log_metrics(final, trainer.global_step)
-            # Lightning closes the writer after training; with nothing scored since, nothing has opened it again.
-            writer = logger.experiment.file_writer or FileWriter(logger.log_dir)
-            writer.add_summary(hparams({}, {})[2])  # the session has ended well
-            writer.flush()
-            logger.save()
-            logger.experiment.flush()
+    _close_hparams(trainer, task.family, results)
     log_results(trainer.loggers, results, trainer.global_step)
     write_metrics(folder, record)  # last: it says that the run is complete
     _print_table(results, data.ceiling, baseline or {})
@@ -181,6 +205,21 @@ def closing(
     _print("next:")
     for line in next_commands(folder, config, task):
         _print(f"  {line}")
+
+
+def _close_hparams(trainer: pl.Trainer, family: str, results: dict[str, dict[str, float]]) -> None:
+    """Write a run's final figures into TensorBoard, and that it has ended well."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            known = {f"{split}/{name}": value for split, values in results.items() for name, value in values.items()}
+            final = {f"result/{name}": known[name] for name in hparam_metrics(family) if name in known}
+            logger.log_metrics(final, trainer.global_step)
+            # Lightning closes the writer after training; with nothing scored since, nothing has opened it again.
+            writer = logger.experiment.file_writer or FileWriter(logger.log_dir)
+            writer.add_summary(hparams({}, {})[2])  # the session has ended well
+            writer.flush()
+            logger.save()
+            logger.experiment.flush()
 
 
 def _confusion(task: Any, trainer: pl.Trainer, results: dict[str, dict[str, float]]) -> dict[str, Any]:
@@ -205,7 +244,8 @@ def _epochs(trainer: pl.Trainer) -> int | float:
 
 def _whole(trainer: pl.Trainer, split: str) -> bool:
     """Whether all batches of a split are scored."""
-    return getattr(trainer, f"limit_{split}_batches", 1.0) == 1.0
+    limit = getattr(trainer, f"limit_{split}_batches", 1.0)
+    return isinstance(limit, float) and limit == 1.0  # the whole number 1 is one batch
 
 
 def bytes_a_step(trainer: pl.Trainer) -> int:

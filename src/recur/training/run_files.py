@@ -128,7 +128,9 @@ def withdrawn_if_refused(folder: Path) -> Iterator[list[pl.Trainer]]:
 
 
 class RewrittenConfig(Callback):
-    """Writes the config of a resumed run once training has begun with it.
+    """Writes the config of a resumed run once training has begun with it, and takes the former figures away.
+
+    They are of other weights now; the end of the run writes them again.
 
     Args:
         composed: the config.
@@ -140,6 +142,8 @@ class RewrittenConfig(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write."""
         self._write(trainer)
+        if trainer.is_global_zero:
+            (self._composed.folder / "metrics.json").unlink(missing_ok=True)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write, where nothing was left to train."""

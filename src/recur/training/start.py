@@ -1,7 +1,7 @@
 """A run from its composed config to its results: data, task, callbacks and trainer are built, checked and trained."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from recur.errors import UserError
 from recur.runs import fingerprint, precision
 from recur.runs.build import Part
 from recur.runs.files import naming
+from recur.runs.metrics import reset_peak_memory
 from recur.runs.run import load_checkpoint
 from recur.runs.trust import is_typed
 from recur.training import lr_finder, report, weights
@@ -40,13 +41,16 @@ class Pruning(Protocol):
     pruned: bool
 
 
-def run(composed: Composed, stop: Stop, pruning: Pruning | None = None) -> Trained:
+def run(
+    composed: Composed, stop: Stop, pruning: Pruning | None = None, command: Sequence[str] | None = None
+) -> Trained:
     """Train what a config describes, in the run's folder.
 
     Args:
         composed: the config.
         stop: receives the signals that end a run after a step.
         pruning: one more callback, in a study.
+        command: what was typed, where that was `python -m recur.train`; None for what the config was composed of.
 
     Returns:
         the metrics, which `metrics.json` has too.
@@ -56,8 +60,9 @@ def run(composed: Composed, stop: Stop, pruning: Pruning | None = None) -> Train
         Stopped: a signal came.
     """
     report.quiet()
+    reset_peak_memory()
     with _denormals_as_zero(), without_network(composed.resumed and not is_typed("data.path", composed.overrides)):
-        return _run(composed, stop, pruning)
+        return _run(composed, stop, pruning, composed.overrides if command is None else command)
 
 
 @contextmanager
@@ -75,7 +80,7 @@ def _denormals_as_zero() -> Iterator[None]:
         torch.set_flush_denormal(before)
 
 
-def _run(composed: Composed, stop: Stop, pruning: Pruning | None) -> Trained:
+def _run(composed: Composed, stop: Stop, pruning: Pruning | None, command: Sequence[str]) -> Trained:
     begun = time.monotonic()
     schema.check_run(composed.config, composed.used)
     composed = with_precision(with_few_batches(composed))
@@ -106,7 +111,7 @@ def _run(composed: Composed, stop: Stop, pruning: Pruning | None) -> Trained:
         check_lengths(data, trainer)
         if checkpoint is not None:
             check_place(data, trainer, checkpoint)
-        return _train(composed, data, task, trainer, checkpoint, pruning)
+        return _train(composed, data, task, trainer, checkpoint, pruning, command)
 
 
 def _freezes(config: Mapping[str, Any]) -> bool:
@@ -123,7 +128,13 @@ def _check_frozen(config: Mapping[str, Any]) -> None:
 
 
 def _train(
-    composed: Composed, data: Any, task: Any, trainer: Any, checkpoint: Path | None, pruning: Pruning | None
+    composed: Composed,
+    data: Any,
+    task: Any,
+    trainer: Any,
+    checkpoint: Path | None,
+    pruning: Pruning | None,
+    command: Sequence[str],
 ) -> Trained:
     begin(composed, data, task, trainer, checkpoint)
     trained = train(
@@ -137,9 +148,8 @@ def _train(
     if trainer.is_global_zero:
         pruned = pruning is not None and pruning.pruned
         beside = _baseline(composed.config, data, trained.results) if not pruned else {}
-        report.closing(
-            composed.folder, composed.config, data, task, trainer, trained.results, baseline=beside, pruned=pruned
-        )
+        parts = (composed.folder, composed.config, data, task, trainer, trained.results)
+        report.closing(*parts, command=command, baseline=beside, pruned=pruned)
     return trained
 
 

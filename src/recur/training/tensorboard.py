@@ -22,11 +22,13 @@ import torch
 from annotated_types import Ge, Le
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils.tensorboard.summary import hparams
 
 from recur.errors import UserError
 from recur.nn.gradient_flow import gradient_by_lag
+from recur.nn.recurrent import Recurrent
 from recur.render import markdown, printable, shortened
 from recur.runs.files import create, naming, write_atomic
 from recur.runs.metrics import hparam_metrics
@@ -132,7 +134,8 @@ class Pages(pl.Callback):
         writer.flush()
 
     def _project(self, folder: Path, task: Any, trainer: pl.Trainer) -> None:
-        if self.projector_tokens:
+        # A network from elsewhere need not have word vectors.
+        if self.projector_tokens and isinstance(getattr(task.net, "embedding", None), nn.Embedding):
             vocabulary = trainer.datamodule.tokenizer.vocabulary  # type: ignore[attr-defined]
             write_projector(folder, task, vocabulary[: self.projector_tokens])
 
@@ -165,12 +168,18 @@ class GradientByLag(pl.Callback):
         self._first = np.array(state_dict["first"]) if "first" in state_dict else None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Refuse a stack that reads both ways.
+        """Refuse a network without a recurrent stack, or with one that reads both ways.
 
         Raises:
-            UserError: it does.
+            UserError: it is such a one.
         """
-        if self.longest is not None and pl_module.net.recurrent.bidirectional:
+        if self.longest is None:
+            return
+        net = pl_module.net
+        if not (isinstance(getattr(net, "recurrent", None), Recurrent) and hasattr(net, "embedding")):
+            rule = f"needs a net with embedding and recurrent, and {type(net).__name__} lacks one"
+            raise UserError("callbacks.gradients.longest", self.longest, rule, "set it to null")
+        if net.recurrent.bidirectional:
             raise UserError(
                 "callbacks.gradients.longest",
                 self.longest,
