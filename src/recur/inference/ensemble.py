@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from recur.config import data_settings
 from recur.data.tables import as_file, is_table
 from recur.errors import UserError
 from recur.inference import classification, evaluation
@@ -72,15 +73,16 @@ class Ensemble:
         return self.classify(list(texts)) if isinstance(texts, Sized) else self._stream(texts)
 
     def _stream(self, texts: Iterable[str]) -> Iterator[Prediction]:
-        stream = iter(texts)
+        stream, before = iter(texts), 0
         while some := list(islice(stream, SORTED_TOGETHER)):
-            yield from self.classify(some)
+            yield from self.classify(some, before)
+            before += len(some)
 
-    def classify(self, texts: Sequence[str]) -> list[Prediction]:
-        """Label texts, all at once; see `predict`."""
+    def classify(self, texts: Sequence[str], before: int = 0) -> list[Prediction]:
+        """Label texts, all at once; see `predict`, and `recur.inference.classification.classify` for `before`."""
         if not texts:
             return []
-        answers = [classification.classify(run, texts) for run in self.runs]
+        answers = [classification.classify(run, texts, before) for run in self.runs]
         rows = [[[answer.probabilities[name] for name in self.class_names] for answer in given] for given in answers]
         means = np.asarray(rows).mean(0)  # (runs, texts, classes) -> (texts, classes)
         return [
@@ -112,7 +114,7 @@ class Ensemble:
             Metrics by split, as of a run, `loss` being the mean negative logarithm of the averaged probability of a
             text's class; `members` has each run's own.
         """
-        words = [f"{key}={value}" for key, value in settings.items()]
+        words = data_settings.words(settings)
         check_settings(words)
         place = as_file(data, "data") if is_table(data) else data
         opened = evaluation.open_data(self.runs[0], None if place is None else str(place), words)
