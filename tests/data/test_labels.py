@@ -60,6 +60,14 @@ def test_a_number_is_a_class_where_no_name_is_one(tmp_path, opened):
     assert read(data) == {"0": "no", "1": "yes"}
 
 
+def test_a_mapping_in_another_order_has_its_own_numbers(tmp_path, opened):
+    path = csv(tmp_path / "a.csv", ("0", "4"))
+    for names in ({0: "bad", 4: "good"}, {4: "good", 0: "bad"}):
+        data = opened(train=path, class_names=names)
+        assert data.class_names == list(names.values())
+        assert read(data) == {"0": "bad", "4": "good"}
+
+
 def table(names, times=6):
     """A data set whose texts say the name of their class; the labels are places in `names`."""
     features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(names))}

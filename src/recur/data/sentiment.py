@@ -489,7 +489,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
             "family": self.family,
             "rows": self._fingerprint(split),
             "columns": self._columns,
-            "classes": sorted(classes.items()) if isinstance(classes, dict) else classes,
+            "classes": list(classes.items()) if isinstance(classes, dict) else classes,  # their order numbers them
             "bad": self._on_bad_row,
         }
 
