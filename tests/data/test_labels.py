@@ -8,7 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from recur.data.language import LanguageData
 from recur.data.sentiment import SentimentData
+from recur.data.synthetic import SyntheticReviews
 from recur.data.tables import as_file
 
 
@@ -114,3 +116,61 @@ def test_a_place_that_the_list_does_not_have_is_refused(tmp_path, opened):
     pq.write_table(spoilt.replace_schema_metadata({"huggingface": json.dumps(rows)}), tmp_path / "t.parquet")
     with pytest.raises(ValueError, match="is not one of the labels"):
         opened(train=str(tmp_path / "a.parquet"), test=str(tmp_path / "t.parquet"))
+
+
+# ---- tests whose labels are kept secret
+
+
+def home(path, test, **splits):
+    """A folder with splits as GLUE has them."""
+    path.mkdir()
+    for split, rows in {"train": table(["neg", "pos"]), "test": test, **splits}.items():
+        if rows is not None:
+            rows.to_parquet(path / f"{split}-00000-of-00001.parquet")
+    return str(path)
+
+
+def secret(label=-1):
+    names = datasets.ClassLabel(names=["neg", "pos"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": names})
+    rows = {"text": ["said nothing", "said little"], "label": [label, label]}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+@pytest.mark.parametrize(
+    "test", [secret(), secret(None), secret().remove_columns("label")], ids=["-1", "null", "no column"]
+)
+def test_a_test_without_labels_is_left_out_and_said(tmp_path, opened, caplog, test):
+    path = home(tmp_path / "glue", test, validation=table(["neg", "pos"], 2))
+    for _ in range(2):
+        caplog.clear()
+        data = opened(path=path)
+        assert data.splits == ["train", "val"] and not data.has_test
+        assert [record.message for record in caplog.records] == [
+            "the labels of the test split are not given: the run goes without a test"
+        ]
+    trained = SentimentData(path, cache_dir=str(tmp_path / "cache"))
+    trained.use(data.tokenizer, data.class_names)
+    trained.setup()
+    assert trained.splits == ["train", "val"]
+    with pytest.raises(ValueError, match=r"label"):
+        opened(path=path, test="test")
+
+
+def test_a_test_with_a_label_unknown_is_still_an_error(tmp_path, opened):
+    with pytest.raises(ValueError, match="is not one of the labels"):
+        opened(path=home(tmp_path / "odd", datasets.concatenate_datasets([table(["neg", "pos"], 1), secret()])))
+
+
+def test_false_leaves_a_split_out(tmp_path, opened):
+    path = home(tmp_path / "whole", table(["neg", "pos"], 1), validation=table(["neg", "pos"], 2))
+    assert opened(path=path).splits == ["train", "val", "test"]
+    data = opened(path=path, test=False, val=False)
+    assert data.splits == ["train", "val"]
+    assert len(data.labels("train")) + len(data.labels("val")) == 12
+    assert opened(synthetic=SyntheticReviews(40, 10, 10), test=False).splits == ["train", "val"]
+    with pytest.raises(ValueError, match=r"data\.test must be a split, a file, null or false, got True"):
+        opened(path=path, test=True)
+    text = LanguageData(path, test=False, val=False, test_fraction=0.2, cache_dir=str(tmp_path / "cache"), batch_size=2)
+    text.setup()
+    assert text.splits == ["train", "val", "test"] and len(text.tokens("train")) < 12 * 3

@@ -99,7 +99,7 @@ def one_source(made: str | None, **named: object) -> None:
         UserError: one of these is given beside it.
     """
     for key, value in named.items():
-        if made is not None and value is not None:
+        if made is not None and value is not None and value is not False:
             other = "choose data=text_files or data=files" if made == "synthetic" else "set data.text=null"
             raise UserError(f"data.{key}", str(value), f"names data, and data.{made} would be read in its place", other)
 

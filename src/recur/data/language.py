@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import lightning.pytorch as pl
 from annotated_types import Ge, Lt
@@ -42,8 +42,10 @@ class LanguageData(Remembering, pl.LightningDataModule):
         subset: which one of a repository with several (the hub's "config").
         revision: branch, tag or commit of a hub repository.
         train: split name or file(s) to train on; from Python also a pandas DataFrame or a `datasets.Dataset`.
-        val: split name, file(s) or table for validation; None finds one by its usual names or cuts one off.
-        test: split name, file(s) or table for the test; None finds a split `test`, or cuts `test_fraction` off.
+        val: split name, file(s) or table for validation; None finds one by its usual names or cuts one off, False cuts
+            one off even where there is such a split.
+        test: split name, file(s) or table for the test; None finds a split `test`, or cuts `test_fraction` off, which
+            False does even where there is such a split.
         text: the text itself.
         synthetic: a generated corpus in place of all sources.
         text_column: column of text, where the files are tables, each of whose rows is a line: its name or, in a csv
@@ -81,8 +83,8 @@ class LanguageData(Remembering, pl.LightningDataModule):
         subset: str | None = None,
         revision: str | None = None,
         train: Files | None = None,
-        val: Files | None = None,
-        test: Files | None = None,
+        val: Files | Literal[False] | None = None,
+        test: Files | Literal[False] | None = None,
         text: str | None = None,
         synthetic: SyntheticText | None = None,
         text_column: Column = "text",
@@ -292,7 +294,8 @@ class LanguageData(Remembering, pl.LightningDataModule):
         """The splits there are, by our names."""
         if self._sources is None:
             if self._synthetic is not None:
-                self._sources = {split: self._synthetic.split(split) for split in ("train", "val", "test")}
+                made = [split for split in ("train", "val", "test") if self._names[split] is not False]
+                self._sources = {split: self._synthetic.split(split) for split in made}
             elif self._text is not None:
                 self._sources = {"train": Inline(self._text)}
             else:

@@ -74,7 +74,7 @@ class ResumableLoader(ABC, Generic[Given]):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The place: epoch, batches handed out and of how many, and what they were made from. The same on every rank."""
+        """The place: epoch, batches handed out, of how many, and what they are made from. The same on every rank."""
         return {"epoch": self._epoch, "given": self._given, "steps": len(self), "plan": dict(self._plan)}
 
     def check_place(self, state: Any) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -71,8 +71,10 @@ class SentimentData(Remembering, pl.LightningDataModule):
         subset: which one of a repository with several (the hub's "config").
         revision: branch, tag or commit of a hub repository.
         train: split name or file(s) to train on; from Python also a pandas DataFrame or a `datasets.Dataset`.
-        val: split name, file(s) or table for validation; None finds one by its usual names or carves one off.
-        test: split name, file(s) or table for the test; None finds a split `test` or does without.
+        val: split name, file(s) or table for validation; None finds one by its usual names or carves one off, False
+            carves one off even where there is such a split.
+        test: split name, file(s) or table for the test; None finds a split `test` or does without, as it does where
+            the labels of that split are kept secret; False does without.
         unlabelled: split name or file(s) of texts without labels, for word vectors.
         text_column: column of texts: its name or, in a csv or tsv without a line of names, its number from 1.
         label_column: column of labels, likewise.
@@ -111,8 +113,8 @@ class SentimentData(Remembering, pl.LightningDataModule):
         subset: str | None = None,
         revision: str | None = None,
         train: Files | None = None,
-        val: Files | None = None,
-        test: Files | None = None,
+        val: Files | Literal[False] | None = None,
+        test: Files | Literal[False] | None = None,
         unlabelled: Files | None = None,
         text_column: Column = "text",
         label_column: Column = "label",
@@ -220,6 +222,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
             self._use_given_model()
             return
         self._learn()
+        self._leave_out_secret_test()
         for split in ("val", "test"):
             if split in self._find():
                 self._open(split)
@@ -371,11 +374,30 @@ class SentimentData(Remembering, pl.LightningDataModule):
         """The splits there are, by our names: train, val, test, unlabelled."""
         if self._sources is None:
             if self._synthetic is not None:
-                self._sources = {split: self._synthetic.split(split) for split in ("train", "val", "test")}
+                made = [split for split in ("train", "val", "test") if self._names[split] is not False]
+                self._sources = {split: self._synthetic.split(split) for split in made}
             else:
                 need = self._given_model is None
                 self._sources = choose_splits(self._names, *self._place, self._cache, need_train=need)
         return self._sources
+
+    def _leave_out_secret_test(self) -> None:
+        """Go without a test that nobody asked for where its labels are kept secret: none, or -1 in every row (GLUE)."""
+        source, label = self._find().get("test"), self._columns[1]
+        if self._names["test"] is not None or not isinstance(source, Split) or source.classes is not None:
+            return
+
+        def secret() -> bool:
+            rows = source.read([label], allow_pickle=self._allow_pickle)
+            table = table_of(self.class_names, rows, label, self._wanted_classes)
+            values = rows.columns.get(label, [])
+            labels = {label_key(value) for value in values if isinstance(value, str | int | float) and value == value}
+            return len(labels) <= 1 and labels.isdisjoint(table) and len(rows.broken) < len(rows)
+
+        key = {"secret": self._fingerprint("test"), "names": self.class_names, **self._columns_key()}
+        if self._cache.fact(key, secret):
+            log.warning("the labels of the test split are not given: the run goes without a test")
+            del self._find()["test"]
 
     def _fingerprint(self, split: str) -> str:
         return self._find()[split].fingerprint(self._cache)
@@ -454,6 +476,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         assert self._given_model is not None
         self.tokenizer, self.class_names = self._given_model
         self._base = content_key([self.tokenizer.key(), self.class_names])
+        self._leave_out_secret_test()
         if self._carves:
             encoded = self._open("train")
             rows = self._rows["train"]
@@ -484,10 +507,12 @@ class SentimentData(Remembering, pl.LightningDataModule):
         return self._encoded[split]
 
     def _key(self, split: str) -> dict[str, Any]:
+        return {"rows": self._fingerprint(split), **self._columns_key()}
+
+    def _columns_key(self) -> dict[str, Any]:
         classes = self._wanted_classes
         return {
             "family": self.family,
-            "rows": self._fingerprint(split),
             "columns": self._columns,
             "classes": list(classes.items()) if isinstance(classes, dict) else classes,  # their order numbers them
             "bad": self._on_bad_row,

@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -171,7 +171,7 @@ class JoinedSplits:
 
 
 def choose_splits(
-    names: Mapping[str, Files | None],
+    names: Mapping[str, Files | Literal[False] | None],
     path: str | None,
     subset: str | None,
     revision: str | None,
@@ -183,7 +183,7 @@ def choose_splits(
 
     Args:
         names: for each of them a split of `path`, several joined by `+`, files, or a table; None finds a split of its
-            usual name, or leaves it out.
+            usual name, or leaves it out; False leaves it out even where there is one.
         path: see `find_splits`; None where `names` gives files alone.
         subset: see `find_splits`.
         revision: see `find_splits`.
@@ -196,6 +196,10 @@ def choose_splits(
     known = {} if path is None else find_splits(path, subset, revision=revision, cache=cache)
     splits: dict[str, Source] = {}
     for split, wanted in names.items():
+        if wanted is True:
+            raise UserError(f"data.{split}", wanted, "must be a split, a file, null or false")
+        if wanted is False:
+            continue
         if wanted is None:
             name = next((name for name in _USUAL.get(split, ()) if name in known), None)
             if name is not None:
@@ -408,7 +412,8 @@ def _find_in_repository(folder: Path, name: str | None, cache: Path) -> dict[str
     check_card(folder)
     datasets = _quiet_datasets()
     try:
-        builder = datasets.load_dataset_builder(str(folder), name, cache_dir=str(cache / "datasets"))
+        where = os.path.abspath(folder)  # it takes the last name of the path for the data's, and "." has none
+        builder = datasets.load_dataset_builder(where, name, cache_dir=str(cache / "datasets"))
     except Exception as error:  # it raises its own kinds, FileNotFoundError and ValueError for the same mistakes
         message = " ".join(str(error).split())
         raise UserError("data.path", str(folder), "must be a folder whose splits are clear", message[:300]) from None
