@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+import time
 
 import numpy as np
 import pandas as pd
@@ -175,9 +176,48 @@ def test_skipped_rows_are_counted_and_logged(tmp_path, caplog):
         result = checked(rows, label_column="label", on_bad_row="skip")
     assert result.skipped == {
         "column 'text' is empty": 2,
-        "the number of fields differs from the first line's: 1 against 2": 1,
+        "the number of fields differs from the first line's": 1,
     }
     assert "skipped 2 of 4 rows: column 'text' is empty" in caplog.text
+
+
+BAD_ALIKE = {
+    "a.jsonl": (["rubbish"] * 4 + ["[1"], "is not JSON"),
+    "b.jsonl": (["[1]", "2", '"three"'], "is not a JSON object"),
+    "a.csv": (["a", "a,b,c", "a,b,c,d"], "the number of fields differs from the first line's"),
+    "b.csv": (["caf\xe9,1", "\xe8 bient\xf4t,1"], "column 'text' is not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ALIKE)
+def test_rows_bad_in_one_way_are_one_line(tmp_path, caplog, name):
+    """Each had a reason of its own, which held its value or its place."""
+    lines, reason = BAD_ALIKE[name]
+    good = '{"text": "fine", "label": "1"}' if name.endswith("jsonl") else "fine,1"
+    lines = [*([] if name.endswith("jsonl") else ["text,label"]), good, *lines]
+    rows = read_file(write(tmp_path / name, "\n".join(lines).encode("latin-1")))
+    with caplog.at_level(logging.WARNING):
+        result = checked(rows, label_column="label", on_bad_row="skip")
+    assert result.skipped == {reason: len(rows) - 1}
+    assert len(caplog.records) == 1 and f"{name} row 2 (line " in caplog.text
+
+
+def test_many_bad_rows_are_looked_through_once(tmp_path):
+    rows = read_file(write(tmp_path / "a.jsonl", '{"text": "fine"}\n' + "".join(f"[{i}]\n" for i in range(30_000))))
+    start = time.process_time()
+    checked(rows, on_bad_row="skip")
+    assert time.process_time() - start < 5
+
+
+def test_columns_that_nobody_asked_for_may_be_without_names_or_spoilt(tmp_path):
+    """The SMS spam collection as Kaggle has it ends its lines in commas."""
+    content = "v1,v2,,,\nham,a fine text,,,\nspam,win,caf\xe9,,\n".encode("latin-1")
+    rows = read_file(write(tmp_path / "spam.csv", content), ["v1", "v2"])
+    assert rows.columns == {"v1": ["ham", "spam"], "v2": ["a fine text", "win"]} and not rows.broken
+    with pytest.raises(UserError, match=r"line 1: column '' is there 3 times: rename one"):
+        read_file(str(tmp_path / "spam.csv"))
+    with pytest.raises(UserError, match=r"has no column 'text', only 'v1', 'v2', ''"):
+        read_file(str(tmp_path / "spam.csv"), ["text", "label"]).column("text")
 
 
 def test_blank_texts_stay_where_they_are_allowed(tmp_path):
