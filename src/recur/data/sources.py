@@ -15,7 +15,6 @@ import hashlib
 import os
 import re
 import socket
-import stat
 import time
 import zipfile
 import zlib
@@ -27,15 +26,13 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from recur.data.cache import TokenCache, content_key
-from recur.data.cards import check_card
 from recur.data.checks import Column
 from recur.data.readers import SUFFIXES, Origin, Rows, class_rows, joined, log, numbered, read_file
+from recur.data.repository import SPLIT_NAMES, find_in_repository, listing, quiet_datasets, says_its_splits, usual_name
 from recur.data.tables import Files, as_file, is_table
 from recur.errors import UserError
 
-VALIDATION_NAMES = ("validation", "valid", "val", "dev")
-_USUAL = {"train": ("train",), "val": VALIDATION_NAMES, "test": ("test",)}
-_SPLIT_FOLDERS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")
+_IS_SPLIT = re.compile(rf"({'|'.join(SPLIT_NAMES)})\b")
 _UNLABELLED_FOLDERS = ("unsup", "unsupervised", "unlabeled", "unlabelled")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _ZIP_LIMIT = 4 << 30  # bytes that a zip may unpack to: it is held in memory
@@ -201,7 +198,7 @@ def choose_splits(
         if wanted is False:
             continue
         if wanted is None:
-            name = next((name for name in _USUAL.get(split, ()) if name in known), None)
+            name = usual_name(split, known)
             if name is not None:
                 splits[split] = known[name]
         elif is_table(wanted):
@@ -238,7 +235,7 @@ def absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
         if bare_words and key not in ("path", "vectors") and not re.search(r"[./*?]", value):
             return value
         place = os.path.abspath(os.path.expanduser(value))
-        return place if os.path.exists(place) or glob.glob(place) else value
+        return place if os.path.exists(place) or glob.glob(place, recursive=True) else value
 
     keys = ("path", "train", "val", "test", "unlabelled", "vectors")
     return {key: resolved(value, key) if key in keys else value for key, value in settings.items()}
@@ -272,11 +269,11 @@ def find_splits(
     splits = _find_class_folders(place)
     if splits:
         return splits
-    listing = _listing(place)
-    if not listing:
+    files = listing(place)
+    if not files:
         raise UserError("data.path", text, "must be a folder with files", "it is empty")
-    key = {"splits of": str(place.resolve()), "name": name, "listing": listing}
-    raw = cache.fact(key, lambda: _find_in_repository(place, name, cache.folder))
+    key = {"splits of": str(place.resolve()), "name": name, "listing": files}
+    raw = cache.fact(key, lambda: find_in_repository(place, name, cache.folder))
     return {
         split: Split(tuple(str(place / file) for file in facts["files"]), class_names=facts["class_names"])
         for split, facts in raw.items()
@@ -290,7 +287,10 @@ def find_files(
     key: str = "data.train",
     others: str = "",
 ) -> Split:
-    """A split made of files given by name; `*` and `?` match, and several names make one split.
+    """A split made of files given by name; `*`, `?` and, for folders within folders, `**` match.
+
+    Several names make one split. A file that is named twice is read once: rows that are there twice would be trained on
+    and validated on.
 
     Args:
         pattern: names of files.
@@ -307,7 +307,7 @@ def find_files(
         place = os.path.expanduser(os.path.join(folder, one) if folder else one)
         if "\0" in place:
             raise UserError(key, place, "must be a path without NUL characters")
-        matches = [place] if os.path.isfile(place) else sorted(filter(os.path.isfile, glob.glob(place)))
+        matches = [place] if os.path.isfile(place) else sorted(filter(os.path.isfile, glob.glob(place, recursive=True)))
         if not matches and os.path.isdir(place):
             raise UserError(key, place, "must name a file", f"set data.path to the folder{others}")
         if not matches and os.path.islink(place):
@@ -317,24 +317,15 @@ def find_files(
         files += matches
     if not files:
         raise UserError(key, patterns, "must name at least one file")
-    return Split(tuple(files))
+    once: dict[str, str] = {}
+    for file in files:
+        once.setdefault(os.path.abspath(file), file)
+    if len(once) < len(files):
+        log.warning("%s names %d files more than once: each is read once", key, len(files) - len(once))
+    return Split(tuple(once.values()))
 
 
 # ---- finding splits
-def _listing(folder: Path) -> list[list[Any]]:
-    """Name, size and time of every file in a folder, hidden ones aside."""
-    listing: list[list[Any]] = []
-    for where, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith("."):
-                path = os.path.join(where, name)
-                state = os.stat(path)
-                if stat.S_ISREG(state.st_mode):
-                    listing.append([os.path.relpath(path, folder), state.st_size, state.st_mtime_ns])
-    return listing
-
-
 def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
@@ -342,35 +333,62 @@ def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
 
 def _find_class_folders(folder: Path) -> dict[str, Split]:
     """Splits of a folder with one subfolder of text files a class, or nothing where it is laid out otherwise."""
-    inner = {entry.name: entry.path for entry in _entries(folder) if entry.is_dir()}
-    named = {name: path for name, path in inner.items() if name.lower() in _SPLIT_FOLDERS}
+    entries = _entries(folder)
+    named = {entry.name: entry.path for entry in entries if entry.is_dir() and entry.name.lower() in SPLIT_NAMES}
     splits: dict[str, Split] = {}
     for name, path in sorted(named.items()):
         splits.update(_class_split(name, path))
-    if splits or named or any(entry.name.lower().endswith(SUFFIXES) for entry in _entries(folder)):
+    if splits or named:
         return splits
-    readme = folder / "README.md"
-    if readme.is_file() and re.search(r"^(configs|data_files):", readme.read_text(errors="replace"), re.MULTILINE):
+    beside = [entry.name for entry in entries if not entry.is_dir() and entry.name.lower().endswith(SUFFIXES)]
+    if any(not name.lower().endswith(".txt") or _IS_SPLIT.match(name.lower()) for name in beside):
         return {}
-    return _class_split("train", str(folder))
+    if says_its_splits(folder):
+        return {}
+    splits = _class_split("train", str(folder))
+    if beside and splits:
+        if len(set(splits["train"].classes or ())) < 2:
+            return {}
+        log.warning("the folders of %s are classes: %s beside them is not read", folder, ", ".join(beside)[:200])
+    return splits
 
 
 def _class_split(split: str, folder: str) -> dict[str, Split]:
-    labelled: list[tuple[str, str]] = []
-    unlabelled: list[tuple[str, str]] = []
+    """A split with the class folders of one folder, and those of unlabelled texts; nothing where they are none."""
+    found: dict[str, list[str]] = {}
+    nested = False
     for entry in _entries(folder):
         if not entry.is_dir():
             continue
-        texts = [inner.path for inner in _entries(entry.path) if inner.name.endswith(".txt") and inner.is_file()]
-        if any(re.match(rf"({'|'.join(_SPLIT_FOLDERS)})\b", Path(text).stem) for text in texts[:4]):
+        texts: list[str] = []
+        for where, folders, names in os.walk(entry.path):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            inner = [os.path.join(where, name) for name in sorted(names) if name[0] != "." and _is_text(name)]
+            texts += filter(os.path.isfile, inner)
+            nested = nested or bool(inner and where != entry.path)
+            if any(name.lower() in SPLIT_NAMES for name in folders):
+                return {}
+        if any(_IS_SPLIT.match(Path(text).stem) for text in texts[:4]):
             return {}  # train.txt and test.txt in a folder are splits, not texts of a class
-        (unlabelled if entry.name.lower() in _UNLABELLED_FOLDERS else labelled).extend((t, entry.name) for t in texts)
-    splits = {}
-    if labelled:
-        splits[split] = Split(tuple(text for text, _ in labelled), tuple(name for _, name in labelled))
-        if unlabelled:
-            splits["unsupervised"] = Split(tuple(text for text, _ in unlabelled), tuple(name for _, name in unlabelled))
+        found[entry.name] = texts
+    labelled = [
+        (text, name) for name, texts in found.items() if name.lower() not in _UNLABELLED_FOLDERS for text in texts
+    ]
+    unlabelled = [
+        (text, name) for name, texts in found.items() if name.lower() in _UNLABELLED_FOLDERS for text in texts
+    ]
+    if not labelled or (
+        nested and len({name for _, name in labelled}) < 2
+    ):  # one folder of folders is laid out otherwise
+        return {}
+    splits = {split: Split(tuple(text for text, _ in labelled), tuple(name for _, name in labelled))}
+    if unlabelled:
+        splits["unsupervised"] = Split(tuple(text for text, _ in unlabelled), tuple(name for _, name in unlabelled))
     return splits
+
+
+def _is_text(name: str) -> bool:
+    return name.lower().endswith(".txt")
 
 
 def _find_in_zip(file: Path) -> dict[str, ZippedSplit]:
@@ -381,13 +399,19 @@ def _find_in_zip(file: Path) -> dict[str, ZippedSplit]:
     except zipfile.BadZipFile:
         raise UserError("data.path", str(file), "must be a zip archive: it is damaged or something else") from None
     texts = [text for text in texts if not any(part.startswith((".", "__MACOSX")) for part in text.parts)]
-    split_folders = [text for text in texts if len(text.parts) > 2 and text.parts[-3].lower() in _SPLIT_FOLDERS]
+    # One folder may hold all others; what holds a text directly is its class only where no folder above tells classes
+    folders = {text.parts[:-1] for text in texts if len(text.parts) > 1}
+    above = next((n for n, names in enumerate(zip(*folders, strict=False)) if len(set(names)) > 1), None)
+    above = min(map(len, folders), default=0) if above is None else above
     grouped: dict[str, list[tuple[str, str]]] = {}
-    for text in sorted(split_folders or texts):
-        if len(text.parts) < 2:
+    of_splits = [text for text in texts if _split_part(text) is not None]
+    for text in sorted(of_splits or texts):
+        place = _split_part(text)
+        rest = text.parts[above if place is None else place + 1 :]
+        if len(text.parts) < 2 or (len(rest) < 2 and len(folders) > 1):
             continue  # a README beside the folders
-        label, above = text.parts[-2], text.parts[-3] if len(text.parts) > 2 else ""
-        split = above if above.lower() in _SPLIT_FOLDERS else "train"
+        label = rest[0] if len(rest) > 1 else text.parts[-2]
+        split = "train" if place is None else text.parts[place]
         split = "unsupervised" if label.lower() in _UNLABELLED_FOLDERS else split
         grouped.setdefault(split, []).append((str(text), label))
     if not grouped:
@@ -398,39 +422,9 @@ def _find_in_zip(file: Path) -> dict[str, ZippedSplit]:
     }
 
 
-def _quiet_datasets() -> Any:
-    """The `datasets` library, without its progress bars and its messages about where it caches."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    return datasets
-
-
-def _find_in_repository(folder: Path, name: str | None, cache: Path) -> dict[str, Any]:
-    """Let `datasets` read the README or the file names; gives plain values that the cache can keep."""
-    check_card(folder)
-    datasets = _quiet_datasets()
-    try:
-        where = os.path.abspath(folder)  # it takes the last name of the path for the data's, and "." has none
-        builder = datasets.load_dataset_builder(where, name, cache_dir=str(cache / "datasets"))
-    except Exception as error:  # it raises its own kinds, FileNotFoundError and ValueError for the same mistakes
-        message = " ".join(str(error).split())
-        raise UserError("data.path", str(folder), "must be a folder whose splits are clear", message[:300]) from None
-    files = builder.config.data_files or {}
-    names = {
-        column: list(feature.names)
-        for column, feature in (builder.info.features or {}).items()
-        if isinstance(feature, datasets.ClassLabel)
-    }
-    root = str(folder.resolve())
-    splits = {}
-    for split, paths in files.items():
-        inside = [os.path.relpath(os.path.realpath(path), root) for path in paths]
-        splits[str(split)] = {"files": inside, "class_names": names}
-    if not splits:
-        raise UserError("data.path", str(folder), f"must hold data files with a suffix of {' '.join(SUFFIXES)}")
-    return splits
+def _split_part(text: PurePosixPath) -> int | None:
+    """Which folder of a text's path is named like a split and holds folders of classes."""
+    return next((place for place, name in enumerate(text.parts[:-2]) if name.lower() in SPLIT_NAMES), None)
 
 
 @contextlib.contextmanager
@@ -451,7 +445,7 @@ def without_network(active: bool = True) -> Iterator[None]:
 @contextlib.contextmanager
 def _hub() -> Iterator[Any]:
     """The `datasets` library, set to work offline where the hub is not to be asked."""
-    datasets = _quiet_datasets()
+    datasets = quiet_datasets()
     if not _here_alone:
         yield datasets
         return
@@ -529,7 +523,7 @@ def _hub_fingerprint(hub: tuple[str, str | None, str | None, str]) -> str:
 
 
 def _read_hub(hub: tuple[str, str | None, str | None, str], columns: Sequence[Column] | None) -> Rows:
-    datasets = _quiet_datasets()
+    datasets = quiet_datasets()
     path, name, revision, split = hub
     if numbered(columns):
         raise UserError(path, rule="is no csv or tsv file, whose columns could be numbered", remedy="give their names")
