@@ -138,6 +138,8 @@ class TokenCache:
                 if place.exists():
                     log.warning("cache entry %s is damaged: building it again", place)
                     shutil.rmtree(place)
+                for left in place.parent.glob(f"{place.name}.*.draft"):  # by builds that were killed: the lock is ours
+                    shutil.rmtree(left, ignore_errors=True)
                 draft = Path(tempfile.mkdtemp(prefix=f"{place.name}.", suffix=".draft", dir=place.parent))
                 try:
                     build(draft)
