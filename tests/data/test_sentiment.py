@@ -189,6 +189,19 @@ def test_a_few_rows_of_a_big_file_are_enough_for_a_try(tmp_path, opened):
     assert len(data.labels("val")) == 10
 
 
+def test_a_class_that_a_few_rows_leave_out_is_named(tmp_path, opened, caplog):
+    rows = [*reviews(96), ("rather odd", "odd"), ("odder still", "odd")]
+    path = write_csv(tmp_path / "a.csv", rows)
+    data = opened(train=path, limit_train=16)
+    counts = data.model_arguments()["class_counts"]
+    assert sum(counts) == 16 and counts[1] == 0
+    said = "data.limit_train=16 leaves no text of the classes 'odd' to train on"
+    assert [record.message for record in caplog.records].count(said) == 1
+    caplog.clear()
+    assert opened(train=path).model_arguments()["class_counts"][1] == 1
+    assert "limit_train" not in caplog.text
+
+
 def test_length_limits_share_the_cache(tmp_path, opened):
     path = write_csv(tmp_path / "a.csv", reviews(40))
     whole = opened(train=path)

@@ -438,9 +438,18 @@ class SentimentData(Remembering, pl.LightningDataModule):
         rows = np.load(folder / "train_rows.npy")
         if carve:
             self._encoded["val"], self._rows["val"] = self._encoded["train"], np.load(folder / "val_rows.npy")
-        if self._limit is not None and self._limit < len(rows):
-            rows = np.sort(np.random.default_rng(self._split_seed).permutation(rows)[: self._limit])
-        self._rows["train"] = rows
+        self._rows["train"] = self._limited(rows)
+
+    def _limited(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The training rows that `limit_train` leaves."""
+        if self._limit is None or self._limit >= len(rows):
+            return rows
+        left = np.sort(np.random.default_rng(self._split_seed).permutation(rows)[: self._limit])
+        labels = self._encoded["train"].labels
+        if lost := sorted({*labels[rows].tolist()} - {*labels[left].tolist()}):
+            names = ", ".join(repr(self.class_names[label]) for label in lost)
+            log.warning("data.limit_train=%d leaves no text of the classes %s to train on", self._limit, names)
+        return left
 
     def _build_base(self, folder: Path, carve: bool) -> None:
         rows = self._read("train")
@@ -483,9 +492,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
             if "val" not in self._find():
                 chosen = carved(encoded.labels, self._val_fraction, self._split_seed)
                 self._encoded["val"], self._rows["val"], rows = encoded, rows[chosen], rows[~chosen]
-            if self._limit is not None and self._limit < len(rows):
-                rows = np.sort(np.random.default_rng(self._split_seed).permutation(rows)[: self._limit])
-            self._rows["train"] = rows
+            self._rows["train"] = self._limited(rows)
 
     def _open(self, split: str) -> Encoded:
         """A split's token ids, made by the present tokenizer where the cache does not have them."""
