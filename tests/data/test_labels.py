@@ -12,6 +12,7 @@ from recur.data.language import LanguageData
 from recur.data.sentiment import SentimentData
 from recur.data.synthetic import SyntheticReviews
 from recur.data.tables import as_file
+from recur.errors import UserError
 
 
 @pytest.fixture
@@ -116,6 +117,17 @@ def test_a_place_that_the_list_does_not_have_is_refused(tmp_path, opened):
     pq.write_table(spoilt.replace_schema_metadata({"huggingface": json.dumps(rows)}), tmp_path / "t.parquet")
     with pytest.raises(ValueError, match="is not one of the labels"):
         opened(train=str(tmp_path / "a.parquet"), test=str(tmp_path / "t.parquet"))
+
+
+def test_files_that_number_their_classes_otherwise_are_not_joined(tmp_path, opened):
+    files = [str(tmp_path / f"{number}.parquet") for number in range(3)]
+    for file, names in zip(files, (["neg", "pos"], ["neg", "pos"], ["pos", "neg"]), strict=True):
+        table(names).to_parquet(file)
+    assert read(opened(train=files[:2])) == {"neg": "neg", "pos": "pos"}
+    with pytest.raises(
+        UserError, match=r"2.parquet lists the classes of column 'label' as pos, neg, .* neg, pos: write"
+    ):
+        opened(train=files)
 
 
 # ---- tests whose labels are kept secret

@@ -145,6 +145,15 @@ def test_rows_of_a_table_are_lines(tmp_path):
     assert readable(data.tokenizer, data.tokens("train")) == "a b\n\nc\n"
 
 
+def test_rows_left_out_are_said_once_and_again_from_the_cache(tmp_path, caplog):
+    (tmp_path / "t.csv").write_text("text,n\n" + "a b c,1\n" * 40 + "a,b,1\n" * 3)
+    for _ in range(2):
+        caplog.clear()
+        opened(train=str(tmp_path / "t.csv"), on_bad_row="skip", cache_dir=str(tmp_path / "cache"))
+        (message,) = [record.message for record in caplog.records if "skipped" in record.message]
+        assert message.startswith("skipped 3 of 43 rows") and "the number of fields differs" in message
+
+
 def test_splits_given_as_files_keep_the_training_vocabulary(tmp_path):
     for name, text in (("a.txt", "x y z\n" * 5), ("b.txt", "x q\n" * 3)):
         (tmp_path / name).write_text(text)

@@ -8,7 +8,7 @@ corpus larger than memory can be prepared; rows of tables are held a file at a t
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,13 @@ class Reader:
         text_column: column of text, by name or by number; see `recur.data.readers.read_file`.
         on_bad_row: `error` or `skip`.
         allow_pickle: load pickled pandas frames, which can run any code hidden in them.
+        skipped: by file, once it was read: how many rows it has, and how many were left out by reason.
     """
 
     text_column: Column = "text"
     on_bad_row: OnBadRow = "error"
     allow_pickle: bool = False
+    skipped: dict[str, tuple[int, dict[str, int]]] = field(default_factory=dict, compare=False)
 
     def blocks(self, source: Source) -> Iterator[str]:
         """The text of a source in blocks of about `BLOCK` characters; their concatenation is the text.
@@ -77,7 +79,10 @@ class Reader:
 
     def _lines(self, source: Source) -> Iterator[str]:
         rows = source.read([self.text_column], allow_pickle=self.allow_pickle)
-        good = checked(rows, self.text_column, allow_empty=True, on_bad_row=self.on_bad_row)
+        name = rows.origins[0].file if rows.origins else ""
+        again = name in self.skipped  # a text is read several times: cut, counted, encoded
+        good = checked(rows, self.text_column, allow_empty=True, on_bad_row=self.on_bad_row, quiet=again)
+        self.skipped[name] = (len(rows), good.skipped)
         block: list[str] = []
         size = 0
         for text in good.texts:

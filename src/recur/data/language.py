@@ -1,6 +1,7 @@
 """Running text as a LightningDataModule: from files to windows of parallel streams."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -24,6 +25,7 @@ from recur.data.text import Tokenizer, check_settings, joins_words
 from recur.errors import UserError
 from recur.nn.arguments import Remembering
 
+log = logging.getLogger(__name__)
 _DEFAULTS: Mapping[str, Any] = MappingProxyType({})  # of the tokenizer
 
 
@@ -238,6 +240,10 @@ class LanguageData(Remembering, pl.LightningDataModule):
             "tokenizer": self._settings if given is None else content_key(given.key()),
         }
         folder = self._cache.entry(key, self._build)
+        if not self._reader.skipped:  # the entry is of an earlier run: say again what it left out
+            for file, (rows, skipped) in json.loads((folder / "skipped.json").read_text(encoding="utf-8")).items():
+                for reason, count in skipped.items():
+                    log.warning("skipped %d of %d rows of %s: %s", count, rows, file, reason)
         self.tokenizer = Tokenizer.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
         self._facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         self._tokens = {split: Ragged.open(folder, split).values[:: -1 if self.reverse else 1] for split in self._facts}
@@ -320,6 +326,7 @@ class LanguageData(Remembering, pl.LightningDataModule):
             if not any(block.strip() if joins_words(self._settings["kind"]) else block for block in texts[split]()):
                 raise self._nothing_in(split, split in fractions)
         corpus.build(folder, texts, self._settings, self._given_tokenizer)
+        (folder / "skipped.json").write_text(json.dumps(self._reader.skipped), encoding="utf-8")
 
     def _nothing_in(self, split: str, cut_off: bool) -> UserError:
         if split == "train":

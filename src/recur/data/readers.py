@@ -172,6 +172,7 @@ def checked(
     wrong_text: Callable[[str], str | None] | None = None,
     allow_empty: bool = False,
     on_bad_row: OnBadRow = "error",
+    quiet: bool = False,
 ) -> Checked:
     """Look at every row and keep the good ones.
 
@@ -184,6 +185,7 @@ def checked(
         wrong_text: says what else is wrong with a text, if anything.
         allow_empty: keep texts of white space only (a language model's blank lines).
         on_bad_row: `error` stops at the first bad row, `skip` leaves bad rows out and logs how many.
+        quiet: do not log it, for rows that are read again.
 
     Raises:
         UserError: a missing column, no rows, or a bad row: names file, row, column, value and how many are like it.
@@ -214,7 +216,7 @@ def checked(
     first: dict[str, int] = {}
     for row, fault in bad.items():
         first.setdefault(fault.reason, row)
-    for reason, count in skipped.items():
+    for reason, count in () if quiet else skipped.items():
         where, shown = rows.where(first[reason]), str(bad[first[reason]]).removeprefix(reason)
         log.warning("skipped %d of %d rows: %s (first: %s%s)", count, len(rows), reason, where, shown)
     if len(bad) == len(rows):
@@ -287,7 +289,11 @@ def _not_utf8(what: str, text: str, value: Any = ABSENT) -> Fault:
 
 
 def joined(parts: list[Rows]) -> Rows:
-    """Several files' rows one after the other; a column must be in all of them."""
+    """Several files' rows one after the other; a column must be in all of them.
+
+    Raises:
+        UserError: their lists of class names differ, so that a number is another class in each.
+    """
     if len(parts) == 1:
         return parts[0]
     names = [name for name in parts[0].available if all(name in part.available for part in parts)]
@@ -296,7 +302,14 @@ def joined(parts: list[Rows]) -> Rows:
         start = len(whole)
         whole.broken.update({start + row: reason for row, reason in part.broken.items()})
         whole.origins += [Origin(o.file, start + o.first, o.rows, o.lines) for o in part.origins]
-        whole.class_names.update(part.class_names)
+        for column, listed in part.class_names.items():
+            if whole.class_names.setdefault(column, listed) != listed:
+                ours, theirs = (", ".join(names)[:100] for names in (listed, whole.class_names[column]))
+                raise UserError(
+                    part.origins[0].file,
+                    rule=f"lists the classes of column {column!r} as {ours}, and a file before it as {theirs}",
+                    remedy="write both with one list of names",
+                )
         for name, values in whole.columns.items():
             values += part.columns[name]
     return whole

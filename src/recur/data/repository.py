@@ -11,7 +11,7 @@ from recur.data.cards import check_card
 from recur.data.readers import SUFFIXES
 from recur.errors import UserError
 
-# Usual names of our splits in small letters, the likeliest first; `eval` is the test, as in `datasets`, where no other is
+# Usual names of our splits in small letters, the likeliest first; `eval` is a test, as in `datasets`, where no other is
 USUAL = {
     "train": ("train", "training"),
     "val": ("validation", "valid", "val", "dev", "eval"),
