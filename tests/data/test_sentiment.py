@@ -82,6 +82,32 @@ def test_the_carved_part_has_the_same_share_of_every_class_and_no_say_in_the_voc
     assert {other.text("val", row) for row in range(40)} != val
 
 
+def test_one_file_can_give_a_test_too(tmp_path, opened):
+    rows = [(f"text u{row}", "rare" if row % 10 == 0 else "common") for row in range(200)]
+    path = write_csv(tmp_path / "a.csv", rows)
+    data, without = opened(train=path, val_fraction=0.2, test_fraction=0.1), opened(train=path, val_fraction=0.2)
+    assert data.splits == ["train", "val", "test"] and data.has_test and not without.has_test
+    assert [np.bincount(data.labels(split)).tolist() for split in data.splits] == [[126, 14], [36, 4], [18, 2]]
+    texts = {split: {data.text(split, row) for row in range(len(data.labels(split)))} for split in data.splits}
+    assert len(set().union(*texts.values())) == 200
+    assert texts["val"] == {without.text("val", row) for row in range(40)}
+    assert set(data.tokenizer.vocabulary) == {"<unk>", "text"} | {text.split()[1] for text in texts["train"]}
+    assert all_rows(data.test_dataloader()) == list(range(20)) and data.describe()["test"].startswith("20 texts")
+    for carve, splits in ((True, data.splits), (False, ["train"])):
+        again = SentimentData(
+            train=path, val_fraction=0.2, test_fraction=0.1, cache_dir=str(tmp_path / "cache"), batch_size=8
+        )
+        again.use(data.tokenizer, data.class_names, carve=carve)
+        again.setup()
+        assert again.splits == splits
+        for split in splits if carve else ():
+            assert {again.text(split, row) for row in range(len(again.labels(split)))} == texts[split]
+    named = opened(train=path, test=path, test_fraction=0.1)
+    assert len(named.labels("test")) == 200 and len(named.labels("train")) == 180
+    with pytest.raises(ValueError, match=r"must add up to less than 1, got 0.6 and 0.4"):
+        opened(train=path, val_fraction=0.6, test_fraction=0.4)
+
+
 def test_labels_may_be_numbers_names_or_mapped(tmp_path, opened):
     numbers = write_csv(tmp_path / "n.csv", reviews(40, ("4", "0")))
     assert opened(train=numbers).class_names == ["0", "4"]

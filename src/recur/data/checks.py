@@ -88,6 +88,17 @@ def columns(**named: Column) -> None:
         seen[column] = key
 
 
+def fractions(val_fraction: float, test_fraction: float) -> None:
+    """Refuse shares that leave nothing to train on.
+
+    Raises:
+        UserError: they add up to 1 or more.
+    """
+    if val_fraction + test_fraction >= 1:
+        shares = f"{val_fraction} and {test_fraction}"
+        raise UserError("data.val_fraction and data.test_fraction", rule=f"must add up to less than 1, got {shares}")
+
+
 def one_source(made: str | None, **named: object) -> None:
     """Refuse data that is made, or given as it is, and named too: one of the two would be passed over in silence.
 

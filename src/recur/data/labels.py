@@ -131,7 +131,7 @@ def table_of(names: list[str], rows: Rows, column: Column, wanted: Names) -> dic
 
 
 def carved(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Rows to validate on, `(rows,)`: the same share of each class, at least one where a class has two."""
+    """Rows to carve off, `(rows,)`: the same share of each class, at least one where a class has two."""
     random = np.random.default_rng(seed)
     chosen = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
@@ -139,3 +139,14 @@ def carved(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         chosen[random.permutation(members)[:count]] = True
     return chosen
+
+
+def parted(labels: NDArray[np.int64], shares: Mapping[str, float], seed: int) -> dict[str, NDArray[np.int64]]:
+    """Rows of each part carved off, by name, and those that remain, `train`; see `carved`."""
+    rows, left = np.arange(len(labels)), 1.0
+    parts = {}
+    for name, share in shares.items():
+        chosen = carved(labels[rows], share / left, seed)
+        parts[name], rows = rows[chosen], rows[~chosen]
+        left -= share
+    return {**parts, "train": rows}

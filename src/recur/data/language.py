@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from recur.data import corpus
 from recur.data.cache import Ragged, TokenCache, content_key
-from recur.data.checks import Column, Count, OnBadRow, Seed, columns, hold, one_source
+from recur.data.checks import Column, Count, OnBadRow, Seed, columns, fractions, hold, one_source
 from recur.data.corpus import Inline, Reader
 from recur.data.sources import Source, choose_splits
 from recur.data.streams import StreamLoader, WindowLoader
@@ -108,11 +108,7 @@ class LanguageData(Remembering, pl.LightningDataModule):
         """Check the settings; files are not touched yet."""
         super().__init__()
         hold(LanguageData.__init__, locals())
-        if val_fraction + test_fraction >= 1:
-            shares = f"{val_fraction} and {test_fraction}"
-            raise UserError(
-                "data.val_fraction and data.test_fraction", rule=f"must add up to less than 1, got {shares}"
-            )
+        fractions(val_fraction, test_fraction)
         columns(text_column=text_column)
         made = "synthetic" if synthetic is not None else "text" if text is not None else None
         one_source(made, path=path, train=train, val=val, test=test)

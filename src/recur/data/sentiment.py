@@ -10,14 +10,14 @@ from typing import Annotated, Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
-from annotated_types import Gt, Lt
+from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 from torch import Tensor
 
 from recur.data.buckets import Keep, TextLoader, Texts
 from recur.data.cache import Ragged, TokenCache, content_key, id_dtype
-from recur.data.checks import Column, Count, OnBadRow, Seed, columns, hold, known_keys, one_source
-from recur.data.labels import Names, carved, class_table, label_key, table_of, wanted_names
+from recur.data.checks import Column, Count, OnBadRow, Seed, columns, fractions, hold, known_keys, one_source
+from recur.data.labels import Names, class_table, label_key, parted, table_of, wanted_names
 from recur.data.readers import Checked, Rows, checked
 from recur.data.sources import Source, Split, choose_splits
 from recur.data.synthetic import SyntheticReviews
@@ -81,6 +81,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         class_names: names of the classes in order, or a name for each label value ({0: bad, 4: good}); None takes the
             source's own, or the sorted label values.
         val_fraction: share carved off for validation where there is no such split.
+        test_fraction: share carved off for the test where there is no such split; 0 for none.
         split_seed: which rows are carved off; its own seed, so that runs with other seeds are comparable.
         limit_train: train on this many rows, chosen by `split_seed`; the vocabulary remains that of all.
         tokenizer: settings of `Tokenizer.train`: kind, min_frequency, max_size.
@@ -120,6 +121,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         label_column: Column = "label",
         class_names: Sequence[str] | Mapping[Any, str] | None = None,
         val_fraction: Annotated[float, Gt(0), Lt(1)] = 0.1,
+        test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0,
         split_seed: Seed = 0,
         limit_train: Count | None = None,
         tokenizer: Mapping[str, Any] = _DEFAULTS,
@@ -139,6 +141,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         """Check the settings; files are not touched yet."""
         super().__init__()
         hold(SentimentData.__init__, locals())
+        fractions(val_fraction, test_fraction)
         columns(text_column=text_column, label_column=label_column)
         settings = check_settings(tokenizer, "basic_english", eos=False)
         known_keys("word2vec", word2vec or {}, _WORD2VEC)
@@ -150,7 +153,8 @@ class SentimentData(Remembering, pl.LightningDataModule):
         self._names = {"train": train, "val": val, "test": test, "unlabelled": unlabelled}
         self._columns = (text_column, label_column)
         self._wanted_classes: Names = wanted_names(class_names)
-        self._val_fraction, self._split_seed, self._limit = val_fraction, split_seed, limit_train
+        self._fractions = {"val": val_fraction, "test": test_fraction}
+        self._split_seed, self._limit = split_seed, limit_train
         self._tokenizer_settings = settings
         self._max_length, self._keep = max_length, keep
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size or batch_size
@@ -169,7 +173,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         self._rows: dict[str, NDArray[np.int64]] = {}  # rows of an encoded split that make up train or val
         self._vectors: WordVectors | None = None
         self._given_model: tuple[Tokenizer, list[str]] | None = None
-        self._carves = True  # whether validation rows are taken off the training rows where they have no split
+        self._carves = True  # whether rows of splits that are missing are taken off the training rows
 
     # ---- what others ask for
 
@@ -191,13 +195,12 @@ class SentimentData(Remembering, pl.LightningDataModule):
     @property
     def splits(self) -> list[str]:
         """The labelled splits there are: of train, val, test."""
-        carved = self._carves and "val" not in self._find()
-        return [split for split in ("train", "val", "test") if split in self._find() or (split == "val" and carved)]
+        return [split for split in ("train", "val", "test") if split in self._find() or split in self._cut_off()]
 
     @property
     def has_test(self) -> bool:
         """Whether there is a test split."""
-        return "test" in self._find()
+        return "test" in self.splits
 
     def use(self, tokenizer: Tokenizer, class_names: Sequence[str], *, carve: bool = False) -> None:
         """Read with a trained model's tokenizer and classes instead of making them from a training split.
@@ -205,7 +208,8 @@ class SentimentData(Remembering, pl.LightningDataModule):
         Args:
             tokenizer: of the model.
             class_names: of the model.
-            carve: take validation rows off the training rows, as without this call; for a run that goes on training.
+            carve: take rows of validation and test off the training rows, as without this call; for a run that goes on
+                training.
         """
         assert self._base is None, "call use before setup"
         self._given_model, self._carves = (tokenizer, list(class_names)), carve
@@ -398,6 +402,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         if self._cache.fact(key, secret):
             log.warning("the labels of the test split are not given: the run goes without a test")
             del self._find()["test"]
+            self._fractions["test"] = 0.0  # nor does it take training rows for one in a run that is resumed
 
     def _fingerprint(self, split: str) -> str:
         return self._find()[split].fingerprint(self._cache)
@@ -424,21 +429,26 @@ class SentimentData(Remembering, pl.LightningDataModule):
 
     def _learn(self) -> None:
         """Classes, validation rows and tokenizer from the training split, then its token ids."""
-        carve = "val" not in self._find()
+        shares = self._cut_off()
         key = {
             **self._key("train"),
             "tokenizer": self._tokenizer_settings,
-            "carve": [self._val_fraction, self._split_seed] if carve else None,
+            "carve": [shares, self._split_seed] if shares else None,
         }
-        folder = self._entry("train", key, lambda draft: self._build_base(draft, carve))
+        folder = self._entry("train", key, lambda draft: self._build_base(draft, shares))
         facts = json.loads((folder / "base.json").read_text())
         self.tokenizer = Tokenizer.from_json((folder / "tokenizer.json").read_text())
         self.class_names, self._table = facts["class_names"], facts["table"]
         self._base = folder.name
-        rows = np.load(folder / "train_rows.npy")
-        if carve:
-            self._encoded["val"], self._rows["val"] = self._encoded["train"], np.load(folder / "val_rows.npy")
-        self._rows["train"] = self._limited(rows)
+        for split in shares:
+            self._encoded[split], self._rows[split] = self._encoded["train"], np.load(folder / f"{split}_rows.npy")
+        self._rows["train"] = self._limited(np.load(folder / "train_rows.npy"))
+
+    def _cut_off(self) -> dict[str, float]:
+        """Shares to carve off the training rows, for the splits that are not there."""
+        if not self._carves:
+            return {}
+        return {split: share for split, share in self._fractions.items() if split not in self._find() and share}
 
     def _limited(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The training rows that `limit_train` leaves."""
@@ -451,7 +461,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
             log.warning("data.limit_train=%d leaves no text of the classes %s to train on", self._limit, names)
         return left
 
-    def _build_base(self, folder: Path, carve: bool) -> None:
+    def _build_base(self, folder: Path, shares: Mapping[str, float]) -> None:
         rows = self._read("train")
         self.class_names, self._table = class_table(rows, self._columns[1], self._wanted_classes)
         good = self._check("train", rows)
@@ -463,19 +473,18 @@ class SentimentData(Remembering, pl.LightningDataModule):
                 rule=f"has the label {self.class_names[int(present[0])]!r} in all {len(labels)} rows",
                 remedy="a classifier needs texts of two classes",
             )
-        train = np.arange(len(labels))
-        if carve:
-            chosen = carved(labels, self._val_fraction, self._split_seed)
-            if not chosen.any() or chosen.all():
+        parts = parted(labels, shares, self._split_seed)
+        for split, share in shares.items():
+            if not (len(parts[split]) and len(parts["train"])):
                 raise UserError(
-                    "data.val_fraction",
-                    self._val_fraction,
-                    f"must leave rows to train on and to validate on, of {len(labels)} rows",
-                    "name a validation split or file in data.val",
+                    f"data.{split}_fraction",
+                    share,
+                    f"must leave rows to train on and for {split}, of {len(labels)} rows",
+                    f"name a split or file in data.{split}",
                 )
-            np.save(folder / "val_rows.npy", train[chosen])
-            train = train[~chosen]
-        np.save(folder / "train_rows.npy", train)
+        for split, members in parts.items():
+            np.save(folder / f"{split}_rows.npy", members)
+        train = parts["train"]
         self.tokenizer = Tokenizer.train((good.texts[row] for row in train.tolist()), **self._tokenizer_settings)
         (folder / "tokenizer.json").write_text(self.tokenizer.to_json(), encoding="utf-8")
         (folder / "base.json").write_text(json.dumps({"class_names": self.class_names, "table": self._table}))
@@ -488,11 +497,11 @@ class SentimentData(Remembering, pl.LightningDataModule):
         self._leave_out_secret_test()
         if self._carves:
             encoded = self._open("train")
-            rows = self._rows["train"]
-            if "val" not in self._find():
-                chosen = carved(encoded.labels, self._val_fraction, self._split_seed)
-                self._encoded["val"], self._rows["val"], rows = encoded, rows[chosen], rows[~chosen]
-            self._rows["train"] = self._limited(rows)
+            shares = self._cut_off()
+            parts = parted(encoded.labels, shares, self._split_seed)
+            for split in shares:
+                self._encoded[split], self._rows[split] = encoded, parts[split]
+            self._rows["train"] = self._limited(parts["train"])
 
     def _open(self, split: str) -> Encoded:
         """A split's token ids, made by the present tokenizer where the cache does not have them."""
