@@ -355,7 +355,7 @@ def _find_class_folders(folder: Path) -> dict[str, Split]:
 
 def _class_split(split: str, folder: str) -> dict[str, Split]:
     """A split with the class folders of one folder, and those of unlabelled texts; nothing where they are none."""
-    found: dict[str, list[str]] = {}
+    inside: dict[str, list[str]] = {}
     nested = False
     for entry in _entries(folder):
         if not entry.is_dir():
@@ -370,12 +370,12 @@ def _class_split(split: str, folder: str) -> dict[str, Split]:
                 return {}
         if any(_IS_SPLIT.match(Path(text).stem) for text in texts[:4]):
             return {}  # train.txt and test.txt in a folder are splits, not texts of a class
-        found[entry.name] = texts
+        inside[entry.name] = texts
     labelled = [
-        (text, name) for name, texts in found.items() if name.lower() not in _UNLABELLED_FOLDERS for text in texts
+        (text, name) for name, texts in inside.items() if name.lower() not in _UNLABELLED_FOLDERS for text in texts
     ]
     unlabelled = [
-        (text, name) for name, texts in found.items() if name.lower() in _UNLABELLED_FOLDERS for text in texts
+        (text, name) for name, texts in inside.items() if name.lower() in _UNLABELLED_FOLDERS for text in texts
     ]
     if not labelled or (
         nested and len({name for _, name in labelled}) < 2
