@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from recur.data.language import LanguageData
 from recur.data.sentiment import SentimentData
 from recur.data.synthetic import SyntheticReviews
 
@@ -65,6 +66,25 @@ def test_a_file_of_ones_own_trains_by_settings_alone(tmp_path, opened, delimiter
             assert data.text("train", row) == text
             assert data.class_names[label] == name
             assert data.tokenizer.decode(data.texts("train")[row]) == text
+
+
+@pytest.mark.parametrize(("delimiter", "given"), [(";", ";"), ("|", "|"), ("\t", "\\t"), (",", None)])
+def test_fields_may_be_parted_by_any_character(tmp_path, opened, delimiter, given):
+    rows = [*reviews(39), (f'"so{delimiter} ""well"""', "pos")]
+    path = write_csv(tmp_path / "a.csv", [(text.replace(delimiter, "\1"), label) for text, label in rows], "text,label")
+    (tmp_path / "a.csv").write_text((tmp_path / "a.csv").read_text().replace(",", delimiter).replace("\1", delimiter))
+    data = opened(train=path, delimiter=given)
+    assert data.class_names == ["neg", "pos"]
+    texts = [data.text(split, row) for split in data.splits for row in range(len(data.labels(split)))]
+    assert len(texts) == 40 and f'so{delimiter} "well"' in texts
+    lines = LanguageData(train=path, delimiter=given, batch_size=2, cache_dir=str(tmp_path / "cache"))
+    lines.setup()
+    assert {"very", "w0"} <= {*lines.tokenizer.vocabulary} and lines.splits == ["train", "val"]
+    if given is not None:
+        with pytest.raises(ValueError, match=r"has no column|'.' expected after"):
+            opened(train=path)
+        with pytest.raises(ValueError, match=r"data\.delimiter must be null or one character, got ';;'"):
+            opened(train=path, delimiter=";;")
 
 
 def test_the_carved_part_has_the_same_share_of_every_class_and_no_say_in_the_vocabulary(tmp_path, opened):

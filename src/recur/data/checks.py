@@ -88,6 +88,19 @@ def columns(**named: Column) -> None:
         seen[column] = key
 
 
+def one_delimiter(delimiter: str | None) -> str | None:
+    """The setting `data.delimiter`: one character, a tab also as people type it in a shell.
+
+    Raises:
+        UserError: it can part no fields.
+    """
+    if delimiter == "\\t":
+        return "\t"
+    if delimiter is not None and (not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n'):
+        raise UserError("data.delimiter", delimiter, "must be null or one character", "such as ; or \\t")
+    return delimiter
+
+
 def fractions(val_fraction: float, test_fraction: float) -> None:
     """Refuse shares that leave nothing to train on.
 

@@ -8,7 +8,7 @@ corpus larger than memory can be prepared; rows of tables are held a file at a t
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class Reader:
             yield from _each_on_its_line(self.blocks(part) for part in source.parts)
         elif isinstance(source, Split) and source.files and source.classes is None:
             yield from _each_on_its_line(
-                self._lines(Split((file,))) if Path(file).suffix.lower() in _TABLES else _file_blocks(file)
+                self._lines(replace(source, files=(file,))) if _is_table(file) else _file_blocks(file)
                 for file in source.files
             )
         else:
@@ -93,6 +93,10 @@ class Reader:
                 yield "".join(block)
                 block, size = [], 0
         yield "".join(block)
+
+
+def _is_table(file: str) -> bool:
+    return Path(file).suffix.lower() in _TABLES
 
 
 def _each_on_its_line(texts: Iterable[Iterator[str]]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from recur.data import corpus
 from recur.data.cache import Ragged, TokenCache, content_key
-from recur.data.checks import Column, Count, OnBadRow, Seed, columns, fractions, hold, one_source
+from recur.data.checks import Column, Count, OnBadRow, Seed, columns, fractions, hold, one_delimiter, one_source
 from recur.data.corpus import Inline, Reader
 from recur.data.sources import Source, choose_splits
 from recur.data.streams import StreamLoader, WindowLoader
@@ -67,6 +67,7 @@ class LanguageData(Remembering, pl.LightningDataModule):
         seed: of random window lengths, and of the windows' order.
         on_bad_row: `error` or `skip`.
         allow_pickle: load pickled pandas frames, which can run any code hidden in them.
+        delimiter: the character between the fields of csv and tsv files; None for a comma and a tab.
         cache_dir: see `recur.data.cache.cache_folder`.
 
     Attributes:
@@ -103,6 +104,7 @@ class LanguageData(Remembering, pl.LightningDataModule):
         seed: Seed = 0,
         on_bad_row: OnBadRow = "error",
         allow_pickle: bool = False,
+        delimiter: str | None = None,
         cache_dir: str | None = None,
     ) -> None:
         """Check the settings; files are not touched yet."""
@@ -118,6 +120,7 @@ class LanguageData(Remembering, pl.LightningDataModule):
                 "data.path", rule="must be a hub id, folder or file, or data.train a file, or data.text a text"
             )
         self._place = (path, subset, revision)
+        self._delimiter = one_delimiter(delimiter)
         self._names = {"train": train, "val": val, "test": test}
         self._text, self._synthetic = text, synthetic
         self._reader = Reader(text_column, on_bad_row, allow_pickle)
@@ -302,7 +305,9 @@ class LanguageData(Remembering, pl.LightningDataModule):
                 self._sources = {"train": Inline(self._text)}
             else:
                 need = self._given_tokenizer is None
-                self._sources = choose_splits(self._names, *self._place, self._cache, need_train=need)
+                self._sources = choose_splits(
+                    self._names, *self._place, self._cache, need_train=need, delimiter=self._delimiter
+                )
         return self._sources
 
     def _cut_off(self) -> dict[str, float]:

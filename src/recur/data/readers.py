@@ -108,12 +108,15 @@ class Rows:
         return self.columns[name]
 
 
-def read_file(file: str, columns: Sequence[Column] | None = None, *, allow_pickle: bool = False) -> Rows:
+def read_file(
+    file: str, columns: Sequence[Column] | None = None, *, delimiter: str | None = None, allow_pickle: bool = False
+) -> Rows:
     """Read one file by its suffix: csv, tsv, jsonl, json, parquet, txt (one row, column `text`), or a pickled frame.
 
     Args:
         file: its path.
         columns: names of the columns wanted, or numbers from 1 for a csv or tsv without a line of names; None for all.
+        delimiter: between the fields of a csv or tsv; None for a comma and a tab.
         allow_pickle: load pickled pandas frames, which can run any code hidden in them.
 
     Raises:
@@ -133,7 +136,7 @@ def read_file(file: str, columns: Sequence[Column] | None = None, *, allow_pickl
         broken = {0: _not_utf8("", content)} if not _is_utf8(content) else {}
         return Rows({"text": [None if broken else content]}, ["text"], [Origin(file, 0, 1)], broken)
     if suffix in DELIMITED:
-        return _read_delimited(file, content, DELIMITED[suffix], columns)
+        return _read_delimited(file, content, delimiter or DELIMITED[suffix], columns)
     if suffix in JSON_LINES:
         return _read_json_lines(file, content, columns)
     return _read_json(file, content, columns)
@@ -383,7 +386,7 @@ def _table_of(file: str, content: str, delimiter: str) -> tuple[list[list[str]],
     it as a quote could swallow lines). It is unquoted when every line has as many fields as the first and reading it
     with quotes fails or gives another number of rows.
     """
-    if delimiter == ",":
+    if not file.lower().endswith(".tsv"):
         return _delimited_rows(file, content, delimiter, quoted=True)
     plain = _delimited_rows(file, content, delimiter, quoted=False)
     if '"' not in content:

@@ -16,7 +16,18 @@ from torch import Tensor
 
 from recur.data.buckets import Keep, TextLoader, Texts
 from recur.data.cache import Ragged, TokenCache, content_key, id_dtype
-from recur.data.checks import Column, Count, OnBadRow, Seed, columns, fractions, hold, known_keys, one_source
+from recur.data.checks import (
+    Column,
+    Count,
+    OnBadRow,
+    Seed,
+    columns,
+    fractions,
+    hold,
+    known_keys,
+    one_delimiter,
+    one_source,
+)
 from recur.data.labels import Names, class_table, label_key, parted, table_of, wanted_names
 from recur.data.readers import Checked, Rows, checked
 from recur.data.sources import Source, Split, choose_splits
@@ -93,6 +104,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         seed: order of the training batches.
         on_bad_row: `error` or `skip`.
         allow_pickle: load pickled pandas frames, which can run any code hidden in them.
+        delimiter: the character between the fields of csv and tsv files; None for a comma and a tab.
         cache_dir: see `recur.data.cache.cache_folder`.
         vectors: file of word vectors for the embedding, or `train` to make some with word2vec; None for neither.
         word2vec: settings of `recur.data.vectors.train_word2vec`.
@@ -133,6 +145,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         seed: Seed = 0,
         on_bad_row: OnBadRow = "error",
         allow_pickle: bool = False,
+        delimiter: str | None = None,
         cache_dir: str | None = None,
         vectors: str | None = None,
         word2vec: Mapping[str, Any] | None = None,
@@ -150,6 +163,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         if synthetic is None and path is None and train is None:
             raise UserError("data.path", rule="must be a hub id or folder, or data.train a file")
         self._place = (path, subset, revision)
+        self._delimiter = one_delimiter(delimiter)
         self._names = {"train": train, "val": val, "test": test, "unlabelled": unlabelled}
         self._columns = (text_column, label_column)
         self._wanted_classes: Names = wanted_names(class_names)
@@ -382,7 +396,9 @@ class SentimentData(Remembering, pl.LightningDataModule):
                 self._sources = {split: self._synthetic.split(split) for split in made}
             else:
                 need = self._given_model is None
-                self._sources = choose_splits(self._names, *self._place, self._cache, need_train=need)
+                self._sources = choose_splits(
+                    self._names, *self._place, self._cache, need_train=need, delimiter=self._delimiter
+                )
         return self._sources
 
     def _leave_out_secret_test(self) -> None:

@@ -19,7 +19,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
@@ -61,12 +61,14 @@ class Split:
         classes: class of each file, where folders are classes.
         hub: id, config name, revision and split name on the hub.
         class_names: names of integer labels by column, where the repository says.
+        delimiter: between the fields of csv and tsv files; None for what their names say.
     """
 
     files: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
     hub: tuple[str, str | None, str | None, str] | None = None
     class_names: Mapping[str, list[str]] = field(default_factory=dict)
+    delimiter: str | None = None
 
     def fingerprint(self, cache: TokenCache) -> str:
         """Hash of the content; computed once, then kept for as long as sizes and times stay the same."""
@@ -78,6 +80,8 @@ class Split:
             content = self._content()
         else:
             content = str(cache.fact({"content of": listing, "classes": self.classes}, self._content))
+        if self.delimiter is not None:
+            content = content_key([content, self.delimiter])
         if not self.class_names:
             return content
         # They are read from another file, whose content is in no hash above
@@ -108,7 +112,9 @@ class Split:
         if self.classes is not None:
             rows = class_rows(self.files, self.classes)
         else:
-            rows = joined([read_file(file, columns, allow_pickle=allow_pickle) for file in self.files])
+            rows = joined(
+                [read_file(file, columns, delimiter=self.delimiter, allow_pickle=allow_pickle) for file in self.files]
+            )
         for name, names in self.class_names.items():
             rows.class_names.setdefault(name, names)
         return rows
@@ -175,6 +181,7 @@ def choose_splits(
     cache: TokenCache,
     *,
     need_train: bool = True,
+    delimiter: str | None = None,
 ) -> dict[str, Source]:
     """The splits of a data set by our names: train, val, test, unlabelled.
 
@@ -186,6 +193,7 @@ def choose_splits(
         revision: see `find_splits`.
         cache: see `find_splits`.
         need_train: whether there must be a training split.
+        delimiter: see `Split`.
 
     Raises:
         UserError: no such file, no such split.
@@ -214,7 +222,13 @@ def choose_splits(
         raise UserError(
             "data.train", rule=f"must name a split of {path}", remedy=f"it has no 'train', only {', '.join(known)}"
         )
-    return splits
+    return splits if delimiter is None else {split: _delimited(source, delimiter) for split, source in splits.items()}
+
+
+def _delimited(source: Source, delimiter: str) -> Source:
+    if isinstance(source, JoinedSplits):
+        return JoinedSplits(tuple(_delimited(part, delimiter) for part in source.parts))
+    return replace(source, delimiter=delimiter) if isinstance(source, Split) and source.files else source
 
 
 def absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -371,16 +385,11 @@ def _class_split(split: str, folder: str) -> dict[str, Split]:
         if any(_IS_SPLIT.match(Path(text).stem) for text in texts[:4]):
             return {}  # train.txt and test.txt in a folder are splits, not texts of a class
         inside[entry.name] = texts
-    labelled = [
-        (text, name) for name, texts in inside.items() if name.lower() not in _UNLABELLED_FOLDERS for text in texts
-    ]
-    unlabelled = [
-        (text, name) for name, texts in inside.items() if name.lower() in _UNLABELLED_FOLDERS for text in texts
-    ]
-    if not labelled or (
-        nested and len({name for _, name in labelled}) < 2
-    ):  # one folder of folders is laid out otherwise
-        return {}
+    pairs = [(text, name) for name, texts in inside.items() for text in texts]
+    labelled = [pair for pair in pairs if pair[1].lower() not in _UNLABELLED_FOLDERS]
+    unlabelled = [pair for pair in pairs if pair[1].lower() in _UNLABELLED_FOLDERS]
+    if not labelled or (nested and len({name for _, name in labelled}) < 2):
+        return {}  # one folder of folders is laid out otherwise
     splits = {split: Split(tuple(text for text, _ in labelled), tuple(name for _, name in labelled))}
     if unlabelled:
         splits["unsupervised"] = Split(tuple(text for text, _ in unlabelled), tuple(name for _, name in unlabelled))
