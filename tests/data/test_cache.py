@@ -51,6 +51,25 @@ def test_an_entry_is_built_once_a_key(tmp_path):
     assert len(built) == 2
 
 
+def test_what_a_killed_build_left_is_taken_away_by_the_next(tmp_path):
+    cache = TokenCache(tmp_path)
+
+    def killed(folder):
+        write_numbers(folder)
+        os._exit(1)
+
+    for _ in range(2):
+        if (child := os.fork()) == 0:
+            cache.entry({"a": 1}, killed)
+        os.waitpid(child, 0)
+    other = tmp_path / "tokens" / "another.0.draft"
+    other.mkdir()
+    left = {path.name for path in (tmp_path / "tokens").glob("*.draft")}
+    assert len(left) == 2
+    cache.entry({"a": 1}, write_numbers)
+    assert [path.name for path in (tmp_path / "tokens").glob("*.draft")] == ["another.0.draft"]
+
+
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "manifest"])
 def test_a_damaged_entry_is_noticed_and_built_again(tmp_path, caplog, harm):
     cache = TokenCache(tmp_path)

@@ -98,10 +98,60 @@ def test_a_line_longer_than_a_block_has_one_end(monkeypatch, tmp_path):
     assert len(ids) == 501 and (ids == data.tokenizer.eos_id).sum() == 1 and ids[-1] == data.tokenizer.eos_id
 
 
+@pytest.mark.parametrize("kind", ["whitespace", "character"])
+@pytest.mark.parametrize("ending", ["", "\n"], ids=["open", "ended"])
+def test_each_file_begins_on_a_line_of_its_own(tmp_path, kind, ending):
+    home = tmp_path / "books"
+    home.mkdir()
+    texts = {
+        "a.txt": "this is\nthe end" + ending,
+        "b.txt": "",
+        "c.csv": "text\na row\n",
+        "d.txt": "Start here" + ending,
+    }
+    for name, text in texts.items():
+        (home / name).write_text(text)
+    settings = {"tokenizer": {"kind": kind}, "val_fraction": 0.0, "bptt": 2}
+    data = opened(train=[str(home / name) for name in texts], **settings)
+    whole = "this is\nthe end\na row\nStart here" + ("\n" if kind == "whitespace" else ending)
+    assert readable(data.tokenizer, data.tokens("train")) == whole
+    (home / "train.txt").write_text("the end")
+    (home / "test.txt").write_text("Start here")
+    for name in texts:
+        (home / name).unlink()
+    data = opened(path=str(home), train="train+test", test="test", **settings)
+    assert readable(data.tokenizer, data.tokens("train")).rstrip("\n") == "the end\nStart here"
+
+
+@pytest.mark.parametrize("block", [64, 1 << 20])
+@pytest.mark.parametrize("lines", [1, 3])
+@pytest.mark.parametrize("ending", ["", "\n"], ids=["open", "ended"])
+def test_words_on_one_line_or_few_are_cut_between_words(monkeypatch, tmp_path, block, lines, ending):
+    """As text8 has them: 17 million words and no newline."""
+    monkeypatch.setattr(corpus, "BLOCK", block)
+    text = "\n".join(" ".join(f"w{i}" for i in range(600 // lines)) for _ in range(lines)) + ending
+    (tmp_path / "text8.txt").write_text(text)
+    data = opened(train=str(tmp_path / "text8.txt"), tokenizer=WORDS, val_fraction=0.1, test_fraction=0.05)
+    counts = [len(data.tokens(split)) for split in ("train", "val", "test")]
+    assert sum(counts) <= 600 + lines + 2  # and an <eos> where a part ends
+    assert abs(counts[1] - 60) <= 8 and abs(counts[2] - 30) <= 8
+    parts = "".join(readable(data.tokenizer, data.tokens(split)) for split in ("train", "val", "test"))
+    assert len(parts.split()) == 600
+
+
 def test_rows_of_a_table_are_lines(tmp_path):
     (tmp_path / "t.csv").write_text('text\n"a b"\n""\nc\n')
     data = opened(train=str(tmp_path / "t.csv"), tokenizer=WORDS, val_fraction=0.0)
     assert readable(data.tokenizer, data.tokens("train")) == "a b\n\nc\n"
+
+
+def test_rows_left_out_are_said_once_and_again_from_the_cache(tmp_path, caplog):
+    (tmp_path / "t.csv").write_text("text,n\n" + "a b c,1\n" * 40 + "a,b,1\n" * 3)
+    for _ in range(2):
+        caplog.clear()
+        opened(train=str(tmp_path / "t.csv"), on_bad_row="skip", cache_dir=str(tmp_path / "cache"))
+        (message,) = [record.message for record in caplog.records if "skipped" in record.message]
+        assert message.startswith("skipped 3 of 43 rows") and "the number of fields differs" in message
 
 
 def test_splits_given_as_files_keep_the_training_vocabulary(tmp_path):

@@ -185,6 +185,19 @@ def test_odd_metadata_of_a_parquet_file_is_passed_over(metadata, tmp_path, monke
     assert opened("data=files data.train=a.parquet data.batch_size=4").class_names == ["0", "1"]
 
 
+def test_false_is_no_test_and_no_validation_split(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "validation", "test"):
+        (tmp_path / f"{name}.csv").write_text(GOOD)
+    words = "data=files data.path=. data.batch_size=4 "
+    assert opened(words).splits == ["train", "val", "test"]
+    data = opened(words + "data.val=false data.test=false")
+    assert data.splits == ["train", "val"] and len(data.labels("train")) == 36
+    for wrong in ("true", "5"):
+        with pytest.raises(ValueError, match=r"data\.test must be"):
+            opened(words + f"data.test={wrong}")
+
+
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
 def test_a_table_without_a_line_of_names_is_read_by_column_numbers(name, tmp_path, monkeypatch):
     """SST-2 as it was published: a sentence, a tab, 0 or 1; its first line is a row."""

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from recur.data.language import LanguageData
 from recur.data.sentiment import SentimentData
 from recur.data.synthetic import SyntheticReviews
 
@@ -67,6 +68,25 @@ def test_a_file_of_ones_own_trains_by_settings_alone(tmp_path, opened, delimiter
             assert data.tokenizer.decode(data.texts("train")[row]) == text
 
 
+@pytest.mark.parametrize(("delimiter", "given"), [(";", ";"), ("|", "|"), ("\t", "\\t"), (",", None)])
+def test_fields_may_be_parted_by_any_character(tmp_path, opened, delimiter, given):
+    rows = [*reviews(39), (f'"so{delimiter} ""well"""', "pos")]
+    path = write_csv(tmp_path / "a.csv", [(text.replace(delimiter, "\1"), label) for text, label in rows], "text,label")
+    (tmp_path / "a.csv").write_text((tmp_path / "a.csv").read_text().replace(",", delimiter).replace("\1", delimiter))
+    data = opened(train=path, delimiter=given)
+    assert data.class_names == ["neg", "pos"]
+    texts = [data.text(split, row) for split in data.splits for row in range(len(data.labels(split)))]
+    assert len(texts) == 40 and f'so{delimiter} "well"' in texts
+    lines = LanguageData(train=path, delimiter=given, batch_size=2, cache_dir=str(tmp_path / "cache"))
+    lines.setup()
+    assert {"very", "w0"} <= {*lines.tokenizer.vocabulary} and lines.splits == ["train", "val"]
+    if given is not None:
+        with pytest.raises(ValueError, match=r"has no column|'.' expected after"):
+            opened(train=path)
+        with pytest.raises(ValueError, match=r"data\.delimiter must be null or one character, got ';;'"):
+            opened(train=path, delimiter=";;")
+
+
 def test_the_carved_part_has_the_same_share_of_every_class_and_no_say_in_the_vocabulary(tmp_path, opened):
     rows = [(f"text u{row}", "rare" if row % 10 == 0 else "common") for row in range(200)]
     data = opened(train=write_csv(tmp_path / "a.csv", rows), val_fraction=0.2)
@@ -80,6 +100,32 @@ def test_the_carved_part_has_the_same_share_of_every_class_and_no_say_in_the_voc
     assert {again.text("val", row) for row in range(40)} == val
     other = opened(train=str(tmp_path / "a.csv"), val_fraction=0.2, split_seed=5)
     assert {other.text("val", row) for row in range(40)} != val
+
+
+def test_one_file_can_give_a_test_too(tmp_path, opened):
+    rows = [(f"text u{row}", "rare" if row % 10 == 0 else "common") for row in range(200)]
+    path = write_csv(tmp_path / "a.csv", rows)
+    data, without = opened(train=path, val_fraction=0.2, test_fraction=0.1), opened(train=path, val_fraction=0.2)
+    assert data.splits == ["train", "val", "test"] and data.has_test and not without.has_test
+    assert [np.bincount(data.labels(split)).tolist() for split in data.splits] == [[126, 14], [36, 4], [18, 2]]
+    texts = {split: {data.text(split, row) for row in range(len(data.labels(split)))} for split in data.splits}
+    assert len(set().union(*texts.values())) == 200
+    assert texts["val"] == {without.text("val", row) for row in range(40)}
+    assert set(data.tokenizer.vocabulary) == {"<unk>", "text"} | {text.split()[1] for text in texts["train"]}
+    assert all_rows(data.test_dataloader()) == list(range(20)) and data.describe()["test"].startswith("20 texts")
+    for carve, splits in ((True, data.splits), (False, ["train"])):
+        again = SentimentData(
+            train=path, val_fraction=0.2, test_fraction=0.1, cache_dir=str(tmp_path / "cache"), batch_size=8
+        )
+        again.use(data.tokenizer, data.class_names, carve=carve)
+        again.setup()
+        assert again.splits == splits
+        for split in splits if carve else ():
+            assert {again.text(split, row) for row in range(len(again.labels(split)))} == texts[split]
+    named = opened(train=path, test=path, test_fraction=0.1)
+    assert len(named.labels("test")) == 200 and len(named.labels("train")) == 180
+    with pytest.raises(ValueError, match=r"must add up to less than 1, got 0.6 and 0.4"):
+        opened(train=path, val_fraction=0.6, test_fraction=0.4)
 
 
 def test_labels_may_be_numbers_names_or_mapped(tmp_path, opened):
@@ -187,6 +233,19 @@ def test_a_few_rows_of_a_big_file_are_enough_for_a_try(tmp_path, opened):
     assert len(data.labels("train")) == 20
     assert len(set(all_rows(data.train_dataloader()))) == 20
     assert len(data.labels("val")) == 10
+
+
+def test_a_class_that_a_few_rows_leave_out_is_named(tmp_path, opened, caplog):
+    rows = [*reviews(96), ("rather odd", "odd"), ("odder still", "odd")]
+    path = write_csv(tmp_path / "a.csv", rows)
+    data = opened(train=path, limit_train=16)
+    counts = data.model_arguments()["class_counts"]
+    assert sum(counts) == 16 and counts[1] == 0
+    said = "data.limit_train=16 leaves no text of the classes 'odd' to train on"
+    assert [record.message for record in caplog.records].count(said) == 1
+    caplog.clear()
+    assert opened(train=path).model_arguments()["class_counts"][1] == 1
+    assert "limit_train" not in caplog.text
 
 
 def test_length_limits_share_the_cache(tmp_path, opened):

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import socket
+import time
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from recur.data.cache import TokenCache
 from recur.data.readers import checked, read_file
-from recur.data.sources import find_files, find_splits
+from recur.data.sources import absolute_paths, choose_splits, find_files, find_splits
 from recur.errors import UserError
 
 cells = st.text(st.characters(codec="utf-8"), max_size=30)
@@ -175,9 +177,48 @@ def test_skipped_rows_are_counted_and_logged(tmp_path, caplog):
         result = checked(rows, label_column="label", on_bad_row="skip")
     assert result.skipped == {
         "column 'text' is empty": 2,
-        "the number of fields differs from the first line's: 1 against 2": 1,
+        "the number of fields differs from the first line's": 1,
     }
     assert "skipped 2 of 4 rows: column 'text' is empty" in caplog.text
+
+
+BAD_ALIKE = {
+    "a.jsonl": (["rubbish"] * 4 + ["[1"], "is not JSON"),
+    "b.jsonl": (["[1]", "2", '"three"'], "is not a JSON object"),
+    "a.csv": (["a", "a,b,c", "a,b,c,d"], "the number of fields differs from the first line's"),
+    "b.csv": (["caf\xe9,1", "\xe8 bient\xf4t,1"], "column 'text' is not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ALIKE)
+def test_rows_bad_in_one_way_are_one_line(tmp_path, caplog, name):
+    """Each had a reason of its own, which held its value or its place."""
+    lines, reason = BAD_ALIKE[name]
+    good = '{"text": "fine", "label": "1"}' if name.endswith("jsonl") else "fine,1"
+    lines = [*([] if name.endswith("jsonl") else ["text,label"]), good, *lines]
+    rows = read_file(write(tmp_path / name, "\n".join(lines).encode("latin-1")))
+    with caplog.at_level(logging.WARNING):
+        result = checked(rows, label_column="label", on_bad_row="skip")
+    assert result.skipped == {reason: len(rows) - 1}
+    assert len(caplog.records) == 1 and f"{name} row 2 (line " in caplog.text
+
+
+def test_many_bad_rows_are_looked_through_once(tmp_path):
+    rows = read_file(write(tmp_path / "a.jsonl", '{"text": "fine"}\n' + "".join(f"[{i}]\n" for i in range(30_000))))
+    start = time.process_time()
+    checked(rows, on_bad_row="skip")
+    assert time.process_time() - start < 5
+
+
+def test_columns_that_nobody_asked_for_may_be_without_names_or_spoilt(tmp_path):
+    """The SMS spam collection as Kaggle has it ends its lines in commas."""
+    content = "v1,v2,,,\nham,a fine text,,,\nspam,win,caf\xe9,,\n".encode("latin-1")
+    rows = read_file(write(tmp_path / "spam.csv", content), ["v1", "v2"])
+    assert rows.columns == {"v1": ["ham", "spam"], "v2": ["a fine text", "win"]} and not rows.broken
+    with pytest.raises(UserError, match=r"line 1: column '' is there 3 times: rename one"):
+        read_file(str(tmp_path / "spam.csv"))
+    with pytest.raises(UserError, match=r"has no column 'text', only 'v1', 'v2', ''"):
+        read_file(str(tmp_path / "spam.csv"), ["text", "label"]).column("text")
 
 
 def test_blank_texts_stay_where_they_are_allowed(tmp_path):
@@ -295,6 +336,67 @@ def test_class_folders_alone_are_a_training_split(tmp_path, cache):
         (tmp_path / "mine" / label).mkdir(parents=True)
         write(tmp_path / "mine" / label / "a.txt", label)
     assert find_splits(tmp_path / "mine", cache=cache)["train"].read().columns["text"] == ["bad", "good"]
+
+
+@pytest.mark.parametrize(
+    "names", [("Train", "Val", "Test"), ("training", "valid", "testing"), ("TRAIN", "Dev", "test")]
+)
+@pytest.mark.parametrize("layout", ["classes", "files", "folders"])
+def test_splits_are_known_by_other_spellings_of_their_names(tmp_path, cache, names, layout):
+    home = tmp_path / "home"
+    for split, count in zip(names, (3, 2, 1), strict=True):
+        place = {"classes": home / split / "pos", "files": home, "folders": home / split}[layout]
+        place.mkdir(parents=True, exist_ok=True)
+        if layout == "classes":
+            for number in range(count):
+                write(place / f"{number}.txt", "a")
+        else:
+            name = f"{split}.csv" if layout == "files" else "a.csv"
+            write(place / name, "text,label\n" + "a,1\n" * count)
+    named = dict.fromkeys(("train", "val", "test"))
+    found = choose_splits(named, str(home), None, None, cache)
+    assert {split: len(source.read()) for split, source in found.items()} == {"train": 3, "val": 2, "test": 1}
+
+
+@pytest.mark.parametrize(("names", "val", "test"), [(("train", "eval"), 0, 1), (("train", "eval", "test"), 1, 2)])
+def test_eval_is_the_test_unless_there_is_one(tmp_path, cache, names, val, test):
+    for count, split in enumerate(names):
+        (tmp_path / "home" / split / "pos").mkdir(parents=True)
+        for number in range(max(count, 1)):
+            write(tmp_path / "home" / split / "pos" / f"{number}.txt", "a")
+    found = choose_splits(dict.fromkeys(("train", "val", "test")), str(tmp_path / "home"), None, None, cache)
+    assert [len(found[split].read()) if split in found else 0 for split in ("val", "test")] == [val, test]
+
+
+def test_files_beside_folders_of_classes_do_not_hide_them(tmp_path, cache, caplog):
+    home = tmp_path / "cf"
+    for name in ("pos/1.txt", "pos/2.TXT", "pos/2019/1.txt", "neg/a/b/1.txt", "neg/2.txt", "README.txt"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        write(home / name, name)
+    rows = find_splits(home, cache=cache)["train"].read()
+    assert rows.columns["text"] == ["neg/2.txt", "neg/a/b/1.txt", "pos/1.txt", "pos/2.TXT", "pos/2019/1.txt"]
+    assert rows.columns["label"] == ["neg"] * 2 + ["pos"] * 3
+    assert "README.txt beside them is not read" in caplog.text
+    for top in ("", "cf/"):
+        with zipfile.ZipFile(tmp_path / "cf.zip", "w") as archive:
+            for path in sorted(home.rglob("*.*")):
+                archive.write(path, f"{top}{path.relative_to(home)}")
+        zipped = find_splits(tmp_path / "cf.zip", cache=cache)["train"].read()
+        assert zipped.columns == rows.columns
+    (home / "train.txt").write_text("a split beside folders")
+    assert find_splits(home, cache=cache)["train"].classes is None
+
+
+def test_a_file_named_twice_is_read_once(tmp_path, caplog, monkeypatch):
+    (tmp_path / "a/b").mkdir(parents=True)
+    for name in ("1.csv", "a/2.csv", "a/b/3.csv"):
+        write(tmp_path / name, "text,label\na,1\n")
+    monkeypatch.chdir(tmp_path)
+    assert find_files(["a/2.csv", "./a/2.csv", "1.csv"]).files == ("a/2.csv", "1.csv")
+    assert "data.train names 1 files more than once" in caplog.text
+    assert find_files("**/*.csv").files == ("1.csv", "a/2.csv", "a/b/3.csv")
+    pattern = absolute_paths({"train": "a/**/3.csv"})["train"]
+    assert os.path.isabs(pattern) and len(find_files(pattern).files) == 1
 
 
 def test_several_files_make_one_split(tmp_path):

@@ -114,6 +114,33 @@ def test_other_settings_cannot_resume_in_mid_epoch():
         other.load_state_dict(loader.state_dict())
 
 
+@pytest.mark.parametrize("batch_size", [2, 10])
+def test_the_middle_of_an_epoch_is_that_of_the_epoch_as_it_was_planned(batch_size):
+    """With larger batches as many were over as the new epoch has, with smaller ones a whole epoch was half of one."""
+    loader = StreamLoader(np.arange(300), batch_size=5, bptt=10)
+    batches = iter(loader)
+    other = StreamLoader(np.arange(300), batch_size=batch_size, bptt=10)
+    for _ in range(3):
+        next(batches)
+    assert len(loader) == 6 and len(other) in (3, 15)
+    with pytest.raises(ValueError, match=f"batch_size was 5 and is {batch_size}: resume with the same"):
+        other.load_state_dict(loader.state_dict())
+    list(batches)
+    other.load_state_dict(loader.state_dict())
+    assert len(list(other)) == len(other)
+    with pytest.raises(ValueError, match="does not say which batches"):
+        other.load_state_dict({**loader.state_dict(), "steps": "6"})
+
+
+def test_a_place_kept_by_an_earlier_version_is_read():
+    loader = StreamLoader(np.arange(300), batch_size=5, bptt=10)
+    next(iter(loader))
+    former = {key: value for key, value in loader.state_dict().items() if key != "steps"}
+    other = StreamLoader(np.arange(300), batch_size=5, bptt=10)
+    other.load_state_dict(former)
+    assert len(list(other)) == len(other) - 1
+
+
 def test_too_short_a_text_is_named():
     with pytest.raises(ValueError, match="batch_size must be at most 3 for 11 tokens and 3 process"):
         StreamLoader(np.arange(11), batch_size=4, bptt=5, world_size=3)

@@ -173,3 +173,10 @@ def test_imdb_is_split_as_the_guides_split_it(shared_data):
     tokenizer = Tokenizer.train(texts[:100])
     different = [text for text in texts if tokenizer.tokens(text) != reference_basic_english(text)]
     assert len(different) <= 2  # capital sigmas at the end of a word
+
+
+@pytest.mark.parametrize("kind", ["whitespace", "basic_english"])
+def test_marks_in_a_text_are_the_special_tokens(kind):
+    tokenizer = Tokenizer.train(["a <unk> b <eos>"], kind, eos=True)
+    assert tokenizer.vocabulary == ["<unk>", "<eos>", "a", "b"]
+    assert tokenizer.encode("b <unk> a <eos>") == [3, 0, 2, 1]

@@ -26,7 +26,7 @@ from recur.errors import UserError
 log = logging.getLogger(__name__)
 # Part of every key. Raise it with any change to how files become rows, rows become tokens, tokens become files of an
 # entry, or a corpus is generated: what an earlier version wrote is then built anew.
-VERSION = 1
+VERSION = 2
 _MANIFEST = "entry.json"
 _BLOCK = 1 << 22
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -138,6 +138,8 @@ class TokenCache:
                 if place.exists():
                     log.warning("cache entry %s is damaged: building it again", place)
                     shutil.rmtree(place)
+                for left in place.parent.glob(f"{place.name}.*.draft"):  # by builds that were killed: the lock is ours
+                    shutil.rmtree(left, ignore_errors=True)
                 draft = Path(tempfile.mkdtemp(prefix=f"{place.name}.", suffix=".draft", dir=place.parent))
                 try:
                     build(draft)

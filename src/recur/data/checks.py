@@ -88,6 +88,30 @@ def columns(**named: Column) -> None:
         seen[column] = key
 
 
+def one_delimiter(delimiter: str | None) -> str | None:
+    """The setting `data.delimiter`: one character, a tab also as people type it in a shell.
+
+    Raises:
+        UserError: it can part no fields.
+    """
+    if delimiter == "\\t":
+        return "\t"
+    if delimiter is not None and (not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n'):
+        raise UserError("data.delimiter", delimiter, "must be null or one character", "such as ; or \\t")
+    return delimiter
+
+
+def fractions(val_fraction: float, test_fraction: float) -> None:
+    """Refuse shares that leave nothing to train on.
+
+    Raises:
+        UserError: they add up to 1 or more.
+    """
+    if val_fraction + test_fraction >= 1:
+        shares = f"{val_fraction} and {test_fraction}"
+        raise UserError("data.val_fraction and data.test_fraction", rule=f"must add up to less than 1, got {shares}")
+
+
 def one_source(made: str | None, **named: object) -> None:
     """Refuse data that is made, or given as it is, and named too: one of the two would be passed over in silence.
 
@@ -99,7 +123,7 @@ def one_source(made: str | None, **named: object) -> None:
         UserError: one of these is given beside it.
     """
     for key, value in named.items():
-        if made is not None and value is not None:
+        if made is not None and value is not None and value is not False:
             other = "choose data=text_files or data=files" if made == "synthetic" else "set data.text=null"
             raise UserError(f"data.{key}", str(value), f"names data, and data.{made} would be read in its place", other)
 

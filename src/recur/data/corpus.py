@@ -8,7 +8,7 @@ corpus larger than memory can be prepared; rows of tables are held a file at a t
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,18 @@ class Reader:
         text_column: column of text, by name or by number; see `recur.data.readers.read_file`.
         on_bad_row: `error` or `skip`.
         allow_pickle: load pickled pandas frames, which can run any code hidden in them.
+        skipped: by file, once it was read: how many rows it has, and how many were left out by reason.
     """
 
     text_column: Column = "text"
     on_bad_row: OnBadRow = "error"
     allow_pickle: bool = False
+    skipped: dict[str, tuple[int, dict[str, int]]] = field(default_factory=dict, compare=False)
 
     def blocks(self, source: Source) -> Iterator[str]:
         """The text of a source in blocks of about `BLOCK` characters; their concatenation is the text.
+
+        Each of several files begins on a line of its own, whether or not the one before ends in a newline.
 
         Raises:
             UserError: a file that is not UTF-8, a missing column, a bad row.
@@ -64,20 +68,21 @@ class Reader:
         if isinstance(source, Inline):
             yield source.text
         elif isinstance(source, JoinedSplits):
-            for part in source.parts:
-                yield from self.blocks(part)
+            yield from _each_on_its_line(self.blocks(part) for part in source.parts)
         elif isinstance(source, Split) and source.files and source.classes is None:
-            for file in source.files:
-                if Path(file).suffix.lower() in _TABLES:
-                    yield from self._lines(Split((file,)))
-                else:
-                    yield from _file_blocks(file)
+            yield from _each_on_its_line(
+                self._lines(replace(source, files=(file,))) if _is_table(file) else _file_blocks(file)
+                for file in source.files
+            )
         else:
             yield from self._lines(source)
 
     def _lines(self, source: Source) -> Iterator[str]:
         rows = source.read([self.text_column], allow_pickle=self.allow_pickle)
-        good = checked(rows, self.text_column, allow_empty=True, on_bad_row=self.on_bad_row)
+        name = rows.origins[0].file if rows.origins else ""
+        again = name in self.skipped  # a text is read several times: cut, counted, encoded
+        good = checked(rows, self.text_column, allow_empty=True, on_bad_row=self.on_bad_row, quiet=again)
+        self.skipped[name] = (len(rows), good.skipped)
         block: list[str] = []
         size = 0
         for text in good.texts:
@@ -88,6 +93,22 @@ class Reader:
                 yield "".join(block)
                 block, size = [], 0
         yield "".join(block)
+
+
+def _is_table(file: str) -> bool:
+    return Path(file).suffix.lower() in _TABLES
+
+
+def _each_on_its_line(texts: Iterable[Iterator[str]]) -> Iterator[str]:
+    """The blocks of several texts, with a newline between two of them where the first does not end in one."""
+    ended = True
+    for blocks in texts:
+        begun = False
+        for block in filter(None, blocks):
+            if not (begun or ended):
+                yield "\n"
+            yield block
+            begun, ended = True, block.endswith("\n")
 
 
 def _file_blocks(file: str) -> Iterator[str]:
@@ -130,7 +151,8 @@ def cuts(
     """Where the parts of one text begin and end, in characters: training first, then those of `fractions`.
 
     As in nanoGPT, training gets the first `int(n * (1 - fractions))` characters of `n`. Words are cut at the end of
-    the line that holds that character.
+    the line that holds that character or, where this would take more than half of the part (a text of one line or of
+    few), after the word that holds it.
 
     Args:
         blocks: gives the text, anew each time.
@@ -143,24 +165,29 @@ def cuts(
         left -= share
         edges.insert(0, int(total * left + 1e-6))  # not one too few where 1 - .1 is a little below .9
     if joins_words(kind):
-        edges = _line_ends(blocks(), edges, total)
+        edges = _between_words(blocks(), edges, total)
     starts = [0, *edges]
     ends: list[int | None] = [*edges, None]
     return dict(zip(("train", *fractions), zip(starts, ends, strict=True), strict=True))
 
 
-def _line_ends(blocks: Iterable[str], edges: list[int], total: int) -> list[int]:
-    """Move each edge on to where a line begins."""
-    moved: list[int] = []
+def _between_words(blocks: Iterable[str], edges: list[int], total: int) -> list[int]:
+    """Move each edge on to where a line begins or, where that is too far, a word."""
+    lines: list[int | None] = [None] * len(edges)
+    words = lines.copy()
     start = 0
     for block in blocks:
-        while len(moved) < len(edges) and edges[len(moved)] <= start + len(block):
-            newline = block.find("\n", max(0, edges[len(moved)] - 1 - start))
-            if newline < 0:
-                break
-            moved.append(start + newline + 1)
+        for number, edge in enumerate(edges):
+            for mark, places in (("\n", lines), (" ", words)):
+                if places[number] is None and edge <= start + len(block):
+                    place = block.find(mark, max(0, edge - 1 - start))
+                    places[number] = None if place < 0 else start + place + 1
         start += len(block)
-    return moved + [total] * (len(edges) - len(moved))
+    moved: list[int] = []
+    for edge, end, line, word in zip(edges, [*edges[1:], total], lines, words, strict=True):
+        line, word = line or total, word or total
+        moved.append(line if 2 * (line - edge) <= end - edge else min(line, word))
+    return moved
 
 
 def start_id(tokenizer: Tokenizer) -> int:

@@ -1,5 +1,7 @@
 """From label values, however a file spells them, to numbered classes."""
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ from recur.errors import UserError
 
 Names = list[str] | dict[str, str] | None  # names of the classes in order, or by label value
 _MANY_CLASSES = 50
+_WHOLE = re.compile(r"^(-?\d+)\.0+$")
 
 
 def wanted_names(names: Sequence[str] | Mapping[Any, str] | None) -> Names:
@@ -22,10 +25,15 @@ def wanted_names(names: Sequence[str] | Mapping[Any, str] | None) -> Names:
 
 
 def label_key(value: Any) -> str:
-    """One spelling for a label however its file holds it: 1, 1.0 and " 1" are the same."""
+    """One spelling for a label however its file holds it: 1, 1.0, " 1" and "1.0" are the same."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value).strip()
+    return _WHOLE.sub(r"\1", str(value).strip())
+
+
+def _shown(value: Any) -> str:
+    """A label as its class is called: a text as it is written, a number in the shortest way."""
+    return value.strip() if isinstance(value, str) else label_key(value)
 
 
 def _number(key: str) -> int | None:
@@ -33,6 +41,13 @@ def _number(key: str) -> int | None:
         return int(key)
     except ValueError:
         return None
+
+
+def _reads_as_number(name: str) -> bool:
+    try:
+        return math.isfinite(float(name))
+    except ValueError:
+        return False
 
 
 def class_table(rows: Rows, column: Column, wanted: Names) -> tuple[list[str], dict[str, int]]:
@@ -65,13 +80,15 @@ def class_table(rows: Rows, column: Column, wanted: Names) -> tuple[list[str], d
             )
         numeric = all(_number(key) is not None for key in keys)
         names = sorted(keys, key=int) if numeric else sorted(keys)
-    if len(set(names)) < max(2 if wanted else 0, len(names)):  # one label in all rows is noticed with the rows
+    if len(set(map(label_key, names))) < max(
+        2 if wanted else 0, len(names)
+    ):  # one label in all rows is noticed with the rows
         raise UserError("data.class_names", names, "must be two different names or more")
     return names, table_of(names, rows, column, wanted)
 
 
 def _one_spelling(values: Sequence[Any], where: str) -> set[str]:
-    """The labels' keys.
+    """The labels as their classes are called.
 
     Raises:
         UserError: the same label is spelled as 1, 1.0 or "1" in different rows: which of them are meant to be equal?
@@ -88,30 +105,33 @@ def _one_spelling(values: Sequence[Any], where: str) -> set[str]:
         other = spelled.setdefault(same, label)
         if (type(other), str(other).strip()) != (type(label), str(label).strip()):
             raise UserError(where, rule=f"spells one label as {other!r} and {label!r}", remedy="write it in one way")
-    return {label_key(label) for label in spelled.values()}
+    return {_shown(label) for label in spelled.values()}
 
 
 def table_of(names: list[str], rows: Rows, column: Column, wanted: Names) -> dict[str, int]:
     """Class of each label value that has one.
 
-    A label is a class's name or, where the names are not numbers themselves, its number from 0.
+    A label is a class's name. Where the source lists the names of its classes, as the `datasets` library does, a number
+    is a place in that list, even where the names are numbers themselves. Elsewhere it is a class's number from 0,
+    unless one of the names is a number, which would then have two meanings.
     """
     if isinstance(wanted, dict):
         return {key: names.index(name) for key, name in wanted.items() if name in names}
-    table = {name: index for index, name in enumerate(names)}
-    if all(_number(name) is not None for name in names):
-        return table
+    table = {label_key(name): index for index, name in enumerate(names)}
     source = rows.class_names.get(column, [])
-    for index in range(max(len(names), len(source))):
-        if index < len(source) and source[index] in names:
-            table[str(index)] = names.index(source[index])
-        elif index < len(names) and not set(source) & set(names):
-            table[str(index)] = index
-    return table
+    if source and set(source) & set(names):
+        places = {str(place): names.index(name) for place, name in enumerate(source) if name in names}
+    elif source or not any(map(_reads_as_number, names)):
+        places = {str(index): index for index in range(len(names))}  # with a source: the user's names for its classes
+    else:
+        places = {}
+    if source and any(type(value) in (int, float) for value in rows.columns.get(column, [])):
+        return {key: index for key, index in table.items() if not _reads_as_number(key)} | places
+    return table | {key: index for key, index in places.items() if key not in table}
 
 
 def carved(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Rows to validate on, `(rows,)`: the same share of each class, at least one where a class has two."""
+    """Rows to carve off, `(rows,)`: the same share of each class, at least one where a class has two."""
     random = np.random.default_rng(seed)
     chosen = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
@@ -119,3 +139,14 @@ def carved(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         chosen[random.permutation(members)[:count]] = True
     return chosen
+
+
+def parted(labels: NDArray[np.int64], shares: Mapping[str, float], seed: int) -> dict[str, NDArray[np.int64]]:
+    """Rows of each part carved off, by name, and those that remain, `train`; see `carved`."""
+    rows, left = np.arange(len(labels)), 1.0
+    parts = {}
+    for name, share in shares.items():
+        chosen = carved(labels[rows], share / left, seed)
+        parts[name], rows = rows[chosen], rows[~chosen]
+        left -= share
+    return {**parts, "train": rows}

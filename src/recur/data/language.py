@@ -1,12 +1,13 @@
 """Running text as a LightningDataModule: from files to windows of parallel streams."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import lightning.pytorch as pl
 from annotated_types import Ge, Lt
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from recur.data import corpus
 from recur.data.cache import Ragged, TokenCache, content_key
-from recur.data.checks import Column, Count, OnBadRow, Seed, columns, hold, one_source
+from recur.data.checks import Column, Count, OnBadRow, Seed, columns, fractions, hold, one_delimiter, one_source
 from recur.data.corpus import Inline, Reader
 from recur.data.sources import Source, choose_splits
 from recur.data.streams import StreamLoader, WindowLoader
@@ -24,6 +25,7 @@ from recur.data.text import Tokenizer, check_settings, joins_words
 from recur.errors import UserError
 from recur.nn.arguments import Remembering
 
+log = logging.getLogger(__name__)
 _DEFAULTS: Mapping[str, Any] = MappingProxyType({})  # of the tokenizer
 
 
@@ -42,8 +44,10 @@ class LanguageData(Remembering, pl.LightningDataModule):
         subset: which one of a repository with several (the hub's "config").
         revision: branch, tag or commit of a hub repository.
         train: split name or file(s) to train on; from Python also a pandas DataFrame or a `datasets.Dataset`.
-        val: split name, file(s) or table for validation; None finds one by its usual names or cuts one off.
-        test: split name, file(s) or table for the test; None finds a split `test`, or cuts `test_fraction` off.
+        val: split name, file(s) or table for validation; None finds one by its usual names or cuts one off, False cuts
+            one off even where there is such a split.
+        test: split name, file(s) or table for the test; None finds a split `test`, or cuts `test_fraction` off, which
+            False does even where there is such a split.
         text: the text itself.
         synthetic: a generated corpus in place of all sources.
         text_column: column of text, where the files are tables, each of whose rows is a line: its name or, in a csv
@@ -63,6 +67,7 @@ class LanguageData(Remembering, pl.LightningDataModule):
         seed: of random window lengths, and of the windows' order.
         on_bad_row: `error` or `skip`.
         allow_pickle: load pickled pandas frames, which can run any code hidden in them.
+        delimiter: the character between the fields of csv and tsv files; None for a comma and a tab.
         cache_dir: see `recur.data.cache.cache_folder`.
 
     Attributes:
@@ -81,8 +86,8 @@ class LanguageData(Remembering, pl.LightningDataModule):
         subset: str | None = None,
         revision: str | None = None,
         train: Files | None = None,
-        val: Files | None = None,
-        test: Files | None = None,
+        val: Files | Literal[False] | None = None,
+        test: Files | Literal[False] | None = None,
         text: str | None = None,
         synthetic: SyntheticText | None = None,
         text_column: Column = "text",
@@ -99,16 +104,13 @@ class LanguageData(Remembering, pl.LightningDataModule):
         seed: Seed = 0,
         on_bad_row: OnBadRow = "error",
         allow_pickle: bool = False,
+        delimiter: str | None = None,
         cache_dir: str | None = None,
     ) -> None:
         """Check the settings; files are not touched yet."""
         super().__init__()
         hold(LanguageData.__init__, locals())
-        if val_fraction + test_fraction >= 1:
-            shares = f"{val_fraction} and {test_fraction}"
-            raise UserError(
-                "data.val_fraction and data.test_fraction", rule=f"must add up to less than 1, got {shares}"
-            )
+        fractions(val_fraction, test_fraction)
         columns(text_column=text_column)
         made = "synthetic" if synthetic is not None else "text" if text is not None else None
         one_source(made, path=path, train=train, val=val, test=test)
@@ -118,6 +120,7 @@ class LanguageData(Remembering, pl.LightningDataModule):
                 "data.path", rule="must be a hub id, folder or file, or data.train a file, or data.text a text"
             )
         self._place = (path, subset, revision)
+        self._delimiter = one_delimiter(delimiter)
         self._names = {"train": train, "val": val, "test": test}
         self._text, self._synthetic = text, synthetic
         self._reader = Reader(text_column, on_bad_row, allow_pickle)
@@ -236,6 +239,10 @@ class LanguageData(Remembering, pl.LightningDataModule):
             "tokenizer": self._settings if given is None else content_key(given.key()),
         }
         folder = self._cache.entry(key, self._build)
+        if not self._reader.skipped:  # the entry is of an earlier run: say again what it left out
+            for file, (rows, skipped) in json.loads((folder / "skipped.json").read_text(encoding="utf-8")).items():
+                for reason, count in skipped.items():
+                    log.warning("skipped %d of %d rows of %s: %s", count, rows, file, reason)
         self.tokenizer = Tokenizer.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
         self._facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         self._tokens = {split: Ragged.open(folder, split).values[:: -1 if self.reverse else 1] for split in self._facts}
@@ -292,12 +299,15 @@ class LanguageData(Remembering, pl.LightningDataModule):
         """The splits there are, by our names."""
         if self._sources is None:
             if self._synthetic is not None:
-                self._sources = {split: self._synthetic.split(split) for split in ("train", "val", "test")}
+                made = [split for split in ("train", "val", "test") if self._names[split] is not False]
+                self._sources = {split: self._synthetic.split(split) for split in made}
             elif self._text is not None:
                 self._sources = {"train": Inline(self._text)}
             else:
                 need = self._given_tokenizer is None
-                self._sources = choose_splits(self._names, *self._place, self._cache, need_train=need)
+                self._sources = choose_splits(
+                    self._names, *self._place, self._cache, need_train=need, delimiter=self._delimiter
+                )
         return self._sources
 
     def _cut_off(self) -> dict[str, float]:
@@ -317,6 +327,7 @@ class LanguageData(Remembering, pl.LightningDataModule):
             if not any(block.strip() if joins_words(self._settings["kind"]) else block for block in texts[split]()):
                 raise self._nothing_in(split, split in fractions)
         corpus.build(folder, texts, self._settings, self._given_tokenizer)
+        (folder / "skipped.json").write_text(json.dumps(self._reader.skipped), encoding="utf-8")
 
     def _nothing_in(self, split: str, cut_off: bool) -> UserError:
         if split == "train":

@@ -74,8 +74,8 @@ class ResumableLoader(ABC, Generic[Given]):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The place: epoch, batches handed out, and what they were made from. The same on every rank."""
-        return {"epoch": self._epoch, "given": self._given, "plan": dict(self._plan)}
+        """The place: epoch, batches handed out, of how many, and what they are made from. The same on every rank."""
+        return {"epoch": self._epoch, "given": self._given, "steps": len(self), "plan": dict(self._plan)}
 
     def check_place(self, state: Any) -> None:
         """Refuse a place to which this loader cannot go.
@@ -86,10 +86,12 @@ class ResumableLoader(ABC, Generic[Given]):
         Raises:
             UserError: in mid-epoch, with settings or data that make other batches; or it is no such state.
         """
-        kinds = {"epoch": int, "given": int, "plan": dict}
+        kinds = {"epoch": int, "given": int, "plan": dict, "steps": int}
+        if isinstance(state, dict):
+            state = {"steps": len(self), **state}  # earlier versions did not keep how many batches the epoch had
         if not isinstance(state, dict) or any(not isinstance(state.get(key), kind) for key, kind in kinds.items()):
             raise UserError("resume", rule="has a checkpoint that does not say which batches were trained on")
-        if 0 < state["given"] < len(self) and state["plan"] != self._plan:
+        if 0 < state["given"] < state["steps"] and state["plan"] != self._plan:
             name = next(name for name in self._plan if state["plan"].get(name) != self._plan[name])
             raise UserError(
                 "resume",
@@ -106,4 +108,6 @@ class ResumableLoader(ABC, Generic[Given]):
         """
         self.check_place(state)
         self._epoch = state["epoch"]
-        self._given = self._resume_at = state["given"]
+        self._given = state["given"]
+        # An epoch that is over, or not begun, says nothing about where another plan's batches go on
+        self._resume_at = self._given if state["plan"] == self._plan else 0

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recur.data.checks import Column, OnBadRow
-from recur.errors import UserError
+from recur.errors import ABSENT, UserError
 
 log = logging.getLogger(__name__)
 DELIMITED = {".csv": ",", ".tsv": "\t"}
@@ -35,6 +35,25 @@ class Origin:
     lines: NDArray[np.int64] | None = None  # line on which each row starts
 
 
+class Fault(NamedTuple):
+    """What is wrong with a row.
+
+    Attributes:
+        reason: the fault and its column, the same for all rows that are bad in the same way.
+        value: what stands there, `ABSENT` where there is nothing to show.
+        detail: more about this row alone.
+    """
+
+    reason: str
+    value: Any = ABSENT
+    detail: str = ""
+
+    def __str__(self) -> str:
+        """All of it, for a message about this row."""
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"{self.reason}{detail}" + ("" if self.value is ABSENT else f": {_shown(self.value)}")
+
+
 @dataclass
 class Rows:
     """Rows of one split as they were read, not yet checked.
@@ -50,7 +69,7 @@ class Rows:
     columns: dict[Any, list[Any]]
     available: list[Any]
     origins: list[Origin]
-    broken: dict[int, str] = field(default_factory=dict)
+    broken: dict[int, Fault] = field(default_factory=dict)
     class_names: dict[Any, list[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -89,12 +108,15 @@ class Rows:
         return self.columns[name]
 
 
-def read_file(file: str, columns: Sequence[Column] | None = None, *, allow_pickle: bool = False) -> Rows:
+def read_file(
+    file: str, columns: Sequence[Column] | None = None, *, delimiter: str | None = None, allow_pickle: bool = False
+) -> Rows:
     """Read one file by its suffix: csv, tsv, jsonl, json, parquet, txt (one row, column `text`), or a pickled frame.
 
     Args:
         file: its path.
         columns: names of the columns wanted, or numbers from 1 for a csv or tsv without a line of names; None for all.
+        delimiter: between the fields of a csv or tsv; None for a comma and a tab.
         allow_pickle: load pickled pandas frames, which can run any code hidden in them.
 
     Raises:
@@ -111,10 +133,10 @@ def read_file(file: str, columns: Sequence[Column] | None = None, *, allow_pickl
         raise UserError(file, rule=f"cannot be read: its suffix is none of {' '.join(SUFFIXES)}")
     content = _decoded(file)
     if suffix == ".txt":
-        broken = {0: _not_utf8(content)} if not _is_utf8(content) else {}
+        broken = {0: _not_utf8("", content)} if not _is_utf8(content) else {}
         return Rows({"text": [None if broken else content]}, ["text"], [Origin(file, 0, 1)], broken)
     if suffix in DELIMITED:
-        return _read_delimited(file, content, DELIMITED[suffix], columns)
+        return _read_delimited(file, content, delimiter or DELIMITED[suffix], columns)
     if suffix in JSON_LINES:
         return _read_json_lines(file, content, columns)
     return _read_json(file, content, columns)
@@ -153,6 +175,7 @@ def checked(
     wrong_text: Callable[[str], str | None] | None = None,
     allow_empty: bool = False,
     on_bad_row: OnBadRow = "error",
+    quiet: bool = False,
 ) -> Checked:
     """Look at every row and keep the good ones.
 
@@ -165,6 +188,7 @@ def checked(
         wrong_text: says what else is wrong with a text, if anything.
         allow_empty: keep texts of white space only (a language model's blank lines).
         on_bad_row: `error` stops at the first bad row, `skip` leaves bad rows out and logs how many.
+        quiet: do not log it, for rows that are read again.
 
     Raises:
         UserError: a missing column, no rows, or a bad row: names file, row, column, value and how many are like it.
@@ -175,26 +199,29 @@ def checked(
     labels = None if label_column is None else rows.column(label_column, "data.label_column")
     allowed: dict[Any, bool] = {}
 
-    bad: dict[int, _Fault] = {}
+    bad: dict[int, Fault] = {}
     for row, text in enumerate(texts):
         if row in rows.broken:
-            bad[row] = _Fault(None, rows.broken[row], None)
+            bad[row] = rows.broken[row]
         elif (wrong := _wrong_text(text, allow_empty) or (wrong_text and wrong_text(text))) is not None:
-            bad[row] = _Fault(text_column, wrong, text)
-        elif labels is not None and label_column is not None:
+            bad[row] = Fault(f"column {text_column!r} {wrong}", text)
+        elif labels is not None:
             label = labels[row]
             if label is None or label == "" or label != label:
-                bad[row] = _Fault(label_column, "has no label", label)
+                bad[row] = Fault(f"column {label_column!r} has no label", label)
             elif not isinstance(label, str | int | float | bool):
-                bad[row] = _Fault(label_column, "is not one label", label)
+                bad[row] = Fault(f"column {label_column!r} is not one label", label)
             elif known_label is not None and not allowed.setdefault(label, known_label(label)):
-                bad[row] = _Fault(label_column, f"is not one of the labels {known}", label)
+                bad[row] = Fault(f"column {label_column!r} is not one of the labels {known}", label)
     if bad and on_bad_row == "error":
         raise _bad_row(rows, bad)
     skipped = Counter(fault.reason for fault in bad.values())
-    for reason, count in skipped.items():
-        first = next(row for row, fault in bad.items() if fault.reason == reason)
-        log.warning("skipped %d of %d rows: %s (first: %s)", count, len(rows), reason, rows.where(first))
+    first: dict[str, int] = {}
+    for row, fault in bad.items():
+        first.setdefault(fault.reason, row)
+    for reason, count in () if quiet else skipped.items():
+        where, shown = rows.where(first[reason]), str(bad[first[reason]]).removeprefix(reason)
+        log.warning("skipped %d of %d rows: %s (first: %s%s)", count, len(rows), reason, where, shown)
     if len(bad) == len(rows):
         raise UserError(rows.where(0), rule=f"and every other of {len(rows)} rows are bad: {next(iter(skipped))}")
     numbers = np.array([row for row in range(len(rows)) if row not in bad], dtype=np.int64)
@@ -204,31 +231,15 @@ def checked(
     return Checked(texts, labels, numbers, dict(skipped))
 
 
-class _Fault(NamedTuple):
-    """What is wrong with a row: in which column (None: in all of them), why, and the value there."""
-
-    column: Column | None
-    wrong: str
-    value: Any
-
-    @property
-    def reason(self) -> str:
-        """Column and fault, the same for all rows that are bad in the same way."""
-        return self.wrong if self.column is None else f"column {self.column!r} {self.wrong}"
-
-
-def _bad_row(rows: Rows, bad: dict[int, _Fault]) -> UserError:
+def _bad_row(rows: Rows, bad: dict[int, Fault]) -> UserError:
     """The error for the first bad row, which says how many others there are."""
     row, fault = next(iter(bad.items()))
     like = sum(other.reason == fault.reason for other in bad.values()) - 1
     different = len(bad) - like - 1
     others = f" and {like} more like it" if like else ""
     others += f", {different} bad in other ways" if different else ""
-    shown = "" if fault.column is None else f": {_shown(fault.value)}"
     return UserError(
-        f"{rows.where(row)}{others}:",
-        rule=f"{fault.reason}{shown}",
-        remedy="correct the file or set data.on_bad_row=skip",
+        f"{rows.where(row)}{others}:", rule=str(fault), remedy="correct the file or set data.on_bad_row=skip"
     )
 
 
@@ -275,13 +286,17 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _not_utf8(text: str) -> str:
+def _not_utf8(what: str, text: str, value: Any = ABSENT) -> Fault:
     byte = next(ord(c) - 0xDC00 for c in text if 0xDC80 <= ord(c) <= 0xDCFF)
-    return f"is not UTF-8 (byte 0x{byte:02x})"
+    return Fault(f"{what} is not UTF-8".lstrip(), value, f"byte 0x{byte:02x}")
 
 
 def joined(parts: list[Rows]) -> Rows:
-    """Several files' rows one after the other; a column must be in all of them."""
+    """Several files' rows one after the other; a column must be in all of them.
+
+    Raises:
+        UserError: their lists of class names differ, so that a number is another class in each.
+    """
     if len(parts) == 1:
         return parts[0]
     names = [name for name in parts[0].available if all(name in part.available for part in parts)]
@@ -290,7 +305,14 @@ def joined(parts: list[Rows]) -> Rows:
         start = len(whole)
         whole.broken.update({start + row: reason for row, reason in part.broken.items()})
         whole.origins += [Origin(o.file, start + o.first, o.rows, o.lines) for o in part.origins]
-        whole.class_names.update(part.class_names)
+        for column, listed in part.class_names.items():
+            if whole.class_names.setdefault(column, listed) != listed:
+                ours, theirs = (", ".join(names)[:100] for names in (listed, whole.class_names[column]))
+                raise UserError(
+                    part.origins[0].file,
+                    rule=f"lists the classes of column {column!r} as {ours}, and a file before it as {theirs}",
+                    remedy="write both with one list of names",
+                )
         for name, values in whole.columns.items():
             values += part.columns[name]
     return whole
@@ -329,30 +351,30 @@ def _read_delimited(file: str, content: str, delimiter: str, columns: Sequence[C
         header = list(range(1, len(rows[0]) + 1))
     else:
         header, rows, starts = rows[0], rows[1:], starts[1:]
-    double = next((name for name, count in Counter(header).items() if count > 1), None)
+    wanted = {name: header.index(name) for name in header if columns is None or name in columns}
+    double = next((name for name, count in Counter(header).items() if count > 1 and name in wanted), None)
     if double is not None:
         count = header.count(double)
         raise UserError(f"{file} line 1:", rule=f"column {double!r} is there {count} times", remedy="rename one")
     if not rows:
         names = ", ".join(map(repr, header))[:80]
         raise UserError(file, rule=f"has a line of column names ({names}) and no rows")
-    wanted = [name for name in header if columns is None or name in columns]
-    broken: dict[int, str] = {}
+    broken: dict[int, Fault] = {}
     for number, row in enumerate(rows):
         if len(row) != len(header):
-            broken[number] = f"the number of fields differs from the first line's: {len(row)} against {len(header)}"
+            detail = f"has {len(row)} against {len(header)}"
+            broken[number] = Fault("the number of fields differs from the first line's", detail=detail)
     if not _is_utf8(content):
         for number, row in enumerate(rows):
-            spoilt = next((i for i, value in enumerate(row) if not _is_utf8(value)), None)
-            if spoilt is not None and number not in broken:
-                name = header[spoilt]
-                broken[number] = f"column {name!r} {_not_utf8(row[spoilt])}: {_shown(row[spoilt])}"
+            spoilt = () if number in broken else ((name, row[index]) for name, index in wanted.items())
+            for name, value in spoilt:
+                if number not in broken and not _is_utf8(value):
+                    broken[number] = _not_utf8(f"column {name!r}", value, value)
     values = {
-        name: [None if number in broken else row[header.index(name)] for number, row in enumerate(rows)]
+        name: [None if number in broken else row[index] for number, row in enumerate(rows)]
         if broken
         else [row[index] for row in rows]
-        for name in wanted
-        for index in [header.index(name)]
+        for name, index in wanted.items()
     }
     return Rows(values, header, [Origin(file, 0, len(rows), np.array(starts, dtype=np.int64))], broken)
 
@@ -364,7 +386,7 @@ def _table_of(file: str, content: str, delimiter: str) -> tuple[list[list[str]],
     it as a quote could swallow lines). It is unquoted when every line has as many fields as the first and reading it
     with quotes fails or gives another number of rows.
     """
-    if delimiter == ",":
+    if not file.lower().endswith(".tsv"):
         return _delimited_rows(file, content, delimiter, quoted=True)
     plain = _delimited_rows(file, content, delimiter, quoted=False)
     if '"' not in content:
@@ -380,7 +402,7 @@ def _table_of(file: str, content: str, delimiter: str) -> tuple[list[list[str]],
 def _read_json_lines(file: str, content: str, columns: Sequence[Column] | None) -> Rows:
     records: list[Any] = []
     starts: list[int] = []
-    broken: dict[int, str] = {}
+    broken: dict[int, Fault] = {}
     for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
@@ -388,17 +410,17 @@ def _read_json_lines(file: str, content: str, columns: Sequence[Column] | None) 
         starts.append(number)
         records.append(None)
         if not _is_utf8(line):
-            broken[row] = f"line {_not_utf8(line)}"
+            broken[row] = _not_utf8("line", line)
             continue
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            broken[row] = f"is not JSON ({error})"
+            broken[row] = Fault("is not JSON", detail=str(error))
             continue
         if isinstance(record, dict):
             records[row] = record
         else:
-            broken[row] = f"is not a JSON object: {_shown(record)}"
+            broken[row] = Fault("is not a JSON object", record)
     return _from_records(file, records, starts, broken, columns)
 
 
@@ -414,7 +436,7 @@ def _read_json(file: str, content: str, columns: Sequence[Column] | None) -> Row
     if not isinstance(whole, list):
         raise UserError(file, rule=f"must be a JSON list of objects, and is a {type(whole).__name__}")
     broken = {
-        row: f"is not a JSON object: {_shown(value)}" for row, value in enumerate(whole) if not isinstance(value, dict)
+        row: Fault("is not a JSON object", value) for row, value in enumerate(whole) if not isinstance(value, dict)
     }
     return _from_records(
         file, [None if row in broken else value for row, value in enumerate(whole)], None, broken, columns
@@ -422,7 +444,7 @@ def _read_json(file: str, content: str, columns: Sequence[Column] | None) -> Row
 
 
 def _from_records(
-    file: str, records: list[Any], starts: list[int] | None, broken: dict[int, str], columns: Sequence[Column] | None
+    file: str, records: list[Any], starts: list[int] | None, broken: dict[int, Fault], columns: Sequence[Column] | None
 ) -> Rows:
     if not records:
         raise UserError(file, rule="is empty", remedy="it has no rows")
@@ -430,7 +452,7 @@ def _from_records(
     wanted = [name for name in names if columns is None or name in columns]
     for row, record in enumerate(records):
         if record is not None and (missing := next((name for name in wanted if name not in record), None)) is not None:
-            broken[row] = f"has no {missing!r}"
+            broken[row] = Fault(f"has no {missing!r}")
     values = {
         name: [None if row in broken or record is None else record[name] for row, record in enumerate(records)]
         for name in wanted
@@ -515,11 +537,11 @@ def class_rows(files: Sequence[str], classes: Sequence[str], contents: Sequence[
         contents: bytes of each; None reads the files.
     """
     texts: list[str | None] = []
-    broken: dict[int, str] = {}
+    broken: dict[int, Fault] = {}
     for row, file in enumerate(files):
         content = _decoded(file, None if contents is None else contents[row])
         if not content.isascii() and not _is_utf8(content):
-            broken[row] = _not_utf8(content)
+            broken[row] = _not_utf8("", content)
         texts.append(None if row in broken else content)
     origins = [Origin(file, row, 1) for row, file in enumerate(files)]
     return Rows({"text": texts, "label": list(classes)}, ["text", "label"], origins, broken)

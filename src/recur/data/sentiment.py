@@ -6,18 +6,29 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
-from annotated_types import Gt, Lt
+from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 from torch import Tensor
 
 from recur.data.buckets import Keep, TextLoader, Texts
 from recur.data.cache import Ragged, TokenCache, content_key, id_dtype
-from recur.data.checks import Column, Count, OnBadRow, Seed, columns, hold, known_keys, one_source
-from recur.data.labels import Names, carved, class_table, label_key, table_of, wanted_names
+from recur.data.checks import (
+    Column,
+    Count,
+    OnBadRow,
+    Seed,
+    columns,
+    fractions,
+    hold,
+    known_keys,
+    one_delimiter,
+    one_source,
+)
+from recur.data.labels import Names, class_table, label_key, parted, table_of, wanted_names
 from recur.data.readers import Checked, Rows, checked
 from recur.data.sources import Source, Split, choose_splits
 from recur.data.synthetic import SyntheticReviews
@@ -71,14 +82,17 @@ class SentimentData(Remembering, pl.LightningDataModule):
         subset: which one of a repository with several (the hub's "config").
         revision: branch, tag or commit of a hub repository.
         train: split name or file(s) to train on; from Python also a pandas DataFrame or a `datasets.Dataset`.
-        val: split name, file(s) or table for validation; None finds one by its usual names or carves one off.
-        test: split name, file(s) or table for the test; None finds a split `test` or does without.
+        val: split name, file(s) or table for validation; None finds one by its usual names or carves one off, False
+            carves one off even where there is such a split.
+        test: split name, file(s) or table for the test; None finds a split `test` or does without, as it does where
+            the labels of that split are kept secret; False does without.
         unlabelled: split name or file(s) of texts without labels, for word vectors.
         text_column: column of texts: its name or, in a csv or tsv without a line of names, its number from 1.
         label_column: column of labels, likewise.
         class_names: names of the classes in order, or a name for each label value ({0: bad, 4: good}); None takes the
             source's own, or the sorted label values.
         val_fraction: share carved off for validation where there is no such split.
+        test_fraction: share carved off for the test where there is no such split; 0 for none.
         split_seed: which rows are carved off; its own seed, so that runs with other seeds are comparable.
         limit_train: train on this many rows, chosen by `split_seed`; the vocabulary remains that of all.
         tokenizer: settings of `Tokenizer.train`: kind, min_frequency, max_size.
@@ -90,6 +104,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         seed: order of the training batches.
         on_bad_row: `error` or `skip`.
         allow_pickle: load pickled pandas frames, which can run any code hidden in them.
+        delimiter: the character between the fields of csv and tsv files; None for a comma and a tab.
         cache_dir: see `recur.data.cache.cache_folder`.
         vectors: file of word vectors for the embedding, or `train` to make some with word2vec; None for neither.
         word2vec: settings of `recur.data.vectors.train_word2vec`.
@@ -111,13 +126,14 @@ class SentimentData(Remembering, pl.LightningDataModule):
         subset: str | None = None,
         revision: str | None = None,
         train: Files | None = None,
-        val: Files | None = None,
-        test: Files | None = None,
+        val: Files | Literal[False] | None = None,
+        test: Files | Literal[False] | None = None,
         unlabelled: Files | None = None,
         text_column: Column = "text",
         label_column: Column = "label",
         class_names: Sequence[str] | Mapping[Any, str] | None = None,
         val_fraction: Annotated[float, Gt(0), Lt(1)] = 0.1,
+        test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0,
         split_seed: Seed = 0,
         limit_train: Count | None = None,
         tokenizer: Mapping[str, Any] = _DEFAULTS,
@@ -129,6 +145,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         seed: Seed = 0,
         on_bad_row: OnBadRow = "error",
         allow_pickle: bool = False,
+        delimiter: str | None = None,
         cache_dir: str | None = None,
         vectors: str | None = None,
         word2vec: Mapping[str, Any] | None = None,
@@ -137,6 +154,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         """Check the settings; files are not touched yet."""
         super().__init__()
         hold(SentimentData.__init__, locals())
+        fractions(val_fraction, test_fraction)
         columns(text_column=text_column, label_column=label_column)
         settings = check_settings(tokenizer, "basic_english", eos=False)
         known_keys("word2vec", word2vec or {}, _WORD2VEC)
@@ -145,10 +163,12 @@ class SentimentData(Remembering, pl.LightningDataModule):
         if synthetic is None and path is None and train is None:
             raise UserError("data.path", rule="must be a hub id or folder, or data.train a file")
         self._place = (path, subset, revision)
+        self._delimiter = one_delimiter(delimiter)
         self._names = {"train": train, "val": val, "test": test, "unlabelled": unlabelled}
         self._columns = (text_column, label_column)
         self._wanted_classes: Names = wanted_names(class_names)
-        self._val_fraction, self._split_seed, self._limit = val_fraction, split_seed, limit_train
+        self._fractions = {"val": val_fraction, "test": test_fraction}
+        self._split_seed, self._limit = split_seed, limit_train
         self._tokenizer_settings = settings
         self._max_length, self._keep = max_length, keep
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size or batch_size
@@ -167,7 +187,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         self._rows: dict[str, NDArray[np.int64]] = {}  # rows of an encoded split that make up train or val
         self._vectors: WordVectors | None = None
         self._given_model: tuple[Tokenizer, list[str]] | None = None
-        self._carves = True  # whether validation rows are taken off the training rows where they have no split
+        self._carves = True  # whether rows of splits that are missing are taken off the training rows
 
     # ---- what others ask for
 
@@ -189,13 +209,12 @@ class SentimentData(Remembering, pl.LightningDataModule):
     @property
     def splits(self) -> list[str]:
         """The labelled splits there are: of train, val, test."""
-        carved = self._carves and "val" not in self._find()
-        return [split for split in ("train", "val", "test") if split in self._find() or (split == "val" and carved)]
+        return [split for split in ("train", "val", "test") if split in self._find() or split in self._cut_off()]
 
     @property
     def has_test(self) -> bool:
         """Whether there is a test split."""
-        return "test" in self._find()
+        return "test" in self.splits
 
     def use(self, tokenizer: Tokenizer, class_names: Sequence[str], *, carve: bool = False) -> None:
         """Read with a trained model's tokenizer and classes instead of making them from a training split.
@@ -203,7 +222,8 @@ class SentimentData(Remembering, pl.LightningDataModule):
         Args:
             tokenizer: of the model.
             class_names: of the model.
-            carve: take validation rows off the training rows, as without this call; for a run that goes on training.
+            carve: take rows of validation and test off the training rows, as without this call; for a run that goes on
+                training.
         """
         assert self._base is None, "call use before setup"
         self._given_model, self._carves = (tokenizer, list(class_names)), carve
@@ -220,6 +240,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
             self._use_given_model()
             return
         self._learn()
+        self._leave_out_secret_test()
         for split in ("val", "test"):
             if split in self._find():
                 self._open(split)
@@ -371,11 +392,33 @@ class SentimentData(Remembering, pl.LightningDataModule):
         """The splits there are, by our names: train, val, test, unlabelled."""
         if self._sources is None:
             if self._synthetic is not None:
-                self._sources = {split: self._synthetic.split(split) for split in ("train", "val", "test")}
+                made = [split for split in ("train", "val", "test") if self._names[split] is not False]
+                self._sources = {split: self._synthetic.split(split) for split in made}
             else:
                 need = self._given_model is None
-                self._sources = choose_splits(self._names, *self._place, self._cache, need_train=need)
+                self._sources = choose_splits(
+                    self._names, *self._place, self._cache, need_train=need, delimiter=self._delimiter
+                )
         return self._sources
+
+    def _leave_out_secret_test(self) -> None:
+        """Go without a test that nobody asked for where its labels are kept secret: none, or -1 in every row (GLUE)."""
+        source, label = self._find().get("test"), self._columns[1]
+        if self._names["test"] is not None or not isinstance(source, Split) or source.classes is not None:
+            return
+
+        def secret() -> bool:
+            rows = source.read([label], allow_pickle=self._allow_pickle)
+            table = table_of(self.class_names, rows, label, self._wanted_classes)
+            values = rows.columns.get(label, [])
+            labels = {label_key(value) for value in values if isinstance(value, str | int | float) and value == value}
+            return len(labels) <= 1 and labels.isdisjoint(table) and len(rows.broken) < len(rows)
+
+        key = {"secret": self._fingerprint("test"), "names": self.class_names, **self._columns_key()}
+        if self._cache.fact(key, secret):
+            log.warning("the labels of the test split are not given: the run goes without a test")
+            del self._find()["test"]
+            self._fractions["test"] = 0.0  # nor does it take training rows for one in a run that is resumed
 
     def _fingerprint(self, split: str) -> str:
         return self._find()[split].fingerprint(self._cache)
@@ -402,25 +445,39 @@ class SentimentData(Remembering, pl.LightningDataModule):
 
     def _learn(self) -> None:
         """Classes, validation rows and tokenizer from the training split, then its token ids."""
-        carve = "val" not in self._find()
+        shares = self._cut_off()
         key = {
             **self._key("train"),
             "tokenizer": self._tokenizer_settings,
-            "carve": [self._val_fraction, self._split_seed] if carve else None,
+            "carve": [shares, self._split_seed] if shares else None,
         }
-        folder = self._entry("train", key, lambda draft: self._build_base(draft, carve))
+        folder = self._entry("train", key, lambda draft: self._build_base(draft, shares))
         facts = json.loads((folder / "base.json").read_text())
         self.tokenizer = Tokenizer.from_json((folder / "tokenizer.json").read_text())
         self.class_names, self._table = facts["class_names"], facts["table"]
         self._base = folder.name
-        rows = np.load(folder / "train_rows.npy")
-        if carve:
-            self._encoded["val"], self._rows["val"] = self._encoded["train"], np.load(folder / "val_rows.npy")
-        if self._limit is not None and self._limit < len(rows):
-            rows = np.sort(np.random.default_rng(self._split_seed).permutation(rows)[: self._limit])
-        self._rows["train"] = rows
+        for split in shares:
+            self._encoded[split], self._rows[split] = self._encoded["train"], np.load(folder / f"{split}_rows.npy")
+        self._rows["train"] = self._limited(np.load(folder / "train_rows.npy"))
 
-    def _build_base(self, folder: Path, carve: bool) -> None:
+    def _cut_off(self) -> dict[str, float]:
+        """Shares to carve off the training rows, for the splits that are not there."""
+        if not self._carves:
+            return {}
+        return {split: share for split, share in self._fractions.items() if split not in self._find() and share}
+
+    def _limited(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The training rows that `limit_train` leaves."""
+        if self._limit is None or self._limit >= len(rows):
+            return rows
+        left = np.sort(np.random.default_rng(self._split_seed).permutation(rows)[: self._limit])
+        labels = self._encoded["train"].labels
+        if lost := sorted({*labels[rows].tolist()} - {*labels[left].tolist()}):
+            names = ", ".join(repr(self.class_names[label]) for label in lost)
+            log.warning("data.limit_train=%d leaves no text of the classes %s to train on", self._limit, names)
+        return left
+
+    def _build_base(self, folder: Path, shares: Mapping[str, float]) -> None:
         rows = self._read("train")
         self.class_names, self._table = class_table(rows, self._columns[1], self._wanted_classes)
         good = self._check("train", rows)
@@ -432,19 +489,18 @@ class SentimentData(Remembering, pl.LightningDataModule):
                 rule=f"has the label {self.class_names[int(present[0])]!r} in all {len(labels)} rows",
                 remedy="a classifier needs texts of two classes",
             )
-        train = np.arange(len(labels))
-        if carve:
-            chosen = carved(labels, self._val_fraction, self._split_seed)
-            if not chosen.any() or chosen.all():
+        parts = parted(labels, shares, self._split_seed)
+        for split, share in shares.items():
+            if not (len(parts[split]) and len(parts["train"])):
                 raise UserError(
-                    "data.val_fraction",
-                    self._val_fraction,
-                    f"must leave rows to train on and to validate on, of {len(labels)} rows",
-                    "name a validation split or file in data.val",
+                    f"data.{split}_fraction",
+                    share,
+                    f"must leave rows to train on and for {split}, of {len(labels)} rows",
+                    f"name a split or file in data.{split}",
                 )
-            np.save(folder / "val_rows.npy", train[chosen])
-            train = train[~chosen]
-        np.save(folder / "train_rows.npy", train)
+        for split, members in parts.items():
+            np.save(folder / f"{split}_rows.npy", members)
+        train = parts["train"]
         self.tokenizer = Tokenizer.train((good.texts[row] for row in train.tolist()), **self._tokenizer_settings)
         (folder / "tokenizer.json").write_text(self.tokenizer.to_json(), encoding="utf-8")
         (folder / "base.json").write_text(json.dumps({"class_names": self.class_names, "table": self._table}))
@@ -454,15 +510,14 @@ class SentimentData(Remembering, pl.LightningDataModule):
         assert self._given_model is not None
         self.tokenizer, self.class_names = self._given_model
         self._base = content_key([self.tokenizer.key(), self.class_names])
+        self._leave_out_secret_test()
         if self._carves:
             encoded = self._open("train")
-            rows = self._rows["train"]
-            if "val" not in self._find():
-                chosen = carved(encoded.labels, self._val_fraction, self._split_seed)
-                self._encoded["val"], self._rows["val"], rows = encoded, rows[chosen], rows[~chosen]
-            if self._limit is not None and self._limit < len(rows):
-                rows = np.sort(np.random.default_rng(self._split_seed).permutation(rows)[: self._limit])
-            self._rows["train"] = rows
+            shares = self._cut_off()
+            parts = parted(encoded.labels, shares, self._split_seed)
+            for split in shares:
+                self._encoded[split], self._rows[split] = encoded, parts[split]
+            self._rows["train"] = self._limited(parts["train"])
 
     def _open(self, split: str) -> Encoded:
         """A split's token ids, made by the present tokenizer where the cache does not have them."""
@@ -484,12 +539,14 @@ class SentimentData(Remembering, pl.LightningDataModule):
         return self._encoded[split]
 
     def _key(self, split: str) -> dict[str, Any]:
+        return {"rows": self._fingerprint(split), **self._columns_key()}
+
+    def _columns_key(self) -> dict[str, Any]:
         classes = self._wanted_classes
         return {
             "family": self.family,
-            "rows": self._fingerprint(split),
             "columns": self._columns,
-            "classes": sorted(classes.items()) if isinstance(classes, dict) else classes,
+            "classes": list(classes.items()) if isinstance(classes, dict) else classes,  # their order numbers them
             "bad": self._on_bad_row,
         }
 

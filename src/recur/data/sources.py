@@ -15,27 +15,24 @@ import hashlib
 import os
 import re
 import socket
-import stat
 import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from recur.data.cache import TokenCache, content_key
-from recur.data.cards import check_card
 from recur.data.checks import Column
 from recur.data.readers import SUFFIXES, Origin, Rows, class_rows, joined, log, numbered, read_file
+from recur.data.repository import SPLIT_NAMES, find_in_repository, listing, quiet_datasets, says_its_splits, usual_name
 from recur.data.tables import Files, as_file, is_table
 from recur.errors import UserError
 
-VALIDATION_NAMES = ("validation", "valid", "val", "dev")
-_USUAL = {"train": ("train",), "val": VALIDATION_NAMES, "test": ("test",)}
-_SPLIT_FOLDERS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")
+_IS_SPLIT = re.compile(rf"({'|'.join(SPLIT_NAMES)})\b")
 _UNLABELLED_FOLDERS = ("unsup", "unsupervised", "unlabeled", "unlabelled")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _ZIP_LIMIT = 4 << 30  # bytes that a zip may unpack to: it is held in memory
@@ -64,12 +61,14 @@ class Split:
         classes: class of each file, where folders are classes.
         hub: id, config name, revision and split name on the hub.
         class_names: names of integer labels by column, where the repository says.
+        delimiter: between the fields of csv and tsv files; None for what their names say.
     """
 
     files: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
     hub: tuple[str, str | None, str | None, str] | None = None
     class_names: Mapping[str, list[str]] = field(default_factory=dict)
+    delimiter: str | None = None
 
     def fingerprint(self, cache: TokenCache) -> str:
         """Hash of the content; computed once, then kept for as long as sizes and times stay the same."""
@@ -81,6 +80,8 @@ class Split:
             content = self._content()
         else:
             content = str(cache.fact({"content of": listing, "classes": self.classes}, self._content))
+        if self.delimiter is not None:
+            content = content_key([content, self.delimiter])
         if not self.class_names:
             return content
         # They are read from another file, whose content is in no hash above
@@ -111,7 +112,9 @@ class Split:
         if self.classes is not None:
             rows = class_rows(self.files, self.classes)
         else:
-            rows = joined([read_file(file, columns, allow_pickle=allow_pickle) for file in self.files])
+            rows = joined(
+                [read_file(file, columns, delimiter=self.delimiter, allow_pickle=allow_pickle) for file in self.files]
+            )
         for name, names in self.class_names.items():
             rows.class_names.setdefault(name, names)
         return rows
@@ -171,24 +174,26 @@ class JoinedSplits:
 
 
 def choose_splits(
-    names: Mapping[str, Files | None],
+    names: Mapping[str, Files | Literal[False] | None],
     path: str | None,
     subset: str | None,
     revision: str | None,
     cache: TokenCache,
     *,
     need_train: bool = True,
+    delimiter: str | None = None,
 ) -> dict[str, Source]:
     """The splits of a data set by our names: train, val, test, unlabelled.
 
     Args:
         names: for each of them a split of `path`, several joined by `+`, files, or a table; None finds a split of its
-            usual name, or leaves it out.
+            usual name, or leaves it out; False leaves it out even where there is one.
         path: see `find_splits`; None where `names` gives files alone.
         subset: see `find_splits`.
         revision: see `find_splits`.
         cache: see `find_splits`.
         need_train: whether there must be a training split.
+        delimiter: see `Split`.
 
     Raises:
         UserError: no such file, no such split.
@@ -196,8 +201,12 @@ def choose_splits(
     known = {} if path is None else find_splits(path, subset, revision=revision, cache=cache)
     splits: dict[str, Source] = {}
     for split, wanted in names.items():
+        if wanted is True:
+            raise UserError(f"data.{split}", wanted, "must be a split, a file, null or false")
+        if wanted is False:
+            continue
         if wanted is None:
-            name = next((name for name in _USUAL.get(split, ()) if name in known), None)
+            name = usual_name(split, known)
             if name is not None:
                 splits[split] = known[name]
         elif is_table(wanted):
@@ -213,7 +222,13 @@ def choose_splits(
         raise UserError(
             "data.train", rule=f"must name a split of {path}", remedy=f"it has no 'train', only {', '.join(known)}"
         )
-    return splits
+    return splits if delimiter is None else {split: _delimited(source, delimiter) for split, source in splits.items()}
+
+
+def _delimited(source: Source, delimiter: str) -> Source:
+    if isinstance(source, JoinedSplits):
+        return JoinedSplits(tuple(_delimited(part, delimiter) for part in source.parts))
+    return replace(source, delimiter=delimiter) if isinstance(source, Split) and source.files else source
 
 
 def absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,7 +249,7 @@ def absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
         if bare_words and key not in ("path", "vectors") and not re.search(r"[./*?]", value):
             return value
         place = os.path.abspath(os.path.expanduser(value))
-        return place if os.path.exists(place) or glob.glob(place) else value
+        return place if os.path.exists(place) or glob.glob(place, recursive=True) else value
 
     keys = ("path", "train", "val", "test", "unlabelled", "vectors")
     return {key: resolved(value, key) if key in keys else value for key, value in settings.items()}
@@ -268,11 +283,11 @@ def find_splits(
     splits = _find_class_folders(place)
     if splits:
         return splits
-    listing = _listing(place)
-    if not listing:
+    files = listing(place)
+    if not files:
         raise UserError("data.path", text, "must be a folder with files", "it is empty")
-    key = {"splits of": str(place.resolve()), "name": name, "listing": listing}
-    raw = cache.fact(key, lambda: _find_in_repository(place, name, cache.folder))
+    key = {"splits of": str(place.resolve()), "name": name, "listing": files}
+    raw = cache.fact(key, lambda: find_in_repository(place, name, cache.folder))
     return {
         split: Split(tuple(str(place / file) for file in facts["files"]), class_names=facts["class_names"])
         for split, facts in raw.items()
@@ -286,7 +301,10 @@ def find_files(
     key: str = "data.train",
     others: str = "",
 ) -> Split:
-    """A split made of files given by name; `*` and `?` match, and several names make one split.
+    """A split made of files given by name; `*`, `?` and, for folders within folders, `**` match.
+
+    Several names make one split. A file that is named twice is read once: rows that are there twice would be trained on
+    and validated on.
 
     Args:
         pattern: names of files.
@@ -303,7 +321,7 @@ def find_files(
         place = os.path.expanduser(os.path.join(folder, one) if folder else one)
         if "\0" in place:
             raise UserError(key, place, "must be a path without NUL characters")
-        matches = [place] if os.path.isfile(place) else sorted(filter(os.path.isfile, glob.glob(place)))
+        matches = [place] if os.path.isfile(place) else sorted(filter(os.path.isfile, glob.glob(place, recursive=True)))
         if not matches and os.path.isdir(place):
             raise UserError(key, place, "must name a file", f"set data.path to the folder{others}")
         if not matches and os.path.islink(place):
@@ -313,24 +331,15 @@ def find_files(
         files += matches
     if not files:
         raise UserError(key, patterns, "must name at least one file")
-    return Split(tuple(files))
+    once: dict[str, str] = {}
+    for file in files:
+        once.setdefault(os.path.abspath(file), file)
+    if len(once) < len(files):
+        log.warning("%s names %d files more than once: each is read once", key, len(files) - len(once))
+    return Split(tuple(once.values()))
 
 
 # ---- finding splits
-def _listing(folder: Path) -> list[list[Any]]:
-    """Name, size and time of every file in a folder, hidden ones aside."""
-    listing: list[list[Any]] = []
-    for where, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith("."):
-                path = os.path.join(where, name)
-                state = os.stat(path)
-                if stat.S_ISREG(state.st_mode):
-                    listing.append([os.path.relpath(path, folder), state.st_size, state.st_mtime_ns])
-    return listing
-
-
 def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
@@ -338,35 +347,57 @@ def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
 
 def _find_class_folders(folder: Path) -> dict[str, Split]:
     """Splits of a folder with one subfolder of text files a class, or nothing where it is laid out otherwise."""
-    inner = {entry.name: entry.path for entry in _entries(folder) if entry.is_dir()}
-    named = {name: path for name, path in inner.items() if name.lower() in _SPLIT_FOLDERS}
+    entries = _entries(folder)
+    named = {entry.name: entry.path for entry in entries if entry.is_dir() and entry.name.lower() in SPLIT_NAMES}
     splits: dict[str, Split] = {}
     for name, path in sorted(named.items()):
         splits.update(_class_split(name, path))
-    if splits or named or any(entry.name.lower().endswith(SUFFIXES) for entry in _entries(folder)):
+    if splits or named:
         return splits
-    readme = folder / "README.md"
-    if readme.is_file() and re.search(r"^(configs|data_files):", readme.read_text(errors="replace"), re.MULTILINE):
+    beside = [entry.name for entry in entries if not entry.is_dir() and entry.name.lower().endswith(SUFFIXES)]
+    if any(not name.lower().endswith(".txt") or _IS_SPLIT.match(name.lower()) for name in beside):
         return {}
-    return _class_split("train", str(folder))
+    if says_its_splits(folder):
+        return {}
+    splits = _class_split("train", str(folder))
+    if beside and splits:
+        if len(set(splits["train"].classes or ())) < 2:
+            return {}
+        log.warning("the folders of %s are classes: %s beside them is not read", folder, ", ".join(beside)[:200])
+    return splits
 
 
 def _class_split(split: str, folder: str) -> dict[str, Split]:
-    labelled: list[tuple[str, str]] = []
-    unlabelled: list[tuple[str, str]] = []
+    """A split with the class folders of one folder, and those of unlabelled texts; nothing where they are none."""
+    inside: dict[str, list[str]] = {}
+    nested = False
     for entry in _entries(folder):
         if not entry.is_dir():
             continue
-        texts = [inner.path for inner in _entries(entry.path) if inner.name.endswith(".txt") and inner.is_file()]
-        if any(re.match(rf"({'|'.join(_SPLIT_FOLDERS)})\b", Path(text).stem) for text in texts[:4]):
+        texts: list[str] = []
+        for where, folders, names in os.walk(entry.path):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            inner = [os.path.join(where, name) for name in sorted(names) if name[0] != "." and _is_text(name)]
+            texts += filter(os.path.isfile, inner)
+            nested = nested or bool(inner and where != entry.path)
+            if any(name.lower() in SPLIT_NAMES for name in folders):
+                return {}
+        if any(_IS_SPLIT.match(Path(text).stem) for text in texts[:4]):
             return {}  # train.txt and test.txt in a folder are splits, not texts of a class
-        (unlabelled if entry.name.lower() in _UNLABELLED_FOLDERS else labelled).extend((t, entry.name) for t in texts)
-    splits = {}
-    if labelled:
-        splits[split] = Split(tuple(text for text, _ in labelled), tuple(name for _, name in labelled))
-        if unlabelled:
-            splits["unsupervised"] = Split(tuple(text for text, _ in unlabelled), tuple(name for _, name in unlabelled))
+        inside[entry.name] = texts
+    pairs = [(text, name) for name, texts in inside.items() for text in texts]
+    labelled = [pair for pair in pairs if pair[1].lower() not in _UNLABELLED_FOLDERS]
+    unlabelled = [pair for pair in pairs if pair[1].lower() in _UNLABELLED_FOLDERS]
+    if not labelled or (nested and len({name for _, name in labelled}) < 2):
+        return {}  # one folder of folders is laid out otherwise
+    splits = {split: Split(tuple(text for text, _ in labelled), tuple(name for _, name in labelled))}
+    if unlabelled:
+        splits["unsupervised"] = Split(tuple(text for text, _ in unlabelled), tuple(name for _, name in unlabelled))
     return splits
+
+
+def _is_text(name: str) -> bool:
+    return name.lower().endswith(".txt")
 
 
 def _find_in_zip(file: Path) -> dict[str, ZippedSplit]:
@@ -377,13 +408,19 @@ def _find_in_zip(file: Path) -> dict[str, ZippedSplit]:
     except zipfile.BadZipFile:
         raise UserError("data.path", str(file), "must be a zip archive: it is damaged or something else") from None
     texts = [text for text in texts if not any(part.startswith((".", "__MACOSX")) for part in text.parts)]
-    split_folders = [text for text in texts if len(text.parts) > 2 and text.parts[-3].lower() in _SPLIT_FOLDERS]
+    # One folder may hold all others; what holds a text directly is its class only where no folder above tells classes
+    folders = {text.parts[:-1] for text in texts if len(text.parts) > 1}
+    above = next((n for n, names in enumerate(zip(*folders, strict=False)) if len(set(names)) > 1), None)
+    above = min(map(len, folders), default=0) if above is None else above
     grouped: dict[str, list[tuple[str, str]]] = {}
-    for text in sorted(split_folders or texts):
-        if len(text.parts) < 2:
+    of_splits = [text for text in texts if _split_part(text) is not None]
+    for text in sorted(of_splits or texts):
+        place = _split_part(text)
+        rest = text.parts[above if place is None else place + 1 :]
+        if len(text.parts) < 2 or (len(rest) < 2 and len(folders) > 1):
             continue  # a README beside the folders
-        label, above = text.parts[-2], text.parts[-3] if len(text.parts) > 2 else ""
-        split = above if above.lower() in _SPLIT_FOLDERS else "train"
+        label = rest[0] if len(rest) > 1 else text.parts[-2]
+        split = "train" if place is None else text.parts[place]
         split = "unsupervised" if label.lower() in _UNLABELLED_FOLDERS else split
         grouped.setdefault(split, []).append((str(text), label))
     if not grouped:
@@ -394,38 +431,9 @@ def _find_in_zip(file: Path) -> dict[str, ZippedSplit]:
     }
 
 
-def _quiet_datasets() -> Any:
-    """The `datasets` library, without its progress bars and its messages about where it caches."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    return datasets
-
-
-def _find_in_repository(folder: Path, name: str | None, cache: Path) -> dict[str, Any]:
-    """Let `datasets` read the README or the file names; gives plain values that the cache can keep."""
-    check_card(folder)
-    datasets = _quiet_datasets()
-    try:
-        builder = datasets.load_dataset_builder(str(folder), name, cache_dir=str(cache / "datasets"))
-    except Exception as error:  # it raises its own kinds, FileNotFoundError and ValueError for the same mistakes
-        message = " ".join(str(error).split())
-        raise UserError("data.path", str(folder), "must be a folder whose splits are clear", message[:300]) from None
-    files = builder.config.data_files or {}
-    names = {
-        column: list(feature.names)
-        for column, feature in (builder.info.features or {}).items()
-        if isinstance(feature, datasets.ClassLabel)
-    }
-    root = str(folder.resolve())
-    splits = {}
-    for split, paths in files.items():
-        inside = [os.path.relpath(os.path.realpath(path), root) for path in paths]
-        splits[str(split)] = {"files": inside, "class_names": names}
-    if not splits:
-        raise UserError("data.path", str(folder), f"must hold data files with a suffix of {' '.join(SUFFIXES)}")
-    return splits
+def _split_part(text: PurePosixPath) -> int | None:
+    """Which folder of a text's path is named like a split and holds folders of classes."""
+    return next((place for place, name in enumerate(text.parts[:-2]) if name.lower() in SPLIT_NAMES), None)
 
 
 @contextlib.contextmanager
@@ -446,7 +454,7 @@ def without_network(active: bool = True) -> Iterator[None]:
 @contextlib.contextmanager
 def _hub() -> Iterator[Any]:
     """The `datasets` library, set to work offline where the hub is not to be asked."""
-    datasets = _quiet_datasets()
+    datasets = quiet_datasets()
     if not _here_alone:
         yield datasets
         return
@@ -524,7 +532,7 @@ def _hub_fingerprint(hub: tuple[str, str | None, str | None, str]) -> str:
 
 
 def _read_hub(hub: tuple[str, str | None, str | None, str], columns: Sequence[Column] | None) -> Rows:
-    datasets = _quiet_datasets()
+    datasets = quiet_datasets()
     path, name, revision, split = hub
     if numbered(columns):
         raise UserError(path, rule="is no csv or tsv file, whose columns could be numbered", remedy="give their names")

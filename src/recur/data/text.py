@@ -11,9 +11,9 @@
 `basic_english` is torchtext's tokenizer of that name, with two differences: lower-casing is per character (Greek final
 sigma stays σ), and white space is Unicode's (torchtext also splits at the control characters 0x1c to 0x1f).
 
-There is no pad token. `<unk>` is always id 0 and `<eos>`, where asked for, id 1. Both are in the vocabulary only: the
-text `<unk>` becomes the unknown word where a tokenizer can yield it as one word (`whitespace`, as WikiText needs), and
-nowhere else does text turn into a special token.
+There is no pad token. `<unk>` is always id 0 and `<eos>`, where asked for, id 1. Where a tokenizer of words finds one
+of them as a word in a text, it is the special token: WikiText and Penn Treebank are marked with `<unk>`, and other
+corpora with `<eos>` too, which then counts beside the one at each line's end.
 """
 
 import json

@@ -1,0 +1,188 @@
+"""From the labels of real files to classes: every spelling that a file may have, and none read as another."""
+
+import json
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from recur.data.language import LanguageData
+from recur.data.sentiment import SentimentData
+from recur.data.synthetic import SyntheticReviews
+from recur.data.tables import as_file
+from recur.errors import UserError
+
+
+@pytest.fixture
+def opened(tmp_path):
+    def make(**settings):
+        data = SentimentData(**{"cache_dir": str(tmp_path / "cache"), "batch_size": 2, **settings})
+        data.setup()
+        return data
+
+    return make
+
+
+def read(data, split="train"):
+    """The class of each text by name; the texts of these tests say what their label was."""
+    names = {}
+    for row, label in enumerate(data.labels(split).tolist()):
+        names.setdefault(data.text(split, row).split()[-1], set()).add(data.class_names[label])
+    return {said: name for said, (name,) in sorted(names.items())}
+
+
+def csv(path, labels, times=6):
+    path.write_text("text,label\n" + "".join(f"said {label},{label}\n" for label in labels for _ in range(times)))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [("1", "2", "3", "other"), ("0.5", "1.0", "1.5", "2.0", "2.5"), ("0.5", "1", "1.5", "2"), ("-1", "1", "neutral")],
+    ids=" ".join,
+)
+def test_names_some_of_which_are_numbers_stand_for_themselves(tmp_path, opened, labels):
+    data = opened(train=csv(tmp_path / "a.csv", labels), test=csv(tmp_path / "t.csv", labels, 1))
+    assert data.class_names == sorted(labels)
+    assert read(data) == read(data, "test") == {label: label for label in labels}
+
+
+def test_half_stars_of_a_parquet_file_are_those_of_a_csv(tmp_path, opened):
+    stars = [0.5, 1.0, 1.5, 2.0] * 6
+    pd.DataFrame({"text": [f"said {star}" for star in stars], "label": stars}).to_parquet(tmp_path / "a.parquet")
+    test = csv(tmp_path / "t.csv", ("0.5", "1.0", "1.5", "2.0"), 1)
+    data = opened(train=str(tmp_path / "a.parquet"), test=test)
+    assert data.class_names == ["0.5", "1", "1.5", "2"]
+    assert read(data) == read(data, "test") == {"0.5": "0.5", "1.0": "1", "1.5": "1.5", "2.0": "2"}
+
+
+def test_a_number_is_a_class_where_no_name_is_one(tmp_path, opened):
+    data = opened(train=csv(tmp_path / "a.csv", ("0", "1")), class_names=["no", "yes"])
+    assert read(data) == {"0": "no", "1": "yes"}
+
+
+def test_a_mapping_in_another_order_has_its_own_numbers(tmp_path, opened):
+    path = csv(tmp_path / "a.csv", ("0", "4"))
+    for names in ({0: "bad", 4: "good"}, {4: "good", 0: "bad"}):
+        data = opened(train=path, class_names=names)
+        assert data.class_names == list(names.values())
+        assert read(data) == {"0": "bad", "4": "good"}
+
+
+def table(names, times=6):
+    """A data set whose texts say the name of their class; the labels are places in `names`."""
+    features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(names))}
+    rows = {"text": [f"said {name}" for name in names] * times, "label": list(range(len(names))) * times}
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+
+
+NUMBERS = [["1", "0"], sorted(str(number) for number in range(11)), ["1", "2", "3", "4", "5"], ["0", "4"], ["1", "x"]]
+
+
+@pytest.mark.parametrize("names", NUMBERS, ids=" ".join)
+def test_stored_numbers_are_places_in_the_list_of_names(tmp_path, opened, names):
+    said = {name: name for name in names}
+    data = opened(train=table(names), test=table(names, 1))
+    assert data.class_names == list(names)
+    assert read(data) == read(data, "test") == said
+    table(names).to_parquet(tmp_path / "a.parquet")
+    assert read(opened(train=str(tmp_path / "a.parquet"))) == said
+    ordered = opened(train=as_file(table(names)), class_names=sorted(names, reverse=True))
+    assert ordered.class_names == sorted(names, reverse=True)
+    assert read(ordered) == said
+
+
+def test_column_encoded_by_the_library_keeps_its_stars(opened):
+    stars = [10, 2, 1, 10, 2, 1] * 6
+    rows = datasets.Dataset.from_dict({"text": [f"said {star}" for star in stars], "label": stars})
+    data = opened(train=rows.class_encode_column("label"))
+    assert data.class_names == ["1", "10", "2"]
+    assert read(data) == {"1": "1", "10": "10", "2": "2"}
+
+
+def test_a_csv_is_measured_by_the_names_that_a_data_set_lists(tmp_path, opened):
+    data = opened(train=table(["1", "0"]), test=csv(tmp_path / "t.csv", ("0", "1"), 1))
+    assert read(data, "test") == {"0": "0", "1": "1"}
+    data = opened(train=csv(tmp_path / "a.csv", ("1", "2", "3")), test=table(["3", "1", "2"], 1))
+    assert read(data, "test") == {"1": "1", "2": "2", "3": "3"}
+
+
+def test_a_place_that_the_list_does_not_have_is_refused(tmp_path, opened):
+    table(["1", "2"]).to_parquet(tmp_path / "a.parquet")
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["1", "2"])})
+    rows = {"info": {"features": features.to_dict()}}
+    spoilt = pa.table({"text": ["said nothing"], "label": [2]})
+    pq.write_table(spoilt.replace_schema_metadata({"huggingface": json.dumps(rows)}), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="is not one of the labels"):
+        opened(train=str(tmp_path / "a.parquet"), test=str(tmp_path / "t.parquet"))
+
+
+def test_files_that_number_their_classes_otherwise_are_not_joined(tmp_path, opened):
+    files = [str(tmp_path / f"{number}.parquet") for number in range(3)]
+    for file, names in zip(files, (["neg", "pos"], ["neg", "pos"], ["pos", "neg"]), strict=True):
+        table(names).to_parquet(file)
+    assert read(opened(train=files[:2])) == {"neg": "neg", "pos": "pos"}
+    with pytest.raises(
+        UserError, match=r"2.parquet lists the classes of column 'label' as pos, neg, .* neg, pos: write"
+    ):
+        opened(train=files)
+
+
+# ---- tests whose labels are kept secret
+
+
+def home(path, test, **splits):
+    """A folder with splits as GLUE has them."""
+    path.mkdir()
+    for split, rows in {"train": table(["neg", "pos"]), "test": test, **splits}.items():
+        if rows is not None:
+            rows.to_parquet(path / f"{split}-00000-of-00001.parquet")
+    return str(path)
+
+
+def secret(label=-1):
+    names = datasets.ClassLabel(names=["neg", "pos"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": names})
+    rows = {"text": ["said nothing", "said little"], "label": [label, label]}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+@pytest.mark.parametrize(
+    "test", [secret(), secret(None), secret().remove_columns("label")], ids=["-1", "null", "no column"]
+)
+def test_a_test_without_labels_is_left_out_and_said(tmp_path, opened, caplog, test):
+    path = home(tmp_path / "glue", test, validation=table(["neg", "pos"], 2))
+    for _ in range(2):
+        caplog.clear()
+        data = opened(path=path)
+        assert data.splits == ["train", "val"] and not data.has_test
+        assert [record.message for record in caplog.records] == [
+            "the labels of the test split are not given: the run goes without a test"
+        ]
+    trained = SentimentData(path, cache_dir=str(tmp_path / "cache"))
+    trained.use(data.tokenizer, data.class_names)
+    trained.setup()
+    assert trained.splits == ["train", "val"]
+    with pytest.raises(ValueError, match=r"label"):
+        opened(path=path, test="test")
+
+
+def test_a_test_with_a_label_unknown_is_still_an_error(tmp_path, opened):
+    with pytest.raises(ValueError, match="is not one of the labels"):
+        opened(path=home(tmp_path / "odd", datasets.concatenate_datasets([table(["neg", "pos"], 1), secret()])))
+
+
+def test_false_leaves_a_split_out(tmp_path, opened):
+    path = home(tmp_path / "whole", table(["neg", "pos"], 1), validation=table(["neg", "pos"], 2))
+    assert opened(path=path).splits == ["train", "val", "test"]
+    data = opened(path=path, test=False, val=False)
+    assert data.splits == ["train", "val"]
+    assert len(data.labels("train")) + len(data.labels("val")) == 12
+    assert opened(synthetic=SyntheticReviews(40, 10, 10), test=False).splits == ["train", "val"]
+    with pytest.raises(ValueError, match=r"data\.test must be a split, a file, null or false, got True"):
+        opened(path=path, test=True)
+    text = LanguageData(path, test=False, val=False, test_fraction=0.2, cache_dir=str(tmp_path / "cache"), batch_size=2)
+    text.setup()
+    assert text.splits == ["train", "val", "test"] and len(text.tokens("train")) < 12 * 3
