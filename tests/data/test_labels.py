@@ -186,3 +186,18 @@ def test_false_leaves_a_split_out(tmp_path, opened):
     text = LanguageData(path, test=False, val=False, test_fraction=0.2, cache_dir=str(tmp_path / "cache"), batch_size=2)
     text.setup()
     assert text.splits == ["train", "val", "test"] and len(text.tokens("train")) < 12 * 3
+
+
+def test_numbers_of_a_csv_are_places_in_the_list_of_a_readme(tmp_path, opened):
+    home = tmp_path / "home"
+    home.mkdir()
+    names = "".join(f"            '{place}': '{place + 1}'\n" for place in range(3))
+    (home / "README.md").write_text(
+        "---\ndataset_info:\n  features:\n    - name: text\n      dtype: string\n    - name: label\n      dtype:\n"
+        f"        class_label:\n          names:\n{names}---\n"
+    )
+    csv(home / "train.csv", ("0", "1", "2"))
+    assert read(opened(path=str(home))) == {"0": "1", "1": "2", "2": "3"}
+    csv(home / "train.csv", ("1", "2", "3"))
+    with pytest.raises(UserError, match="3"):  # as in `datasets`: three classes have no fourth
+        opened(path=str(home))

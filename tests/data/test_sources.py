@@ -387,6 +387,51 @@ def test_files_beside_folders_of_classes_do_not_hide_them(tmp_path, cache, caplo
     assert find_splits(home, cache=cache)["train"].classes is None
 
 
+def test_words_in_titles_are_no_splits(tmp_path, cache):
+    home = tmp_path / "books"
+    home.mkdir()
+    for name in ("Training Day.txt", "Val McDermid.txt", "Other.txt"):
+        write(home / name, name)
+    splits = find_splits(home, cache=cache, labelled=False)
+    assert {name: len(split.files) for name, split in splits.items()} == {"train": 3}
+
+
+def test_links_to_files_of_splits_are_read_once_each(tmp_path, cache):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "home").mkdir()
+    for name, rows in (("Train.csv", "a,0\nb,1\n"), ("Test.csv", "c,0\n")):
+        write(tmp_path / "raw" / name, f"text,label\n{rows}")
+        (tmp_path / "home" / name).symlink_to(tmp_path / "raw" / name)
+    found = choose_splits(dict.fromkeys(("train", "val", "test")), str(tmp_path / "home"), None, None, cache)
+    assert {split: source.read().columns["text"] for split, source in found.items()} == {
+        "train": ["a", "b"],
+        "test": ["c"],
+    }
+
+
+def test_a_folder_of_running_text_is_read_whole(tmp_path, cache):
+    """Folders within it are no classes, and what lies beside them is text, too."""
+    home = tmp_path / "books"
+    for name in ("intro.txt", "a/1.txt", "b/2.txt", "b/x/3.txt"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        write(home / name, name)
+    (split,) = find_splits(home, cache=cache, labelled=False).values()
+    assert split.classes is None and len(split.files) == 4
+
+
+def test_a_folder_beside_the_one_that_holds_the_classes_does_not_merge_them(tmp_path, cache):
+    home = tmp_path / "home"
+    for name in ("data/pos/1.txt", "data/neg/1.txt", "docs/readme.txt"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        write(home / name, name)
+    with zipfile.ZipFile(tmp_path / "home.zip", "w") as archive:
+        for path in sorted(home.rglob("*.txt")):
+            archive.write(path, path.relative_to(home))
+    labels = find_splits(tmp_path / "home.zip", cache=cache)["train"].read().columns["label"]
+    assert sorted(labels) == ["docs", "neg", "pos"]
+    assert all(split.classes is None for split in find_splits(home, cache=cache).values())
+
+
 def test_a_file_named_twice_is_read_once(tmp_path, caplog, monkeypatch):
     (tmp_path / "a/b").mkdir(parents=True)
     for name in ("1.csv", "a/2.csv", "a/b/3.csv"):

@@ -333,7 +333,10 @@ def test_runs_of_other_config_files_are_no_repeats_of_one_another(tmp_path):
         run = make_run(tmp_path / name, 0.5 + size / 100)
         config = json.loads((run / "config.yaml").read_text())
         config |= {"model": {"net": {"hidden_size": size, "ngrams": None}}, "seed": seed, "name": name}
-        config |= {"data": {"train": [f"/{lay}/my.csv"], "cache_dir": f"/{lay}"}, "logger": {name: {"a": 1}}}
+        config |= {"data": {"train": [f"/{lay}/my.csv"], "cache_dir": f"/{lay}", "seed": seed}}
+        config |= {"logger": {name: {"a": 1}}, "trainer": {"precision": lay}}
+        if name == "b":  # a setting that came with a later version
+            config["data"]["test_fraction"] = 0.0
         (run / "config.yaml").write_text(json.dumps(config))
         record = json.loads((run / "metrics.json").read_text()) | {"seed": seed}
         (run / "metrics.json").write_text(json.dumps(record))

@@ -303,7 +303,8 @@ def _check_direction(monitor: str, mode: object, key: str) -> None:
     info = metric_info(monitor)
     if info is not None and mode in ("max", "min") and mode != info.direction:
         # Callbacks and schedules follow the run's own, which a data file sets for the family's usual metric.
-        raise UserError(key, mode, f"must be {info.direction} for {monitor}", f"add {key}={info.direction}")
+        remedy = f"add {key}={info.direction}; a run that was begun so has kept its worst weights: begin another"
+        raise UserError(key, mode, f"must be {info.direction} for {monitor}", remedy)
 
 
 def _check_memory(task: Any) -> None:

@@ -12,6 +12,8 @@ from recur.data.checks import Column
 from recur.data.readers import Rows
 from recur.errors import UserError
 
+_DELIMITED = (".csv", ".tsv")
+
 Names = list[str] | dict[str, str] | None  # names of the classes in order, or by label value
 _MANY_CLASSES = 50
 _WHOLE = re.compile(r"^(-?\d+)\.0+$")
@@ -125,7 +127,13 @@ def table_of(names: list[str], rows: Rows, column: Column, wanted: Names) -> dic
         places = {str(index): index for index in range(len(names))}  # with a source: the user's names for its classes
     else:
         places = {}
-    if source and any(type(value) in (int, float) for value in rows.columns.get(column, [])):
+    values = rows.columns.get(column, [])
+    typed = any(type(value) in (int, float) for value in values)
+    file = rows.origins[0].file if rows.origins else ""
+    if source and not typed and file.lower().endswith(_DELIMITED):  # in which every value is a text
+        given = [str(value).strip() for value in values if value not in (None, "")]
+        typed = bool(given) and all(value.lstrip("+-").isdecimal() for value in given)
+    if source and typed:
         return {key: index for key, index in table.items() if not _reads_as_number(key)} | places
     return table | {key: index for key, index in places.items() if key not in table}
 

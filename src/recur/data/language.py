@@ -153,8 +153,8 @@ class LanguageData(Remembering, pl.LightningDataModule):
 
     def _floor(self, split: str) -> float | None:
         """Loss in nats a token that no model can beat on this split of a generated text."""
-        if self._synthetic is None or split not in self._facts:
-            return None
+        if self._synthetic is None or split not in self._facts or split not in self._find():
+            return None  # what is cut off the training text is not the split that was made
         return self._synthetic.split(split).nats / self._facts[split]["tokens"]
 
     @property
@@ -306,7 +306,7 @@ class LanguageData(Remembering, pl.LightningDataModule):
             else:
                 need = self._given_tokenizer is None
                 self._sources = choose_splits(
-                    self._names, *self._place, self._cache, need_train=need, delimiter=self._delimiter
+                    self._names, *self._place, self._cache, need_train=need, delimiter=self._delimiter, labelled=False
                 )
         return self._sources
 

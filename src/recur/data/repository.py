@@ -88,19 +88,40 @@ def find_in_repository(folder: Path, name: str | None, cache: Path) -> dict[str,
     return splits
 
 
+def _capital_split(file: Path) -> str | None:
+    """The split that a folder or the name of a file says in other than small letters; None for none.
+
+    In the name of a table any word counts, in that of a text, which may be a title, nothing but the whole name.
+    """
+    folders = [part for part in file.parts[:-1] if part.lower() in SPLIT_NAMES]
+    if folders:
+        word = folders[-1]
+    else:
+        words = [word for word in re.split(r"[-._0-9]+|of", file.stem) if word]
+        if file.suffix.lower() == ".txt" and len(words) > 1:
+            return None
+        word = next((word for word in reversed(words) if word.lower() in SPLIT_NAMES), "")
+    if word == word.lower():
+        return None
+    return next(
+        (names[0] for names in USUAL.values() if word.lower() in names and word.lower() != "eval"), word.lower()
+    )
+
+
 def _move_capitals(folder: Path, splits: dict[str, Any], class_names: dict[str, list[str]]) -> None:
     """Give files with names such as `Test.csv` or `Test/1.csv` to their split: `datasets` knows small letters alone.
 
     It takes them for training files or, beside a `train.csv`, for none.
     """
     suffixes = {Path(file).suffix.lower() for facts in splits.values() for file in facts["files"]}
-    for file, *_ in listing(folder):
-        words = re.split(r"[-._ 0-9/]+", file)[::-1]
-        word = next((word for word in words if word.lower() in SPLIT_NAMES), "")
-        if word == word.lower() or Path(file).suffix.lower() not in suffixes:
+    root = folder.resolve()
+    for listed, *_ in listing(folder):
+        split = _capital_split(Path(listed))
+        if split is None or Path(listed).suffix.lower() not in suffixes:
             continue
+        file = os.path.relpath(os.path.realpath(folder / listed), root)  # as `datasets` found it
         for facts in splits.values():
             facts["files"] = [other for other in facts["files"] if other != file]
-        splits.setdefault(word.lower(), {"files": [], "class_names": class_names})["files"].append(file)
+        splits.setdefault(split, {"files": [], "class_names": class_names})["files"].append(file)
     for split in [split for split, facts in splits.items() if not facts["files"]]:
         del splits[split]

@@ -182,6 +182,7 @@ def choose_splits(
     *,
     need_train: bool = True,
     delimiter: str | None = None,
+    labelled: bool = True,
 ) -> dict[str, Source]:
     """The splits of a data set by our names: train, val, test, unlabelled.
 
@@ -194,11 +195,12 @@ def choose_splits(
         cache: see `find_splits`.
         need_train: whether there must be a training split.
         delimiter: see `Split`.
+        labelled: see `find_splits`.
 
     Raises:
         UserError: no such file, no such split.
     """
-    known = {} if path is None else find_splits(path, subset, revision=revision, cache=cache)
+    known = {} if path is None else find_splits(path, subset, revision=revision, cache=cache, labelled=labelled)
     splits: dict[str, Source] = {}
     for split, wanted in names.items():
         if wanted is True:
@@ -256,7 +258,12 @@ def absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_splits(
-    path: str | os.PathLike[str], name: str | None = None, *, revision: str | None = None, cache: TokenCache
+    path: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    revision: str | None = None,
+    cache: TokenCache,
+    labelled: bool = True,
 ) -> Mapping[str, Source]:
     """Which splits a hub id, folder or file holds, by split name.
 
@@ -266,6 +273,7 @@ def find_splits(
         name: which subset of a repository with several (the hub's "config").
         revision: branch, tag or commit of a hub repository.
         cache: keeps the answer for as long as the folder's listing stays the same.
+        labelled: whether classes are wanted; else files beside folders and within folders of folders are text as well.
 
     Raises:
         UserError: nothing there, nothing readable in it, or no such subset.
@@ -280,7 +288,7 @@ def find_splits(
         if not _HUB_ID.fullmatch(text):
             raise UserError("data.path", text, "must be a file, a folder or a hub id", "no such file or folder")
         return _find_on_hub(text, name, revision, cache)
-    splits = _find_class_folders(place)
+    splits = _find_class_folders(place, labelled)
     if splits:
         return splits
     files = listing(place)
@@ -345,21 +353,21 @@ def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
         return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
 
 
-def _find_class_folders(folder: Path) -> dict[str, Split]:
+def _find_class_folders(folder: Path, labelled: bool) -> dict[str, Split]:
     """Splits of a folder with one subfolder of text files a class, or nothing where it is laid out otherwise."""
     entries = _entries(folder)
     named = {entry.name: entry.path for entry in entries if entry.is_dir() and entry.name.lower() in SPLIT_NAMES}
     splits: dict[str, Split] = {}
     for name, path in sorted(named.items()):
-        splits.update(_class_split(name, path))
+        splits.update(_class_split(name, path, labelled))
     if splits or named:
         return splits
     beside = [entry.name for entry in entries if not entry.is_dir() and entry.name.lower().endswith(SUFFIXES)]
     if any(not name.lower().endswith(".txt") or _IS_SPLIT.match(name.lower()) for name in beside):
         return {}
-    if says_its_splits(folder):
+    if says_its_splits(folder) or (beside and not labelled):
         return {}
-    splits = _class_split("train", str(folder))
+    splits = _class_split("train", str(folder), labelled)
     if beside and splits:
         if len(set(splits["train"].classes or ())) < 2:
             return {}
@@ -367,10 +375,10 @@ def _find_class_folders(folder: Path) -> dict[str, Split]:
     return splits
 
 
-def _class_split(split: str, folder: str) -> dict[str, Split]:
+def _class_split(split: str, folder: str, labelled: bool) -> dict[str, Split]:
     """A split with the class folders of one folder, and those of unlabelled texts; nothing where they are none."""
     inside: dict[str, list[str]] = {}
-    nested = False
+    below: dict[str, set[str]] = {}  # folders of texts within each
     for entry in _entries(folder):
         if not entry.is_dir():
             continue
@@ -379,21 +387,30 @@ def _class_split(split: str, folder: str) -> dict[str, Split]:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             inner = [os.path.join(where, name) for name in sorted(names) if name[0] != "." and _is_text(name)]
             texts += filter(os.path.isfile, inner)
-            nested = nested or bool(inner and where != entry.path)
+            if inner and where != entry.path:
+                below.setdefault(entry.name, set()).add(os.path.relpath(where, entry.path).split(os.sep)[0])
             if any(name.lower() in SPLIT_NAMES for name in folders):
                 return {}
         if any(_IS_SPLIT.match(Path(text).stem) for text in texts[:4]):
             return {}  # train.txt and test.txt in a folder are splits, not texts of a class
         inside[entry.name] = texts
     pairs = [(text, name) for name, texts in inside.items() for text in texts]
-    labelled = [pair for pair in pairs if pair[1].lower() not in _UNLABELLED_FOLDERS]
+    known = [pair for pair in pairs if pair[1].lower() not in _UNLABELLED_FOLDERS]
     unlabelled = [pair for pair in pairs if pair[1].lower() in _UNLABELLED_FOLDERS]
-    if not labelled or (nested and len({name for _, name in labelled}) < 2):
+    if not known or (below and not (labelled and len({name for _, name in known}) > 1 and _are_classes(below))):
         return {}  # one folder of folders is laid out otherwise
-    splits = {split: Split(tuple(text for text, _ in labelled), tuple(name for _, name in labelled))}
+    splits = {split: Split(tuple(text for text, _ in known), tuple(name for _, name in known))}
     if unlabelled:
         splits["unsupervised"] = Split(tuple(text for text, _ in unlabelled), tuple(name for _, name in unlabelled))
     return splits
+
+
+def _are_classes(below: Mapping[str, set[str]]) -> bool:
+    """Whether folders are classes, and those within them are not: these are single, or the same in several."""
+    return all(
+        len(inner) == 1 or any(inner & other for name, other in below.items() if name != top)
+        for top, inner in below.items()
+    )
 
 
 def _is_text(name: str) -> bool:
@@ -412,6 +429,11 @@ def _find_in_zip(file: Path) -> dict[str, ZippedSplit]:
     folders = {text.parts[:-1] for text in texts if len(text.parts) > 1}
     above = next((n for n, names in enumerate(zip(*folders, strict=False)) if len(set(names)) > 1), None)
     above = min(map(len, folders), default=0) if above is None else above
+    below: dict[str, set[str]] = {}
+    for names in folders:
+        if len(names) > above + 1:
+            below.setdefault(names[above], set()).add(names[above + 1])
+    deep = not _are_classes(below)
     grouped: dict[str, list[tuple[str, str]]] = {}
     of_splits = [text for text in texts if _split_part(text) is not None]
     for text in sorted(of_splits or texts):
@@ -419,7 +441,7 @@ def _find_in_zip(file: Path) -> dict[str, ZippedSplit]:
         rest = text.parts[above if place is None else place + 1 :]
         if len(text.parts) < 2 or (len(rest) < 2 and len(folders) > 1):
             continue  # a README beside the folders
-        label = rest[0] if len(rest) > 1 else text.parts[-2]
+        label = rest[0] if len(rest) > 1 and (place is not None or not deep) else text.parts[-2]
         split = "train" if place is None else text.parts[place]
         split = "unsupervised" if label.lower() in _UNLABELLED_FOLDERS else split
         grouped.setdefault(split, []).append((str(text), label))
@@ -433,7 +455,8 @@ def _find_in_zip(file: Path) -> dict[str, ZippedSplit]:
 
 def _split_part(text: PurePosixPath) -> int | None:
     """Which folder of a text's path is named like a split and holds folders of classes."""
-    return next((place for place, name in enumerate(text.parts[:-2]) if name.lower() in SPLIT_NAMES), None)
+    places = [place for place, name in enumerate(text.parts[:-2]) if name.lower() in SPLIT_NAMES]
+    return places[-1] if places else None
 
 
 @contextlib.contextmanager

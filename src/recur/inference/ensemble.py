@@ -130,7 +130,7 @@ class Ensemble:
             answers = classification.classify_stream(run, texts)
             own = np.array([list(answer.probabilities.values()) for answer in answers])[:, order]  # (texts, classes)
             figures = score_metrics(torch.from_numpy(own), torch.from_numpy(labels))
-            members[str(run.folder or run.checkpoint)] = {name: figures[name] for name in ("loss", "accuracy")}
+            members[str(run.checkpoint)] = {name: figures[name] for name in ("loss", "accuracy")}
             totals += own
         mean = totals / len(self.runs)
         confusion = np.zeros((len(self.class_names),) * 2, dtype=int)

@@ -22,7 +22,8 @@ _BESIDE = re.compile(
     r"(seed|name|tags|extras|logger|test|baseline|resume|overwrite|accept_data_change|find_lr)(\.|$)"
     r"|(.*\.)?(\w*dir|\w*dirpath|filename|num_workers|_partial_)$"
     r"|callbacks\.(last|finite|learning_rate|throughput|pages|gradients|progress|samples)(\.|$)"
-    r"|trainer\.(accelerator|enable_\w+|log_every_n_steps|limit_test_batches|num_sanity_val_steps|profiler)$"
+    r"|data\.seed$"  # the run's own
+    r"|trainer\.(accelerator|devices|precision|enable_\w+|log_every_n_steps|limit_test_batches|num_sanity_val_steps|profiler)$"
 )
 
 
@@ -241,19 +242,25 @@ def add_differences(results: Sequence[Result]) -> bool:
     varied: dict[str, None] = {}
     for same in alike.values():
         for key in dict.fromkeys(key for one in same for key in leaves.get(id(one), {})):
-            if len({leaves[id(one)].get(key) for one in same}) > 1:
+            if len({_value(leaves[id(one)], key) for one in same} - {None}) > 1:
                 varied[key] = None
     for same in alike.values():
         for one in same:
             for key in varied:
-                if (text := leaves.get(id(one), {}).get(key)) is not None:
+                if (text := _value(leaves.get(id(one), {}), key)) is not None:
                     one.settings.setdefault(key, text)
     return bool(varied)
 
 
+def _value(leaves: dict[str, str], key: str) -> str | None:
+    """A setting's value: null where what it belongs to is null, None where there is none: it came with a version."""
+    above = (key[:end] for end, letter in enumerate(key) if letter == ".")
+    return leaves.get(key, "null" if any(part in leaves for part in above) else None)
+
+
 def _leaves(node: Any, path: str = "") -> dict[str, str]:
-    """The settings of a config that decide what a model learns, by their paths, as text; null counts as none."""
-    if _BESIDE.match(path) or node is None:
+    """The settings of a config that decide what a model learns, by their paths, as text."""
+    if _BESIDE.match(path):
         return {}
     if isinstance(node, dict) and node:
         inner = (_leaves(value, f"{path}.{key}".lstrip(".")) for key, value in node.items())

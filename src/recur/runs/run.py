@@ -184,7 +184,11 @@ class Run:
         if self.folder is None:
             return None
         folder = self.place(self.folder)
-        return read_record(folder) if checkpoint_of(folder).samefile(self.place(self.checkpoint)) else None
+        try:
+            own = checkpoint_of(folder).samefile(self.place(self.checkpoint))
+        except (OSError, UserError):  # no run's folder, or none any more
+            return None
+        return read_record(folder) if own else None
 
     def require(self, family: str, command: str) -> None:
         """Refuse a run of the other family.
