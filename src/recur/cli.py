@@ -140,6 +140,18 @@ class Parser(argparse.ArgumentParser):
         fail(message)
 
 
+def add_others(parser: argparse.ArgumentParser) -> None:
+    """Add `--with RUN`, of commands that average several classifiers; the runs are in `others`."""
+    parser.add_argument(
+        "--with",
+        dest="others",
+        metavar="RUN",
+        action="append",
+        default=[],
+        help="average a classifier's probabilities with those of another run, too; for several give it again",
+    )
+
+
 @contextlib.contextmanager
 def typed_names() -> Iterator[None]:
     """Name the argument that a `UserError` is about as an option is typed: `top_k` becomes `--top-k`."""

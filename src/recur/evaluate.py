@@ -35,14 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="data settings to change: batch_size=256, text_column=review"
     )
-    parser.add_argument(
-        "--with",
-        dest="others",
-        metavar="RUN",
-        action="append",
-        default=[],
-        help="average a classifier's probabilities with those of another run, too; for several give it again",
-    )
+    cli.add_others(parser)
     parser.add_argument("--data", metavar="PATH", help="file or folder to read instead of the run's own data")
     parser.add_argument("--split", metavar="S", help="train, val or test (default: val and test, or all there is)")
     language = parser.add_argument_group("language runs, reported beside the plain figure")
@@ -81,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> None:
     _check(arguments)
     from recur.inference import evaluation
+    from recur.inference.ensemble import check_settings, ensemble_of
     from recur.inference.run import load
     from recur.runs import precision
     from recur.runs.metrics import plain
@@ -96,12 +90,9 @@ def _run(arguments: argparse.Namespace) -> None:
         for option, wanted in (("--cache", cache), ("--dynamic", dynamic)):
             if wanted and run.task.window is not None:
                 raise UserError(option, rule="needs states along a text, and this run reads each window by itself")
-    ensemble = None
-    if arguments.others:
-        from recur.inference.ensemble import Ensemble, check_settings
-
+    ensemble = ensemble_of(run, arguments.others, arguments.device)
+    if ensemble:
         check_settings(arguments.settings)
-        ensemble = Ensemble([run, *(load(other, arguments.device) for other in arguments.others)])
     data = evaluation.open_data(run, arguments.data, arguments.settings)
     splits = evaluation.chosen_splits(data, arguments.split)
     if dynamic or "tune" in (cache, temperature):

@@ -31,14 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: python -m recur.predict outputs/... 'This film is terrible' 'This film is great' --explain",
     )
     parser.add_argument("run", help="run folder or checkpoint")
-    parser.add_argument(
-        "--with",
-        dest="others",
-        metavar="RUN",
-        action="append",
-        default=[],
-        help="average a classifier's probabilities with those of another run, too; for several give it again",
-    )
+    cli.add_others(parser)
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts; none: standard input, one text a line")
     parser.add_argument("--file", metavar="PATH", help="read texts from a txt (one a line), csv, tsv, jsonl or parquet")
     parser.add_argument("--column", metavar="NAME", help="column that holds the texts (default: the run's)")
@@ -66,6 +59,7 @@ def _run(arguments: argparse.Namespace) -> None:
     _check(arguments)
     from recur.inference import io
     from recur.inference.display import check_page, display_for
+    from recur.inference.ensemble import ensemble_of
     from recur.inference.run import load
 
     if arguments.out:
@@ -77,11 +71,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
         check_chart(arguments.gates)
     run = load(arguments.run, arguments.device)
-    ensemble = None
-    if arguments.others:
-        from recur.inference.ensemble import Ensemble
-
-        ensemble = Ensemble([run, *(load(other, arguments.device) for other in arguments.others)])
+    ensemble = ensemble_of(run, arguments.others, arguments.device)
     if arguments.gates:
         from recur.inference.probes import write_gates
 

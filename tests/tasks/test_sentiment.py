@@ -214,11 +214,7 @@ def test_layers_are_all_parameters_once(data):
     assert sorted(id(own) for layer in net.layers() for own in layer) == sorted(id(own) for own in net.parameters())
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-def test_a_weighted_loss_does_not_depend_on_how_texts_are_batched(data, classes):
-    """It is sum(w l) / sum(w) of the split; of texts that all count nothing it is 0, and they change nothing."""
-    from recur.tasks.base import Mean
-
+def weighted_task(classes, **settings):
     weights = [0.0, 1.0, 3.0][:classes]
     task = SentimentTask(
         partial(Classifier, embedding_dim=4, hidden_size=4),
@@ -226,7 +222,17 @@ def test_a_weighted_loss_does_not_depend_on_how_texts_are_batched(data, classes)
         num_classes=classes,
         class_names=list("abc")[:classes],
         class_weights=weights,
+        **settings,
     )
+    return task, weights
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_weighted_loss_does_not_depend_on_how_texts_are_batched(data, classes):
+    """It is sum(w l) / sum(w) of the split; of texts that all count nothing it is 0, and they change nothing."""
+    from recur.tasks.base import Mean
+
+    task, weights = weighted_task(classes)
     torch.manual_seed(0)
     labels = torch.tensor([0, 0, 1, 1, 0, 1, 0, classes - 1])
     logits = torch.randn(8, 1 if classes == 2 else classes)
@@ -243,15 +249,7 @@ def test_a_weighted_loss_does_not_depend_on_how_texts_are_batched(data, classes)
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("classes", [2, 3])
 def test_a_weighted_and_smoothed_loss_is_torchs(data, classes, smoothing):
-    weights = [0.0, 1.0, 3.0][:classes]
-    task = SentimentTask(
-        partial(Classifier, embedding_dim=4, hidden_size=4),
-        vocab_size=5,
-        num_classes=classes,
-        class_names=list("abc")[:classes],
-        class_weights=weights,
-        label_smoothing=smoothing,
-    )
+    task, weights = weighted_task(classes, label_smoothing=smoothing)
     torch.manual_seed(0)
     logits = torch.randn(8, 1 if classes == 2 else classes, requires_grad=True)
     every = torch.cat([torch.zeros(8, 1), logits], 1) if classes == 2 else logits

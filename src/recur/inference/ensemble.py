@@ -14,7 +14,7 @@ from recur.data.tables import as_file, is_table
 from recur.errors import UserError
 from recur.inference import classification, evaluation
 from recur.inference.classification import SORTED_TOGETHER, Prediction
-from recur.inference.run import Run
+from recur.inference.run import Run, load
 from recur.tasks.sentiment import score_metrics
 
 if TYPE_CHECKING:
@@ -143,6 +143,15 @@ class Ensemble:
             "class_names": self.class_names,
             "members": members,
         }
+
+
+def ensemble_of(run: Run, others: Sequence[str], device: str) -> Ensemble | None:
+    """A run and others, by their paths, as one classifier; None where there are no others.
+
+    Raises:
+        UserError: one cannot be opened, or they cannot be averaged.
+    """
+    return Ensemble([run, *(load(other, device) for other in others)]) if others else None
 
 
 def check_settings(words: Sequence[str]) -> None:
