@@ -1,6 +1,7 @@
 """`recur.load` and what a run offers from Python."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import recur
 from recur.errors import UserError
 from recur.exporting.folder import export
 from recur.inference.curves import draw
+from support.torture import scalars
 
 
 def test_importing_recur_is_light() -> None:
@@ -32,6 +34,19 @@ def test_a_run_gives_its_record_and_its_history(trained_run: Path) -> None:
     assert history["epoch"].tolist() == [1.0, 2.0, 3.0]
     best = history["val/accuracy"].max()
     assert best == pytest.approx(run.metrics["val"]["accuracy"], abs=1e-6)
+    events = scalars(trained_run)
+    for name in ("train/epoch_loss", "train/epoch_accuracy"):
+        assert history[name].tolist() == pytest.approx([value for _, value in events[name]], rel=1e-6)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_training_figures_are_drawn_at_the_end_of_their_epoch(late: bool) -> None:
+    """Earlier versions wrote them down with the validation after the next epoch."""
+    train = [math.nan, 0.9, 0.8] if late else [0.9, 0.8, 0.7]
+    history = pd.DataFrame({"epoch": [1.0, 2.0, 3.0], "val/loss": [0.5, 0.4, 0.3], "train/epoch_loss": train})
+    lines = {line.get_label(): line for line in draw(history).axes[0].lines}
+    x, y = (list(values) for values in lines["training"].get_data())
+    assert (x, y) == (([1.0, 2.0], [0.9, 0.8]) if late else ([1.0, 2.0, 3.0], train))
 
 
 def test_figures_of_one_checkpoint_are_not_shown_beside_another(trained_run: Path, tmp_path: Path) -> None:
@@ -61,9 +76,7 @@ def test_the_curves_are_what_the_history_says(trained_run: Path) -> None:
         ("accuracy", "training", "train/epoch_accuracy"),
     ):
         x, y = (list(values) for values in drawn[title][name].get_data())
-        # A validation is written down before its own epoch of training has ended: it has the figures of the one before.
-        late = column.startswith("train/")
-        assert (x, y) == (([1.0, 2.0] if late else [1.0, 2.0, 3.0]), history[column].dropna().tolist())
+        assert (x, y) == ([1.0, 2.0, 3.0], history[column].tolist())
     marked = figure.axes[1].lines[-1]
     assert marked.get_ydata()[0] == history["val/accuracy"].max()
     assert figure._repr_png_().startswith(b"\x89PNG")

@@ -258,3 +258,35 @@ def test_a_weighted_and_smoothed_loss_is_torchs(data, classes, smoothing):
     torch.testing.assert_close(task.loss(logits, labels), expected)
     nothing = task.loss(logits, torch.zeros_like(labels))  # texts that count nothing
     assert nothing.item() == 0 and torch.autograd.grad(nothing, logits)[0].abs().max() == 0
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_loss_of_probabilities_is_the_mean_of_each_class_as_label(data, classes, smoothing, weighted):
+    """Certain ones are labels; a text of which half is one class counts as half a text of each."""
+    task, weights = weighted_task(classes, label_smoothing=smoothing)
+    if not weighted:
+        task._weights, weights = None, [1.0] * classes
+    torch.manual_seed(0)
+    logits = torch.randn(6, 1 if classes == 2 else classes, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 1, 0, 1, classes - 1])
+    certain = torch.eye(classes)[labels]
+    torch.testing.assert_close(task.loss(logits, labels, certain), task.loss(logits, labels))
+    targets = torch.rand(6, classes).softmax(1)
+    total = weight = 0.0
+    for row in range(6):
+        for label in range(classes):
+            part = float(targets[row, label])
+            one = torch.tensor([label])
+            total += part * weights[label] * (task.loss(logits[[row]], one) if weights[label] else 0)
+            if (
+                smoothing and not weights[label]
+            ):  # its share of the other classes, which no weighted mean of one text has
+                every = torch.cat([torch.zeros(1, 1), logits[[row]]], 1) if classes == 2 else logits[[row]]
+                spread = torch.tensor(weights) * smoothing / classes
+                total += part * -(spread * every.log_softmax(1)[0]).sum()
+            weight += part * weights[label]
+    given = task.loss(logits, targets.argmax(1), targets)
+    torch.testing.assert_close(given, total / weight, check_dtype=False, rtol=1e-5, atol=1e-6)
+    assert task._weight_of(labels, targets) == pytest.approx(weight, rel=1e-5)

@@ -15,7 +15,10 @@ from recur.runs.metrics import plain
 
 # What says where a run's own data is; none of it applies to another file.
 _PLACES = frozenset(
-    ("path", "subset", "revision", "train", "val", "test", "unlabelled", "text", "synthetic", "limit_train", "vectors")
+    (
+        *("path", "subset", "revision", "train", "val", "test", "unlabelled", "pseudo_labelled"),
+        *("text", "synthetic", "limit_train", "vectors"),
+    )
 )
 
 

@@ -7,6 +7,7 @@
 | `logger.*`, `test`, `name`, `tags`, `extras` | honoured |
 | `data.eval_batch_size`, `data.eval_bptt`, `data.cache_dir`, `data.on_bad_row` | honoured |
 | `data.path`, `data.train`, `data.val`, `data.test`, `data.unlabelled` | honoured: where the same data is now |
+| `data.pseudo_labelled` | the same |
 | everything else: `model`, `optimizer`, `scheduler`, `seed`, other `data`, `monitor`, `mode` | refused |
 
 A setting that is refused decides what the steps so far were, or is kept in the checkpoint: the run would go on with the
@@ -40,6 +41,7 @@ _HONOURED = (
     "data.val",
     "data.test",
     "data.unlabelled",
+    "data.pseudo_labelled",
 )
 _REFUSED = (
     "trainer.accumulate_grad_batches",

@@ -17,7 +17,7 @@ All this is a function of the lengths and of (seed, epoch, world size); a rank a
 place in it, which is all that has to be saved to go on from there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -223,6 +223,19 @@ class Texts:
         self._head, self._gaps = (self.lengths + 1) // 2, over  # read only where both ends are kept
         self._both = keep == "both" and bool(over.any())
 
+    @classmethod
+    def joined(cls, parts: Sequence["Texts"]) -> "Texts":
+        """The texts of several, one after the other; their ids are copied."""
+        whole = cls.__new__(cls)
+        whole._values = np.concatenate([part._values for part in parts])
+        firsts = np.cumsum([0, *(len(part._values) for part in parts[:-1])])
+        whole._starts = np.concatenate([part._starts + first for part, first in zip(parts, firsts, strict=True)])
+        whole.lengths = np.concatenate([part.lengths for part in parts])
+        whole._head = np.concatenate([part._head for part in parts])
+        whole._gaps = np.concatenate([part._gaps for part in parts])
+        whole._both = any(part._both for part in parts)
+        return whole
+
     def __len__(self) -> int:
         """Number of texts."""
         return len(self.lengths)
@@ -260,6 +273,7 @@ class TextLoader(ResumableLoader[TextBatch]):
     Args:
         texts: the texts.
         labels: class of each text, `(rows,)` int64.
+        targets: probability of each class of each text to train on, `(rows, classes)` float32; None for the labels.
         batch_size: see `plan_epoch`.
         max_tokens: see `plan_epoch`.
         shuffle: True to train, each epoch in another order; False to evaluate, always in the same order.
@@ -274,6 +288,7 @@ class TextLoader(ResumableLoader[TextBatch]):
         texts: Texts,
         labels: NDArray[np.int64],
         *,
+        targets: NDArray[np.float32] | None = None,
         batch_size: int,
         max_tokens: int | None = None,
         shuffle: bool = False,
@@ -284,6 +299,7 @@ class TextLoader(ResumableLoader[TextBatch]):
     ) -> None:
         """Count the steps; the plan is laid out when an epoch starts."""
         assert len(texts) == len(labels)
+        assert targets is None or len(targets) == len(labels)
         self._settings: dict[str, Any] = {
             "batch_size": batch_size,
             "seed": seed,
@@ -295,6 +311,7 @@ class TextLoader(ResumableLoader[TextBatch]):
         super().__init__({**self._settings, **size}, repeat=repeat or not shuffle)
         self.texts = texts
         self.labels = labels
+        self.targets = targets
         self.rank = rank
         self._steps = count_steps(texts.lengths, batch_size, world_size, max_tokens)
 
@@ -317,6 +334,7 @@ class TextLoader(ResumableLoader[TextBatch]):
                 torch.from_numpy(self.labels[rows]),
                 torch.from_numpy(rows),
                 plan.scale(step, self.rank),
+                None if self.targets is None else torch.from_numpy(self.targets[rows]),
             )
 
     def where(self, number: int) -> str:

@@ -1,9 +1,8 @@
 """Labelled texts as a LightningDataModule: from rows to packed batches."""
 
-import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -14,8 +13,9 @@ from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recur.data import pseudo_labels
 from recur.data.buckets import Keep, TextLoader, Texts
-from recur.data.cache import Ragged, TokenCache, content_key, id_dtype
+from recur.data.cache import TokenCache, content_key
 from recur.data.checks import (
     Column,
     Count,
@@ -28,6 +28,7 @@ from recur.data.checks import (
     one_delimiter,
     one_source,
 )
+from recur.data.encoded import Encoded, write_split
 from recur.data.labels import Names, class_table, label_key, parted, table_of, wanted_names
 from recur.data.readers import Checked, Rows, checked
 from recur.data.sources import Source, Split, choose_splits
@@ -39,34 +40,10 @@ from recur.errors import UserError
 from recur.nn.arguments import Remembering
 
 log = logging.getLogger(__name__)
-_ENCODE_AT_ONCE = 2000
+_PSEUDO = "pseudo_labelled"
 _DEFAULTS: Mapping[str, Any] = MappingProxyType({})  # of the tokenizer
 _LONGEST = 1_000_000  # tokens of a text: even one step of training would take minutes and many GiB
 _WORD2VEC = ("dim", "window", "epochs", "min_count", "skip_gram", "seed")
-
-
-class Encoded:
-    """One split as the cache holds it.
-
-    Attributes:
-        tokens: ids of each text.
-        raw: UTF-8 bytes of each text.
-        labels: class of each text, -1 where it has none, `(rows,)` int64.
-        numbers: each text's row number in its source, from 0, `(rows,)` int64.
-        unknown: tokens of each text that are not in the vocabulary, `(rows,)` int64.
-        digests: hash of each text, `(rows,)` uint64, to find the same text elsewhere.
-        facts: rows skipped, by reason, and other plain values.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        """Map an entry of the cache."""
-        self.tokens = Ragged.open(folder, "tokens")
-        self.raw = Ragged.open(folder, "raw")
-        self.labels: NDArray[np.int64] = np.load(folder / "labels.npy")
-        self.numbers: NDArray[np.int64] = np.load(folder / "numbers.npy")
-        self.unknown: NDArray[np.int64] = np.load(folder / "unknown.npy")
-        self.digests: NDArray[np.uint64] = np.load(folder / "digests.npy")
-        self.facts: dict[str, Any] = json.loads((folder / "facts.json").read_text())
 
 
 class SentimentData(Remembering, pl.LightningDataModule):
@@ -87,6 +64,10 @@ class SentimentData(Remembering, pl.LightningDataModule):
         test: split name, file(s) or table for the test; None finds a split `test` or does without, as it does where
             the labels of that split are kept secret; False does without.
         unlabelled: split name or file(s) of texts without labels, for word vectors.
+        pseudo_labelled: file(s) of texts with a model's probability of each class, as `python -m recur.predict --out`
+            writes them, or a table of this form: trained on beside the labelled ones, with these probabilities as
+            targets (self-training; see `recur.data.pseudo_labels`). Vocabulary, word vectors, class counts and the
+            linear models of n-grams are still of the labelled texts.
         text_column: column of texts: its name or, in a csv or tsv without a line of names, its number from 1.
         label_column: column of labels, likewise.
         class_names: names of the classes in order, or a name for each label value ({0: bad, 4: good}); None takes the
@@ -129,6 +110,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         val: Files | Literal[False] | None = None,
         test: Files | Literal[False] | None = None,
         unlabelled: Files | None = None,
+        pseudo_labelled: Files | None = None,
         text_column: Column = "text",
         label_column: Column = "label",
         class_names: Sequence[str] | Mapping[Any, str] | None = None,
@@ -165,6 +147,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         self._place = (path, subset, revision)
         self._delimiter = one_delimiter(delimiter)
         self._names = {"train": train, "val": val, "test": test, "unlabelled": unlabelled}
+        self._pseudo_labelled = pseudo_labelled
         self._columns = (text_column, label_column)
         self._wanted_classes: Names = wanted_names(class_names)
         self._fractions = {"val": val_fraction, "test": test_fraction}
@@ -244,6 +227,8 @@ class SentimentData(Remembering, pl.LightningDataModule):
         for split in ("val", "test"):
             if split in self._find():
                 self._open(split)
+        if self._pseudo_labelled is not None:
+            self._open(_PSEUDO)
         for split in self._rows:
             self.texts(split)
         rows = len(self._rows["train"])
@@ -285,6 +270,11 @@ class SentimentData(Remembering, pl.LightningDataModule):
             )
             if skipped := encoded.facts["skipped"]:
                 facts[f"{split} skipped"] = "; ".join(f"{count} x {reason}" for reason, count in skipped.items())
+        if (pseudo := self.pseudo_labelled()) is not None:
+            texts, skipped = pseudo[0], self._open(_PSEUDO).facts["skipped"]
+            facts["pseudo-labelled"] = f"{len(texts):,} texts, {int(texts.lengths.sum()):,} tokens"
+            if skipped:
+                facts["pseudo-labelled skipped"] = "; ".join(f"{n} x {reason}" for reason, n in skipped.items())
         facts["classes"] = ", ".join(self.class_names)
         facts["vocabulary"] = f"{self.vocab_size:,} ({self.tokenizer.kind})"
         for split, count in self.overlap().items():
@@ -329,6 +319,14 @@ class SentimentData(Remembering, pl.LightningDataModule):
         """Class of each text of a split, -1 where it has none."""
         return self._open(split).labels[self._rows[split]]
 
+    def pseudo_labelled(self) -> tuple[Texts, NDArray[np.float32]] | None:
+        """Texts that a model labelled and its probabilities, `(texts, classes)`; None where none are trained on."""
+        if self._pseudo_labelled is None or _PSEUDO not in self._find():
+            return None
+        targets = self._open(_PSEUDO).targets
+        assert targets is not None
+        return self.texts(_PSEUDO), targets
+
     def text(self, split: str, row: int) -> str:
         """A text as it was read; `row` as in `TextBatch.rows`."""
         return bytes(self._open(split).raw[int(self._rows[split][row])]).decode()
@@ -362,9 +360,16 @@ class SentimentData(Remembering, pl.LightningDataModule):
         the batches are used.
         """
         trainer = self.trainer
+        texts, labels = self.texts(split), self.labels(split)
+        targets = None
+        if shuffle and split == "train" and (pseudo := self.pseudo_labelled()) is not None:
+            known = np.eye(self.num_classes, dtype=np.float32)[labels]
+            targets = np.concatenate([known, pseudo[1]])
+            texts, labels = Texts.joined([texts, pseudo[0]]), targets.argmax(1)
         return TextLoader(
-            self.texts(split),
-            self.labels(split),
+            texts,
+            labels,
+            targets=targets,
             batch_size=self._batch_size if shuffle else self._eval_batch_size,
             max_tokens=self._max_tokens,
             shuffle=shuffle,
@@ -399,6 +404,9 @@ class SentimentData(Remembering, pl.LightningDataModule):
                 self._sources = choose_splits(
                     self._names, *self._place, self._cache, need_train=need, delimiter=self._delimiter
                 )
+            if self._pseudo_labelled is not None and self._carves:
+                named = {_PSEUDO: self._pseudo_labelled}
+                self._sources |= choose_splits(named, None, None, None, self._cache, need_train=False)
         return self._sources
 
     def _leave_out_secret_test(self) -> None:
@@ -504,7 +512,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         self.tokenizer = Tokenizer.train((good.texts[row] for row in train.tolist()), **self._tokenizer_settings)
         (folder / "tokenizer.json").write_text(self.tokenizer.to_json(), encoding="utf-8")
         (folder / "base.json").write_text(json.dumps({"class_names": self.class_names, "table": self._table}))
-        self._write(folder, good, labels, rows)
+        write_split(folder, good, labels, rows, self.tokenizer, self._columns[0])
 
     def _use_given_model(self) -> None:
         assert self._given_model is not None
@@ -528,15 +536,30 @@ class SentimentData(Remembering, pl.LightningDataModule):
             raise UserError("split", split, f"must be one of {', '.join(self._find())}")
 
         def build(folder: Path) -> None:
+            if split == _PSEUDO:
+                self._build_pseudo_labelled(folder)
+                return
             rows = self._read(split)
             if split != "unlabelled":
                 self._table = table_of(self.class_names, rows, self._columns[1], self._wanted_classes)
             good = self._check(split, rows)
-            self._write(folder, good, self._classes_of(good), rows)
+            write_split(folder, good, self._classes_of(good), rows, self.tokenizer, self._columns[0])
 
         self._entry(split, {**self._key(split), "base": self._base, "labelled": split != "unlabelled"}, build)
         self._rows[split] = np.arange(len(self._encoded[split].labels))
         return self._encoded[split]
+
+    def _build_pseudo_labelled(self, folder: Path) -> None:
+        rows = self._find()[_PSEUDO].read(pseudo_labels.columns(self.class_names))
+        good = checked(
+            rows,
+            pseudo_labels.TEXT,
+            wrong_text=lambda value: "has no token" if lacks_tokens(value, self.tokenizer.kind) else None,
+            on_bad_row=self._on_bad_row,
+        )
+        targets = pseudo_labels.class_probabilities(rows, good.numbers, self.class_names)
+        np.save(folder / "targets.npy", targets)
+        write_split(folder, good, targets.argmax(1), rows, self.tokenizer, pseudo_labels.TEXT)
 
     def _key(self, split: str) -> dict[str, Any]:
         return {"rows": self._fingerprint(split), **self._columns_key()}
@@ -570,26 +593,3 @@ class SentimentData(Remembering, pl.LightningDataModule):
             return np.full(len(good.texts), -1, dtype=np.int64)
         table = {value: self._table[label_key(value)] for value in set(good.labels)}
         return np.array([table[value] for value in good.labels], dtype=np.int64)
-
-    def _write(self, folder: Path, good: Checked, labels: NDArray[np.int64], rows: Rows) -> None:
-        """Encode the texts and write a split's files."""
-        unknown: list[int] = []
-
-        def encoded() -> Iterator[NDArray[np.int32]]:
-            for start in range(0, len(good.texts), _ENCODE_AT_ONCE):
-                for ids in self.tokenizer.encode_batch(good.texts[start : start + _ENCODE_AT_ONCE]):
-                    unknown.append(int((ids == self.tokenizer.unk_id).sum()))
-                    yield ids
-
-        lengths = Ragged.save(folder, "tokens", encoded(), id_dtype(self.tokenizer.vocab_size))
-        if not lengths.all():
-            where = rows.where(int(good.numbers[int(lengths.argmin())]))
-            raise UserError(f"{where}:", rule=f"column {self._columns[0]!r} has no token", remedy="leave the row out")
-        raw = [text.encode() for text in good.texts]
-        Ragged.save(folder, "raw", (np.frombuffer(text, dtype=np.uint8) for text in raw), np.uint8)
-        digests = b"".join(hashlib.blake2b(text.strip(), digest_size=8).digest() for text in raw)
-        np.save(folder / "digests.npy", np.frombuffer(digests, dtype=np.uint64))
-        np.save(folder / "unknown.npy", np.array(unknown, dtype=np.int64))
-        np.save(folder / "labels.npy", labels)
-        np.save(folder / "numbers.npy", good.numbers)
-        (folder / "facts.json").write_text(json.dumps({"skipped": good.skipped, "rows": len(rows)}))

@@ -248,12 +248,12 @@ def absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
             return [resolved(one, key) for one in value]
         if not isinstance(value, str) or "\0" in value or (key == "vectors" and value == "train"):
             return value
-        if bare_words and key not in ("path", "vectors") and not re.search(r"[./*?]", value):
+        if bare_words and key not in ("path", "vectors", "pseudo_labelled") and not re.search(r"[./*?]", value):
             return value
         place = os.path.abspath(os.path.expanduser(value))
         return place if os.path.exists(place) or glob.glob(place, recursive=True) else value
 
-    keys = ("path", "train", "val", "test", "unlabelled", "vectors")
+    keys = ("path", "train", "val", "test", "unlabelled", "pseudo_labelled", "vectors")
     return {key: resolved(value, key) if key in keys else value for key, value in settings.items()}
 
 

@@ -50,11 +50,13 @@ def drawable(history: "pd.DataFrame") -> dict[str, dict[str, str]]:
 def points(history: "pd.DataFrame", column: str) -> tuple[list[float], list[float]]:
     """The epochs and values of a metric.
 
-    A validation comes before the training figures of its own epoch are complete: it has those of the epoch before.
+    Runs of earlier versions wrote down a validation with the training figures of the epoch before, and so the first
+    without any.
     """
-    rows = history[history[column].notna()]
+    known = history[column].notna()
+    rows = history[known]
     values = dict(zip(rows["epoch"].tolist(), rows[column].tolist(), strict=True))
-    if column.startswith("train/epoch_"):
+    if column.startswith("train/epoch_") and not known.iloc[0]:
         values = {float(math.ceil(epoch) - 1): value for epoch, value in values.items()}
     return list(values), list(values.values())
 

@@ -126,13 +126,17 @@ def open_data(run: "runs.Run", path: str | None = None, settings: Sequence[str] 
         rule = f"has changed since the run was trained, its classes are {', '.join(map(str, data.class_names))} now"
         raise UserError(f"the data of {run.checkpoint}", ABSENT, rule, _OTHER_DATA)
     if path is None and not settings and run.fingerprint is not None:
-        fingerprint.compare(run.fingerprint, fingerprint.fingerprint(data), str(run.checkpoint), _OTHER_DATA)
+        kept = {split: facts for split, facts in run.fingerprint.items() if split != fingerprint.PSEUDO}
+        fingerprint.compare(kept, fingerprint.fingerprint(data), str(run.checkpoint), _OTHER_DATA)
     return data
 
 
 def settings_of_data(run: "runs.Run", path: str | None = None, settings: Sequence[str] = ()) -> dict[str, Any]:
     """The settings with which `open_data` opens it; arguments and errors as there."""
-    return data_settings.changed(run.config["data"], settings, run.place(run.folder or run.checkpoint.parent), path)
+    own = run.config["data"]
+    if own.get("pseudo_labelled") is not None:  # trained on and never evaluated, so it may be gone
+        own = {**own, "pseudo_labelled": None}
+    return data_settings.changed(own, settings, run.place(run.folder or run.checkpoint.parent), path)
 
 
 def chosen_splits(data: Any, split: str | None = None) -> list[str]:

@@ -45,12 +45,15 @@ class TextBatch(NamedTuple):
         rows: number of each text's row in its split, `(batch,)` int64, same order.
         scale: texts in this batch over the mean number of all ranks' in this step. Ranks have equally many tokens and
             so unequally many texts: a mean loss times `scale`, averaged over ranks, is the mean over the step's texts.
+        targets: probability of each class to train on, `(batch, classes)` float32, where a model gave it; None where
+            `labels` say it all. `labels` then has the most probable class.
     """
 
     text: PackedSequence
     labels: Tensor
     rows: Tensor
     scale: float = 1.0
+    targets: Tensor | None = None
 
     @property
     def unit(self) -> str:

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from recur.data.families import LabelledTexts
+from recur.data.sentiment import SentimentData
 from recur.errors import UserError
 
 Fingerprint = dict[str, dict[str, Any]]
+PSEUDO = "pseudo-labelled"  # the part of texts that are trained on and are in no split
 
 
 def fingerprint(data: Any) -> Fingerprint:
@@ -25,20 +27,22 @@ def fingerprint(data: Any) -> Fingerprint:
     parts: Fingerprint = {"vocabulary": {"hash": _hash(data.tokenizer.to_json().encode())}}
     for split in data.splits:
         if isinstance(data, LabelledTexts):
-            texts = data.texts(split)
-            digest = hashlib.blake2b(digest_size=16)
-            for row in range(len(texts)):
-                digest.update(texts[row].data.cast("B"))
-                digest.update(b"\n")
-            parts[split] = {
-                "rows": len(texts),
-                "texts": digest.hexdigest(),
-                "labels": _hash(data.labels(split).data.cast("B")),
-            }
+            parts[split] = _labelled(data.texts(split), data.labels(split))
         else:
             tokens = data.tokens(split)
             parts[split] = {"tokens": len(tokens), "text": _hash(np.ascontiguousarray(tokens).data.cast("B"))}
+    pseudo = data.pseudo_labelled() if isinstance(data, SentimentData) else None
+    if pseudo is not None:
+        parts[PSEUDO] = _labelled(*pseudo)
     return parts
+
+
+def _labelled(texts: Any, labels: Any) -> dict[str, Any]:
+    digest = hashlib.blake2b(digest_size=16)
+    for row in range(len(texts)):
+        digest.update(texts[row].data.cast("B"))
+        digest.update(b"\n")
+    return {"rows": len(texts), "texts": digest.hexdigest(), "labels": _hash(labels.data.cast("B"))}
 
 
 def _hash(content: Any) -> str:

@@ -200,6 +200,10 @@ class Stepping(Remembering, pl.LightningModule):
         """What an epoch sums up."""
         raise NotImplementedError
 
+    def epoch_figures(self) -> dict[str, Tensor]:
+        """Means over what the present epoch has trained on so far, of all ranks, which must all ask; by name."""
+        return {}
+
     def snapshot(self) -> list[Tensor]:
         """What a step that is skipped must leave behind unchanged, besides what the optimizer changes."""
         return [value.clone() for metric in self.training_metrics() for _, value in _states(metric)]

@@ -214,10 +214,14 @@ class LanguageModelingTask(Stepping):
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's loss over all its tokens, as the model was while it read them."""
-        figures = self.train_statistics.compute()
-        self.log("train/epoch_loss", figures["loss"])
-        self.log("train/epoch_perplexity", figures["perplexity"])
+        for name, value in self.epoch_figures().items():
+            self.log(name, value)
         self.train_statistics.reset()
+
+    def epoch_figures(self) -> dict[str, Tensor]:
+        """See `Stepping`."""
+        figures = self.train_statistics.compute()
+        return {f"train/epoch_{name}": figures[name] for name in ("loss", "perplexity")}
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None

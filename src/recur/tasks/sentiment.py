@@ -4,6 +4,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -249,27 +250,39 @@ class SentimentTask(Stepping):
             "n-grams    %s of up to %d tokens, fitted before the network is trained", f"{number:,}", longest
         )
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
         """Mean cross-entropy in nats, with label smoothing and class weights.
 
         With weights the mean is the weighted one, sum(w l) / sum(w), as in `torch.nn.CrossEntropyLoss`; 0 where all
         labels have the weight 0. Of several processes each has its own mean, which counts by its number of texts.
+
+        Args:
+            logits: as `forward` gives them.
+            labels: class of each text, `(batch,)`.
+            targets: probability of each class in the place of `labels`, `(batch, classes)`, whose loss is
+                -sum(w p log q); a text weighs sum(w p).
         """
         weights = None if self._weights is None else self._weights.to(logits)
         smoothing = self.label_smoothing
-        if self.num_classes > 2 or (weights is not None and smoothing):
+        if targets is not None:
+            every = torch.cat([torch.zeros_like(logits), logits], 1) if self.num_classes == 2 else logits
+            spread = targets.to(logits.dtype) * (1 - smoothing) + smoothing / self.num_classes
+            total = F.cross_entropy(every, spread, weights, reduction="sum")
+        elif self.num_classes > 2 or (weights is not None and smoothing):
             every = torch.cat([torch.zeros_like(logits), logits], 1) if self.num_classes == 2 else logits
             total = F.cross_entropy(every, labels, weights, label_smoothing=smoothing, reduction="sum")
         else:
             target = labels.to(logits.dtype) * (1 - smoothing) + smoothing / 2
             each = F.binary_cross_entropy_with_logits(logits.squeeze(1), target, reduction="none")
             total = (each if weights is None else weights[labels] * each).sum()
-        weight = self._weight_of(labels)
+        weight = self._weight_of(labels, targets)
         return total / weight if weight > 0 else total * 0
 
-    def _weight_of(self, labels: Tensor) -> float:
-        """What texts with these labels count for in a mean of losses."""
-        return float(len(labels) if self._weights is None else self._weights[labels.cpu()].sum())
+    def _weight_of(self, labels: Tensor, targets: Tensor | None = None) -> float:
+        """What texts with these labels, or probabilities of classes, count for in a mean of losses."""
+        if self._weights is None:
+            return float(len(labels))
+        return float(self._weights[labels.cpu()].sum() if targets is None else (targets.cpu() @ self._weights).sum())
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probability of every class, `(batch, classes)`."""
@@ -281,18 +294,19 @@ class SentimentTask(Stepping):
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         """One step on one batch of texts."""
         if self.adversarial:
-            parts = (batch.text, batch.labels, self.loss, self.adversarial)
+            loss_of = partial(self.loss, targets=batch.targets)
+            parts = (batch.text, batch.labels, loss_of, self.adversarial)
             logits, loss, changed = adversarial_loss(self.net, *parts)  # type: ignore[arg-type]
             self.log_step("train/adversarial_loss", changed.detach(), batch_size=len(batch.labels))
         else:
             logits = self(batch)
-            loss = self.loss(logits, batch.labels)
+            loss = self.loss(logits, batch.labels, batch.targets)
             changed = torch.zeros_like(loss)
         with torch.no_grad():
             guess = (logits.squeeze(1) > 0).long() if self.num_classes == 2 else logits.argmax(1)
             accuracy = (guess == batch.labels).float().mean()
         size = len(batch.labels)
-        self.train_loss.update(loss.detach(), self._weight_of(batch.labels))
+        self.train_loss.update(loss.detach(), self._weight_of(batch.labels, batch.targets))
         self.train_accuracy.update(accuracy, size)
         self.log_step("train/loss", loss.detach(), prog_bar=True, batch_size=size)
         self.log_step("train/accuracy", accuracy, prog_bar=True, batch_size=size)
@@ -302,6 +316,13 @@ class SentimentTask(Stepping):
         """Log the epoch's means over all its texts."""
         self.log("train/epoch_loss", self.train_loss)
         self.log("train/epoch_accuracy", self.train_accuracy)
+
+    def epoch_figures(self) -> dict[str, Tensor]:
+        """See `Stepping`."""
+        return {
+            "train/epoch_loss": self.train_loss.compute(),
+            "train/epoch_accuracy": self.train_accuracy.compute(),
+        }
 
     def training_metrics(self) -> list[Mean]:
         """The epoch's means."""

@@ -435,12 +435,15 @@ class ValidationLog(pl.Callback):
         self._started = time.monotonic()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write what was measured, on rank 0."""
-        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
+        """Write what was measured, on rank 0, and what the epoch trained on so far, which Lightning logs later."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        own = pl_module.epoch_figures() if isinstance(pl_module, Stepping) else {}
+        if not trainer.is_global_zero:
             return
         metrics = {
             name: float(value)
-            for name, value in trainer.callback_metrics.items()
+            for name, value in {**trainer.callback_metrics, **own}.items()
             if name.startswith(("val/", "train/"))
         }
         epoch, done = progress(trainer)

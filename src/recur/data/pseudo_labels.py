@@ -1,0 +1,79 @@
+"""Texts that a model labelled, with its probability of each class: rows as `python -m recur.predict --out` writes them.
+
+Trained on beside labelled texts they are self-training (Scudder 1965; Xie et al. 2020): what the model, or several
+averaged, thinks of texts without labels is the target of another. Probabilities say more than labels: a text of which
+the model is unsure teaches little.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recur.data.readers import Rows
+from recur.errors import UserError
+
+TEXT = "text"  # the column that holds the text, whatever it was called in the file that was labelled
+_MAPPING = "probabilities"
+_REMEDY = "write the file with python -m recur.predict RUN --file TEXTS --out FILE.jsonl"
+_SUM = 1e-3  # how far a row's probabilities may be from 1 in all
+
+
+def columns(class_names: Sequence[str]) -> list[str]:
+    """The columns to read: a mapping from class to probability, as JSON has it, or one column a class."""
+    return [TEXT, _MAPPING, *_named(class_names)]
+
+
+def _named(class_names: Sequence[str]) -> list[str]:
+    return [f"{_MAPPING}.{name}" for name in class_names]
+
+
+def class_probabilities(rows: Rows, numbers: NDArray[np.int64], class_names: Sequence[str]) -> NDArray[np.float32]:
+    """Probability of each class of each text.
+
+    Args:
+        rows: as read.
+        numbers: which of them.
+        class_names: the classes, in order.
+
+    Returns:
+        `(texts, classes)`, each row's sum 1.
+
+    Raises:
+        UserError: no such columns, or a row without a probability of each class.
+    """
+    named = _named(class_names)
+    file = rows.origins[0].file
+    if _MAPPING in rows.columns:
+        given: list[Any] = [
+            [value.get(name) for name in class_names]
+            if isinstance(value, dict) and len(value) == len(class_names)
+            else value
+            for value in rows.columns[_MAPPING]
+        ]
+    elif all(name in rows.columns for name in named):
+        given = [list(row) for row in zip(*(rows.columns[name] for name in named), strict=True)]
+    else:
+        missing = next(name for name in named if name not in rows.columns)
+        raise UserError(file, rule=f"has no column {missing!r} and none {_MAPPING!r}", remedy=_REMEDY)
+    table = np.empty((len(numbers), len(class_names)))
+    for place, row in enumerate(numbers.tolist()):
+        values = _numbers(given[row])
+        if values is None or abs(sum(values) - 1) > _SUM:
+            rule = f"has not a probability of each of the classes {', '.join(class_names)}"
+            raise UserError(rows.where(row), given[row], rule, _REMEDY)
+        table[place] = values
+    return (table / table.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _numbers(values: Any) -> list[float] | None:
+    """Probabilities, of which a csv has spellings; None where one is not."""
+    if not isinstance(values, list):
+        return None
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        return None
+    return numbers if all(math.isfinite(number) and 0 <= number <= 1 for number in numbers) else None

@@ -1,0 +1,136 @@
+"""Texts with a model's probabilities: read in every form that `predict --out` writes, and trained on."""
+
+import csv
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import recur
+from conftest import EASY, train
+from recur.data.sentiment import SentimentData
+from recur.errors import UserError
+from support.commands import run_command
+
+TEXTS = ["a superb film", "what a dull plot , very dull", "neither good nor bad", "an awful film with a superb cast"]
+POSITIVE = [0.9, 0.2, 0.5, 0.75]
+
+
+def write(path, texts=TEXTS, positive=POSITIVE):
+    """The file as `predict --out` writes it, by its suffix."""
+    if path.suffix == ".jsonl":
+        answers = [
+            {"text": text, "label": "pos", "probabilities": {"pos": p, "neg": 1 - p}}
+            for text, p in zip(texts, positive, strict=True)
+        ]
+        path.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    elif path.suffix == ".parquet":
+        pd.DataFrame(
+            {"text": texts, "probabilities.neg": [1 - p for p in positive], "probabilities.pos": positive}
+        ).to_parquet(path)
+    else:
+        with open(path, "w", newline="") as stream:
+            rows = csv.writer(stream, delimiter="," if path.suffix == ".csv" else "\t")
+            rows.writerow(["text", "probabilities.pos", "probabilities.neg"])
+            rows.writerows([text, p, 1 - p] for text, p in zip(texts, positive, strict=True))
+    return str(path)
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    rows = [f"{'superb' if row % 2 else 'dull'} film number{row},{'pos' if row % 2 else 'neg'}" for row in range(40)]
+    (tmp_path / "mine.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+
+    def make(**settings):
+        data = SentimentData(
+            train=str(tmp_path / "mine.csv"), cache_dir=str(tmp_path / "cache"), batch_size=8, **settings
+        )
+        data.setup()
+        return data
+
+    return make
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_batches_hold_each_text_with_its_probabilities(tmp_path, labelled, suffix):
+    data = labelled(pseudo_labelled=write(tmp_path / f"theirs.{suffix}"))
+    plain = labelled()
+    assert data.class_names == ["neg", "pos"]
+    assert data.vocab_size == plain.vocab_size and data.model_arguments() == plain.model_arguments()
+    seen = {}
+    loader = data.train_dataloader()
+    for batch in loader:
+        assert batch.targets.dtype == torch.float32
+        assert batch.labels.tolist() == batch.targets.argmax(1).tolist()
+        for place, (row, target) in enumerate(zip(batch.rows.tolist(), batch.targets.tolist(), strict=True)):
+            steps = torch.arange(len(batch.text.batch_sizes))[batch.text.batch_sizes > place]
+            starts = batch.text.batch_sizes.cumsum(0) - batch.text.batch_sizes
+            seen[row] = (batch.text.data[starts[steps] + place].tolist(), target)
+    known = len(data.labels("train"))
+    assert sorted(seen) == list(range(known + len(TEXTS)))
+    for row in range(known):
+        ids, target = seen[row]
+        assert ids == data.tokenizer.encode(data.text("train", row)) and target[data.labels("train")[row]] == 1
+    for number, (text, positive) in enumerate(zip(TEXTS, POSITIVE, strict=True)):
+        ids, target = seen[known + number]
+        assert ids == data.tokenizer.encode(text) and target == pytest.approx([1 - positive, positive])
+    for ours, theirs in zip(data.val_dataloader(), plain.val_dataloader(), strict=True):
+        assert ours.targets is None and torch.equal(ours.text.data, theirs.text.data)
+    assert data.describe()["pseudo-labelled"].startswith(f"{len(TEXTS)} texts")
+    assert loader.where(0).startswith("training rows")
+
+
+@pytest.mark.parametrize("keep", ["head", "tail", "both"])
+def test_texts_are_cut_as_the_labelled_ones(tmp_path, labelled, keep):
+    text = " ".join(f"number{row}" for row in range(9))
+    file = write(tmp_path / "theirs.jsonl", [text, "a superb film"], [0.9, 0.1])
+    data = labelled(pseudo_labelled=file, max_length=4, keep=keep)
+    ids = data.tokenizer.encode(text)
+    cut = {"head": ids[:4], "tail": ids[-4:], "both": ids[:2] + ids[-2:]}[keep]
+    loader = data.train_dataloader()
+    assert loader.texts[len(data.labels("train"))].tolist() == cut
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"text": "a film", "probabilities": {"pos": 1.0}}, "a probability of each of the classes neg, pos"),
+        ({"text": "a film", "probabilities": {"pos": 0.6, "neg": 0.6}}, "a probability of each of the classes"),
+        ({"text": "a film", "probabilities": {"pos": -0.5, "neg": 1.5}}, "a probability of each of the classes"),
+        ({"text": "a film", "probabilities": {"pos": "much", "neg": 0.5}}, "a probability of each of the classes"),
+        ({"text": "a film", "probabilities": {"good": 0.5, "bad": 0.5}}, "a probability of each of the classes"),
+        ({"text": "a film", "label": "pos"}, "no column 'probabilities.neg'"),
+        ({"text": " ", "probabilities": {"pos": 0.5, "neg": 0.5}}, "'text'"),
+    ],
+)
+def test_rows_without_probabilities_are_refused_by_name(tmp_path, labelled, record, words):
+    file = tmp_path / "theirs.jsonl"
+    file.write_text(json.dumps(record) + "\n")
+    with pytest.raises(UserError, match=words) as raised:
+        labelled(pseudo_labelled=str(file))
+    assert "theirs.jsonl" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_student_learns_from_what_predict_wrote(trained_run, tmp_path):
+    """The commands of self-training; the run is resumed with the file, refused with another, opened without any."""
+    texts = ["the film was superb", "the film was awful", "a superb story", "an awful cast"] * 30
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    file = tmp_path / "theirs.jsonl"
+    done = run_command("predict", trained_run, "--file", tmp_path / "texts.jsonl", "--out", file)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "student"
+    few = ["data.limit_train=20", "data.batch_size=8", "trainer.max_epochs=2"]
+    done = train(folder, *EASY, *few, f"data.pseudo_labelled={file}")
+    assert "pseudo-labelled" in done.stdout and "120 texts" in done.stdout
+    run = recur.load(folder)
+    assert run.predict(["superb"])[0].label == "positive"
+    done = run_command("train", f"resume={folder}", "trainer.max_epochs=3")
+    assert done.returncode == 0, done.stderr
+    before = file.read_text()
+    file.write_text(before.replace("superb", "awful"))
+    done = run_command("train", f"resume={folder}", "trainer.max_epochs=4")
+    assert done.returncode == 2 and "pseudo-labelled" in done.stderr
+    file.unlink()
+    assert np.isfinite(recur.load(folder).evaluate()["val"]["loss"])
