@@ -218,6 +218,17 @@ def test_too_long_to_explain_says_so(run_command, trained_run) -> None:
     assert told.code == 2 and "5,000" in told.err and "6,000" in told.err
 
 
+def test_a_text_too_long_to_explain_costs_no_other(run_command, trained_run, tmp_path) -> None:
+    (tmp_path / "a.txt").write_text(f"{GOOD}\n{'film ' * 6000}\n{BAD}\n")
+    words = [trained_run, "--file", tmp_path / "a.txt", "--explain", "--json", "--html", tmp_path / "a.html"]
+    told = run_command(*words)
+    assert told.code == 2 and "a.txt line 2 must have at most 5,000 tokens" in told.err
+    assert len(records(told.out)) == 1 and "superb" in (tmp_path / "a.html").read_text()
+    told = run_command(*words, "--skip-bad-rows")
+    assert told.code == 0 and [one["text"] for one in records(told.out)] == [GOOD, BAD]
+    assert len(records(run_command(*words[:3], "--json").out)) == 3  # which explains nothing
+
+
 class _Page(HTMLParser):
     def __init__(self, source: str) -> None:
         super().__init__()
