@@ -118,7 +118,7 @@ class ClassifierDisplay:
         """The same texts, those that have no tokens, or too many to be explained, with that as their problem."""
         texts = [given.text for given in chunk]
         if self._ensemble:
-            lengths = [not lacks for lacks in self._ensemble.lacks_tokens(texts)]
+            lengths = [int(not lacks) for lacks in self._ensemble.lacks_tokens(texts)]
         else:
             lengths = [len(array) for array in self._run.tokenizer.encode_batch(texts)]
         return [self._checked(given, length) for given, length in zip(chunk, lengths, strict=True)]
