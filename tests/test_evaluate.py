@@ -126,6 +126,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "endless step": (["--dynamic", "inf"], ["--dynamic must be above 0 and finite, got inf"]),
     "no step": (["--dynamic", "nan"], ["--dynamic must be above 0 and finite, got nan"]),
     "no states": (["--cache", "0"], ["--cache must be above 0, got 0"]),
+    "another tokenizer": (["--data", ".", "tokenizer.kind=character"], ["tokenizer does nothing for other data"]),
     "device": (["--device", "meta"], ["--device meta cannot be used"]),
 }
 
@@ -166,7 +167,7 @@ def test_changed_data_is_noticed(run_command, tmp_path, trained_run) -> None:
     content["recur"]["config"]["data"]["synthetic"]["contrast"] = 1.0  # brings in `but` and `although`
     torch.save(content, tmp_path / "changed.ckpt")
     answer = run_command(tmp_path / "changed.ckpt")
-    assert answer.code == 2 and "has changed" in answer.err and "--data" in answer.err
+    assert answer.code == 2 and "of the train split changed" in answer.err and "--data" in answer.err
 
 
 def test_other_classes_or_other_texts_are_noticed(run_command, tmp_path) -> None:
@@ -190,6 +191,30 @@ def test_other_classes_or_other_texts_are_noticed(run_command, tmp_path) -> None
         write(name, {"good": "excellent", "bad": "poor"})
     answer = run_command(tmp_path / "run")
     assert answer.code == 2 and "its classes are excellent, poor now" in answer.err and "--data" in answer.err
+
+
+def test_data_that_a_run_went_on_with_are_its_own(run_command, tmp_path) -> None:
+    """They have a word that its vocabulary lacks."""
+    file = tmp_path / "train.csv"
+    file.write_text("text,label\n" + "the film was superb,good\nthe film was awful,bad\n" * 20)
+    words = ["data=files", f"data.train={file}", "model=bilstm", "baseline=false", "logger=none"]
+    train(tmp_path / "run", *words, "trainer.max_epochs=1")
+    with file.open("a") as stream:
+        stream.writelines(f"the film was {word} marvellous,good\n" for word in ("so", "quite", "very", "really") * 2)
+    for more in ([], ["eval_batch_size=7"], ["data.batch_size=7", "seed=3"]):
+        answer = run_command(tmp_path / "run", *more)
+        assert answer.code == 2 and "changed" in answer.err and "--data" in answer.err
+    resumed = process("train", f"resume={tmp_path / 'run'}", "accept_data_change=true", "trainer.max_epochs=2")
+    assert resumed.returncode == 0, resumed.stderr
+    written = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    answer = run_command(tmp_path / "run", "eval_batch_size=7")
+    assert answer.code == 0, answer.err
+    assert answer.told["val"]["accuracy"] == pytest.approx(written["val"]["accuracy"])
+    answer = run_command(tmp_path / "run", "limit_train=33")  # other content, with which nothing can be compared
+    assert answer.code == 2 and "its vocabulary is another one now" in answer.err
+    file.write_text(file.read_text().replace("superb", "awful", 1))
+    answer = run_command(tmp_path / "run", "eval_batch_size=7")
+    assert answer.code == 2 and "split changed" in answer.err
 
 
 def test_as_a_program_from_another_folder(trained_run, tmp_path) -> None:
@@ -345,6 +370,21 @@ def test_a_run_of_single_windows_has_no_text_to_learn_from(run_command, tmp_path
     for option, value in (("--dynamic", "5e-5"), ("--cache", "100")):
         refused = run_command(tmp_path / "run", option, value)
         assert refused.code == 2 and f"{option} needs states along a text" in refused.err
+
+
+def test_what_is_not_finite_is_null(run_command, language_run, monkeypatch) -> None:
+    figures = {"loss": float("inf"), "perplexity": float("nan"), "counts": [1, float("-inf")]}
+    monkeypatch.setattr(evaluation, "window_figures", lambda *_: figures)
+    told = run_command(language_run, "--split", "val", "--window", 7).told["val"]["each_window_alone"]
+    assert told == {"loss": None, "perplexity": None, "counts": [1, None], "precision": "32-true"}
+
+
+@pytest.mark.parametrize(("best", "said"), [(0.5003, "a lower one"), (1.999, "a higher one"), (1.2, "")])
+def test_a_temperature_at_the_end_of_what_was_tried_is_said(monkeypatch, capsys, best: float, said: str) -> None:
+    monkeypatch.setattr(evaluation, "tune_temperature", lambda task, windows: best)
+    run = SimpleNamespace(task=SimpleNamespace(eval=lambda: None))
+    assert evaluation.tuned_temperature(run, None) == best
+    assert (said in capsys.readouterr().err) if said else capsys.readouterr().err == ""
 
 
 def test_language_data_of_ones_own(run_command, language_run, tmp_path) -> None:

@@ -90,6 +90,8 @@ def test_mistakes_are_one_line(stories, trained_run, tmp_path):
         ),
         ([stories, "--top-p", 1.5], "--top-p must be above 0 and at most 1, got 1.5"),
         ([stories, "--beams", 4, "--temperature", 0.5], "--temperature is for sampling, and a beam search leaves"),
+        ([stories, "--greedy", "--top-k", 3], "--top-k does nothing with greedy, which leaves nothing to chance"),
+        ([stories, "--greedy", "--seed", 3], "--seed does nothing with greedy"),
         ([stories, "--beams", 0], "--beams must be from 1 to 1,000, got 0"),
         ([stories, "--beams", 2, "--samples", 3], "--samples must be at most the 2 beams, got 3"),
         ([trained_run], "wants a language run"),

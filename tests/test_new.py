@@ -34,7 +34,10 @@ def test_every_file_is_named_and_filled(project: Path) -> None:
         compile(path.read_text(), str(path), "exec")
 
 
-@pytest.mark.parametrize("name", ["", "My", "a-b", "class", "torch", "json", "numpy", "yaml", "../x", "x/y"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "My", "a-b", "class", "torch", "json", "numpy", "yaml", "../x", "x/y", "lm", "bilstm", "gru", "whitespace"],
+)
 def test_a_name_that_no_package_can_have_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="NAME must be"):
         new.write(name, tmp_path)

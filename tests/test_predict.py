@@ -218,6 +218,17 @@ def test_too_long_to_explain_says_so(run_command, trained_run) -> None:
     assert told.code == 2 and "5,000" in told.err and "6,000" in told.err
 
 
+def test_a_text_too_long_to_explain_costs_no_other(run_command, trained_run, tmp_path) -> None:
+    (tmp_path / "a.txt").write_text(f"{GOOD}\n{'film ' * 6000}\n{BAD}\n")
+    words = [trained_run, "--file", tmp_path / "a.txt", "--explain", "--json", "--html", tmp_path / "a.html"]
+    told = run_command(*words)
+    assert told.code == 2 and "a.txt line 2 must have at most 5,000 tokens" in told.err
+    assert len(records(told.out)) == 1 and "superb" in (tmp_path / "a.html").read_text()
+    told = run_command(*words, "--skip-bad-rows")
+    assert told.code == 0 and [one["text"] for one in records(told.out)] == [GOOD, BAD]
+    assert len(records(run_command(*words[:3], "--json").out)) == 3  # which explains nothing
+
+
 class _Page(HTMLParser):
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -410,6 +421,40 @@ def test_help_is_fast_and_needs_no_torch() -> None:
     with pytest.raises(SystemExit) as leaving:
         predict.main(["--help"])
     assert leaving.value.code == 0
+
+
+def test_fields_are_parted_as_the_run_was_trained_with(tmp_path, run_command) -> None:
+    rows = [("the film, well, was superb", "good"), (BAD, "bad")] * 20
+    (tmp_path / "bare.csv").write_text("".join(f"{text};{label}\n" for text, label in rows))
+    (tmp_path / "comma.csv").write_text("".join(f'{label},"{text}"\n' for text, label in rows))
+    words = ["data=files", f"data.train={tmp_path / 'bare.csv'}", "data.text_column=1", "data.label_column=2"]
+    words += ["data.delimiter=';'", "trainer.fast_dev_run=1", "model=bilstm", "baseline=false", "trainer=cpu"]
+    done = process("train", *words, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    for file, *more in (["bare.csv"], ["comma.csv", "--delimiter", ",", "--column", "2"]):
+        done = run_command(tmp_path / "run", "--json", "--file", tmp_path / file, *more)
+        assert not done.code, done.err
+        assert [one["text"] for one in records(done.out)] == [text for text, _ in rows]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([GOOD, "--delimiter", ";"], "--delimiter does nothing without a csv or tsv in --file"),
+        (["--file", "a.jsonl", "--delimiter", ";"], "--delimiter does nothing without a csv or tsv in --file"),
+        (["--file", "a.csv", "--delimiter", "ab"], "--delimiter must be null or one character, got 'ab'"),
+        ([GOOD, "--format", "jsonl"], "--format does nothing for texts as arguments"),
+        (["--file", "a.csv", "--format", "text"], "--format does nothing for a.csv"),
+    ],
+)
+def test_options_of_reading_that_do_nothing_are_refused(
+    run_command, trained_run, tmp_path, monkeypatch, words, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text(f"text\n{GOOD}\n")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": GOOD}) + "\n")
+    done = run_command(trained_run, *words)
+    assert done.code == 2 and said in done.err and done.out == "" and len(done.err.splitlines()) == 1
 
 
 def test_columns_by_number_are_those_the_run_was_trained_with(tmp_path, run_command) -> None:

@@ -129,8 +129,17 @@ def _run(arguments: argparse.Namespace) -> None:
                 figures["precision"] = WITHOUT_AUTOCAST
     if not arguments.data and data.ceiling:
         record["ceiling"] = data.ceiling
-    json.dump(plain(record), sys.stdout, indent=2, ensure_ascii=False)
+    json.dump(_finite(plain(record)), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
     print(flush=True)
+
+
+def _finite(value: Any) -> Any:
+    """A value with None for numbers that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number_or_tune(word: str) -> float | str:

@@ -52,12 +52,15 @@ def write(name: str, into: Path) -> Path:
         the project's folder.
 
     Raises:
-        UserError: a name that no package can have, or a folder that is there.
+        UserError: a name that no package can have or that recur has for something else, or a folder that is there.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name) or name in sys.stdlib_module_names:
         raise UserError("NAME", name, "must be a new package's name: small letters, digits and _", "my_models is one")
     if name in ("recur", "torch", "lightning", "hydra", "conf", "src", "tests"):
         raise UserError("NAME", name, "must be another than that of a package it uses", "my_models is one")
+    for kind, names in _taken().items():
+        if name in names:
+            raise UserError("NAME", name, f"must be another than that of a {kind} of recur", "my_models is one")
     try:
         there = importlib.util.find_spec(name)
     except (ImportError, ValueError):
@@ -70,6 +73,16 @@ def write(name: str, into: Path) -> Path:
     _copy(resources.files("recur") / "templates" / "project", folder, name)
     (folder / "src" / "package").rename(folder / "src" / name)
     return folder
+
+
+def _taken() -> dict[str, set[str]]:
+    """What recur has by name: a project's config, cell or tokenizer of that name would not be the one that is used."""
+    from recur.config.compose import group_options
+    from recur.data import own_tokenizers
+    from recur.nn import CELLS
+
+    tokenizers = {*own_tokenizers.KINDS, *own_tokenizers.names()}
+    return {"config": set().union(*group_options().values()), "cell": set(CELLS), "tokenizer": tokenizers}
 
 
 def _copy(source: Traversable, target: Path, name: str) -> None:

@@ -36,6 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--file", metavar="PATH", help="read texts from a txt (one a line), csv, tsv, jsonl or parquet")
     parser.add_argument("--column", metavar="NAME", help="column that holds the texts (default: the run's)")
     parser.add_argument(
+        "--delimiter", metavar="C", help="between the fields of a csv or tsv in --file (default: the run's)"
+    )
+    parser.add_argument(
         "--format",
         default="auto",
         metavar="F",
@@ -62,6 +65,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from recur.inference.ensemble import ensemble_of
     from recur.inference.run import load
 
+    _check_reading(arguments)
     if arguments.out:
         io.check_out(arguments.out, arguments.overwrite, arguments.file)
     if arguments.html:
@@ -115,8 +119,23 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--overwrite", rule="does nothing without --out", remedy="give both")
 
 
+def _check_reading(arguments: argparse.Namespace) -> None:
+    """Refuse options of how texts are read that do nothing for what is read."""
+    from recur.data.checks import one_delimiter
+    from recur.inference import io
+
+    if arguments.delimiter is not None and not (arguments.file and io.is_delimited(arguments.file)):
+        raise UserError("--delimiter", rule="does nothing without a csv or tsv in --file", remedy="give both")
+    one_delimiter(arguments.delimiter, "--delimiter")
+    if arguments.format != "auto" and arguments.texts:
+        raise UserError("--format", rule="does nothing for texts as arguments", remedy="leave it out")
+    if arguments.format != "auto" and arguments.file and not io.has_lines(arguments.file):
+        raise UserError("--format", rule=f"does nothing for {arguments.file}", remedy="leave it out")
+
+
 def _texts(arguments: argparse.Namespace, run: Any) -> "Iterator[list[Given]]":
     """Texts of the command line, of a file or of standard input, in groups."""
+    from recur.data.checks import one_delimiter
     from recur.inference import io
 
     own = run.config["data"].get("text_column", "text")
@@ -126,7 +145,9 @@ def _texts(arguments: argparse.Namespace, run: Any) -> "Iterator[list[Given]]":
     if isinstance(column, int) and not (arguments.file and io.is_delimited(arguments.file)):
         column = "text"  # what has no columns by number has them by name
     if arguments.file:
-        return io.from_file(arguments.file, column, arguments.skip_bad_rows, arguments.format)
+        delimiter = arguments.delimiter or run.config["data"].get("delimiter")
+        skip, kind = arguments.skip_bad_rows, arguments.format
+        return io.from_file(arguments.file, column, skip, kind, one_delimiter(delimiter))
     if arguments.texts:
         return io.from_arguments(arguments.texts)
     if sys.stdin.isatty():

@@ -25,9 +25,13 @@ def broken(text):
 
 number = 3
 '''
-POINTS = (
-    "[recur.tokenizers]\nhalves = ownwords:halves\nbroken = ownwords:broken\nnone = ownwords:number\nlost = nowhere:x\n"
-)
+POINTS = """[recur.tokenizers]
+halves = ownwords:halves
+broken = ownwords:broken
+none = ownwords:number
+lost = nowhere:x
+whitespace = ownwords:halves
+"""
 
 
 @pytest.fixture
@@ -61,6 +65,12 @@ def test_its_words_are_counted_looked_up_and_joined(package) -> None:
     assert tokenizer.decode([1, 2]) == "ab cd" and joins_words("halves")
     again = Tokenizer.from_json(tokenizer.to_json())
     assert (again.kind, again.vocabulary, again.encode("xyab")) == ("halves", tokenizer.vocabulary, [3, 1])
+
+
+def test_none_takes_the_place_of_one_of_this_package(package) -> None:
+    tokenizer = Tokenizer.train(["abcd abxy"], "whitespace")
+    assert tokenizer.vocabulary == ["<unk>", "abcd", "abxy"] and tokenizer.encode("abxy") == [2]
+    assert "whitespace" not in own_tokenizers.names()
 
 
 def test_data_of_both_families_is_read_with_it(package, tmp_path: Path) -> None:

@@ -57,6 +57,21 @@ def test_the_script_writes_on_as_the_run_does(exports: dict[str, Path], language
     assert alone(exports["language-onnx"], "the", "12").rstrip("\n") == done.stdout.rstrip("\n")
 
 
+def test_the_script_begins_without_a_prompt_as_the_run_does(exports: dict[str, Path], language_run: Path) -> None:
+    """The start token stays in the window until it slides out."""
+    done = run_command("generate", language_run, "--tokens", 30, "--greedy")
+    assert alone(exports["language-onnx"], "", "30").rstrip("\n") == done.stdout.rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [((";",), "';' has no tokens"), (("good", ""), "'' has no tokens"), ((), "no text")]
+)
+def test_the_script_refuses_texts_without_tokens(exports: dict[str, Path], words: tuple[str, ...], said: str) -> None:
+    command = [sys.executable, exports["sentiment-onnx"] / "use.py", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1) and said in done.stderr
+
+
 def test_the_smaller_model_is_smaller_and_close(trained_run: Path, exports: dict[str, Path]) -> None:
     where = exports["sentiment-onnx"]
     small, whole = where / "model.int8.onnx", where / "model.onnx"
@@ -170,6 +185,8 @@ def test_what_answers_differently_is_not_written(trained_run: Path, tmp_path: Pa
         folder.export(Run.open(trained_run), "onxx", tmp_path / "new")
     with pytest.raises(UserError, match="--int8 goes with"):
         folder.export(Run.open(trained_run), "torch", tmp_path / "new", int8=True)
+    with pytest.raises(UserError, match="--texts does nothing with --format safetensors"):
+        folder.export(Run.open(trained_run), "safetensors", tmp_path / "new", texts=texts)
     assert not list(tmp_path.iterdir())
 
 

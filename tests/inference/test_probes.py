@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
+from recur.data.corpus import start_id
 from recur.errors import UserError
 from recur.inference import probes
+from recur.inference.run import load
 from recur.nn.gradient_flow import gradient_by_lag
 from recur.nn.recurrent import Recurrent
 from support.commands import run_command
@@ -61,6 +63,33 @@ def test_the_gates_give_the_nets_own_output(both):
     assert torch.allclose(torch.cat([side.hidden for side in top], 1), output.data, atol=1e-12)
     assert torch.allclose(top[0].cell[-1], final[-1][1][0, 0], atol=1e-12)
     assert all(((gate > 0) & (gate < 1)).all() for one in gates for gate in (one.input, one.forget, one.output))
+
+
+@pytest.mark.parametrize("keep", ["head", "both"])
+def test_a_classifiers_gates_are_those_of_the_text_as_it_is_cut(trained_run, monkeypatch, keep):
+    drawn = []
+    monkeypatch.setattr(probes, "gates_chart", lambda *parts, **_: drawn.append(parts))
+    run = load(trained_run)
+    run.config["data"] |= {"max_length": 4, "keep": keep}
+    probes.write_gates(run, "the plot was dull but the film was superb", None)
+    cut = {"head": "the plot was dull", "both": "the plot was superb"}[keep]
+    run.config["data"]["max_length"] = None
+    probes.write_gates(run, cut, None)
+    (tokens, gates, _), (others, alone, _) = drawn
+    assert tokens == others == cut.split()
+    assert all(torch.equal(one.hidden, other.hidden) for one, other in zip(gates, alone, strict=True))
+
+
+def test_a_language_runs_gates_follow_the_start_token(language_run, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(probes, "gates_chart", lambda *parts, **_: drawn.append(parts))
+    run = load(language_run)
+    probes.write_gates(run, "the", None)
+    ((tokens, gates, _),) = drawn
+    ids = torch.tensor([start_id(run.tokenizer), *run.tokenizer.encode("the")])
+    with torch.no_grad():
+        output, _ = run.task.net.recurrent(pack_sequence([run.task.net.embedding(ids)]))
+    assert tokens == ["t", "h", "e"] and torch.allclose(gates[-1].hidden, output.data[1:], atol=1e-6)
 
 
 def test_predict_draws_the_gates(trained_run, tmp_path):

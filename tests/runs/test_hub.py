@@ -12,6 +12,7 @@ from recur.runs import hub
 def test_tied_tensors_are_stored_once_and_both_come_back(tmp_path: Path) -> None:
     net = LanguageModel(30, embedding_dim=8, hidden_size=8, tie_weights=True)
     own = {"format": 1, "config": {"x": 1}, "data": {"vocab_size": 30}}
+    own["fingerprint"] = {"train": {"rows": 3, "texts": "00ff"}}
     own["tokenizer"] = json.dumps({"format": 1, "kind": "character", "eos": False, "tokenizer": {"model": {}}})
     content = {"state_dict": net.state_dict(), "recur": own}
     written = hub.files(content)

@@ -88,8 +88,12 @@ def columns(**named: Column) -> None:
         seen[column] = key
 
 
-def one_delimiter(delimiter: str | None) -> str | None:
-    """The setting `data.delimiter`: one character, a tab also as people type it in a shell.
+def one_delimiter(delimiter: str | None, key: str = "data.delimiter") -> str | None:
+    """What parts the fields of csv and tsv files: one character, a tab also as people type it in a shell.
+
+    Args:
+        delimiter: as given; None for a comma and a tab.
+        key: the setting or option that gives it, for the message.
 
     Raises:
         UserError: it can part no fields.
@@ -97,7 +101,7 @@ def one_delimiter(delimiter: str | None) -> str | None:
     if delimiter == "\\t":
         return "\t"
     if delimiter is not None and (not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n'):
-        raise UserError("data.delimiter", delimiter, "must be null or one character", "such as ; or \\t")
+        raise UserError(key, delimiter, "must be null or one character", "such as ; or \\t")
     return delimiter
 
 

@@ -16,12 +16,13 @@ from importlib import metadata
 from recur.errors import UserError
 
 GROUP = "recur.tokenizers"
+KINDS = ("basic_english", "whitespace", "character", "bpe")  # of `recur.data.text`, which no other package replaces
 
 
 @cache
 def names() -> tuple[str, ...]:
-    """The tokenizers that installed packages declare."""
-    return tuple(sorted({point.name for point in metadata.entry_points(group=GROUP)}))
+    """The tokenizers that installed packages declare, without those that are called as one of this package."""
+    return tuple(sorted({point.name for point in metadata.entry_points(group=GROUP)} - {*KINDS}))
 
 
 @cache

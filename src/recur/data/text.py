@@ -20,7 +20,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -29,12 +29,11 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 
 from recur.data import own_tokenizers
 from recur.data.checks import Count, hold, known_keys
+from recur.data.own_tokenizers import KINDS
 from recur.errors import UserError
 
 UNK = "<unk>"
 EOS = "<eos>"
-Kind = Literal["basic_english", "whitespace", "character", "bpe"]
-KINDS: tuple[str, ...] = get_args(Kind)
 WORDS = ("basic_english", "whitespace")  # kinds whose tokens are words
 FORMAT = 1
 # The rules of basic_english: what is replaced in lower-cased text, which marks are tokens, and which only part words.

@@ -1,6 +1,7 @@
 """The model card: what the model is, on what it was trained, how good it is, where it errs, how to use and cite it."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,12 +50,17 @@ def _front_matter(run: Run, record: dict[str, Any]) -> str:
     recurrent = _recurrent(run)
     cell = "" if recurrent is None else f", {recurrent.cell}"
     lines = ["---", "library_name: recur", f"pipeline_tag: {kind}", f"tags: [recur, pytorch{cell}]"]
-    figures = [(split, name, value) for split in ("val", "test") for name, value in record.get(split, {}).items()]
+    figures = [
+        (split, name, _figure(value, ".6g"))
+        for split in ("val", "test")
+        for name, value in record.get(split, {}).items()
+        if _figure(value)
+    ]
     if figures:
         title = json.dumps(str(record.get("name", "recur")))
         lines += ["model-index:", f"- name: {title}", "  results:", f"  - task: {{type: {kind}}}"]
         lines += [f"    dataset: {{name: {title}, type: text}}", "    metrics:"]
-        lines += [f"    - {{name: {split}/{name}, type: {name}, value: {value:.6g}}}" for split, name, value in figures]
+        lines += [f"    - {{name: {split}/{name}, type: {name}, value: {value}}}" for split, name, value in figures]
     return "\n".join([*lines, "---"])
 
 
@@ -100,12 +106,17 @@ def _metrics(record: dict[str, Any]) -> str:
     lines = ["## Metrics", "", f"| | {' | '.join(splits)} | unit |", f"|---|{'---|' * (len(splits) + 1)}"]
     for name in names:
         info = metric_info(f"{splits[0]}/{name}")
-        cells = [f"{record[split][name]:.4f}" if name in record[split] else "" for split in splits]
+        cells = [_figure(record[split].get(name)) for split in splits]
         lines.append(f"| {markdown(name)} | {' | '.join(cells)} | {info.unit if info else ''} |")
     if ceiling := record.get("ceiling"):
-        best = ", ".join(f"{markdown(str(key))} {value:.4f}" for key, value in ceiling.items())
+        best = ", ".join(f"{markdown(str(key))} {_figure(value)}" for key, value in ceiling.items())
         lines += ["", f"The best that is possible on this data: {best}."]
     return "\n".join(lines)
+
+
+def _figure(value: Any, form: str = ".4f") -> str:
+    """A figure as text, empty where there is none or it is not finite, which JSON lines hold as null."""
+    return format(value, form) if isinstance(value, int | float) and math.isfinite(value) else ""
 
 
 def _confusion(record: dict[str, Any]) -> str:
@@ -140,7 +151,7 @@ def _curve(run: Run) -> str:
     names = [name for name in entries[-1]["metrics"] if name.startswith("val/")]
     lines = ["## Validations", "", f"| step | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     for entry in entries[::-1][::stride][::-1]:
-        cells = [f"{entry['metrics'][name]:.4f}" if name in entry["metrics"] else "" for name in names]
+        cells = [_figure(entry["metrics"].get(name)) for name in names]
         lines.append(f"| {entry['step']:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

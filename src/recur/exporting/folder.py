@@ -81,6 +81,8 @@ def export(
         run.require_forward()
     if int8 and kind != "onnx":
         raise UserError("--int8", rule="goes with --format onnx")
+    if texts is not None and kind == "safetensors":
+        raise UserError("--texts", rule="does nothing with --format safetensors, whose weights are the run's own")
     _check_free(folder, force)
     if kind != "safetensors" and run.tokenizer.kind in own_tokenizers.names():
         rule = f"cannot hold the tokenizer {run.tokenizer.kind!r}, a function of another package"

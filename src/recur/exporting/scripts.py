@@ -22,6 +22,11 @@ model = onnxruntime.InferenceSession(here / "model.onnx", providers=["CPUExecuti
 
 _CLASSIFIER = """
 texts = [{cut} for ids in (one.ids for one in tokenizer.encode_batch(sys.argv[1:]))]
+if not texts:
+    sys.exit('use.py: no text is given: python use.py "a text"')
+for text, ids in zip(sys.argv[1:], texts):
+    if not ids:
+        sys.exit(f"use.py: {{text!r}} has no tokens: give at least one word")
 lengths = np.array([len(text) for text in texts])
 ids = np.zeros((len(texts), lengths.max()), np.int64)
 for row, text in zip(ids, texts):
@@ -46,10 +51,12 @@ print(tokenizer.decode(written, skip_special_tokens=False))
 _WINDOW = """
 state = {name: np.zeros((1, 1, size), np.float32) for name, size in config["state"].items()}
 written = tokenizer.encode(sys.argv[1]).ids
+read = written or [config["start_id"]]
 for _ in range(int(sys.argv[2])):
-    ids = written[-config["window"] :] or [config["start_id"]]
+    ids = read[-config["window"] :]
     logits = model.run(["logits"], {"ids": [ids], "lengths": [len(ids)], **state})[0]
-    written.append(int(logits[0, -1].argmax()))
+    token = int(logits[0, -1].argmax())
+    written, read = [*written, token], [*read, token]
 print(tokenizer.decode(written, skip_special_tokens=False))
 """
 

@@ -145,6 +145,11 @@ def _cut(arrays: Sequence[NDArray[np.int32]], run: "runs.Run") -> Texts:
     )
 
 
+def places_read(run: "runs.Run", length: int) -> NDArray[np.int32]:
+    """Places of the tokens that a classifier reads of a text of so many, which its data's settings may cut."""
+    return _cut([np.arange(length, dtype=np.int32)], run)[0]
+
+
 @torch.inference_mode()
 def _read(run: "runs.Run", texts: Texts) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Read texts in batches of about `BATCH_TOKENS` tokens.
@@ -289,7 +294,7 @@ class Explainer:
         if not 0 < length <= EXPLAIN_TOKENS:
             rule = f"must have 1 to {EXPLAIN_TOKENS:,} tokens to be explained, got {length:,}"
             raise UserError("a text", ABSENT, rule, "shorten it" if length else "give at least one word")
-        kept = _cut([np.arange(len(ids), dtype=np.int32)], run)[0]  # places of the tokens that are read
+        kept = places_read(run, len(ids))
         pieces = tokenizer.tokens(text)
         assert len(pieces) == len(ids)
         packed, _ = cut.pack(np.array([0]))

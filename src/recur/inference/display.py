@@ -14,7 +14,7 @@ from rich.text import Text
 
 from recur.data.text import joins_words
 from recur.errors import UserError
-from recur.inference.classification import Explanation, Prediction, class_names, classify
+from recur.inference.classification import EXPLAIN_TOKENS, Explanation, Prediction, class_names, classify, places_read
 from recur.inference.ensemble import Ensemble
 from recur.inference.io import Given, Records, check_folder
 from recur.inference.language import TokenScores, read_tokens, token_nll
@@ -30,7 +30,7 @@ class Display(Protocol):
     """Answers texts of one family of runs and shows the answers."""
 
     def check(self, chunk: list[Given]) -> list[Given]:
-        """The same texts, those that have no tokens with that as their problem."""
+        """The same texts, those that cannot be answered with that as their problem."""
         ...
 
     def answer(self, chunk: Sequence[Given]) -> None:
@@ -92,6 +92,12 @@ def _without_tokens(given: Given) -> Given:
     return replace(given, problem=UserError(given.where, shortened(given.text, 40), "has no tokens", remedy))
 
 
+def _too_long(given: Given, length: int) -> Given:
+    rule = f"must have at most {EXPLAIN_TOKENS:,} tokens to be explained, got {length:,}"
+    problem = UserError(given.where, rule=rule, remedy="shorten it, or give --skip-bad-rows")
+    return replace(given, problem=problem)
+
+
 class ClassifierDisplay:
     """Labels and explanations.
 
@@ -109,16 +115,23 @@ class ClassifierDisplay:
         self._legend_shown = False
 
     def check(self, chunk: list[Given]) -> list[Given]:
-        """The same texts, those that have no tokens with that as their problem."""
+        """The same texts, those that have no tokens, or too many to be explained, with that as their problem."""
         texts = [given.text for given in chunk]
         if self._ensemble:
-            empty = self._ensemble.lacks_tokens(texts)
+            lengths = [int(not lacks) for lacks in self._ensemble.lacks_tokens(texts)]
         else:
-            empty = [not len(array) for array in self._run.tokenizer.encode_batch(texts)]
-        return [
-            _without_tokens(given) if lacks and not given.problem else given
-            for given, lacks in zip(chunk, empty, strict=True)
-        ]
+            lengths = [len(array) for array in self._run.tokenizer.encode_batch(texts)]
+        return [self._checked(given, length) for given, length in zip(chunk, lengths, strict=True)]
+
+    def _checked(self, given: Given, length: int) -> Given:
+        if given.problem:
+            return given
+        if not length:
+            return _without_tokens(given)
+        if (self._options.explain or self._options.page) and length > EXPLAIN_TOKENS:
+            length = len(places_read(self._run, length))
+            return _too_long(given, length) if length > EXPLAIN_TOKENS else given
+        return given
 
     def answer(self, chunk: Sequence[Given]) -> None:
         """Answer good texts and show the answers, in order."""

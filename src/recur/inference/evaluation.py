@@ -36,10 +36,12 @@ from recur.tasks.dynamic_evaluation import (
 )
 from recur.tasks.neural_cache import FLATNESSES, WEIGHTS, neural_cache, tune_neural_cache
 from recur.tasks.scoring import each_window_alone
-from recur.tasks.temperature import at_temperature, tune_temperature
+from recur.tasks.temperature import COLDEST, HOTTEST, NARROW, at_temperature, tune_temperature
 
 SPLITS = ("train", "val", "test")
 _FURTHER = 4  # times that a search for a cache's flatness goes on beyond its end
+# Settings of the data that change how it is read and not what it is.
+_SAME_CONTENT = frozenset(("batch_size", "eval_batch_size", "max_tokens", "eval_bptt", "cache_dir", "seed"))
 _OTHER_DATA = "name the data to evaluate on with --data"
 _STATISTICS_BATCHES = 400  # of training text, to measure how large each weight's gradients are
 _TUNING_WINDOWS = 2000  # of validation text, on which settings of dynamic evaluation are compared
@@ -110,24 +112,40 @@ def open_data(run: "runs.Run", path: str | None = None, settings: Sequence[str] 
         settings: `key=value` changes to the data settings.
 
     Raises:
-        UserError: an unknown setting, or the run's own data has changed since.
+        UserError: an unknown setting or one that does nothing, or the run's own data has changed since.
     """
-    data = data_settings.build(settings_of_data(run, path, settings))
-    if path is not None:
-        data.use(run.tokenizer, *([run.data["class_names"]] if run.family == "sentiment" else []))
-    typed = path is not None or any(word.removeprefix("data.").startswith("path=") for word in settings)
-    with without_network(not typed):
-        data.prepare_data()
-        data.setup()
-    if path is None and data.tokenizer.to_json() != run.tokenizer.to_json():
-        rule = "has changed since the run was trained, its vocabulary is another one now"
-        raise UserError(f"the data of {run.checkpoint}", ABSENT, rule, _OTHER_DATA)
-    if path is None and run.family == "sentiment" and list(data.class_names) != list(run.data["class_names"]):
-        rule = f"has changed since the run was trained, its classes are {', '.join(map(str, data.class_names))} now"
-        raise UserError(f"the data of {run.checkpoint}", ABSENT, rule, _OTHER_DATA)
-    if path is None and not settings and run.fingerprint is not None:
-        kept = {split: facts for split, facts in run.fingerprint.items() if split != fingerprint.PSEUDO}
+    described = settings_of_data(run, path, settings)
+    keys = {word.removeprefix("data.").partition("=")[0].partition(".")[0] for word in settings}
+    if path is not None and "tokenizer" in keys:
+        raise UserError(
+            "tokenizer", rule="does nothing for other data, which the run's own reads", remedy="leave it out"
+        )
+    with without_network(path is None and "path" not in keys):
+        if path is not None:
+            return _read(run, described)
+        data = _read(run, described, own=True)
+        if run.family == "sentiment" and list(data.class_names) != list(run.data["class_names"]):
+            rule = f"has changed since the run was trained, its classes are {', '.join(map(str, data.class_names))} now"
+            raise UserError(f"the data of {run.checkpoint}", ABSENT, rule, _OTHER_DATA)
+        known = run.fingerprint if keys <= _SAME_CONTENT else None
+        if data.tokenizer.to_json() != run.tokenizer.to_json():
+            if known is None:
+                rule = "has changed since the run was trained, its vocabulary is another one now"
+                raise UserError(f"the data of {run.checkpoint}", ABSENT, rule, _OTHER_DATA)
+            data = _read(run, described, carve=True)  # as a run reads that goes on with other data
+    if known is not None:
+        kept = {split: facts for split, facts in known.items() if split != fingerprint.PSEUDO}
         fingerprint.compare(kept, fingerprint.fingerprint(data), str(run.checkpoint), _OTHER_DATA)
+    return data
+
+
+def _read(run: "runs.Run", settings: dict[str, Any], *, own: bool = False, carve: bool = False) -> Any:
+    """Data as its settings describe it, with the run's tokenizer and classes unless it has its `own`."""
+    data = data_settings.build(settings)
+    if not own:
+        data.use(run.tokenizer, *([run.data["class_names"]] if run.family == "sentiment" else []), carve=carve)
+    data.prepare_data()
+    data.setup()
     return data
 
 
@@ -305,7 +323,11 @@ def tuned_temperature(run: "runs.Run", training: Any) -> float:
             if tokens >= _TEMPERATURE_TOKENS:
                 return
 
-    return tune_temperature(run.task.eval(), windows)
+    best = tune_temperature(run.task.eval(), windows)
+    if not COLDEST * NARROW < best < HOTTEST / NARROW:
+        than = "lower" if best < 1 else "higher"
+        notify(f"--temperature tune: {best:.3g}, at the end of what was tried: a {than} one may be better still")
+    return best
 
 
 def training_statistics(run: "runs.Run", training: Any) -> GradientStatistics:

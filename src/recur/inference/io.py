@@ -53,7 +53,15 @@ def is_delimited(file: str) -> bool:
     return Path(file).suffix.lower() in DELIMITED
 
 
-def from_file(file: str, column: Column, skip: bool, kind: str = "auto") -> Iterator[list[Given]]:
+def has_lines(file: str) -> bool:
+    """Whether a file holds a text or a JSON object a line, and is no table."""
+    suffix = Path(file).suffix.lower()
+    return suffix == ".txt" or suffix in JSON_LINES
+
+
+def from_file(
+    file: str, column: Column, skip: bool, kind: str = "auto", delimiter: str | None = None
+) -> Iterator[list[Given]]:
     """Texts of a txt (one a line), jsonl, csv, tsv, json or parquet file, with their other columns.
 
     Args:
@@ -61,6 +69,7 @@ def from_file(file: str, column: Column, skip: bool, kind: str = "auto") -> Iter
         column: column of the texts; in a csv or tsv without a line of names its number from 1, also in digits.
         skip: whether bad rows are passed over.
         kind: for txt and jsonl, as in `from_stream`; `auto` goes by the suffix.
+        delimiter: between the fields of a csv or tsv; None for a comma and a tab.
 
     Raises:
         UserError: the file cannot be read or has no such column.
@@ -68,12 +77,12 @@ def from_file(file: str, column: Column, skip: bool, kind: str = "auto") -> Iter
     suffix = Path(file).suffix.lower()
     if suffix in PICKLES:
         raise UserError(file, rule="is a pickle, which could run any code", remedy="give csv, jsonl or parquet")
-    if suffix == ".txt" or suffix in JSON_LINES:
+    if has_lines(file):
         with open(file, "rb") as stream:
             by_suffix = "text" if suffix == ".txt" else "jsonl"
             yield from from_stream(stream, file, str(column), by_suffix if kind == "auto" else kind)
     else:
-        given = list(_rows(file, column, skip))
+        given = list(_rows(file, column, skip, delimiter))
         for first in range(0, len(given), CHUNK):
             yield given[first : first + CHUNK]
 
@@ -180,12 +189,12 @@ def _checked(given: Given) -> Given:
     return Given(given.where, given.text, given.columns, problem)
 
 
-def _rows(file: str, column: Column, skip: bool) -> Iterator[Given]:
+def _rows(file: str, column: Column, skip: bool, delimiter: str | None) -> Iterator[Given]:
     """Good rows of a table; unless bad ones are skipped, all must be good before the first is answered."""
-    rows = read_file(file, [column])
+    rows = read_file(file, [column], delimiter=delimiter)
     if isinstance(column, str) and column.isdecimal() and column not in rows.available and is_delimited(file):
         column = int(column)
-        rows = read_file(file, [column])
+        rows = read_file(file, [column], delimiter=delimiter)
     if column not in rows.available and len(rows.broken) < len(rows):
         there = ", ".join(shortened(repr(name), 40) for name in rows.available[:20]) or "none"
         raise UserError(file, rule=f"has no column {column!r}, only {there}", remedy="give --column")
@@ -196,9 +205,8 @@ def _rows(file: str, column: Column, skip: bool) -> Iterator[Given]:
         raise UserError(error.key, error.value, error.rule, remedy) from None
     # Not read together with the texts: a JSON object without an `id` would be taken for a bad row.
     names = [name for name in rows.available if name != column]
-    others = (
-        read_file(file, names) if names else Rows({}, [], rows.origins)
-    )  # no name at all would name the first row's
+    # No name at all would name the first row's.
+    others = read_file(file, names, delimiter=delimiter) if names else Rows({}, [], rows.origins)
     for number, text in zip(good.numbers.tolist(), good.texts, strict=True):
         columns = {str(name): values[number] for name, values in others.columns.items() if number not in others.broken}
         yield Given(rows.where(number), text, columns)

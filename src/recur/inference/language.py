@@ -92,7 +92,7 @@ class Sampling:
     Attributes:
         tokens: to write, prompt apart.
         samples: texts to write at once.
-        greedy: take the likeliest token always; the temperature then counts for nothing.
+        greedy: take the likeliest token always.
         temperature: divides the logits, from .001 to 1000.
         top_k: sample among the likeliest k tokens only.
         top_p: sample among the fewest tokens that have this probability together.
@@ -102,7 +102,7 @@ class Sampling:
             best `samples` of them are written.
 
     Raises:
-        UserError: a value out of its range, or one that means nothing beside `beams`.
+        UserError: a value out of its range, or one that means nothing beside `greedy` or `beams`.
     """
 
     tokens: int = 200
@@ -119,6 +119,8 @@ class Sampling:
         """Check the ranges."""
         if self.beams is not None:
             self._check_beams(self.beams)
+        elif self.greedy:
+            self._check_chance("does nothing with greedy, which leaves nothing to chance")
         if self.tokens < 1:
             raise UserError("tokens", self.tokens, "must be at least 1")
         if not 1 <= self.samples <= MOST_SAMPLES:
@@ -144,12 +146,16 @@ class Sampling:
             raise UserError("tokens", self.tokens, f"must be at most {MOST_HELD // beams:,} with {beams:,} beams")
         if self.samples > beams:
             raise UserError("samples", self.samples, f"must be at most the {beams:,} beams")
-        chance = {"greedy": False, "temperature": 1.0, "top_k": None, "top_p": None, "seed": 0}
+        rule = "is for sampling, and a beam search leaves nothing to chance"
+        if self.greedy:
+            raise UserError("greedy", self.greedy, rule)
+        self._check_chance(rule)
+
+    def _check_chance(self, rule: str) -> None:
+        chance = {"temperature": 1.0, "top_k": None, "top_p": None, "seed": 0}
         for name, usual in chance.items():
             if getattr(self, name) != usual:
-                raise UserError(
-                    name, getattr(self, name), "is for sampling, and a beam search leaves nothing to chance"
-                )
+                raise UserError(name, getattr(self, name), rule)
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:

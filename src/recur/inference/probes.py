@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recur.data.corpus import start_id
 from recur.errors import UserError
+from recur.inference.classification import places_read
+from recur.inference.language import read_tokens
 from recur.nn.recurrent import Recurrent
 from recur.runs.files import naming
 
@@ -119,6 +122,17 @@ def check_chart(path: str) -> None:
         raise UserError("--gates", path, "is no chart of recur.predict", "remove it, or give another name")
 
 
+def _as_read(run: Any, text: str) -> tuple[list[int], list[str]]:
+    """The ids that a run reads of a text, for a language run after the start token, and the tokens of the text."""
+    if run.family == "language":
+        run.require_forward()
+        ids, tokens = read_tokens(run.tokenizer, text)
+        return [start_id(run.tokenizer), *ids], tokens
+    ids, tokens = run.tokenizer.encode(text), run.tokenizer.tokens(text)
+    kept = places_read(run, len(ids)).tolist()
+    return [ids[place] for place in kept], [tokens[place] for place in kept]
+
+
 def write_gates(run: Any, text: str, path: Any) -> None:
     """Write the chart of a run's gates over one text.
 
@@ -128,15 +142,15 @@ def write_gates(run: Any, text: str, path: Any) -> None:
         path: file to write; its suffix says the format.
 
     Raises:
-        UserError: the run is no LSTM, or the text has no token.
+        UserError: the run is no LSTM or reads from the end of texts, or the text has no token.
     """
     net = run.task.net
-    ids = torch.tensor(run.tokenizer.encode(text))
-    if not len(ids):
+    ids, tokens = _as_read(run, text)
+    if not tokens:
         raise UserError("--gates", text, "needs a text with at least one token")
     if not (isinstance(getattr(net, "recurrent", None), Recurrent) and hasattr(net, "embedding")):
         raise UserError("--gates", rule=f"are those of an LSTM, this run's network is a {type(net).__name__}")
     with torch.no_grad():
-        rows = net.embedding(ids.to(net.embedding.weight.device))
-    gates = lstm_gates(net.recurrent, rows)
-    gates_chart(run.tokenizer.tokens(text), gates, path, bidirectional=net.recurrent.bidirectional)
+        rows = net.embedding(torch.tensor(ids, device=net.embedding.weight.device))
+    gates = [Gates(*(rows[-len(tokens) :] for rows in one)) for one in lstm_gates(net.recurrent, rows)]
+    gates_chart(tokens, gates, path, bidirectional=net.recurrent.bidirectional)

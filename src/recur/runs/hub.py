@@ -1,7 +1,7 @@
 """A trained model as a folder laid out like a repository of the Hugging Face hub, and how it is read back.
 
     model.safetensors   the weights; tensors that share memory are stored once
-    config.json         the resolved config, what the data said of itself, how the tokenizer is used
+    config.json         the resolved config, what the data said of itself, its fingerprint, how the tokenizer is used
     tokenizer.json      the tokenizer, as the library `tokenizers` reads it
     README.md           the model card
 
@@ -60,6 +60,8 @@ def files(content: dict[str, Any]) -> dict[str, bytes]:
         "tokenizer": {key: value for key, value in tokenizer.items() if key != "tokenizer"},
         "shared_tensors": shared,
     }
+    if "fingerprint" in own:
+        config["fingerprint"] = own["fingerprint"]
     return {
         WEIGHTS: save(tensors, metadata={"format": "pt"}),
         CONFIG: json.dumps(config, indent=2, ensure_ascii=False).encode(),
@@ -106,7 +108,8 @@ def read(folder: Path) -> dict[str, Any]:
         if source not in state:
             raise UserError(str(folder / CONFIG), rule=f"is damaged: it names a tensor {source!r} that is not there")
         state[name] = state[source]
-    own = {
+    fingerprint = {"fingerprint": config["fingerprint"]} if "fingerprint" in config else {}
+    own = fingerprint | {
         "format": config.get("checkpoint_format"),
         "config": config.get("config"),
         "data": config.get("data"),

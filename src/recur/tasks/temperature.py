@@ -14,7 +14,8 @@ from recur.nn.packed import TokenWindow
 from recur.tasks.language_modeling import LanguageModelingTask
 from recur.tasks.scoring import figures, read
 
-_COLDEST, _HOTTEST, _NARROW = 0.5, 2.0, 0.002  # the last as a factor minus 1
+COLDEST, HOTTEST = 0.5, 2.0  # that are tried
+NARROW = 1.002  # factor within which the best is found
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -47,10 +48,10 @@ def tune_temperature(task: LanguageModelingTask, windows: Callable[[], Iterable[
     def loss(inverse: float) -> float:
         return sum(_loss_at(task, rows, targets, 1 / inverse) for rows, targets in known)
 
-    low, high = 1 / _HOTTEST, 1 / _COLDEST
+    low, high = 1 / HOTTEST, 1 / COLDEST
     inner = [high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)]
     losses = [loss(inverse) for inverse in inner]
-    while high / low > 1 + _NARROW:
+    while high / low > NARROW:
         if losses[0] < losses[1]:
             high = inner[1]
             inner = [high - _GOLDEN * (high - low), inner[0]]
