@@ -141,6 +141,9 @@ def test_cpu_slots_share_the_cores_out(monkeypatch):
         ({"gpus_per_job": 1}, Needs("gpu", 2, 2), ["trainer.devices=2", "gpus_per_job=1"]),
         ({"jobs_per_gpu": 0}, GPU, ["jobs_per_gpu", "0"]),
         ({"gpus": 1}, CPU, ["trainer.accelerator=cpu"]),
+        ({"gpus": [0, 0]}, GPU, ["hydra.launcher.gpus names a GPU twice", "[0, 0]"]),
+        ({"jobs_per_gpu": 4}, CPU, ["jobs_per_gpu", "trainer.accelerator=cpu"]),
+        ({"cpu_slots": 1}, GPU, ["hydra.launcher.cpu_slots is for jobs on CPUs"]),
         ({"gpus": None}, Needs("auto", None, 1), ["hydra.launcher.gpus", "None"]),
         ({"gpus": 1.5}, GPU, ["hydra.launcher.gpus", "1.5"]),
     ],
@@ -156,6 +159,9 @@ def test_no_gpu_for_jobs_that_want_one(monkeypatch):
     with pytest.raises(ValueError, match="no GPU is visible"):
         plan(SlotSettings(), [GPU], 4)
     assert not plan(SlotSettings(), [Needs("auto", None, 1)], 4)[0].devices
+    for settings in (SlotSettings(gpus_per_job=2), SlotSettings(jobs_per_gpu=2)):
+        with pytest.raises(UserError, match="no GPU is used here"):
+            plan(settings, [Needs("auto", None, 1)], 4)
 
 
 def test_a_failure_is_told_and_stops_nothing(tmp_path):
