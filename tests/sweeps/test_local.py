@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 from recur.errors import UserError
 from recur.runs import marks
 from recur.runs.journal import Journal
+from recur.sweeps import supervisor
 from recur.sweeps.job import Job, Needs, SweepId, clean_environment
 from recur.sweeps.launcher import leave
 from recur.sweeps.local import Machine, SlotLauncher, SlotSettings, cores, plan, visible_gpus
@@ -347,6 +349,16 @@ def _alive(group: int) -> bool:
         return False
     states = subprocess.run(["ps", "-o", "stat=", "-g", str(group)], capture_output=True, text=True).stdout.split()
     return any(not state.startswith("Z") for state in states)
+
+
+def test_a_supervisor_outlives_the_signal_by_which_a_queue_asks_jobs_to_save(tmp_path):
+    command = [sys.executable, "-I", "-S", supervisor.__file__, str(tmp_path / "lock"), "1"]
+    command += ["/bin/sh", "-c", "echo began; sleep 1"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"began\n"
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            process.send_signal(number)
+        assert process.wait(30) == 0
 
 
 def test_nothing_of_a_rank_leaks_into_a_job():
