@@ -4,9 +4,7 @@ import contextlib
 import math
 import os
 import shlex
-import shutil
 import signal
-import subprocess
 import sys
 import uuid
 from abc import abstractmethod
@@ -29,7 +27,7 @@ from recur.runs.files import check_links, write_atomic
 from recur.runs.journal import Journal
 from recur.runs.metrics import check_metric, family_of
 from recur.sweeps import snapshot as snapshots
-from recur.sweeps.checks import ConfigChecks
+from recur.sweeps.checks import ConfigChecks, check_queue
 from recur.sweeps.job import Job, Needs, SweepId, needs_of
 from recur.sweeps.progress import SweepProgress
 from recur.sweeps.runner import Executor, Listed, Outcome, Source, WithCode, run_jobs
@@ -268,7 +266,7 @@ class FreshProcessLauncher(Launcher):
             page.check_out(folder / "results", "name another folder with hydra.sweep.dir=..., or move that file away")
             self._checks.run()
             if self.resuming:
-                _check_queue(folder)
+                check_queue(folder)
             if self.resuming and self.snapshot:
                 self._code = snapshots.of_sweep(journal.read(folder)[0].get("code"), folder, _config_dirs(self.config))
             with _writable(folder):
@@ -424,32 +422,6 @@ def _compare_folders(folder: Path, made: Sequence[Job]) -> None:
         if isinstance(then, str) and os.path.normpath(then) != now:
             rule = f"must stay as it was: job {job.number} ran in {then}"
             raise UserError("hydra.sweep.subdir", now, rule, "leave it out, or begin another sweep")
-
-
-def _check_queue(folder: Path) -> None:
-    """Refuse to go on while jobs of the sweep are in SLURM's queue, whose submitter was killed.
-
-    Raises:
-        UserError: names them.
-    """
-    places: dict[int, str] = {}
-    for event in journal.read(folder):  # the last event of a job counts
-        if event["event"] == "start":
-            places[event["job"]] = str(event.get("place"))
-        elif event["event"] == "end":
-            places.pop(event["job"], None)
-    left = {place.partition(" ")[2] for place in places.values() if place.startswith("slurm ")}
-    tool = shutil.which("squeue") if left else None
-    if tool is None:
-        return
-    command = [tool, "--noheader", "--format=%A", f"--user={os.getuid()}"]
-    try:
-        queued = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()  # noqa: S603
-    except (OSError, subprocess.SubprocessError):  # each job still looks whether another performs it
-        return
-    if still := " ".join(sorted(left.intersection(queued))):
-        rule = f"has jobs in SLURM's queue from before: {still}"
-        raise UserError(str(folder), rule=rule, remedy=f"end them first: scancel {still}")
 
 
 def _header(folder: Path) -> dict[str, Any]:
