@@ -30,3 +30,5 @@ def test_a_key_can_be_put_below_another() -> None:
 def test_it_survives_the_way_to_another_process() -> None:
     error = pickle.loads(pickle.dumps(UserError("a", 1, "must be 2", "say 2")))
     assert (error.key, error.value, error.rule, error.remedy) == ("a", 1, "must be 2", "say 2")
+    error = UserError("a.ckpt", rule="is damaged")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error) == "a.ckpt is damaged"

@@ -10,6 +10,9 @@ class _Absent:
     def __repr__(self) -> str:
         return ""
 
+    def __reduce__(self) -> str:
+        return "ABSENT"  # the same object in another process
+
 
 ABSENT: Final = _Absent()  # "no value to show", where None could be one
 

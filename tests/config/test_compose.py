@@ -138,6 +138,24 @@ def test_a_run_with_a_strange_path_goes_on(strange_run: Path, monkeypatch: pytes
     assert compose_run(again).folder == strange_run
 
 
+def test_a_run_goes_on_where_it_is_however_that_is_typed(strange_run: Path, tmp_path: Path) -> None:
+    place = quoted(str(strange_run))
+    for typed in (f"++resume={place}", f"+resume={place}"):
+        line = command_line([typed, "trainer.max_epochs=99"])
+        assert line.value("resume") == str(strange_run)
+        composed = compose_run(line)
+        assert composed.resumed and composed.folder == strange_run
+    assert compose_run(command_line([f"resume={place}", f"hydra.run.dir={place}"])).folder == strange_run
+    with pytest.raises(UserError, match=r"hydra\.run\.dir must be the run that goes on, .*: leave it out"):
+        compose_run(command_line([f"resume={place}", f"hydra.run.dir={tmp_path / 'new'}"]))
+
+
+def test_a_run_to_go_on_with_is_typed(own_configs: Path) -> None:
+    (own_configs / "experiment" / "again.yaml").write_text("# @package _global_\nresume: outputs/a\n")
+    with pytest.raises(UserError, match=r"resume must be typed.*got 'outputs/a'"):
+        compose_run(command_line(["--config-path", str(own_configs), "experiment=again", "trainer=cpu"]))
+
+
 def test_what_a_run_began_with_stays_written_when_it_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     begun = [f"hydra.run.dir={folder}", "model=advanced_lstm", "trainer=cpu", "trainer.max_epochs=1", "overwrite=true"]

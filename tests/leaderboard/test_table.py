@@ -138,6 +138,17 @@ def test_what_did_not_end_well_is_shown_and_never_ranked(tmp_path):
     assert "&lt;b&gt;no&lt;/b&gt;" in page
 
 
+def test_a_run_that_was_pruned_is_so_whatever_its_metric(tmp_path):
+    """As the sweep says of it (`recur.sweeps.runner.judge`)."""
+    folder = make_sweep(tmp_path / "s", [(["lr=1"], 0.5), (["lr=2"], math.nan), (["lr=3"], 0.4)])
+    for number in (1, 2):
+        record = folder / str(number) / "metrics.json"
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"pruned": True}))
+    leaderboard = Leaderboard.of([folder])
+    found = [(result.state, result.value, result.reason) for result in leaderboard.results]
+    assert found == [("done", 0.5, ""), ("pruned", None, ""), ("pruned", 0.4, "")]
+
+
 def test_less_can_be_better_and_another_metric_can_be_asked_for(tmp_path):
     folder = make_sweep(tmp_path / "s", JOBS)
     by_loss = Leaderboard.of([folder], "val/loss")

@@ -49,7 +49,9 @@ def test_a_beginning_begins_again_by_the_same_command_alone(tmp_path: Path) -> N
     check_free(folder, "seed: 1\n", overwrite=False)
 
 
-@pytest.mark.parametrize("name", [name for name in WRITTEN if not name.startswith(".")])
+@pytest.mark.parametrize(
+    "name", [*(name for name in WRITTEN if not name.startswith(".")), "events.out.tfevents.1.host.2.0"]
+)
 def test_somebody_s_own_files_are_not_written_over(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     for overwrite in (False, True):

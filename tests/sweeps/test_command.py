@@ -1,6 +1,7 @@
 """`python -m recur.train -m`: what a user can get wrong is one line before any job starts; what is right runs."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,8 @@ from support.real_sweeps import TINY, environment, sweep
         (["seed=0,1", "resume=nowhere"], ["no sweep at nowhere"]),
         (["seed=0,1", "resume=src"], ["is not a sweep"]),
         (["hydra/sweeper=optuna", "seed=0,1"], ["seed", "lucky"]),
+        (["seed=0,1", "hydra.launcher.grace_seconds=inf"], ["grace_seconds must be a finite number", "got inf"]),
+        (["seed=0,1", "hydra/launcher=ray"], ["hydra.launcher.gpus_per_job must be a number", "0 for CPUs"]),
         (["seed=0,1", "hydra.sweeper.params=5"], ["hydra.sweeper.params must be", "got 5"]),
         (["seed=0,1", "hydra.sweeper.cases=5"], ["hydra.sweeper.cases must be lists", "got 5"]),
         (["hydra/sweeper=optuna", "optimizer.lr=1,2", "hydra.sweeper.objectives=val/f1"], ["objectives", "'val/f1'"]),
@@ -50,6 +53,10 @@ from support.real_sweeps import TINY, environment, sweep
         (["seed=0,1", "+hydra.launcher.gpuss=1"], ["hydra.launcher.gpuss is no setting", "cpu_slots"]),
         (["hydra/sweeper=optuna", "optimizer.lr=1e-3"], ["nothing to search"]),
         (["seed=0,1", "trainer=cpu", "hydra/launcher=ray", "hydra.launcher.address=127.0.0.1:1"], ["no Ray cluster"]),
+        (
+            ["hydra/sweeper=optuna", "optimizer.lr=1,2", "hydra.sweeper.objectives={val/loss: max}"],
+            ["objectives.val/loss must be min for val/loss, got 'max'", "objectives={val/loss: min}"],
+        ),
         (
             ["hydra/sweeper=optuna", "optimizer.lr=1,2", "hydra.sweeper.objectives={val/f1: max, test/f3: max}"],
             ["'test/f3'"],
@@ -168,6 +175,55 @@ def test_folders_that_no_sweep_made_stay(tmp_path, how):
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
         "0", "0/chapter.txt", "1", "1/chapter.txt",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_page_that_no_sweep_made_stays(tmp_path, resumed):
+    """`hydra.sweep.dir=/my/project` where /my/project/results is somebody's."""
+    if resumed:
+        begun(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "runs.csv").write_text("mine")
+    words = ["resume=" + str(tmp_path)] if resumed else []
+    done = sweep(tmp_path, *TINY, "seed=0,1", "hydra.launcher.snapshot=false", *words, code=2)
+    assert "holds runs.csv, which recur.results did not write" in done.stderr and "hydra.sweep.dir=" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "0").exists() and (tmp_path / "results" / "runs.csv").read_text() == "mine"
+
+
+def begun(folder, *starts):
+    """The journal of a sweep of two seeds, whose submitter was killed after these starts."""
+    space = {"fixed": {word.partition("=")[0]: word for word in TINY}, "varied": {"seed": ["0", "1"]}}
+    header = {"event": "sweep", "format": 1, "id": "0" * 32, "monitor": "val/accuracy", "mode": "max"}
+    header |= {"search": "grid", "space": space, "objectives": {"val/accuracy": "max"}, "argv": ["-m", "seed=0,1"]}
+    lines = [
+        header,
+        *({"event": "start", "job": n, "overrides": [*TINY, f"seed={n}"], **s} for n, s in enumerate(starts)),
+    ]
+    (folder / journal.NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_the_jobs_of_a_resumed_sweep_stay_in_their_folders(tmp_path):
+    begun(tmp_path, {"folder": "0"})
+    words = [*TINY, "seed=0,1", "hydra.launcher.snapshot=false", f"resume={tmp_path}"]
+    done = sweep(tmp_path, *words, "hydra.sweep.subdir=again/${hydra.job.num}", code=2)
+    assert "hydra.sweep.subdir must stay as it was: job 0 ran in 0, got 'again/0'" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [journal.NAME]
+
+
+def test_a_sweep_with_jobs_in_the_queue_is_not_resumed(tmp_path):
+    """Its submitter was killed: they would be queued once more."""
+    folder, tools = tmp_path / "s", tmp_path / "bin"
+    folder.mkdir()
+    tools.mkdir()
+    (tools / "squeue").write_text("#!/bin/sh\necho 12\necho 99\n")
+    (tools / "squeue").chmod(0o755)
+    begun(folder, {"folder": "0", "place": "slurm 11"}, {"folder": "1", "place": "slurm 12"})
+    path = f"{tools}:{os.environ['PATH']}"
+    words = [*TINY, "seed=0,1", "hydra.launcher.snapshot=false", f"resume={folder}"]
+    done = sweep(folder, *words, code=2, env=environment(PATH=path))
+    assert "has jobs in SLURM's queue from before: 12: end them first: scancel 12" in done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == [journal.NAME]
 
 
 @pytest.mark.slow

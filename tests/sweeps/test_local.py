@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 from recur.errors import UserError
 from recur.runs import marks
 from recur.runs.journal import Journal
+from recur.sweeps import supervisor
 from recur.sweeps.job import Job, Needs, SweepId, clean_environment
 from recur.sweeps.launcher import leave
 from recur.sweeps.local import Machine, SlotLauncher, SlotSettings, cores, plan, visible_gpus
@@ -141,6 +143,9 @@ def test_cpu_slots_share_the_cores_out(monkeypatch):
         ({"gpus_per_job": 1}, Needs("gpu", 2, 2), ["trainer.devices=2", "gpus_per_job=1"]),
         ({"jobs_per_gpu": 0}, GPU, ["jobs_per_gpu", "0"]),
         ({"gpus": 1}, CPU, ["trainer.accelerator=cpu"]),
+        ({"gpus": [0, 0]}, GPU, ["hydra.launcher.gpus names a GPU twice", "[0, 0]"]),
+        ({"jobs_per_gpu": 4}, CPU, ["jobs_per_gpu", "trainer.accelerator=cpu"]),
+        ({"cpu_slots": 1}, GPU, ["hydra.launcher.cpu_slots is for jobs on CPUs"]),
         ({"gpus": None}, Needs("auto", None, 1), ["hydra.launcher.gpus", "None"]),
         ({"gpus": 1.5}, GPU, ["hydra.launcher.gpus", "1.5"]),
     ],
@@ -156,6 +161,9 @@ def test_no_gpu_for_jobs_that_want_one(monkeypatch):
     with pytest.raises(ValueError, match="no GPU is visible"):
         plan(SlotSettings(), [GPU], 4)
     assert not plan(SlotSettings(), [Needs("auto", None, 1)], 4)[0].devices
+    for settings in (SlotSettings(gpus_per_job=2), SlotSettings(jobs_per_gpu=2)):
+        with pytest.raises(UserError, match="no GPU is used here"):
+            plan(settings, [Needs("auto", None, 1)], 4)
 
 
 def test_a_failure_is_told_and_stops_nothing(tmp_path):
@@ -341,6 +349,16 @@ def _alive(group: int) -> bool:
         return False
     states = subprocess.run(["ps", "-o", "stat=", "-g", str(group)], capture_output=True, text=True).stdout.split()
     return any(not state.startswith("Z") for state in states)
+
+
+def test_a_supervisor_outlives_the_signal_by_which_a_queue_asks_jobs_to_save(tmp_path):
+    command = [sys.executable, "-I", "-S", supervisor.__file__, str(tmp_path / "lock"), "1"]
+    command += ["/bin/sh", "-c", "echo began; sleep 1"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"began\n"
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            process.send_signal(number)
+        assert process.wait(30) == 0
 
 
 def test_nothing_of_a_rank_leaks_into_a_job():

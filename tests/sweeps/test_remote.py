@@ -4,14 +4,18 @@ import json
 import socket
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
+from filelock import FileLock
 
+from recur.errors import UserError
 from recur.leaderboard.table import Leaderboard
 from recur.runs import journal
 from recur.sweeps import remote
-from recur.sweeps.job import Job, Needs, SweepId
+from recur.sweeps.job import PERFORMED, Job, Needs, SweepId, perform
 from recur.sweeps.remote import Share, Submitit, share
+from recur.sweeps.runner import Listed, run_jobs
 from support.real_sweeps import TINY, environment, figures, sweep
 
 
@@ -21,6 +25,9 @@ def test_a_share_is_what_the_trainer_asks_for():
     assert share([Needs("gpu", 1, 1)], 0.5, 1) == Share(0.5, 1)
     with pytest.raises(ValueError, match="cpus_per_job"):
         share([], "auto", 0)
+    assert share([Needs()], 0, 1) == Share(0, 1)
+    with pytest.raises(ValueError, match="gpus_per_job must be a number where"):
+        share([Needs()], "auto", 1)
 
 
 def test_a_job_in_the_queue_is_given_the_grace_that_was_set(tmp_path, monkeypatch):
@@ -39,6 +46,61 @@ def test_a_job_in_the_queue_is_given_the_grace_that_was_set(tmp_path, monkeypatc
     monkeypatch.setattr(executor, "_executor", Queue())
     executor.start(Job(0, (), tmp_path / "0", SweepId(tmp_path, "0" * 32)))
     assert seen == [0.25]
+
+
+def test_a_job_that_the_queue_refuses_is_queued_when_another_has_ended(tmp_path, monkeypatch):
+    """`sbatch: error: QOSMaxSubmitJobPerUserLimit`, with room for one job."""
+    pytest.importorskip("submitit")
+    held, order = [], []
+
+    class Queued:
+        job_id = 7
+
+        def done(self):
+            held.clear()
+            return True
+
+        exception = staticmethod(lambda: None)
+        result = staticmethod(lambda: 0)
+
+    class Queue:
+        def submit(self, call, job, *words):
+            order.append(job.number)
+            if held:
+                raise RuntimeError("sbatch: error: QOSMaxSubmitJobPerUserLimit")
+            held.append(job)
+            job.prepare()
+            (job.folder / "metrics.json").write_text("{}")
+            return Queued()
+
+    class Nobody:
+        started = ended = staticmethod(lambda *words: None)
+
+    executor = Submitit(tmp_path, "local", Share(0, 1), 4, {}, 0.25)
+    monkeypatch.setattr(executor, "_executor", Queue())
+    jobs = [Job(n, (f"n={n}",), tmp_path / str(n), SweepId(tmp_path, "0" * 32)) for n in range(3)]
+    with closing(journal.Journal(tmp_path)) as entries:
+        outcomes = run_jobs(Listed(jobs), executor, entries, Nobody())
+    assert [outcomes[n].state for n in range(3)] == ["done"] * 3
+    assert order == [0, 1, 1, 2, 2]
+    held.append("another user's")
+    with pytest.raises(UserError, match=r"the queue refuses job 0 \(sbatch: error: QOSMax"):
+        executor.start(jobs[0])
+
+
+def test_a_second_performer_of_a_job_touches_nothing(tmp_path, monkeypatch):
+    """An old SLURM job of a killed submitter that starts while the resumed sweep runs the job."""
+    monkeypatch.setattr("recur.sweeps.job._SOON", 0.1)
+    job = Job(0, ("n=0",), tmp_path / "0", SweepId(tmp_path, "0" * 32))
+    job.prepare()
+    (job.folder / "half").write_text("written")
+    for lock in (job.lock, f"{job.lock}.performed"):
+        with FileLock(lock):
+            assert perform(job, {}) == PERFORMED
+        assert (job.folder / "half").read_text() == "written"
+        assert not job.log.exists()
+    monkeypatch.setattr(Job, "command", lambda self: ["/bin/sh", "-c", "exit 3"])
+    assert perform(job, {}) == 3
 
 
 RAY = """

@@ -72,6 +72,36 @@ def test_each_sampler_searches_and_repeats_itself_by_its_seed(sampler, space, ob
         assert all("model=b" in overrides for overrides in first)
 
 
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        "random",
+        "tpe",
+        of("RandomSampler", seed=3),
+        of("QMCSampler", scramble=True),
+        of("CmaEsSampler", n_startup_trials=8),
+    ],
+    ids=str,
+)
+def test_a_search_that_is_resumed_draws_no_setting_again(sampler, tmp_path) -> None:
+    if "CmaEs" in str(sampler):
+        pytest.importorskip("cmaes")
+    whole = []
+    for n_trials in (2, 5, 8):  # two of them at random before TPE models anything
+        source = trials(tmp_path, sampler, NUMBERS if "QMC" in str(sampler) else SPACE, n_trials)
+        assert source.completed() == []
+        whole += searched(source)
+    assert len(whole) == len(set(whole)) == 8
+
+
+@pytest.mark.parametrize("name", ["BruteForceSampler", "GridSampler"])
+def test_a_grid_that_is_resumed_is_completed(name, tmp_path) -> None:
+    space, more = parse({}, ["size=8,16", "model=a,b"]), {"search_space": {"size": ["8", "16"], "model": ["a", "b"]}}
+    sampler = of(name, **(more if name == "GridSampler" else {}))
+    jobs = [job for n_trials in (2, 9) for job in searched(trials(tmp_path, sampler, space, n_trials))]
+    assert sorted(jobs) == sorted((f"size={s}", f"model={m}") for s in (8, 16) for m in "ab")
+
+
 def test_a_sampler_that_has_tried_everything_ends_the_search(tmp_path) -> None:
     space = parse({}, ["size=8,16", "model=a,b"])
     grid = of("GridSampler", search_space={"size": ["8", "16"], "model": ["a", "b"]})

@@ -79,6 +79,18 @@ def test_a_snapshot_is_quick_and_says_what_it_is_of(cache: Path, own: Path, tmp_
     assert snapshot.take(tmp_path / "s3").sha256 != code.sha256
 
 
+def test_typed_folders_of_configs_are_in_it(cache: Path, tmp_path: Path) -> None:
+    folders = {name: tmp_path / name for name in ("config-dir", "config-path")}
+    for name, folder in folders.items():
+        folder.mkdir()
+        (folder / "train.yaml").write_text(name)
+    code = snapshot.take(tmp_path / "s", folders)
+    flags = ["--config-dir", "a", "--config-path", "b", "--config-name", "c"]
+    kept = [str(code.folder / name) for name in folders]
+    assert code.flags(flags) == ["--config-dir", kept[0], "--config-path", kept[1], "--config-name", "c"]
+    assert [Path(folder, "train.yaml").read_text() for folder in kept] == list(folders)
+
+
 def test_a_process_imports_from_it_wherever_it_is_started(cache: Path, own: Path, tmp_path: Path) -> None:
     code = snapshot.take(tmp_path / "s")
     own.write_text("raise RuntimeError('edited')")

@@ -18,7 +18,9 @@ LONG = [*SENTIMENT, "trainer.max_epochs=400", "callbacks.last.every_steps=null"]
 
 
 @pytest.mark.parametrize(
-    ("which", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)], ids=["TERM", "INT", "USR1"]
+    ("which", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138), (signal.SIGUSR2, 140)],
+    ids=["TERM", "INT", "USR1", "USR2"],
 )
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, which, code):
     """Such a run saves nothing by itself in its first epoch."""

@@ -90,7 +90,7 @@ class CommandLine:
 
     def value(self, key: str) -> str | None:
         """The last value typed for a setting, as text; None where it was not typed or is null."""
-        typed = [_text(word) for word in self.overrides if word.partition("=")[0] == key]
+        typed = [_text(word) for word in self.overrides if word.partition("=")[0].lstrip("+") == key]
         return typed[-1] if typed and typed[-1] not in ("", "null") else None
 
 
@@ -199,8 +199,8 @@ def _text(word: str) -> str:
 
 
 def _with_quotes(word: str) -> str:
-    """`resume=FOLDER` as Hydra's grammar reads it; any other word as it is."""
-    folder = _text(word) if word.startswith("resume=") else "null"
+    """`resume=FOLDER` as Hydra's grammar reads it, without `+` before it; any other word as it is."""
+    folder = _text(word) if word.lstrip("+").startswith("resume=") else "null"
     return word if folder in ("", "null") else f"resume={quoted(folder)}"
 
 
@@ -319,12 +319,18 @@ def compose_run(line: CommandLine) -> Composed:
     setup_globals()
     resume = line.value("resume")
     if resume is None:
-        return _composed(line, line.configs, line.config_name, line.overrides, resumed=False)
+        composed = _composed(line, line.configs, line.config_name, line.overrides, resumed=False)
+        if named := composed.config.get("resume"):  # in a file of configs
+            raise UserError("resume", named, "must be typed, since a run goes on with its own config", "resume=RUN")
+        return composed
     folder = Path(resume).expanduser().resolve()
     if not (folder / ".hydra" / "config.yaml").is_file():
         raise UserError("resume", resume, "is not a run folder", "it has no .hydra/config.yaml")
     if not any((folder / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS)):
         raise UserError("resume", resume, f"has no checkpoints/{LAST} yet", "start it again")
+    place = line.value("hydra.run.dir")
+    if place is not None and Path(place).expanduser().resolve() != folder and cli.rank() == 0:
+        raise UserError("hydra.run.dir", place, f"must be the run that goes on, {folder}", "leave it out")
     trust.check_run_folder(folder, list(line.overrides))
     own = [f"hydra.run.dir={quoted(str(folder))}", "hydra.job_logging.formatters.simple.format='%(message)s'"]
     typed = [word for word in line.overrides if not word.startswith("hydra.run.dir=")]

@@ -17,7 +17,7 @@ from recur.config.signatures import check_value, hints, parameters_of
 from recur.errors import ABSENT, UserError, nearest
 from recur.runs.build import build, resolve
 from recur.runs.extras import lacks
-from recur.runs.metrics import check_metric, family_of, metric_info
+from recur.runs.metrics import check_direction, check_metric, direction, family_of
 
 _SERVICES = "recur.training.loggers."  # W&B's, MLflow's and Aim's
 _DEEPEST = 60  # levels of a config
@@ -300,11 +300,9 @@ def _check_metrics(config: Mapping[str, Any]) -> None:
 
 def _check_direction(monitor: str, mode: object, key: str) -> None:
     """Refuse to look for the worst value of a known metric: the best checkpoint would be the worst one."""
-    info = metric_info(monitor)
-    if info is not None and mode in ("max", "min") and mode != info.direction:
-        # Callbacks and schedules follow the run's own, which a data file sets for the family's usual metric.
-        remedy = f"add {key}={info.direction}; a run that was begun so has kept its worst weights: begin another"
-        raise UserError(key, mode, f"must be {info.direction} for {monitor}", remedy)
+    # Callbacks and schedules follow the run's own, which a data file sets for the family's usual metric.
+    remedy = f"add {key}={direction(monitor)}; a run that was begun so has kept its worst weights: begin another"
+    check_direction(monitor, mode, key, remedy)
 
 
 def _check_memory(task: Any) -> None:

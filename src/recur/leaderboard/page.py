@@ -32,8 +32,12 @@ _UNFINISHED = f"""<!doctype html>
 """
 
 
-def check_out(folder: Path) -> None:
+def check_out(folder: Path, remedy: str = "name another folder with --out") -> None:
     """Refuse a folder for the page that holds files of the same names which are not ours.
+
+    Args:
+        folder: for the page.
+        remedy: what to do instead.
 
     Raises:
         UserError: names such a file.
@@ -43,7 +47,7 @@ def check_out(folder: Path) -> None:
     theirs = sorted(path.name for path in folder.glob("*") if path.name in _WRITTEN) if folder.is_dir() else []
     if theirs:
         rule = f"holds {theirs[0]}, which recur.results did not write and would replace"
-        raise UserError(str(folder), rule=rule, remedy="name another folder with --out")
+        raise UserError(str(folder), rule=rule, remedy=remedy)
 
 
 def write(leaderboard: Leaderboard, folder: Path) -> Path:

@@ -100,12 +100,15 @@ class Source:
         value = None if record is None else metric(record, wanted)
         if record is None:
             state = state if state in _STOPPED else "unfinished"
+        elif record.get("pruned"):
+            state, reason = "pruned", ""
+            value = None if value is not None and not math.isfinite(value) else value  # no order has a place for it
         elif value is not None and not math.isfinite(value):
             state, value, reason = "failed", None, reason or "the metric is not finite"
-        elif value is None and wanted == self.monitor and not record.get("pruned"):
+        elif value is None and wanted == self.monitor:
             state, reason = "failed", f"it wrote no {wanted} into metrics.json"
         else:  # a complete run is done, whatever the journal says of its process
-            state, reason = "pruned" if record.get("pruned") else "done", ""
+            state, reason = "done", ""
         # `sweep=` only says where other settings come from.
         settings = {key: text for key, text in map(_split, overrides) if key != "sweep"}
         curve = tuple(journal.read_validations(folder))

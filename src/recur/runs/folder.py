@@ -51,11 +51,12 @@ def check_free(folder: Path, config: str, *, overwrite: bool) -> None:
         raise UserError("hydra.run.dir", str(folder), "is a file", "name a folder")
     if not holds_run(folder):
         theirs = [name for name in WRITTEN if (folder / name).exists()]
+        theirs += [path.name for pattern in _PATTERNS for path in sorted(folder.glob(pattern))]
         if theirs:
             raise UserError(
                 "hydra.run.dir",
                 str(folder),
-                f"holds {theirs[0]}, which no run wrote and this one would overwrite",
+                f"holds {theirs[0]}, which no run wrote and this one would replace",
                 "name another folder",
             )
         return

@@ -111,6 +111,23 @@ def direction(name: str) -> Direction:
     return "max" if info is None else info.direction
 
 
+def check_direction(name: str, mode: object, key: str, remedy: str) -> None:
+    """Refuse to look for the worst value of a metric of the list.
+
+    Args:
+        name: of the metric.
+        mode: how its values are compared; other words than `max` and `min` are not looked at.
+        key: the setting that holds the mode, for the message.
+        remedy: what to do instead.
+
+    Raises:
+        UserError: the mode is the other one.
+    """
+    info = metric_info(name)
+    if info is not None and mode in ("max", "min") and mode != info.direction:
+        raise UserError(key, mode, f"must be {info.direction} for {name}", remedy)
+
+
 def format_value(name: str, value: float | None) -> str:
     """A metric's value as a table shows it; empty for None."""
     if value is None:

@@ -1,4 +1,4 @@
-"""Checks of the configs of a sweep's jobs, all before the first job starts.
+"""Checks of the configs of a sweep's jobs, and of SLURM's queue, all before the first job starts.
 
 Each config goes through what `recur.train` does with it before it reads any data, so that a value which a job would
 refuse is refused by the sweep.
@@ -6,12 +6,17 @@ refuse is refused by the sweep.
 
 import json
 import logging
+import os
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from recur.config.compose import interpolated
 from recur.errors import UserError
+from recur.runs import journal
 
 
 class ConfigChecks:
@@ -68,3 +73,29 @@ class ConfigChecks:
             return trainer
         here = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "32-true"}
         return {**trainer, **here}
+
+
+def check_queue(folder: Path) -> None:
+    """Refuse to go on while jobs of the sweep are in SLURM's queue, whose submitter was killed.
+
+    Raises:
+        UserError: names them.
+    """
+    places: dict[int, str] = {}
+    for event in journal.read(folder):  # the last event of a job counts
+        if event["event"] == "start":
+            places[event["job"]] = str(event.get("place"))
+        elif event["event"] == "end":
+            places.pop(event["job"], None)
+    left = {place.partition(" ")[2] for place in places.values() if place.startswith("slurm ")}
+    tool = shutil.which("squeue") if left else None
+    if tool is None:
+        return
+    command = [tool, "--noheader", "--format=%A", f"--user={os.getuid()}"]
+    try:
+        queued = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()  # noqa: S603
+    except (OSError, subprocess.SubprocessError):  # each job still looks whether another performs it
+        return
+    if still := " ".join(sorted(left.intersection(queued))):
+        rule = f"has jobs in SLURM's queue from before: {still}"
+        raise UserError(str(folder), rule=rule, remedy=f"end them first: scancel {still}")

@@ -24,6 +24,8 @@ from recur.runs.metrics import read_record
 from recur.runs.trust import must_be_typed
 from recur.sweeps.snapshot import Code
 
+PERFORMED = 75  # exit code of a second performer of a job
+_SOON = 10.0  # seconds in which the processes of a job are gone whose sweep or machine was lost
 TRIAL = "RECUR_TRIAL"  # JSON for a job of an Optuna sweep: the journal, the trial's number, the pruner
 # Variables of a former or surrounding process that would make a fresh one take itself for a rank of another run.
 _LEAKS = re.compile(
@@ -208,8 +210,8 @@ def clean_environment(added: Mapping[str, str], inherited: Mapping[str, str] | N
 def start_supervised(job: Job, granted: Mapping[str, str], grace: float) -> "subprocess.Popen[bytes]":
     """Start a job under a supervisor; when its standard input closes, the job is killed."""
     job.prepare()
-    command = job.command()
     imports = {} if job.code is None else job.code.environment()
+    command = job.command()  # may name what is in the snapshot, which is there now
     home = Path(__file__).parent if job.code is None else job.code.folder / "src" / "recur" / "sweeps"
     supervisor = str(home / "supervisor.py")
     with naming(job.log), job.open_log() as log:
@@ -226,9 +228,25 @@ def start_supervised(job: Job, granted: Mapping[str, str], grace: float) -> "sub
 
 
 def perform(job: Job, granted: Mapping[str, str], grace: float = 10.0) -> int:
-    """Run a job to its end, wherever this is called, and return its exit code; 0 at once if it is complete."""
-    if job.record() is not None:
-        return 0
+    """Run a job to its end, wherever this is called, and return its exit code.
+
+    A job that is complete is left as it is, with 0, and one that is being performed elsewhere with `PERFORMED`: a queue
+    may start one twice.
+    """
+    job.lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # The supervisor takes the job's own lock. It is free soon after whoever performed the job was killed.
+        with FileLock(f"{job.lock}.performed", timeout=_SOON):
+            with FileLock(job.lock, timeout=_SOON):
+                pass
+            return 0 if job.record() is not None else _run(job, granted, grace)
+    except Timeout:
+        print(f"recur: job {job.number} of {job.sweep.folder} is being performed elsewhere", file=sys.stderr)
+        return PERFORMED
+
+
+def _run(job: Job, granted: Mapping[str, str], grace: float) -> int:
+    """Run a job, whose locks are held, to its end."""
     process = start_supervised(job, granted, grace)
     try:
         code = process.wait()
@@ -239,6 +257,9 @@ def perform(job: Job, granted: Mapping[str, str], grace: float = 10.0) -> int:
         process.terminate()
         process.wait(grace + 5)
         raise
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()  # ends whatever is left
 
 
 def needs_of(cfg: DictConfig) -> Needs:

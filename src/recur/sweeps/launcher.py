@@ -1,6 +1,8 @@
 """The base of this package's launchers: check a whole sweep, run it, write its leaderboard."""
 
 import contextlib
+import math
+import os
 import shlex
 import signal
 import sys
@@ -25,7 +27,7 @@ from recur.runs.files import check_links, write_atomic
 from recur.runs.journal import Journal
 from recur.runs.metrics import check_metric, family_of
 from recur.sweeps import snapshot as snapshots
-from recur.sweeps.checks import ConfigChecks
+from recur.sweeps.checks import ConfigChecks, check_queue
 from recur.sweeps.job import Job, Needs, SweepId, needs_of
 from recur.sweeps.progress import SweepProgress
 from recur.sweeps.runner import Executor, Listed, Outcome, Source, WithCode, run_jobs
@@ -106,8 +108,8 @@ class FreshProcessLauncher(Launcher):
         for name, value in (("fail_fast", fail_fast), ("snapshot", snapshot)):
             if not isinstance(value, bool):
                 raise UserError(f"hydra.launcher.{name}", value, "must be true or false")
-        if not isinstance(grace_seconds, (int, float)) or isinstance(grace_seconds, bool) or not grace_seconds >= 0:
-            raise UserError("hydra.launcher.grace_seconds", grace_seconds, "must be a number of at least 0")
+        if type(grace_seconds) not in (int, float) or not 0 <= grace_seconds < math.inf:
+            raise UserError("hydra.launcher.grace_seconds", grace_seconds, "must be a finite number of at least 0")
         self.fail_fast, self.grace, self.snapshot = fail_fast, grace_seconds, snapshot
         self.config: Any = None
         self.context: Any = None
@@ -252,6 +254,8 @@ class FreshProcessLauncher(Launcher):
                 takes no such key or value. Nothing has been written then.
             KeyboardInterrupt: stopped; the sweep can be resumed.
         """
+        from recur.leaderboard import page
+
         folder = self.folder
         if self.resuming:
             journal.read(folder)  # before anything is written there
@@ -259,7 +263,10 @@ class FreshProcessLauncher(Launcher):
             held.enter_context(contextlib.closing(executor))
             self._compare(plan)
             check_folders()
+            page.check_out(folder / "results", "name another folder with hydra.sweep.dir=..., or move that file away")
             self._checks.run()
+            if self.resuming:
+                check_queue(folder)
             if self.resuming and self.snapshot:
                 self._code = snapshots.of_sweep(journal.read(folder)[0].get("code"), folder, _config_dirs(self.config))
             with _writable(folder):
@@ -324,7 +331,12 @@ class FreshProcessLauncher(Launcher):
             progress.say(str(error))
             return
         progress.say(as_text(leaderboard, 10))
-        written = page.write(leaderboard, folder / "results")
+        try:
+            page.check_out(folder / "results")
+            written = page.write(leaderboard, folder / "results")
+        except UserError as error:  # the runs are whole
+            progress.say(str(error))
+            return
         progress.say(f"results    {written}")
         if any(folder.glob("*/events.out.tfevents.*")):
             progress.say(f"compare    tensorboard --logdir {folder}")
@@ -341,6 +353,8 @@ class FreshProcessLauncher(Launcher):
         """Run jobs known beforehand."""
 
         def check_folders() -> None:
+            if self.resuming:
+                _compare_folders(self.folder, made)
             for job in made:
                 job.check_folder()
 
@@ -394,6 +408,20 @@ def _former_numbers(known: Mapping[int, tuple[str, ...]], rows: Sequence[Sequenc
             if at not in numbers and (same := left.get(settings(row))):
                 numbers[at] = same.pop()
     return numbers
+
+
+def _compare_folders(folder: Path, made: Sequence[Job]) -> None:
+    """Refuse to run jobs of a resumed sweep in other folders than before, where they would begin anew.
+
+    Raises:
+        UserError: names the first such job.
+    """
+    begun = {event["job"]: event.get("folder") for event in journal.read(folder) if event["event"] == "start"}
+    for job in made:
+        then, now = begun.get(job.number), os.path.relpath(job.folder, folder)
+        if isinstance(then, str) and os.path.normpath(then) != now:
+            rule = f"must stay as it was: job {job.number} ran in {then}"
+            raise UserError("hydra.sweep.subdir", now, rule, "leave it out, or begin another sweep")
 
 
 def _header(folder: Path) -> dict[str, Any]:
@@ -462,10 +490,11 @@ def config_flags(config: DictConfig) -> list[str]:
     return flags
 
 
-def _config_dirs(config: DictConfig) -> list[Path]:
-    """What was typed after `--config-dir`."""
-    sources = config.hydra.runtime.config_sources
-    return [Path(str(source.path)).absolute() for source in sources if source.provider == "command-line"]
+def _config_dirs(config: DictConfig) -> dict[str, Path]:
+    """What was typed after `--config-dir` and `--config-path`, by these names."""
+    flags = config_flags(config)
+    named = zip(flags[::2], flags[1::2], strict=True)
+    return {flag.lstrip("-"): Path(path).absolute() for flag, path in named if flag in snapshots.FLAGS}
 
 
 def inherited_overrides(config: DictConfig) -> list[str]:
@@ -509,7 +538,7 @@ def _exclusively(folder: Path) -> Iterator[None]:
                         pass
                 except Timeout:
                     raise UserError(
-                        f"job {path.name} of {folder}", rule="still runs from before", remedy="end it first"
+                        f"job {path.stem} of {folder}", rule="still runs from before", remedy="end it first"
                     ) from None
         yield
     finally:

@@ -119,11 +119,17 @@ def plan(settings: SlotSettings, needs: Sequence[Needs], jobs: int | None = None
         gpus = _chosen_gpus(settings)
     else:
         gpus = []
-        if settings.gpus not in ("auto", 0) or settings.gpus_per_job != "auto":
-            raise UserError(
-                "",
-                rule="hydra.launcher.gpus and gpus_per_job need jobs on GPUs; these run with trainer.accelerator=cpu",
-            )
+    if gpus and settings.cpu_slots != "auto":
+        raise UserError(
+            "hydra.launcher.cpu_slots", settings.cpu_slots, "is for jobs on CPUs, these run on GPUs",
+            "set trainer=cpu, or say on which GPUs with hydra.launcher.gpus",
+        )  # fmt: skip
+    if not gpus and (
+        settings.gpus not in ("auto", 0, []) or settings.gpus_per_job != "auto" or settings.jobs_per_gpu != 1
+    ):
+        cpu = all(need.accelerator == "cpu" for need in needs)
+        why = "these run with trainer.accelerator=cpu" if cpu else "no GPU is used here"
+        raise UserError("", rule=f"hydra.launcher.gpus, gpus_per_job and jobs_per_gpu need jobs on GPUs; {why}")
     return _gpu_slots(settings, needs, gpus) if gpus else _cpu_slots(settings, needs, jobs)
 
 
@@ -136,6 +142,9 @@ def _chosen_gpus(settings: SlotSettings) -> list[str]:
             raise UserError("", rule=f"hydra.launcher.gpus={wanted}, but {_there_are(visible)}")
         return visible[:wanted]
     ids = [str(word) for word in wanted]
+    if len(set(ids)) < len(ids):
+        remedy = "name each once; hydra.launcher.jobs_per_gpu=2 lets two jobs share each"
+        raise UserError("hydra.launcher.gpus", list(wanted), "names a GPU twice", remedy)
     missing = [word for word in ids if word not in visible]
     if missing:
         raise UserError("", rule=f"hydra.launcher.gpus names GPU {', '.join(missing)}, but {_there_are(visible)}")

@@ -19,7 +19,7 @@ from recur.runs.extras import require_extra
 from recur.sweeps.job import Job, Needs, perform
 from recur.sweeps.launcher import FreshProcessLauncher
 from recur.sweeps.local import thread_environment
-from recur.sweeps.runner import Executor
+from recur.sweeps.runner import Executor, FullError
 
 _START = "start one with `ray start --head`"
 
@@ -46,7 +46,7 @@ def share(needs: Sequence[Needs], gpus_per_job: Any, cpus_per_job: int) -> Share
     """What a job takes: `gpus_per_job=auto` means what `trainer` asks for.
 
     Raises:
-        UserError: a count makes no sense.
+        UserError: a count makes no sense, or nothing says whether the jobs want GPUs.
     """
     if type(cpus_per_job) is not int or cpus_per_job < 1:
         raise UserError("hydra.launcher.cpus_per_job", cpus_per_job, "must be a whole number of at least 1")
@@ -54,6 +54,11 @@ def share(needs: Sequence[Needs], gpus_per_job: Any, cpus_per_job: int) -> Share
         if type(gpus_per_job) not in (int, float) or not 0 <= gpus_per_job < math.inf:
             raise UserError("hydra.launcher.gpus_per_job", gpus_per_job, "must be auto or a number of at least 0")
         return Share(gpus_per_job, cpus_per_job)
+    if any(need.accelerator == "auto" for need in needs):
+        raise UserError(
+            "hydra.launcher.gpus_per_job", gpus_per_job, "must be a number where trainer.accelerator=auto",
+            "set it, 0 for CPUs; or set trainer=gpu or trainer=cpu",
+        )  # fmt: skip
     wanted = [need.devices or 1 for need in needs if need.accelerator == "gpu"]
     return Share(max(wanted, default=0), cpus_per_job)
 
@@ -217,6 +222,7 @@ class Submitit:
             raise UserError("submitit", rule=f"refuses: {' '.join(str(error).split())}") from None
         self._cluster = cluster
         self._running: list[tuple[Job, Any]] = []
+        self._full = False  # the queue has refused a job, by a limit on how many there may be
 
     @property
     def title(self) -> str:
@@ -225,12 +231,25 @@ class Submitit:
 
     def has_capacity(self) -> bool:
         """Whether another job may be queued."""
-        return len(self._running) < self.capacity
+        return len(self._running) < self.capacity and not self._full
 
     def start(self, job: Job) -> str:
-        """Queue a job."""
+        """Queue a job.
+
+        Raises:
+            FullError: the queue refuses it while it has others.
+            UserError: it refuses it though it has none.
+        """
         granted = {} if self._part.gpus else {"CUDA_VISIBLE_DEVICES": ""}
-        queued = self._executor.submit(_serve, job, os.getcwd(), self._part.cpus, granted, self._grace)
+        try:
+            queued = self._executor.submit(_serve, job, os.getcwd(), self._part.cpus, granted, self._grace)
+        except RuntimeError as error:  # of submitit's, which a refused `sbatch` raises
+            if self._running:
+                self._full = True
+                raise FullError from error
+            said = " ".join(str(error).split())
+            again = f"go on with resume={self._folder.parent} when it takes jobs"
+            raise UserError("", rule=f"the queue refuses job {job.number} ({said})", remedy=again) from None
         self._running.append((job, queued))
         return f"{self._cluster} {queued.job_id}"
 
@@ -238,6 +257,7 @@ class Submitit:
         """Jobs that ended."""
         ended = [(job, queued) for job, queued in self._running if queued.done()]
         self._running = [(job, queued) for job, queued in self._running if not any(queued is q for _, q in ended)]
+        self._full = self._full and not ended
         return [(job, self._code(job, queued)) for job, queued in ended]
 
     def _code(self, job: Job, queued: Any) -> int:

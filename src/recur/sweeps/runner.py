@@ -33,6 +33,10 @@ class Outcome:
     reason: str = ""
 
 
+class FullError(Exception):
+    """A place takes no further job until one that it has ends."""
+
+
 class Executor(Protocol):
     """Where jobs run.
 
@@ -52,7 +56,11 @@ class Executor(Protocol):
         """Whether another job may be started now."""
 
     def start(self, job: Job) -> str:
-        """Start a job; return where."""
+        """Start a job; return where.
+
+        Raises:
+            FullError: not now; there is no capacity until another job ends.
+        """
 
     def finished(self) -> Sequence[tuple[Job, int]]:
         """Jobs that ended since the last call, with exit codes."""
@@ -187,6 +195,7 @@ def run_jobs(
     if before:
         display.resumed(before)
     running: dict[int, tuple[Job, float]] = {}
+    kept: Job | None = None  # which its place did not take yet
 
     def end(job: Job, outcome: Outcome) -> None:
         outcomes[job.number] = outcome
@@ -198,7 +207,7 @@ def run_jobs(
     try:
         while True:
             while executor.has_capacity():
-                job = source.take()
+                job, kept = kept or source.take(), None
                 if job is None:
                     if not running:
                         return outcomes
@@ -206,7 +215,11 @@ def run_jobs(
                 if job.record() is not None:  # it ended between two polls
                     end(job, judge(job, 0))
                     continue
-                place = executor.start(job)
+                try:
+                    place = executor.start(job)
+                except FullError:
+                    kept = job
+                    break
                 where = os.path.relpath(job.folder, journal.path.parent)
                 journal.add("start", job=job.number, overrides=list(job.overrides), folder=where, place=place)
                 running[job.number] = (job, time.monotonic())

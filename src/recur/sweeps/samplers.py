@@ -7,7 +7,7 @@ first job starts: a sampler that lacks a package, or that cannot search these se
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from recur.errors import UserError
@@ -44,13 +44,16 @@ def check(node: Any, path: str) -> None:
             check(value, f"{path}[{index}]")
 
 
-def make(node: Mapping[str, Any], kind: str, seed: int | None = None) -> Any:
+def make(
+    node: Mapping[str, Any], kind: str, seed: int | None = None, seeded: Callable[[int], int] = lambda seed: seed
+) -> Any:
     """Build a sampler or a pruner.
 
     Args:
         node: `_target_` and its arguments, plain containers.
         kind: `sampler` or `pruner`.
         seed: for a sampler that takes one and is given none.
+        seeded: what a sampler's seed becomes where a search goes on.
 
     Raises:
         UserError: a class that may not be built, that is another thing, or that refuses its arguments.
@@ -59,22 +62,31 @@ def make(node: Mapping[str, Any], kind: str, seed: int | None = None) -> Any:
 
     path = f"hydra.sweeper.{kind}"
     check(node, path)
-    built = build(_seeded(node, path, seed), path)
+    built = build(_seeded(node, path, seed, seeded), path)
     base = getattr(optuna.samplers if kind == "sampler" else optuna.pruners, _KINDS[kind])
     if not isinstance(built, base):
         raise UserError(f"{path}._target_", node["_target_"], f"must be a {kind} of Optuna's")
     return built
 
 
-def _seeded(node: Any, path: str, seed: int | None) -> Any:
+def _seeded(node: Any, path: str, seed: int | None, seeded: Callable[[int], int]) -> Any:
     """The settings with the seed, wherever a class takes one, so that the same search can be made again."""
+    import optuna
+
     if not isinstance(node, Mapping):
         return node
-    inner = {key: _seeded(value, f"{path}.{key}", seed) for key, value in node.items()}
-    if seed is None or "_target_" not in node or "seed" in node:
+    inner = {key: _seeded(value, f"{path}.{key}", seed, seeded) for key, value in node.items()}
+    if seed is None or "_target_" not in node:
         return inner
-    if "seed" in inspect.signature(resolve(node["_target_"], path)).parameters:
-        inner["seed"] = seed
+    target = resolve(node["_target_"], path)
+    if "seed" in inspect.signature(target).parameters:
+        given = inner.setdefault("seed", seed)
+        # The place in a grid or a sequence is that of the study, and the seed says which grid or sequence.
+        planned = isinstance(target, type) and issubclass(
+            target, (optuna.samplers.GridSampler, optuna.samplers.QMCSampler)
+        )
+        if type(given) is int and not planned:
+            inner["seed"] = seeded(given)
     return inner
 
 

@@ -6,8 +6,9 @@
     SWEEP/.code/source.zip   the same files, for machines that do not share the cache
 
 Jobs find the snapshot first on `PYTHONPATH`, with what Python and numba have compiled of it. Copied are this package,
-its configs, the YAML files of `--config-dir`, and the packages that the user trusts (`recur.runs.trust`) where they
-lie in a work tree and are not installed; what `hydra.searchpath` names is read where it is.
+its configs, the YAML files of `--config-dir` and `--config-path`, and the packages that the user trusts
+(`recur.runs.trust`) where they lie in a work tree and are not installed; what `hydra.searchpath` names is read where it
+is.
 `hydra.launcher.snapshot=false` leaves it out: each job then runs the code that it finds when it starts.
 
 Sweeps are shared, and a stranger's must not bring code along. So a resumed sweep runs a snapshot from this user's own
@@ -40,6 +41,7 @@ from recur.runs.metrics import COMMIT, describe_commit
 from recur.runs.trust import trusted_packages
 
 FOLDER, ARCHIVE = ".code", "source.zip"
+FLAGS = ("--config-dir", "--config-path")  # whose folders are copied
 _LEFT_OUT = re.compile(r"__pycache__|\..*|.*\.(py[co]|nb[ci])")
 _LARGEST = 200 * 2**20  # bytes
 _OFF = "hydra.launcher.snapshot=false leaves it out"
@@ -106,21 +108,23 @@ class Code:
         return {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1", **commit}
 
     def flags(self, flags: Sequence[str]) -> list[str]:
-        """A command's flags, with `--config-dir` as it was."""
-        own = str(self.folder / "config-dir")
-        return [own if before == "--config-dir" else flag for before, flag in zip(["", *flags], flags, strict=False)]
+        """A command's flags, with the folders of configs as they were."""
+        kept = {flag: self.folder / flag.lstrip("-") for flag in FLAGS}
+        # A sweep of an earlier version kept no `--config-path`.
+        own = {flag: str(folder) for flag, folder in kept.items() if folder.is_dir()}
+        return [own.get(before, flag) for before, flag in zip(["", *flags], flags, strict=False)]
 
     def summary(self) -> dict[str, Any]:
         """What the sweep's journal says of it."""
         return {"sha256": self.sha256, "commit": self.commit}
 
 
-def take(sweep: Path, config_dirs: Sequence[Path] = ()) -> Code:
+def take(sweep: Path, config_dirs: Mapping[str, Path] | None = None) -> Code:
     """Copy the code as it stands into the cache, and describe it in the sweep's folder.
 
     Args:
         sweep: the sweep's folder.
-        config_dirs: what `--config-dir` names.
+        config_dirs: what `--config-dir` and `--config-path` name, by `config-dir` and `config-path`.
 
     Raises:
         UserError: there is too much of it.
@@ -143,13 +147,13 @@ def take(sweep: Path, config_dirs: Sequence[Path] = ()) -> Code:
     return code
 
 
-def of_sweep(record: Any, sweep: Path, config_dirs: Sequence[Path] = ()) -> Code | None:
+def of_sweep(record: Any, sweep: Path, config_dirs: Mapping[str, Path] | None = None) -> Code | None:
     """The snapshot of a sweep that is resumed.
 
     Args:
         record: what its journal says, None where it began without one.
         sweep: its folder.
-        config_dirs: what `--config-dir` names.
+        config_dirs: what `--config-dir` and `--config-path` name, by `config-dir` and `config-path`.
 
     Raises:
         UserError: the code is not on this machine.
@@ -174,7 +178,7 @@ def of_sweep(record: Any, sweep: Path, config_dirs: Sequence[Path] = ()) -> Code
 
 
 # ------------------------------------------------------------------------------------------------------- what is copied
-def _parts(config_dirs: Sequence[Path]) -> list[Part]:
+def _parts(config_dirs: Mapping[str, Path] | None) -> list[Part]:
     """This package, its plugins and configs, typed folders of configs, and the trusted packages of work trees."""
     package = Path(recur.__file__).resolve().parent
     parts = [Part(package, "src/recur")]
@@ -189,7 +193,7 @@ def _parts(config_dirs: Sequence[Path]) -> list[Part]:
         if where is not None and not _installed(Path(where)):
             path = Path(where).resolve()
             parts.append(Part(path, f"src/{name}" if path.is_dir() else f"src/{path.name}"))
-    return [*parts, *(Part(folder, "config-dir", "*.yaml") for folder in config_dirs)]
+    return [*parts, *(Part(folder, name, "*.yaml") for name, folder in (config_dirs or {}).items())]
 
 
 def _installed(path: Path) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 from filelock import FileLock
 
 from recur.errors import UserError
@@ -190,16 +191,24 @@ class SearchSettings:
             if mode not in ("max", "min"):
                 raise UserError(f"hydra.sweeper.objectives.{name}", mode, "must be max or min")
 
-    def rule(self) -> Any:
-        """The sampler as an object of Optuna's."""
+    def rule(self, asked: int = 0) -> Any:
+        """The sampler as an object of Optuna's.
+
+        Args:
+            asked: trials that the study has already; a sampler with the seed as it is would draw their settings again.
+        """
         own = require().samplers
+
+        def seeded(seed: int) -> int:
+            return int(np.random.SeedSequence([seed, asked]).generate_state(1)[0]) if asked else seed
+
         with _without_warnings():
             if isinstance(self.sampler, Mapping):
-                return samplers.make(self.sampler, "sampler", self.seed)
+                return samplers.make(self.sampler, "sampler", self.seed, seeded)
             if self.sampler == "random":
-                return own.RandomSampler(seed=self.seed)
+                return own.RandomSampler(seed=seeded(self.seed))
             return own.TPESampler(
-                n_startup_trials=self.startup_trials, multivariate=True, constant_liar=True, seed=self.seed
+                n_startup_trials=self.startup_trials, multivariate=True, constant_liar=True, seed=seeded(self.seed)
             )
 
     @property
@@ -372,7 +381,6 @@ class Trials:
                 study = optuna.create_study(
                     study_name=NAME,
                     storage=storage(self._journal),
-                    sampler=self._settings.rule(),
                     pruner=self._settings.pruner.rule(),
                     directions=self._settings.directions,
                     load_if_exists=True,
@@ -396,6 +404,7 @@ class Trials:
         """Open the study; jobs of the trials that have ended."""
         self._study = self._open()
         self._restore()
+        self._study.sampler = self._settings.rule(len(self._study.get_trials(deepcopy=False)))
         states = require().trial.TrialState
         self._budget, ended = self.total, []
         for trial in self._study.get_trials(deepcopy=False):

@@ -28,7 +28,8 @@ def main(lock: str, grace: float, command: list[str]) -> int:
     os.set_blocking(wakeup, False)
     os.set_blocking(awake, False)
     signal.set_wakeup_fd(wakeup)
-    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT):
+    # SLURM sends USR1 or USR2, submitit's choice, to all processes of a job before its time is up: the job saves then.
+    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda *_: None)
     try:
         child = os.posix_spawn(

@@ -10,7 +10,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from recur.errors import UserError
-from recur.runs.metrics import check_metric, family_of
+from recur.runs.metrics import check_direction, check_metric, direction, family_of
 from recur.sweeps import space as spaces
 from recur.sweeps.launcher import FreshProcessLauncher, Plan, leave
 
@@ -202,8 +202,10 @@ class Optuna(OwnSweeper):
         """
         objectives = dict(self.settings.objectives) or {checked.monitor: checked.mode}
         family = family_of(str(OmegaConf.select(config, "model._target_", default="")))
-        for name in objectives:
+        for name, mode in objectives.items():
             check_metric(name, family, resources=True, key="hydra.sweeper.objectives")
+            better = f"set hydra.sweeper.objectives={{{name}: {direction(name)}}}"
+            check_direction(name, mode, f"hydra.sweeper.objectives.{name}", better)
         if self.settings.pruner.kind is not None and (len(objectives) > 1 or checked.monitor not in objectives):
             raise UserError(
                 "",

@@ -32,7 +32,8 @@ from recur.nn.packed import Batch
 from recur.runs import checkpoint as checkpoints
 from recur.tasks.base import Restorable
 
-HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is SLURM's, before a job's time is up
+QUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # SLURM's before a job's time is up; the second is what submitit asks for
+HEARD = (signal.SIGTERM, signal.SIGINT, *QUEUE)
 _ECHO = 0.5  # seconds in which the same signal again counts as one: `timeout` and others send it twice
 
 
@@ -228,7 +229,7 @@ class Stopped(SystemExit):
 
 
 class Stop:
-    """Receives SIGTERM, SIGINT and SIGUSR1.
+    """Receives SIGTERM, SIGINT, SIGUSR1 and SIGUSR2.
 
     While a model is trained (`patient`) a signal is only recorded, and `LastCheckpoint` saves after the
     step; at other times it ends the process, since nothing would be lost. A second signal ends it at once.
@@ -279,7 +280,7 @@ def leave(stop: Stopped, folder: Path) -> int:
         return 0 if "RANK" not in os.environ and "SLURM_PROCID" not in os.environ else 128 + stop.number
     saved = any((folder / "checkpoints" / file).is_file() for file in (checkpoints.LAST, checkpoints.PREVIOUS))
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    asked = requeue() if stop.number == signal.SIGUSR1 else None
+    asked = requeue() if stop.number in QUEUE else None
     again = f"go on with: {shlex.join(['python', '-m', 'recur.train', f'resume={shown}'])}"
     notify(
         f"stopped by {name(stop.number)}"
