@@ -275,6 +275,7 @@ class LastCheckpoint(Callback):
         self._saved_step = 0
         self._place: str | None = None  # while a checkpoint is taken: between, cut, validation or end
         self._cut = False  # whether the last epoch ended before its last batch, and was saved so
+        self._ended = False  # whether the checkpoint was taken at the end of an epoch
         self._scored: dict[str, Any] = {}
         self._over: dict[str, Any] | None = None
         self._tables: list[str] = []
@@ -302,6 +303,8 @@ class LastCheckpoint(Callback):
         internals.restore_metrics(trainer, self._scored)
         self._saved_step = trainer.global_step
         self._cut = False
+        if self._ended:
+            internals.begin_epoch(trainer)
         # The moment between two batches is when the loader is asked for the next one.
         loader: Any = trainer.train_dataloader
         loader.before_batch = lambda: self._between(trainer)
@@ -403,6 +406,9 @@ class LastCheckpoint(Callback):
         reached = checkpoint.get("reached", {})
         self._scored, self._over = reached.get("metrics", {}), reached.get("over")
         self._tables = reached.get("tables", [])
+        self._ended = reached.get("place") == "end"
+        if self._ended:
+            internals.drop_loader_states(checkpoint["loops"]["fit_loop"])
 
 
 class SelfContained(Callback):
