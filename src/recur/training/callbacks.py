@@ -24,13 +24,27 @@ from recur.tasks.base import Stepping, skipped
 from recur.training import lightning_internals as internals
 
 
+class _EarlyStopping(EarlyStopping):
+    """Lightning's, whose patience is the one that is set now, not the one of the checkpoint that a run goes on from."""
+
+    @property
+    def state_key(self) -> str:
+        """Under the name of Lightning's own, as earlier versions kept it."""
+        return super().state_key.removeprefix("_")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore all else."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+
 def early_stopping(monitor: str, mode: str, patience: Annotated[int, Ge(0)] | None) -> EarlyStopping | None:
     """Stop after more than `patience` validations without improvement; None for None."""
     if patience is None:
         return None
     # After each validation: an epoch in whose middle a run goes on with other data ends without one.
-    at_epoch_end = None if monitor.startswith("train/") else False
-    return EarlyStopping(monitor, mode=mode, patience=patience, check_on_train_epoch_end=at_epoch_end)
+    # What is measured in training is whole only there.
+    at_epoch_end = monitor.startswith("train/")
+    return _EarlyStopping(monitor, mode=mode, patience=patience, check_on_train_epoch_end=at_epoch_end)
 
 
 class _Ema(WeightAveraging):

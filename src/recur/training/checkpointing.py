@@ -234,13 +234,14 @@ def restore_tables(trainer: pl.Trainer, texts: list[str]) -> None:
 
 
 def best_checkpoint(monitor: str, mode: str, dirpath: str) -> BestCheckpoint:
-    """Keep the checkpoint of the best validation as `best.ckpt`."""
+    """Keep the checkpoint of the best validation, or of the best epoch of training, as `best.ckpt`."""
     return BestCheckpoint(
         dirpath,
         "best",
         monitor=monitor,
         mode=mode,
         save_top_k=1,
+        save_on_train_epoch_end=True if monitor.startswith("train/") else None,
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )
