@@ -383,7 +383,7 @@ class LastCheckpoint(Callback):
         finally:
             self._place = None
         Files.settle(trainer)
-        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        self._saved_at, self._saved_step, self._stop.saved = time.monotonic(), trainer.global_step, True
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
