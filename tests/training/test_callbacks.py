@@ -1,6 +1,7 @@
 """What the callbacks keep, print and end."""
 
 import os
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,8 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch.utils.data import DataLoader
 
 from recur.tasks.base import Stepping
-from recur.training.callbacks import NonMonotonicAveraging, Throughput, early_stopping, epoch_line, weight_ema
-from recur.training.checkpointing import Files, best_checkpoint
+from recur.training.callbacks import NonMonotonicAveraging, Progress, Throughput, early_stopping, epoch_line, weight_ema
+from recur.training.checkpointing import Files, best_checkpoint, bounds
 from recur.training.failures import leave_with_launcher
 
 METRICS = {
@@ -126,6 +127,36 @@ def test_a_changed_patience_is_not_that_of_the_checkpoint() -> None:
     present.load_state_dict(former.state_dict())
     assert (present.patience, present.wait_count) == (5, 1)
     assert present.state_key == EarlyStopping("val/loss").state_key  # of earlier versions
+
+
+def test_training_goes_on_without_a_reader(monkeypatch) -> None:
+    """Of `recur.train ... | head`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as output, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        for epoch in range(2):
+            progress = Progress()
+            progress._epoch = (epoch, 1.0)
+            progress._print_epoch(SimpleNamespace(is_global_zero=True, callback_metrics=METRICS))
+
+
+def test_tokens_are_those_of_all_ranks() -> None:
+    """A run that goes on with another number of them counts on."""
+    speed, trainer = Throughput(), SimpleNamespace(world_size=1, global_step=1, log_every_n_steps=50)
+    batch = SimpleNamespace(text=SimpleNamespace(data=torch.zeros(5)))
+    speed.on_train_batch_end(trainer, None, None, batch, 0)
+    trainer.world_size = 3
+    speed.on_train_batch_end(trainer, None, None, batch, 1)
+    assert speed.tokens == 5 + 15
+
+
+def test_a_raised_max_time_lets_a_run_go_on() -> None:
+    def made(**settings):
+        return bounds(pl.Trainer(accelerator="cpu", logger=False, max_epochs=3, **settings))
+
+    assert made(max_time="00:00:00:01") != made(max_time="00:01:00:00") == made(max_time={"hours": 1})
+    assert set(made()) == {"epochs", "steps", "patience"}  # as in checkpoints of earlier versions
 
 
 def test_seconds_are_those_of_all_lives() -> None:

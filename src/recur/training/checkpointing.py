@@ -25,7 +25,7 @@ import lightning.pytorch as pl
 import torch
 from annotated_types import Ge, Gt
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from recur.cli import rank
@@ -158,10 +158,12 @@ def bounds(trainer: pl.Trainer) -> dict[str, Any]:
     """What decides how long training goes on: one that stopped early goes on once it was changed."""
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     patience = [getattr(callback, "patience", None) for callback in callbacks]
+    seconds = [internals.seconds_allowed(callback) for callback in callbacks if isinstance(callback, Timer)]
     return {
         "epochs": trainer.max_epochs,
         "steps": trainer.max_steps,
         "patience": [int(value) for value in patience if value is not None],
+        **({"seconds": seconds} if seconds else {}),
     }
 
 

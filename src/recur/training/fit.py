@@ -77,9 +77,7 @@ def train(
         if best is not None and best.best_model_path:
             task.load_state_dict(load_checkpoint(Path(best.best_model_path))["state_dict"])
         elif checkpoint is not None and (content := load_checkpoint(checkpoint))["global_step"] == trainer.global_step:
-            task.load_state_dict(
-                content["state_dict"]
-            )  # nothing was left to train, after which averages are swapped in
+            task.load_state_dict(content["state_dict"])  # nothing was left to train, so no average was swapped in
         if trainer.limit_val_batches:
             trainer.validate(task, datamodule=data, verbose=False, weights_only=True)
             results["val"] = metrics_of(trainer, "val/")

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import Timer, WeightAveraging
 
 
 def accumulates(trainer: pl.Trainer) -> bool:
@@ -48,6 +48,11 @@ def drop_loader_states(loops: dict[str, Any]) -> None:
 def restore_metrics(trainer: pl.Trainer, metrics: dict[str, Any]) -> None:
     """Put what was last measured where `trainer.callback_metrics` looks for it."""
     trainer._logger_connector._callback_metrics.update(metrics)
+
+
+def seconds_allowed(timer: Timer) -> float | None:
+    """For how long a timer lets training go on (`trainer.max_time`)."""
+    return timer._duration
 
 
 def averaged_steps(callback: WeightAveraging) -> int:
