@@ -138,6 +138,24 @@ def test_an_epoch_that_max_steps_cut_short_goes_on_where_it_was(tmp_path, family
     assert [difference for difference in found if "/done:" not in difference] == []  # the part of the whole run
 
 
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (["trainer.max_epochs=2", "trainer.max_steps=1000"], ["trainer.max_epochs=4"]),
+        (["trainer.max_epochs=4", "trainer.max_steps=14"], ["trainer.max_steps=28"]),
+    ],
+    ids=["epochs", "steps"],
+)
+def test_a_run_with_max_steps_that_ended_with_an_epoch_goes_on_with_the_next(tmp_path, first, then):
+    """With `max_steps` Lightning takes every restart for one within an epoch."""
+    words = [*SENTIMENT, "scheduler=none", "trainer.num_sanity_val_steps=0", "test=false"]
+    torture(tmp_path / "whole", [*words, "trainer.max_epochs=4", "trainer.max_steps=28"], 1, [])
+    torture(tmp_path / "parts", [*words, *first], 1, [])
+    extended(tmp_path / "parts", *then)
+    found = compare(tmp_path / "whole", tmp_path / "parts")
+    assert [difference for difference in found if "/done:" not in difference] == []  # the part of the whole run
+
+
 def test_a_run_killed_before_it_can_go_on_begins_without_the_curves_of_before(tmp_path):
     """Between the first best.ckpt and the first last.ckpt, then the same command again."""
     words = [*SENTIMENT, "trainer.val_check_interval=1.0", "callbacks.last.every_steps=null"]

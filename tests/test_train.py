@@ -136,6 +136,23 @@ def test_the_published_figures_are_the_best_checkpoint_s(tmp_path):
         assert json.loads(done.stdout)[split]["loss"] == pytest.approx(record[split]["loss"], rel=1e-5)
 
 
+def test_a_run_with_nothing_left_to_train_scores_its_average_again(tmp_path):
+    """It ended before its first validation, so that there is no best checkpoint."""
+    train(tmp_path, *TINY, "callbacks.ema.decay=0.9", "trainer.max_steps=9", "logger=none", "baseline=false")
+    first = json.loads((tmp_path / "metrics.json").read_text())
+    train(tmp_path, f"resume={tmp_path}")
+    again = json.loads((tmp_path / "metrics.json").read_text())
+    assert [first[split] for split in ("val", "test")] == [again[split] for split in ("val", "test")]
+
+
+def test_a_run_goes_on_with_no_fewer_epochs_than_are_over(trained_run):
+    before = (trained_run / "config.yaml").read_bytes(), (trained_run / "train.log").read_bytes()
+    done = run_command("train", f"resume={trained_run}", "trainer.max_epochs=2")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == "recur: trainer.max_epochs must be at least 3, the epochs that are over, got 2: raise it\n"
+    assert before == ((trained_run / "config.yaml").read_bytes(), (trained_run / "train.log").read_bytes())
+
+
 def test_a_run_that_is_never_scored_ends_well(tmp_path):
     unscored = ["trainer.limit_val_batches=0", "monitor=train/epoch_loss", "mode=min", "test=false", "baseline=false"]
     train(tmp_path, *TINY, *unscored, "callbacks.best=null", "callbacks.last=null")

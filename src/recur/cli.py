@@ -173,6 +173,20 @@ def _warning_line(message: Warning | str, *_: Any) -> str:
     return f"recur: warning: {one_line(message)}\n"
 
 
+def discard_output() -> None:
+    """Send standard output nowhere from now on: nobody can read it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def going_on_unread() -> Iterator[None]:
+    """Go on where what is printed here has no reader any more (`| head`): a long training is not ended by that."""
+    try:
+        yield
+    except BrokenPipeError:
+        discard_output()
+
+
 def guard(command: Callable[[], Any]) -> None:
     """Run a command; turn what a user can fix into one line and exit code 2.
 
@@ -185,7 +199,7 @@ def guard(command: Callable[[], Any]) -> None:
         command()
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         raise SystemExit(0) from None
     except KeyboardInterrupt:
         print("recur: interrupted", file=sys.stderr)
@@ -208,7 +222,7 @@ def _name_stream(error: OSError) -> None:
     except (OSError, ValueError):  # no file at all
         return
     if stat.S_ISREG(kind) or stat.S_ISCHR(kind):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain once more
+        discard_output()  # or Python would complain once more
         error.filename = "standard output"
 
 

@@ -40,6 +40,7 @@ from support.real_sweeps import TINY, environment, sweep
         (["seed=0,1", "hydra.sweep.subdir=../${hydra.job.num}"], ["hydra.sweep.subdir must name a folder inside"]),
         (["hydra/sweeper=optuna", "optimizer.lr=1,2", "hydra.sweeper.pruner.reduction=0"], ["reduction", "got 0"]),
         (["seed=0,1", "monitor=val/acuracy"], ["'val/acuracy'", "did you mean val/accuracy?"]),
+        (["seed=0,1", "monitor=train/epoch_loss", "mode=min"], ["monitor must be measured on val", "train/epoch_loss"]),
         (["seed=0,1", "hydra.sweep.subdir=same"], ["subdir"]),
         (["seed=0,1", "resume=nowhere"], ["no sweep at nowhere"]),
         (["seed=0,1", "resume=src"], ["is not a sweep"]),

@@ -1,6 +1,7 @@
 """What the callbacks keep, print and end."""
 
 import os
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,11 +9,12 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from torch.utils.data import DataLoader
 
 from recur.tasks.base import Stepping
-from recur.training.callbacks import NonMonotonicAveraging, Throughput, epoch_line, weight_ema
-from recur.training.checkpointing import Files, best_checkpoint
+from recur.training.callbacks import NonMonotonicAveraging, Progress, Throughput, early_stopping, epoch_line, weight_ema
+from recur.training.checkpointing import Files, best_checkpoint, bounds
 from recur.training.failures import leave_with_launcher
 
 METRICS = {
@@ -84,6 +86,77 @@ def test_a_tie_keeps_the_checkpoint_of_lower_loss(tmp_path: Path, scores, kept: 
     assert content["epoch"] == kept
     state = next(state for key, state in content["callbacks"].items() if "Checkpoint" in key)
     assert state["best_loss"] == pytest.approx(scores[kept][1])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("settings", [{"val_check_interval": 0.5}, {"check_val_every_n_epoch": 2}])
+def test_what_is_measured_in_training_is_watched_at_the_end_of_each_epoch(tmp_path: Path, settings) -> None:
+    """Not at a validation, which has no figure of the present epoch."""
+    losses = [3.0, 1.0, 2.0, 4.0, 0.0]
+
+    class Trained(_Scores):
+        def on_train_epoch_end(self):
+            self.log("train/epoch_loss", losses[self.current_epoch])
+
+    class Kept(pl.Callback):
+        def on_save_checkpoint(self, trainer, task, checkpoint):
+            checkpoint["recur"] = {"format": 2}
+
+    stopping = early_stopping("train/epoch_loss", "min", 2)
+    trainer = pl.Trainer(
+        max_epochs=5,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[best_checkpoint("train/epoch_loss", "min", str(tmp_path)), stopping, Kept()],
+        plugins=[Files()],
+        **settings,
+    )
+    trainer.fit(Trained([(0.0, 0.0)] * 5), DataLoader(torch.ones(2, 1)), DataLoader(torch.ones(1, 1)))
+    assert trainer.current_epoch == 4
+    content = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    assert content["epoch"] == 1
+    assert trainer.checkpoint_callback.best_model_score == 1
+
+
+def test_a_changed_patience_is_not_that_of_the_checkpoint() -> None:
+    former, present = early_stopping("val/loss", "min", 2), early_stopping("val/loss", "min", 5)
+    former.wait_count = 1
+    present.load_state_dict(former.state_dict())
+    assert (present.patience, present.wait_count) == (5, 1)
+    assert present.state_key == EarlyStopping("val/loss").state_key  # of earlier versions
+
+
+def test_training_goes_on_without_a_reader(monkeypatch) -> None:
+    """Of `recur.train ... | head`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as output, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        for epoch in range(2):
+            progress = Progress()
+            progress._epoch = (epoch, 1.0)
+            progress._print_epoch(SimpleNamespace(is_global_zero=True, callback_metrics=METRICS))
+
+
+def test_tokens_are_those_of_all_ranks() -> None:
+    """A run that goes on with another number of them counts on."""
+    speed, trainer = Throughput(), SimpleNamespace(world_size=1, global_step=1, log_every_n_steps=50)
+    batch = SimpleNamespace(text=SimpleNamespace(data=torch.zeros(5)))
+    speed.on_train_batch_end(trainer, None, None, batch, 0)
+    trainer.world_size = 3
+    speed.on_train_batch_end(trainer, None, None, batch, 1)
+    assert speed.tokens == 5 + 15
+
+
+def test_a_raised_max_time_lets_a_run_go_on() -> None:
+    def made(**settings):
+        return bounds(pl.Trainer(accelerator="cpu", logger=False, max_epochs=3, **settings))
+
+    assert made(max_time="00:00:00:01") != made(max_time="00:01:00:00") == made(max_time={"hours": 1})
+    assert set(made()) == {"epochs", "steps", "patience"}  # as in checkpoints of earlier versions
 
 
 def test_seconds_are_those_of_all_lives() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,6 +79,15 @@ def test_before_there_is_anything_to_save(tmp_path):
     ended = start(tmp_path / "run", LONG, moment=Moment("preparing", 1, signal=signal.SIGTERM))
     assert ended.codes == [143]
     assert len(ended.said.splitlines()) == 1
+    assert "before there was anything to save; start it again" in ended.said
+
+
+def test_the_run_that_was_to_be_replaced_is_not_the_one_to_go_on_with(tmp_path, trained_run):
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    (run / "checkpoints" / "last.ckpt").rename(run / "checkpoints" / "last.previous.ckpt")  # or `start` would resume it
+    ended = start(run, [*LONG, "overwrite=true"], moment=Moment("preparing", 1, signal=signal.SIGTERM))
+    assert ended.codes == [143]
     assert "before there was anything to save; start it again" in ended.said
 
 

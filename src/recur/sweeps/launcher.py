@@ -196,6 +196,9 @@ class FreshProcessLauncher(Launcher):
             monitor = str(cfg.get("monitor", ""))
             family = family_of(str(OmegaConf.select(cfg, "model._target_", default="")))
             check_metric(monitor, family, key="monitor")
+            if monitor.startswith("train/"):
+                rule = "must be measured on val: jobs are compared by what is scored once they are trained"
+                raise UserError("monitor", monitor, rule, "set monitor=val/loss mode=min")
             needs = needs_of(cfg)
             self._checks.add(cfg)
             foreign = repeats_a_recorded_command()

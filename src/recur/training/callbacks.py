@@ -16,6 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from recur.cli import going_on_unread
 from recur.data.corpus import readable
 from recur.render import escape_controls
 from recur.runs import journal
@@ -24,13 +25,27 @@ from recur.tasks.base import Stepping, skipped
 from recur.training import lightning_internals as internals
 
 
+class _EarlyStopping(EarlyStopping):
+    """Lightning's, whose patience is the one that is set now, not the one of the checkpoint that a run goes on from."""
+
+    @property
+    def state_key(self) -> str:
+        """Under the name of Lightning's own, as earlier versions kept it."""
+        return super().state_key.removeprefix("_")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore all else."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+
 def early_stopping(monitor: str, mode: str, patience: Annotated[int, Ge(0)] | None) -> EarlyStopping | None:
     """Stop after more than `patience` validations without improvement; None for None."""
     if patience is None:
         return None
     # After each validation: an epoch in whose middle a run goes on with other data ends without one.
-    at_epoch_end = None if monitor.startswith("train/") else False
-    return EarlyStopping(monitor, mode=mode, patience=patience, check_on_train_epoch_end=at_epoch_end)
+    # What is measured in training is whole only there.
+    at_epoch_end = monitor.startswith("train/")
+    return _EarlyStopping(monitor, mode=mode, patience=patience, check_on_train_epoch_end=at_epoch_end)
 
 
 class _Ema(WeightAveraging):
@@ -122,10 +137,10 @@ class PlannedNoise(Callback):
 class Throughput(Callback):
     """Logs `train/tokens_per_second`: tokens trained on over time spent training, loading included, validation not.
 
-    A resumed run counts on: tokens and seconds are those of all processes that trained it.
+    A resumed run counts on, on other numbers of ranks, too: all lives' tokens and seconds are in it.
 
     Attributes:
-        tokens: trained on so far by this rank.
+        tokens: trained on so far by all ranks, each of which has about as many.
         seconds: spent on them.
         flop: operations of the matrix products on them, as far as the task counts them.
     """
@@ -193,9 +208,10 @@ class Throughput(Callback):
         now = time.perf_counter()
         self.seconds += now - self._mark
         self._mark = now
-        self.tokens += batch.text.data.numel()
+        count = batch.text.data.numel() * trainer.world_size
+        self.tokens += count
         if isinstance(pl_module, Stepping):
-            self.flop += pl_module.flop_a_token() * batch.text.data.numel()
+            self.flop += pl_module.flop_a_token() * count
         every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
         if trainer.global_step % every == 0 and not internals.accumulates(trainer):  # the step that is written
             tokens, seconds = self.tokens - self._window[0], self.seconds - self._window[1]
@@ -264,10 +280,11 @@ class Progress(TQDMProgressBar):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         line = epoch_line(epoch, seconds, metrics, validated=self._validated)
         self._validated = False
-        if self._bar_open:
-            self.print(line)
-        else:
-            print(line, flush=True)
+        with going_on_unread():
+            if self._bar_open:
+                self.print(line)
+            else:
+                print(line, flush=True)
 
 
 def epoch_line(epoch: int, seconds: float, metrics: dict[str, float], *, validated: bool) -> str:
@@ -328,7 +345,8 @@ class NonMonotonicAveraging(WeightAveraging):
         if self.began_at is None and len(self.losses) > self.interval and loss > min(self.losses[: -self.interval]):
             self.began_at = self._latest_update_step = trainer.global_step
             if trainer.is_global_zero:
-                print(f"averaging weights from step {trainer.global_step}", flush=True)
+                with going_on_unread():
+                    print(f"averaging weights from step {trainer.global_step}", flush=True)
         self.losses.append(loss)
 
     def on_train_batch_end(

@@ -25,7 +25,7 @@ import lightning.pytorch as pl
 import torch
 from annotated_types import Ge, Gt
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from recur.cli import rank
@@ -158,10 +158,12 @@ def bounds(trainer: pl.Trainer) -> dict[str, Any]:
     """What decides how long training goes on: one that stopped early goes on once it was changed."""
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     patience = [getattr(callback, "patience", None) for callback in callbacks]
+    seconds = [internals.seconds_allowed(callback) for callback in callbacks if isinstance(callback, Timer)]
     return {
         "epochs": trainer.max_epochs,
         "steps": trainer.max_steps,
         "patience": [int(value) for value in patience if value is not None],
+        **({"seconds": seconds} if seconds else {}),
     }
 
 
@@ -234,13 +236,14 @@ def restore_tables(trainer: pl.Trainer, texts: list[str]) -> None:
 
 
 def best_checkpoint(monitor: str, mode: str, dirpath: str) -> BestCheckpoint:
-    """Keep the checkpoint of the best validation as `best.ckpt`."""
+    """Keep the checkpoint of the best validation, or of the best epoch of training, as `best.ckpt`."""
     return BestCheckpoint(
         dirpath,
         "best",
         monitor=monitor,
         mode=mode,
         save_top_k=1,
+        save_on_train_epoch_end=True if monitor.startswith("train/") else None,
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )
@@ -275,6 +278,7 @@ class LastCheckpoint(Callback):
         self._saved_step = 0
         self._place: str | None = None  # while a checkpoint is taken: between, cut, validation or end
         self._cut = False  # whether the last epoch ended before its last batch, and was saved so
+        self._ended = False  # whether the checkpoint was taken at the end of an epoch
         self._scored: dict[str, Any] = {}
         self._over: dict[str, Any] | None = None
         self._tables: list[str] = []
@@ -302,6 +306,8 @@ class LastCheckpoint(Callback):
         internals.restore_metrics(trainer, self._scored)
         self._saved_step = trainer.global_step
         self._cut = False
+        if self._ended:
+            internals.begin_epoch(trainer)
         # The moment between two batches is when the loader is asked for the next one.
         loader: Any = trainer.train_dataloader
         loader.before_batch = lambda: self._between(trainer)
@@ -379,7 +385,7 @@ class LastCheckpoint(Callback):
         finally:
             self._place = None
         Files.settle(trainer)
-        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        self._saved_at, self._saved_step, self._stop.saved = time.monotonic(), trainer.global_step, True
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -403,6 +409,9 @@ class LastCheckpoint(Callback):
         reached = checkpoint.get("reached", {})
         self._scored, self._over = reached.get("metrics", {}), reached.get("over")
         self._tables = reached.get("tables", [])
+        self._ended = reached.get("place") == "end"
+        if self._ended:
+            internals.drop_loader_states(checkpoint["loops"]["fit_loop"])
 
 
 class SelfContained(Callback):

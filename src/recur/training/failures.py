@@ -29,7 +29,6 @@ from recur.cli import notify, rank
 from recur.data.loader import ResumableLoader
 from recur.errors import UserError
 from recur.nn.packed import Batch
-from recur.runs import checkpoint as checkpoints
 from recur.tasks.base import Restorable
 
 QUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # SLURM's before a job's time is up; the second is what submitit asks for
@@ -237,11 +236,13 @@ class Stop:
     Attributes:
         number: of the signal that came, 0 before.
         patient: whether training goes on to the end of the step and then looks at `number`.
+        saved: whether a checkpoint of the run was written.
     """
 
     def __init__(self) -> None:
         self.number = 0
         self.patient = False
+        self.saved = False
         self._at = 0.0
 
     def listen(self) -> None:
@@ -270,15 +271,19 @@ def name(number: int) -> str:
     return signal.Signals(number).name
 
 
-def leave(stop: Stopped, folder: Path) -> int:
+def leave(stop: Stopped, folder: Path, *, saved: bool) -> int:
     """Print how to go on with a run that was stopped; return the exit code.
+
+    Args:
+        stop: the signal.
+        folder: of the run.
+        saved: whether there is a checkpoint of it to go on from.
 
     After SLURM's signal the job is queued again. Ranks that Lightning started leave with 0: anything else would make it
     kill rank 0, which may still be saving.
     """
     if rank():
         return 0 if "RANK" not in os.environ and "SLURM_PROCID" not in os.environ else 128 + stop.number
-    saved = any((folder / "checkpoints" / file).is_file() for file in (checkpoints.LAST, checkpoints.PREVIOUS))
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     asked = requeue() if stop.number in QUEUE else None
     again = f"go on with: {shlex.join(['python', '-m', 'recur.train', f'resume={shown}'])}"

@@ -59,7 +59,7 @@ def train(
         UserError: a task that has no name by which its checkpoints could build it again, a loss that is not finite,
             memory that ran out, settings that do not fit the data.
     """
-    check_lengths(data, trainer)
+    check_lengths(data, trainer, test=test)
     by_hand.complete(data, task, trainer)
     if checkpoint is None and isinstance(task, Stepping):
         task.prepare(data)
@@ -73,9 +73,11 @@ def train(
         logged = metrics_of(trainer, "")
         if called_off():
             return Trained(results, score, logged)
+        # By hand: restoring through the trainer would bring back the raw weights beside an average's.
         if best is not None and best.best_model_path:
-            # By hand: restoring through the trainer would bring back the raw weights beside an average's.
             task.load_state_dict(load_checkpoint(Path(best.best_model_path))["state_dict"])
+        elif checkpoint is not None and (content := load_checkpoint(checkpoint))["global_step"] == trainer.global_step:
+            task.load_state_dict(content["state_dict"])  # nothing was left to train, so no average was swapped in
         if trainer.limit_val_batches:
             trainer.validate(task, datamodule=data, verbose=False, weights_only=True)
             results["val"] = metrics_of(trainer, "val/")
@@ -87,7 +89,7 @@ def train(
 
 
 def check_place(data: Any, trainer: pl.Trainer, checkpoint: Path) -> None:
-    """Refuse to go on in the middle of an epoch whose other batches would not be those of before.
+    """Refuse to go on with fewer epochs than are over, or in one whose other batches would not be those of before.
 
     Args:
         data: set up.
@@ -100,22 +102,56 @@ def check_place(data: Any, trainer: pl.Trainer, checkpoint: Path) -> None:
     data.trainer = trainer
     content = load_checkpoint(checkpoint)
     reached = content.get("reached")
-    if isinstance(reached, dict) and reached.get("place") == "end":  # of an epoch: the next begins with its own plan
+    place = reached.get("place") if isinstance(reached, dict) else None
+    over, most = content["epoch"] - (place == "cut"), trainer.max_epochs  # one that was cut short counts as over there
+    if most is not None and 0 <= most < over:
+        raise UserError("trainer.max_epochs", most, f"must be at least {over}, the epochs that are over", "raise it")
+    if place == "end":  # of an epoch: the next begins with its own plan
         return
     for state in internals.loader_states(content["loops"]["fit_loop"]):
         data.train_dataloader().check_place(state)
 
 
-def check_lengths(data: Any, trainer: pl.Trainer) -> None:
-    """Refuse a step of more batches than an epoch has: every epoch would be one short step, which cannot be intended.
+def check_lengths(data: Any, trainer: pl.Trainer, *, test: bool = True) -> None:
+    """Refuse settings that do not fit the numbers of batches, before anything is trained.
+
+    Args:
+        data: set up.
+        trainer: whose limits count, and its number of processes.
+        test: whether the test split will be scored.
 
     Raises:
-        UserError: names both numbers.
+        UserError: a part of a split holds no whole batch, or an epoch fewer batches than a step (every epoch would be
+            one short step, which cannot be intended) or than lie between two validations.
     """
-    batches = len(data.train_dataloader())
+    data.trainer = trainer
+    batches = _limited(data.train_dataloader(), "train", trainer)
     if trainer.accumulate_grad_batches > batches:
-        raise UserError(
-            "trainer.accumulate_grad_batches",
-            trainer.accumulate_grad_batches,
-            f"must be at most the {batches} batches of an epoch",
-        )
+        rule = f"must be at most the {batches} batches of an epoch"
+        raise UserError("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, rule)
+    every = trainer.val_check_interval
+    validated = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
+    if isinstance(every, int) and every > batches and validated:
+        rule = f"must be at most the {batches} batches of an epoch"
+        remedy = "set trainer.check_val_every_n_epoch=null to count the batches of several epochs"
+        raise UserError("trainer.val_check_interval", every, rule, remedy)
+    if _is_part(trainer.limit_val_batches):
+        _limited(data.val_dataloader(), "val", trainer)
+    if test and getattr(data, "has_test", True) and _is_part(trainer.limit_test_batches):
+        _limited(data.test_dataloader(), "test", trainer)
+
+
+def _is_part(limit: int | float) -> bool:
+    return isinstance(limit, float) and 0 < limit < 1
+
+
+def _limited(loader: Any, split: str, trainer: pl.Trainer) -> int:
+    """Batches of a split that are used."""
+    limit, batches = getattr(trainer, f"limit_{split}_batches"), len(loader)
+    if not _is_part(limit):
+        return min(batches, limit) if isinstance(limit, int) else batches
+    if int(batches * limit) == 0:
+        overfits = trainer.overfit_batches > 0 and split != "test"  # type: ignore[attr-defined]
+        key = "trainer.overfit_batches" if overfits else f"trainer.limit_{split}_batches"
+        raise UserError(key, limit, f"is less than one of the {batches} batches of {split}", "set a number of batches")
+    return int(batches * limit)

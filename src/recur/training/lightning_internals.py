@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import Timer, WeightAveraging
 
 
 def accumulates(trainer: pl.Trainer) -> bool:
@@ -31,9 +31,28 @@ def end_restart(trainer: pl.Trainer) -> None:
     trainer.fit_loop._restarting = False
 
 
+def begin_epoch(trainer: pl.Trainer) -> None:
+    """Have a restart begin the next epoch: with `max_steps` it would count the batches of the one that is over on."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    loop.restarting = False
+    loop.reset_restart_stage()
+    end_restart(trainer)
+
+
+def drop_loader_states(loops: dict[str, Any]) -> None:
+    """Leave out of a checkpoint's counters where the training loaders were in an epoch that is over."""
+    if loader_states(loops):
+        loops["state_dict"]["combined_loader"] = []
+
+
 def restore_metrics(trainer: pl.Trainer, metrics: dict[str, Any]) -> None:
     """Put what was last measured where `trainer.callback_metrics` looks for it."""
     trainer._logger_connector._callback_metrics.update(metrics)
+
+
+def seconds_allowed(timer: Timer) -> float | None:
+    """For how long a timer lets training go on (`trainer.max_time`)."""
+    return timer._duration
 
 
 def averaged_steps(callback: WeightAveraging) -> int:

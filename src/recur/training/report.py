@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import FileWriter
 
+from recur.cli import discard_output
 from recur.errors import UserError
 from recur.nn.costs import matrix_rate
 from recur.render import escape_controls, tree_lines
@@ -64,7 +65,7 @@ def quiet() -> None:
     """Leave out Lightning's messages that no user can act on; write out control characters of names in messages."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(_without_controls)
-        if isinstance(handler, logging.FileHandler):
+        if isinstance(handler, logging.StreamHandler):
             handler.handleError = functools.partial(_cannot_log, handler)  # type: ignore[method-assign]
     threading.excepthook = _without_writers
     for name in _QUIETED:
@@ -87,10 +88,16 @@ def _without_writers(given: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(given)
 
 
-def _cannot_log(handler: logging.FileHandler, record: logging.LogRecord) -> None:
-    """Let a full disk end the run, which can save nothing either, in place of a stack for every line."""
+def _cannot_log(handler: logging.StreamHandler[Any], record: logging.LogRecord) -> None:
+    """Let a full disk end the run, which can save nothing either, in place of a stack for every line.
+
+    A pipe whose reader has gone ends nothing.
+    """
     error = sys.exc_info()[1]
-    if isinstance(error, OSError):
+    if isinstance(error, BrokenPipeError):
+        discard_output()
+        return
+    if isinstance(error, OSError) and isinstance(handler, logging.FileHandler):
         error.filename = handler.baseFilename
         raise error
     logging.Handler.handleError(handler, record)
@@ -160,7 +167,7 @@ def closing(
     speed = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
     rate = speed.tokens / speed.seconds if speed and speed.seconds else None
     wall = speed.wall_seconds if speed else None
-    useful = speed.flop / speed.seconds * trainer.world_size if speed and speed.seconds else math.nan
+    useful = speed.flop / speed.seconds if speed and speed.seconds else math.nan
     place = trainer.strategy.root_device  # the task has left it
     limit = matrix_rate("16" in str(trainer.precision), place) * trainer.world_size if useful > 0 else math.nan
     record = {
@@ -176,7 +183,7 @@ def closing(
         "parameters": parameter_count(task),
         "wall_seconds": wall and round(wall, 1),
         "train_seconds": round(speed.seconds, 1) if speed else None,
-        "tokens_per_second": rate and round(rate * trainer.world_size),
+        "tokens_per_second": rate and round(rate),
         "flop_per_second": round(useful) if useful > 0 else None,
         "matrix_rate": round(limit) if useful > 0 else None,
         "bytes_a_step": bytes_a_step(trainer),
@@ -195,10 +202,7 @@ def closing(
         _print("the figures of the run are of limited batches, those beside them of whole splits")
     epochs = f"{record['epochs']:,} epoch{'' if record['epochs'] == 1 else 's'}"
     seconds = "" if wall is None else f" in {wall:.0f} s"
-    _print(
-        f"trained {epochs}, {trainer.global_step} steps{seconds}"
-        + (f", {rate * trainer.world_size:,.0f} tokens/s" if rate else "")
-    )
+    _print(f"trained {epochs}, {trainer.global_step} steps{seconds}" + (f", {rate:,.0f} tokens/s" if rate else ""))
     if useful > 0:
         share = f"{useful / limit:.0%} of the rate of large products here, {limit / 1e9:,.0f}"
         _print(f"products   {useful / 1e9:,.1f} useful GFLOP/s, {share}")
@@ -235,11 +239,12 @@ def _confusion(task: Any, trainer: pl.Trainer, results: dict[str, dict[str, floa
 
 
 def _epochs(trainer: pl.Trainer) -> int | float:
-    """Epochs trained; of a run that `max_steps` ends within one a number with two digits."""
-    if trainer.max_steps < 0 or trainer.global_step < trainer.max_steps:
-        return trainer.current_epoch
-    done = trainer.global_step * trainer.accumulate_grad_batches / max(1, trainer.num_training_batches)
-    return trainer.current_epoch if done >= trainer.current_epoch else round(done, 2)
+    """Epochs trained; of a run that ended within one a number with two digits."""
+    loop = trainer.fit_loop
+    batches, begun = loop.epoch_loop.batch_progress.current.completed, loop.epoch_progress.current.ready
+    if batches >= trainer.num_training_batches or not begun:
+        return begun
+    return round(begun - 1 + batches / trainer.num_training_batches, 2)
 
 
 def _whole(trainer: pl.Trainer, split: str) -> bool:

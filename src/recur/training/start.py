@@ -108,7 +108,7 @@ def _run(composed: Composed, stop: Stop, pruning: Pruning | None, command: Seque
                 callback.since(begun)
         trainer = _trainer(composed, [*callbacks, *([] if pruning is None else [pruning])])
         built.append(trainer)
-        check_lengths(data, trainer)
+        check_lengths(data, trainer, test=composed.config["test"])
         if checkpoint is not None:
             check_place(data, trainer, checkpoint)
         return _train(composed, data, task, trainer, checkpoint, pruning, command)
