@@ -349,6 +349,32 @@ def test_runs_of_other_config_files_are_no_repeats_of_one_another(tmp_path):
     assert leaderboard.varied == ["optimizer.lr", "model.net.hidden_size"]
 
 
+def test_a_setting_that_is_left_out_or_empty_is_none_that_was_not_typed(tmp_path):
+    """A run without the average of weights and one with it became one row of two seeds."""
+    jobs = [(["~callbacks.ema", "seed=1"], 0.7), (["seed=0"], 0.9), (["tags=", "seed=0"], 0.5)]
+    leaderboard = Leaderboard.of([make_sweep(tmp_path / "s", jobs)])
+    assert [(group.mean, len(group.results)) for group in leaderboard.groups] == [(0.9, 1), (0.7, 1), (0.5, 1)]
+    assert leaderboard.groups[1].settings["~callbacks.ema"] == "left out"
+    assert "left out" in as_text(leaderboard)
+
+
+def test_runs_of_other_files_of_one_name_are_no_repeats(tmp_path):
+    """Two projects with a `train.csv` each were one row; the same file in another folder is still a repeat."""
+    for name, place, seed, texts in (("a", "one", 0, 80), ("b", "moved", 1, 80), ("c", "two", 1, 90)):
+        run = make_run(tmp_path / name, 0.5, "data.train=train.csv")
+        config = json.loads((run / "config.yaml").read_text())
+        data = {"train": f"/{place}/train.csv", "cache_dir": f"/{place}"}
+        (run / "config.yaml").write_text(json.dumps(config | {"data": data, "seed": seed}))
+        said = {"train": f"{texts} texts", "val": "8 texts", "classes": "bad, good", "val overlap": name}
+        record = json.loads((run / "metrics.json").read_text()) | {"seed": seed, "data": said}
+        (run / "metrics.json").write_text(json.dumps(record))
+    groups = Leaderboard.of([tmp_path]).groups
+    assert {(group.settings["read.train"], len(group.results)) for group in groups} == {
+        ("80 texts", 2),
+        ("90 texts", 1),
+    }
+
+
 def test_a_metric_of_ones_own_is_ranked_as_its_run_says(tmp_path):
     for name, value in (("a", 0.2), ("b", 0.7)):
         run = make_run(tmp_path / name, value, f"optimizer.lr={value}", monitor="val/mine")  # less is better
