@@ -222,6 +222,9 @@ def test_a_run_that_failed_is_named_or_an_observation(finished, monkeypatch):
         experiment.observe(one, out)
     one = replace(one, sweep=replace(one.sweep, failures=True))
     (out / "demo" / key).rename(out / "demo" / one.key)
+    with pytest.raises(UserError, match=r"demo: run 3 \(b\) failed: it exploded"):  # as a full disk would be
+        experiment.observe(one, out)
+    (journal_of(one, out).parent / "3" / "not_finite.txt").write_text("loss nan")
     observations, _ = experiment.observe(one, out)
     assert [(o.arm, o.seed, o.reason) for o in observations if o.measures["failed"]] == [("b", 1, "it exploded")]
 

@@ -51,7 +51,8 @@ class Sweep:
         values: its values.
         seeds: of the runs.
         probe: name of a function of `recur.course.probes` that measures more on each finished run.
-        failures: whether a failed run is an observation (`failed` is 1) or an error.
+        failures: whether a run that ends by a loss or gradient that is not finite is an observation (`failed` is 1) or
+            an error; any other failure is an error.
     """
 
     base: tuple[str, ...]

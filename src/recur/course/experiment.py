@@ -22,6 +22,7 @@ from recur.course.verdict import Observation
 from recur.errors import UserError
 from recur.runs import journal
 from recur.runs.files import write_atomic
+from recur.runs.folder import NOT_FINITE
 from recur.runs.metrics import metric, metric_names, provenance, read_record
 
 _ORIGIN = ("commit", "python", "versions", "device", "threads")  # the keys of `provenance`
@@ -161,7 +162,7 @@ def _run_sweep(claim: Claim, folder: Path, extra: Sequence[str]) -> None:
     begun = (folder / journal.NAME).is_file()
     if begun and not _missing(claim.sweep, folder):
         return
-    if begun and done.returncode == 1 and not claim.sweep.failures and _failures(folder):
+    if begun and done.returncode == 1 and set(_failures(folder)) - _observed_failures(claim.sweep, folder):
         return
     last = (folder.parent / "sweep.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
     how = "run to its end" if begun else "run"
@@ -178,17 +179,23 @@ def _failures(folder: Path) -> dict[int, dict[str, Any]]:
     return {job: event for job, event in last.items() if event["event"] == "end" and event["state"] == "failed"}
 
 
+def _observed_failures(sweep: Sweep, folder: Path) -> set[int]:
+    """The jobs whose failure is an observation: those that met a number that is not finite, where the claim asks."""
+    starts, failed = _starts(folder), _failures(folder) if sweep.failures else {}
+    return {job for job in failed if job in starts and (folder / starts[job]["folder"] / NOT_FINITE).is_file()}
+
+
 def _missing(sweep: Sweep, folder: Path) -> bool:
-    """Whether runs are missing; one that failed counts as done where failures are observations."""
+    """Whether runs are missing; one whose failure is an observation counts as done."""
     done = {job for job, start in _starts(folder).items() if read_record(folder / start["folder"]) is not None}
-    done |= set(_failures(folder)) if sweep.failures else set()
+    done |= _observed_failures(sweep, folder)
     return len(done) < len(sweep.arms) * max(1, len(sweep.values)) * len(sweep.seeds)
 
 
 def _read_sweep(claim: Claim, folder: Path) -> tuple[list[Observation], float]:
     sweep = claim.sweep
     assert sweep is not None
-    failures = _failures(folder)
+    failures, observed = _failures(folder), _observed_failures(sweep, folder)
     probe = _function(f"probes.{sweep.probe}") if sweep.probe else None
     observations: list[Observation] = []
     total = 0.0
@@ -201,7 +208,7 @@ def _read_sweep(claim: Claim, folder: Path) -> tuple[list[Observation], float]:
             if job not in failures:  # killed, or stopped with its sweep: that says nothing of its settings
                 raise UserError(f"{claim.name}: run {job} ({arm})", rule="has not ended", remedy=f"see {run}")
             reason = str(failures[job].get("reason", ""))
-            if not sweep.failures:
+            if job not in observed:  # a full disk, say: that says nothing of its settings either
                 raise UserError(f"{claim.name}: run {job} ({arm})", rule=f"failed: {reason}", remedy=f"see {run}")
             total += float(failures[job].get("seconds", 0.0))
             observations.append(Observation(arm, seed, x, {"failed": 1.0}, _curve(run), reason))
