@@ -157,6 +157,27 @@ def test_a_finished_sweep_is_read_and_not_run_again(finished):
     assert not (out / "demo" / one.key / "sweep.log").exists()
 
 
+def test_a_finished_sweep_is_not_given_out_for_other_data(finished, tmp_path, monkeypatch):
+    """`data.path=another.txt` gave the figures of the text before without a word."""
+    one, out = finished
+    mine = tmp_path / "mine.txt"
+    (journal_of(one, out).parent / "2" / "config.yaml").write_text(json.dumps({"data": {"path": str(mine)}}))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.txt").symlink_to(mine)
+    for same in ([f"data.path={mine}"], ["data.path=mine.txt"], ["data.path='link.txt'"], ["data.cache_dir=x"], []):
+        assert len(experiment.observe(one, out, same)[0]) == 4
+    with pytest.raises(UserError, match=rf"data.path=other.txt is other data .* was {mine}: choose .* --out"):
+        experiment.observe(one, out, ["data.path=other.txt"])
+
+
+def test_the_folder_of_a_claim_may_have_any_name():
+    one = claims.load(FOLDER, "rnn_forgets", quick=True)
+    for name in ("größe", "a(1)", "a, b", "a=b"):
+        typed = experiment.command(one, Path(name))[4:]
+        cases = [word for word in typed if word.startswith("hydra.sweeper.cases=")]
+        assert composed(*cases, typed[-1]).hydra.sweep.dir == name
+
+
 def journal_of(one, out):
     return out / "demo" / one.key / "sweep" / "sweep.jsonl"
 

@@ -17,12 +17,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recur.config.compose import quoted
 from recur.course.claim import Claim, Sweep
 from recur.course.verdict import Observation
 from recur.errors import UserError
 from recur.runs import journal
 from recur.runs.files import write_atomic
 from recur.runs.folder import NOT_FINITE
+from recur.runs.limits import read_yaml
 from recur.runs.metrics import metric, metric_names, provenance, read_record
 
 _ORIGIN = ("commit", "python", "versions", "device", "threads")  # the keys of `provenance`
@@ -35,12 +37,12 @@ def command(claim: Claim, folder: Path) -> list[str]:
     words = [*sweep.base]
     cases = [list(words) for words in sweep.arms.values()]
     if cases != [[]]:
-        quoted = ",".join("[" + ",".join(json.dumps(word) for word in case) + "]" for case in cases)
-        words.append(f"hydra.sweeper.cases=[{quoted}]")
+        lists = ",".join("[" + ",".join(json.dumps(word) for word in case) + "]" for case in cases)
+        words.append(f"hydra.sweeper.cases=[{lists}]")
     if sweep.vary:
         words.append(f"{sweep.vary}={','.join(sweep.values)}")
     words.append(f"seed={','.join(str(seed) for seed in sweep.seeds)}")
-    words.append(f"hydra.sweep.dir={folder}")
+    words.append(f"hydra.sweep.dir={quoted(str(folder))}")
     return ["python", "-m", "recur.train", "-m", *words]
 
 
@@ -141,14 +143,15 @@ def _run_sweep(claim: Claim, folder: Path, extra: Sequence[str]) -> None:
     """Start the sweep, or go on with it, until every run has ended.
 
     Raises:
-        UserError: runs are missing in the end, and not because one failed, of which `_read_sweep` says more.
+        UserError: there are runs on other data, or runs are missing in the end, and not because one failed, of which `_read_sweep` says more.
         KeyboardInterrupt: it was stopped.
     """
     assert claim.sweep is not None
     if (folder / journal.NAME).is_file():
+        _check_data(claim, folder, extra)
         if not _missing(claim.sweep, folder):
             return
-        again = [f"resume={folder}"]
+        again = [f"resume={quoted(str(folder))}"]
     else:
         again = []
     words = [*command(claim, folder)[1:], *extra, *again]
@@ -167,6 +170,25 @@ def _run_sweep(claim: Claim, folder: Path, extra: Sequence[str]) -> None:
     last = (folder.parent / "sweep.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
     how = "run to its end" if begun else "run"
     raise UserError(claim.name, rule=f"could not be {how} (exit code {done.returncode})", remedy=last[:300])
+
+
+def _check_data(claim: Claim, folder: Path, extra: Sequence[str]) -> None:
+    """Refuse to give out runs on other data than what is typed for the claim. Where the cache lies is no matter.
+
+    Raises:
+        UserError: names both.
+    """
+    typed = next((word.partition("=")[2].strip("'\"") for word in extra if word.startswith("data.path=")), "")
+    if not typed:
+        return
+    for start in _starts(folder).values():
+        try:
+            before = read_yaml(folder / start["folder"] / "config.yaml")["data"]["path"]
+        except (OSError, ValueError, KeyError, TypeError):  # it was refused before it began
+            continue
+        if os.path.realpath(str(before)) != os.path.realpath(os.path.expanduser(typed)):
+            rule = f"is other data than {claim.name} ran on, which was {before}"
+            raise UserError(f"data.path={typed}", rule=rule, remedy="choose another folder with --out")
 
 
 def _starts(folder: Path) -> dict[int, dict[str, Any]]:
