@@ -143,7 +143,8 @@ def _run_sweep(claim: Claim, folder: Path, extra: Sequence[str]) -> None:
     """Start the sweep, or go on with it, until every run has ended.
 
     Raises:
-        UserError: there are runs on other data, or runs are missing in the end, and not because one failed, of which `_read_sweep` says more.
+        UserError: there are runs on other data, or runs are missing in the end, and not because one failed, of which
+            `_read_sweep` says more.
         KeyboardInterrupt: it was stopped.
     """
     assert claim.sweep is not None
