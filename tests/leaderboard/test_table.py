@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import statistics
 import sys
 from html.parser import HTMLParser
@@ -418,6 +419,32 @@ def test_what_no_run_writes_is_no_stack(tmp_path):
     leaderboard = Leaderboard.of([folder])
     assert leaderboard.count("failed") == 1
     write(leaderboard, tmp_path / "out")
+
+
+def test_a_stranger_s_texts_and_numbers_end_no_page_and_reorder_nothing(tmp_path, capsys, monkeypatch):
+    """Lone surrogates, bidirectional overrides, numbers that JSON does not know, and a folder that is not UTF-8."""
+    folder = make_sweep(tmp_path / os.fsdecode(b"s\xff"), [(["lr=1"], 0.5), (["lr=2"], "failed")])
+    path = folder / "sweep.jsonl"
+    events = [json.loads(line) for line in path.read_bytes().decode("utf-8", "surrogateescape").splitlines()]
+    events[0] |= {"command": "\ud800 \u202etxt.exe", "jobs": math.inf}
+    events[1]["overrides"].append("x=\u202e\ud800")
+    events[-1]["reason"] = "\udfff\u2066"
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    with (folder / "0" / "history.jsonl").open("a") as file:
+        for step, epoch in (("Infinity", 1), ("NaN", 1), (7, "Infinity"), (8, "1" + 400 * "0")):
+            file.write(f'{{"step": {step}, "epoch": {epoch}, "metrics": {{"val/accuracy": 1}}}}\n')
+    monkeypatch.setattr(sys, "argv", ["results", str(folder)])
+    results.main()
+    assert r"s\udcff" in capsys.readouterr().out
+    page = (folder / "results" / "index.html").read_text(encoding="utf-8")
+    assert r"\ud800 \u202etxt.exe" in page and not any(sign in page for sign in "\u202e\u2066")
+    assert 'href="../0"' in page
+    other = write(Leaderboard.of([folder]), tmp_path / "out").read_text(encoding="utf-8")
+    assert 'href="../s%FF/0"' in other
+    events[1]["folder"] = "\ud800"
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    with pytest.raises(recur.UserError, match="leads out of"):
+        read(folder)
 
 
 def test_balanced_accuracy_has_a_column_where_runs_wrote_it(tmp_path):

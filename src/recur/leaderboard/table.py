@@ -187,8 +187,8 @@ class Leaderboard:
     @property
     def missing(self) -> int:
         """Jobs that never began."""
-        planned = [int(metric(source.header, "jobs") or 0) - len(source.jobs) for source in self.sources]
-        return sum(max(0, count) for count in planned)
+        planned = [(metric(source.header, "jobs") or 0.0, len(source.jobs)) for source in self.sources]
+        return sum(max(0, int(jobs) - begun) for jobs, begun in planned if math.isfinite(jobs))
 
     def states_text(self) -> str:
         """`7 done, 1 failed`."""
