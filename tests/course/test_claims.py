@@ -296,6 +296,37 @@ def test_a_function_that_was_changed_since_is_called_again(tmp_path, monkeypatch
     assert measured == [([1.0, 1.0], [0, 1]), ([1.0, 1.0], []), ([2.0, 2.0], [0, 1])]
 
 
+def test_a_probe_that_was_changed_since_measures_again(tmp_path, monkeypatch):
+    measured = []
+    for figure in (1.0, 1.0, 2.0):
+        path = tmp_path / "probes.py"
+        path.write_text(f"def mine(run):\n    return dict(m={figure}), []\n")
+        probe = {}
+        exec(compile(path.read_text(), str(path), "exec"), probe)
+        measured.append(experiment._probed(probe["mine"], tmp_path, "mine")[0]["m"])
+    assert measured == [1, 1, 2]
+
+
+def test_what_is_published_is_judged_by_the_rule_of_today(finished, tmp_path, monkeypatch):
+    """A claim that an earlier command had measured kept the verdict of a rule that its file no longer has."""
+    from recur import claims as command
+
+    one, out = finished
+    observations, seconds = experiment.observe(one, out)
+    more = [replace(o, seed=o.seed + 2) for o in observations]
+    stricter = replace(one, rule=(replace(one.rule[0], text="b far above a", at_least=0.5),))
+    monkeypatch.setattr(claims, "load", lambda *_: stricter)
+    whole = entry(one, [*observations, *more], seconds, confirm(one.rule, observations, more))
+    for measured in (entry(one, observations, seconds), whole):
+        assert measured["verdict"] == "holds"
+        content = json.loads(json.dumps({"format": 1, "claims": {"demo": measured}}))
+        command._publish(content, tmp_path / "published")
+        (found,) = json.loads((tmp_path / "published" / "claims.json").read_text())["claims"].values()
+        assert (found["verdict"], found["effects"][0]["text"]) == ("fails", "b far above a")
+        assert found["effects"][0]["bound"] == 0.5 and found["observations"] == []
+    assert found["further"] == {**whole["further"], "first": "fails"}
+
+
 def test_the_record_keeps_other_claims_and_the_page_escapes(finished):
     one, out = finished
     observations, seconds = experiment.observe(one, out)

@@ -1,7 +1,7 @@
 """From a claim to its observations: an ordinary sweep in processes of its own, or a function called once a seed.
 
-Both resume. A folder is named after what is run, so a changed claim begins another one; a function whose file has
-changed is called again.
+Both resume. A folder is named after what is run, so a changed claim begins another one; a function or a probe whose
+file has changed is called again.
 """
 
 import hashlib
@@ -247,12 +247,13 @@ def _read_sweep(claim: Claim, folder: Path) -> tuple[list[Observation], float]:
 
 
 def _probed(probe: Any, run: Path, name: str) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """What a probe measured on a run; read again where it was measured before."""
-    path = run / f"probe-{name}.json"
-    if not path.is_file():
+    """What a probe measured on a run; read again where the same probe has measured it before."""
+    path, source = run / f"probe-{name}.json", _source(probe)
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if content.get("source") != source:
         measures, curve = probe(run)
-        write_atomic(path, json.dumps({"measures": measures, "curve": curve}) + "\n")
-    content = json.loads(path.read_text(encoding="utf-8"))
+        content = {"measures": measures, "curve": curve, "source": source}
+        write_atomic(path, json.dumps(content) + "\n")
     return content["measures"], content["curve"]
 
 
