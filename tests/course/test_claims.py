@@ -339,6 +339,8 @@ def test_the_record_keeps_other_claims_and_the_page_escapes(finished):
     page = (out / "index.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page
     assert page.count("<svg viewBox") == 2 and "holds" in page
+    bounds = [f"{100 * (1 - 0.025 ** (1 / runs)):.0f}" for runs in (3, 5, 10)]  # Clopper and Pearson's, all alike
+    assert "up to {}, {} or {} % of all runs".format(*bounds) in page
     assert all(block.what in page.replace("&#39;", "'") for block in blocks())
     assert "| T | `python -m recur.claims demo` | holds |" in table(content)
 
