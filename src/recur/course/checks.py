@@ -8,13 +8,10 @@ import inspect
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recur.errors import UserError, nearest
 from recur.runs.metrics import LANGUAGE, SENTIMENT, logged, recorded
-
-if TYPE_CHECKING:
-    from recur.course.claim import Claim, Function, Sweep
 
 TEXTS = ("title", "guide", "says", "question", "change", "measure")
 _KEYS = (*TEXTS, "number", "minutes", "long", "needs", "sweep", "function", "quick", "rule", "chart", "because")
@@ -141,8 +138,8 @@ def _condition(path: Path, key: str, given: Any) -> None:
             given[name] = _number(path, f"{key}.{name}", given[name])
 
 
-def check(path: Path, claim: "Claim") -> None:
-    """Refuse a rule that speaks of what is not run, and what is run where there is no such thing.
+def check(path: Path, claim: Any) -> None:
+    """Refuse a rule of a `recur.course.claim.Claim` that speaks of what is not run, and parts that do not exist.
 
     What a function or a probe measures is known only afterwards; a rule that names something else fails then.
 
@@ -171,7 +168,7 @@ def check(path: Path, claim: "Claim") -> None:
         _check_measure(_key(path, f"rule[{place}].measure"), condition.measure, sweep)
 
 
-def _check_measure(key: str, measure: str, sweep: "Sweep") -> None:
+def _check_measure(key: str, measure: str, sweep: Any) -> None:
     known = ["failed", *recorded()]
     for family in (SENTIMENT, LANGUAGE):
         known += logged(family, "val", "test")
@@ -179,12 +176,12 @@ def _check_measure(key: str, measure: str, sweep: "Sweep") -> None:
         raise _unknown(key, measure, "what a run measures", dict.fromkeys(known))
 
 
-def _check_probe(path: Path, sweep: "Sweep") -> None:
+def _check_probe(path: Path, sweep: Any) -> None:
     if sweep.probe:
         _look_up(_key(path, "sweep.probe"), "probes", sweep.probe, "a probe")
 
 
-def _check_function(path: Path, function: "Function") -> None:
+def _check_function(path: Path, function: Any) -> None:
     key = _key(path, "function.name")
     module, _, name = function.name.rpartition(".")
     modules = ("costs", "formulas")

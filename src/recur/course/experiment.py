@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recur.config.compose import quoted
 from recur.course.claim import Claim, Sweep
 from recur.course.verdict import Observation
 from recur.errors import UserError
@@ -32,6 +31,8 @@ _ORIGIN = ("commit", "python", "versions", "device", "threads")  # the keys of `
 
 def command(claim: Claim, folder: Path) -> list[str]:
     """What anyone could type to run the claim's sweep into `folder`."""
+    from recur.config.compose import quoted  # which imports torch
+
     sweep = claim.sweep
     assert sweep is not None
     words = [*sweep.base]
@@ -147,6 +148,8 @@ def _run_sweep(claim: Claim, folder: Path, extra: Sequence[str]) -> None:
             `_read_sweep` says more.
         KeyboardInterrupt: it was stopped.
     """
+    from recur.config.compose import quoted
+
     assert claim.sweep is not None
     if (folder / journal.NAME).is_file():
         _check_data(claim, folder, extra)
