@@ -118,17 +118,18 @@ def _measure(one: "Claim", where: Path, extra: list[str], further: int) -> dict[
 
 def _publish(content: dict[str, Any], folder: Path) -> None:
     from recur.config.compose import conf_dir
-    from recur.course import claim
+    from recur.course import claim, record
     from recur.errors import UserError
     from recur.runs.files import write_atomic
 
     claims: dict[str, Any] = content["claims"]
-    today = {name: claim.load(conf_dir() / "claims", name).key for name in claims}
-    if other := sorted(name for name, one in claims.items() if not one["quick"] and one["key"] != today[name]):
+    today = {name: claim.load(conf_dir() / "claims", name) for name in claims}
+    if other := sorted(name for name, one in claims.items() if not one["quick"] and one["key"] != today[name].key):
         raise UserError("--publish", rule=f"refuses {other[0]}, which ran with other settings than its file has")
     if quick := sorted(name for name, one in claims.items() if one["quick"]):
         raise UserError("--publish", rule=f"refuses quick figures ({quick[0]})", remedy="run without --quick")
-    slim = {name: {**one, "observations": []} for name, one in claims.items()}
+    # Those that were measured by an earlier command, and whose rule has been changed since, are judged again, too.
+    slim = {name: {**record.judged_today(one, today[name]), "observations": []} for name, one in claims.items()}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "claims.json"
     before = json.loads(path.read_text(encoding="utf-8"))["claims"] if path.is_file() else {}

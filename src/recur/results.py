@@ -30,6 +30,7 @@ def _results() -> None:
     from recur.leaderboard import page
     from recur.leaderboard.table import Leaderboard
     from recur.leaderboard.text import as_text
+    from recur.render import printable
 
     several = "comparison" if len(given.folder) > 1 else "results"
     # A folder that is typed may be a link; one in the sweep's folder may not.
@@ -37,7 +38,7 @@ def _results() -> None:
     page.check_out(out)
     leaderboard = Leaderboard.of(given.folder, given.metric, given.mode)
     print(as_text(leaderboard, given.top))
-    print(f"page       {page.write(leaderboard, out)}")
+    print(printable(f"page       {page.write(leaderboard, out)}"))
 
 
 if __name__ == "__main__":

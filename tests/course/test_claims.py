@@ -157,6 +157,27 @@ def test_a_finished_sweep_is_read_and_not_run_again(finished):
     assert not (out / "demo" / one.key / "sweep.log").exists()
 
 
+def test_a_finished_sweep_is_not_given_out_for_other_data(finished, tmp_path, monkeypatch):
+    """`data.path=another.txt` gave the figures of the text before without a word."""
+    one, out = finished
+    mine = tmp_path / "mine.txt"
+    (journal_of(one, out).parent / "2" / "config.yaml").write_text(json.dumps({"data": {"path": str(mine)}}))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.txt").symlink_to(mine)
+    for same in ([f"data.path={mine}"], ["data.path=mine.txt"], ["data.path='link.txt'"], ["data.cache_dir=x"], []):
+        assert len(experiment.observe(one, out, same)[0]) == 4
+    with pytest.raises(UserError, match=rf"data.path=other.txt is other data .* was {mine}: choose .* --out"):
+        experiment.observe(one, out, ["data.path=other.txt"])
+
+
+def test_the_folder_of_a_claim_may_have_any_name():
+    one = claims.load(FOLDER, "rnn_forgets", quick=True)
+    for name in ("größe", "a(1)", "a, b", "a=b"):
+        typed = experiment.command(one, Path(name))[4:]
+        cases = [word for word in typed if word.startswith("hydra.sweeper.cases=")]
+        assert composed(*cases, typed[-1]).hydra.sweep.dir == name
+
+
 def journal_of(one, out):
     return out / "demo" / one.key / "sweep" / "sweep.jsonl"
 
@@ -222,6 +243,9 @@ def test_a_run_that_failed_is_named_or_an_observation(finished, monkeypatch):
         experiment.observe(one, out)
     one = replace(one, sweep=replace(one.sweep, failures=True))
     (out / "demo" / key).rename(out / "demo" / one.key)
+    with pytest.raises(UserError, match=r"demo: run 3 \(b\) failed: it exploded"):  # as a full disk would be
+        experiment.observe(one, out)
+    (journal_of(one, out).parent / "3" / "not_finite.txt").write_text("loss nan")
     observations, _ = experiment.observe(one, out)
     assert [(o.arm, o.seed, o.reason) for o in observations if o.measures["failed"]] == [("b", 1, "it exploded")]
 
@@ -272,6 +296,37 @@ def test_a_function_that_was_changed_since_is_called_again(tmp_path, monkeypatch
     assert measured == [([1.0, 1.0], [0, 1]), ([1.0, 1.0], []), ([2.0, 2.0], [0, 1])]
 
 
+def test_a_probe_that_was_changed_since_measures_again(tmp_path, monkeypatch):
+    measured = []
+    for figure in (1.0, 1.0, 2.0):
+        path = tmp_path / "probes.py"
+        path.write_text(f"def mine(run):\n    return dict(m={figure}), []\n")
+        probe = {}
+        exec(compile(path.read_text(), str(path), "exec"), probe)
+        measured.append(experiment._probed(probe["mine"], tmp_path, "mine")[0]["m"])
+    assert measured == [1, 1, 2]
+
+
+def test_what_is_published_is_judged_by_the_rule_of_today(finished, tmp_path, monkeypatch):
+    """A claim that an earlier command had measured kept the verdict of a rule that its file no longer has."""
+    from recur import claims as command
+
+    one, out = finished
+    observations, seconds = experiment.observe(one, out)
+    more = [replace(o, seed=o.seed + 2) for o in observations]
+    stricter = replace(one, rule=(replace(one.rule[0], text="b far above a", at_least=0.5),))
+    monkeypatch.setattr(claims, "load", lambda *_: stricter)
+    whole = entry(one, [*observations, *more], seconds, confirm(one.rule, observations, more))
+    for measured in (entry(one, observations, seconds), whole):
+        assert measured["verdict"] == "holds"
+        content = json.loads(json.dumps({"format": 1, "claims": {"demo": measured}}))
+        command._publish(content, tmp_path / "published")
+        (found,) = json.loads((tmp_path / "published" / "claims.json").read_text())["claims"].values()
+        assert (found["verdict"], found["effects"][0]["text"]) == ("fails", "b far above a")
+        assert found["effects"][0]["bound"] == 0.5 and found["observations"] == []
+    assert found["further"] == {**whole["further"], "first": "fails"}
+
+
 def test_the_record_keeps_other_claims_and_the_page_escapes(finished):
     one, out = finished
     observations, seconds = experiment.observe(one, out)
@@ -284,6 +339,8 @@ def test_the_record_keeps_other_claims_and_the_page_escapes(finished):
     page = (out / "index.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page
     assert page.count("<svg viewBox") == 2 and "holds" in page
+    bounds = [f"{100 * (1 - 0.025 ** (1 / runs)):.0f}" for runs in (3, 5, 10)]  # Clopper and Pearson's, all alike
+    assert "up to {}, {} or {} % of all runs".format(*bounds) in page
     assert all(block.what in page.replace("&#39;", "'") for block in blocks())
     assert "| T | `python -m recur.claims demo` | holds |" in table(content)
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import statistics
 import sys
 from html.parser import HTMLParser
@@ -360,6 +361,32 @@ def test_runs_of_other_config_files_are_no_repeats_of_one_another(tmp_path):
     assert leaderboard.varied == ["optimizer.lr", "model.net.hidden_size"]
 
 
+def test_a_setting_that_is_left_out_or_empty_is_none_that_was_not_typed(tmp_path):
+    """A run without the average of weights and one with it became one row of two seeds."""
+    jobs = [(["~callbacks.ema", "seed=1"], 0.7), (["seed=0"], 0.9), (["tags=", "seed=0"], 0.5)]
+    leaderboard = Leaderboard.of([make_sweep(tmp_path / "s", jobs)])
+    assert [(group.mean, len(group.results)) for group in leaderboard.groups] == [(0.9, 1), (0.7, 1), (0.5, 1)]
+    assert leaderboard.groups[1].settings["~callbacks.ema"] == "left out"
+    assert "left out" in as_text(leaderboard)
+
+
+def test_runs_of_other_files_of_one_name_are_no_repeats(tmp_path):
+    """Two projects with a `train.csv` each were one row; the same file in another folder is still a repeat."""
+    for name, place, seed, texts in (("a", "one", 0, 80), ("b", "moved", 1, 80), ("c", "two", 1, 90)):
+        run = make_run(tmp_path / name, 0.5, "data.train=train.csv")
+        config = json.loads((run / "config.yaml").read_text())
+        data = {"train": f"/{place}/train.csv", "cache_dir": f"/{place}"}
+        (run / "config.yaml").write_text(json.dumps(config | {"data": data, "seed": seed}))
+        said = {"train": f"{texts} texts", "val": "8 texts", "classes": "bad, good", "val overlap": name}
+        record = json.loads((run / "metrics.json").read_text()) | {"seed": seed, "data": said}
+        (run / "metrics.json").write_text(json.dumps(record))
+    groups = Leaderboard.of([tmp_path]).groups
+    assert {(group.settings["read.train"], len(group.results)) for group in groups} == {
+        ("80 texts", 2),
+        ("90 texts", 1),
+    }
+
+
 def test_a_metric_of_ones_own_is_ranked_as_its_run_says(tmp_path):
     for name, value in (("a", 0.2), ("b", 0.7)):
         run = make_run(tmp_path / name, value, f"optimizer.lr={value}", monitor="val/mine")  # less is better
@@ -403,6 +430,32 @@ def test_what_no_run_writes_is_no_stack(tmp_path):
     leaderboard = Leaderboard.of([folder])
     assert leaderboard.count("failed") == 1
     write(leaderboard, tmp_path / "out")
+
+
+def test_a_stranger_s_texts_and_numbers_end_no_page_and_reorder_nothing(tmp_path, capsys, monkeypatch):
+    """Lone surrogates, bidirectional overrides, numbers that JSON does not know, and a folder that is not UTF-8."""
+    folder = make_sweep(tmp_path / os.fsdecode(b"s\xff"), [(["lr=1"], 0.5), (["lr=2"], "failed")])
+    path = folder / "sweep.jsonl"
+    events = [json.loads(line) for line in path.read_bytes().decode("utf-8", "surrogateescape").splitlines()]
+    events[0] |= {"command": "\ud800 \u202etxt.exe", "jobs": math.inf}
+    events[1]["overrides"].append("x=\u202e\ud800")
+    events[-1]["reason"] = "\udfff\u2066"
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    with (folder / "0" / "history.jsonl").open("a") as file:
+        for step, epoch in (("Infinity", 1), ("NaN", 1), (7, "Infinity"), (8, "1" + 400 * "0")):
+            file.write(f'{{"step": {step}, "epoch": {epoch}, "metrics": {{"val/accuracy": 1}}}}\n')
+    monkeypatch.setattr(sys, "argv", ["results", str(folder)])
+    results.main()
+    assert r"s\udcff" in capsys.readouterr().out
+    page = (folder / "results" / "index.html").read_text(encoding="utf-8")
+    assert r"\ud800 \u202etxt.exe" in page and not any(sign in page for sign in "\u202e\u2066")
+    assert 'href="../0"' in page
+    other = write(Leaderboard.of([folder]), tmp_path / "out").read_text(encoding="utf-8")
+    assert 'href="../s%FF/0"' in other
+    events[1]["folder"] = "\ud800"
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    with pytest.raises(recur.UserError, match="leads out of"):
+        read(folder)
 
 
 def test_balanced_accuracy_has_a_column_where_runs_wrote_it(tmp_path):

@@ -40,6 +40,7 @@ def test_a_run_whose_numbers_go_wrong_stops_with_the_batch(tmp_path, words, what
     assert re.search(
         r"training rows \d+, \d+" if words[0].startswith("data.syn") else r"training tokens from \d+, ", line
     )
+    assert f"recur: {(tmp_path / 'run' / 'not_finite.txt').read_text()}" == f"{line}\n"
     for advice in ("optimizer.lr", "gradient_clip_val", "on_nonfinite=skip"):
         assert advice in line
     for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt"):
@@ -96,6 +97,7 @@ def test_watching_changes_no_number(tmp_path):
 def test_a_lack_of_memory_names_the_batch_and_what_to_lower(tmp_path, words):
     ended = start(tmp_path / "run", words, moment=Moment("memory", 3))
     assert ended.codes == [2], ended.said
+    assert not (tmp_path / "run" / "not_finite.txt").exists()
     (line,) = ended.said.splitlines()
     assert re.search(r"out of memory in training, batch 2 of \d+ (texts|streams), longest \d+ tokens, \d+ in all", line)
     assert "data.batch_size" in line and ("data.max_length" in line or "data.bptt" in line)

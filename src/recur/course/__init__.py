@@ -1,6 +1,7 @@
 """The course's claims as experiments.
 
     claim.py         a claim, read from `conf/claims/NAME.yaml` and checked
+    checks.py        what its file may say
     verdict.py       the rules: effects with a 95 % interval over seeds, and what follows from them
     experiment.py    from a claim to its observations: a sweep through the launcher, or a measurement a seed
     probes.py        what is measured on a finished run

@@ -7,10 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from recur.course import checks
 from recur.errors import UserError, nearest
-
-_TEXTS = ("title", "guide", "says", "question", "change", "measure")
-_KEYS = {*_TEXTS, "number", "minutes", "long", "needs", "sweep", "function", "quick", "rule", "chart", "because"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,8 @@ class Sweep:
         values: its values.
         seeds: of the runs.
         probe: name of a function of `recur.course.probes` that measures more on each finished run.
-        failures: whether a failed run is an observation (`failed` is 1) or an error.
+        failures: whether a run that ends by a loss or gradient that is not finite is an observation (`failed` is 1) or
+            an error; any other failure is an error.
     """
 
     base: tuple[str, ...]
@@ -142,6 +141,7 @@ class Claim:
         return replace(self, function=replace(self.function, seeds=seeds))
 
 
+_BOUNDS = ("at_least", "at_most")
 _PLACES = ("data.path", "data.cache_dir")  # where data lies does not change what is measured
 
 
@@ -183,26 +183,15 @@ def load(folder: Path, name: str, *, quick: bool = False) -> Claim:
     """Read one claim.
 
     Raises:
-        UserError: there is no such claim, or its file lacks something.
+        UserError: there is no such claim, or its file has a mistake.
     """
-    import yaml
-
     path = folder / f"{name}.yaml"
     if not path.is_file():
         known = names(folder)
         hint = nearest(name, known).removeprefix(": ")
         raise UserError("", rule=f"there is no claim {name!r}", remedy=f"{hint} known: {', '.join(known)}".strip())
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if unknown := sorted(set(content) - _KEYS):
-        raise UserError(
-            f"{name}.{unknown[0]}", rule="is no part of a claim", remedy=f"known: {', '.join(sorted(_KEYS))}"
-        )
-    for key in (*_TEXTS, "number", "minutes", "rule"):
-        if not content.get(key):
-            raise UserError(f"{name}.{key}", content.get(key), "must be given")
-    if ("sweep" in content) == ("function" in content):
-        raise UserError(name, rule="needs either `sweep` or `function`")
-    part = dict(content.get("sweep") or content["function"])
+    content = checks.read(path)
+    part = dict(content["sweep"] if "sweep" in content else content["function"])
     if quick:
         smaller = dict(content.get("quick") or {})
         part["base"] = [*part.get("base", []), *smaller.pop("base", [])]
@@ -210,20 +199,22 @@ def load(folder: Path, name: str, *, quick: bool = False) -> Claim:
         part.update(smaller)
     sweep = _sweep(part) if "sweep" in content else None
     function = None if sweep else _function(part)
-    return Claim(
+    claim = Claim(
         name=name,
-        rule=tuple(_condition(name, entry, content["measure"]) for entry in content["rule"]),
+        rule=tuple(_condition(entry, content["measure"]) for entry in content["rule"]),
         sweep=sweep,
         function=function,
         chart=content.get("chart", {}),
         number=str(content["number"]),
-        minutes=float(content["minutes"]),
+        minutes=content["minutes"],
         because=" ".join(str(content.get("because", "")).split()),
-        long=bool(content.get("long", False)),
+        long=content.get("long", False),
         needs=str(content.get("needs", "")),
         quick=quick,
-        **{key: " ".join(str(content[key]).split()) for key in _TEXTS},
+        **{key: " ".join(str(content[key]).split()) for key in checks.TEXTS},
     )
+    checks.check(path, claim)
+    return claim
 
 
 def _sweep(part: Mapping[str, Any]) -> Sweep:
@@ -235,7 +226,7 @@ def _sweep(part: Mapping[str, Any]) -> Sweep:
         values=tuple(str(value) for value in values),
         seeds=tuple(part.get("seeds", (0, 1, 2))),
         probe=str(part.get("probe", "")),
-        failures=bool(part.get("failures", False)),
+        failures=part.get("failures", False),
     )
 
 
@@ -243,17 +234,6 @@ def _function(part: Mapping[str, Any]) -> Function:
     return Function(str(part["name"]), dict(part.get("arguments") or {}), tuple(part.get("seeds", (0, 1, 2))))
 
 
-def _condition(name: str, given: Mapping[str, Any], measure: str) -> Condition:
-    entry: dict[str, Any] = {"measure": measure, **given}
-    for key in ("at", "than_at"):
-        if key in entry:
-            entry[key] = str(entry[key])
-    known = set(Condition.__dataclass_fields__)
-    if unknown := sorted(set(entry) - known):
-        raise UserError(f"{name}.rule.{unknown[0]}", rule="is no part of a condition", remedy=f"known: {sorted(known)}")
-    if ("at_least" in entry) == ("at_most" in entry):
-        raise UserError(f"{name}.rule", entry.get("text"), "needs either at_least or at_most")
-    for key in ("at_least", "at_most"):
-        if key in entry:
-            entry[key] = float(entry[key])
-    return Condition(**entry)
+def _condition(given: Mapping[str, Any], measure: str) -> Condition:
+    texts = {key: str(value) for key, value in given.items() if key not in _BOUNDS and value is not None}
+    return Condition(**{"measure": measure, **texts, **{key: given[key] for key in _BOUNDS if key in given}})

@@ -1,7 +1,7 @@
 """From a claim to its observations: an ordinary sweep in processes of its own, or a function called once a seed.
 
-Both resume. A folder is named after what is run, so a changed claim begins another one; a function whose file has
-changed is called again.
+Both resume. A folder is named after what is run, so a changed claim begins another one; a function or a probe whose
+file has changed is called again.
 """
 
 import hashlib
@@ -22,6 +22,8 @@ from recur.course.verdict import Observation
 from recur.errors import UserError
 from recur.runs import journal
 from recur.runs.files import write_atomic
+from recur.runs.folder import NOT_FINITE
+from recur.runs.limits import read_yaml
 from recur.runs.metrics import metric, metric_names, provenance, read_record
 
 _ORIGIN = ("commit", "python", "versions", "device", "threads")  # the keys of `provenance`
@@ -29,17 +31,19 @@ _ORIGIN = ("commit", "python", "versions", "device", "threads")  # the keys of `
 
 def command(claim: Claim, folder: Path) -> list[str]:
     """What anyone could type to run the claim's sweep into `folder`."""
+    from recur.config.compose import quoted  # which imports torch
+
     sweep = claim.sweep
     assert sweep is not None
     words = [*sweep.base]
     cases = [list(words) for words in sweep.arms.values()]
     if cases != [[]]:
-        quoted = ",".join("[" + ",".join(json.dumps(word) for word in case) + "]" for case in cases)
-        words.append(f"hydra.sweeper.cases=[{quoted}]")
+        lists = ",".join("[" + ",".join(json.dumps(word) for word in case) + "]" for case in cases)
+        words.append(f"hydra.sweeper.cases=[{lists}]")
     if sweep.vary:
         words.append(f"{sweep.vary}={','.join(sweep.values)}")
     words.append(f"seed={','.join(str(seed) for seed in sweep.seeds)}")
-    words.append(f"hydra.sweep.dir={folder}")
+    words.append(f"hydra.sweep.dir={quoted(str(folder))}")
     return ["python", "-m", "recur.train", "-m", *words]
 
 
@@ -140,14 +144,18 @@ def _run_sweep(claim: Claim, folder: Path, extra: Sequence[str]) -> None:
     """Start the sweep, or go on with it, until every run has ended.
 
     Raises:
-        UserError: runs are missing in the end, and not because one failed, of which `_read_sweep` says more.
+        UserError: there are runs on other data, or runs are missing in the end, and not because one failed, of which
+            `_read_sweep` says more.
         KeyboardInterrupt: it was stopped.
     """
+    from recur.config.compose import quoted
+
     assert claim.sweep is not None
     if (folder / journal.NAME).is_file():
+        _check_data(claim, folder, extra)
         if not _missing(claim.sweep, folder):
             return
-        again = [f"resume={folder}"]
+        again = [f"resume={quoted(str(folder))}"]
     else:
         again = []
     words = [*command(claim, folder)[1:], *extra, *again]
@@ -161,11 +169,30 @@ def _run_sweep(claim: Claim, folder: Path, extra: Sequence[str]) -> None:
     begun = (folder / journal.NAME).is_file()
     if begun and not _missing(claim.sweep, folder):
         return
-    if begun and done.returncode == 1 and not claim.sweep.failures and _failures(folder):
+    if begun and done.returncode == 1 and set(_failures(folder)) - _observed_failures(claim.sweep, folder):
         return
     last = (folder.parent / "sweep.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
     how = "run to its end" if begun else "run"
     raise UserError(claim.name, rule=f"could not be {how} (exit code {done.returncode})", remedy=last[:300])
+
+
+def _check_data(claim: Claim, folder: Path, extra: Sequence[str]) -> None:
+    """Refuse to give out runs on other data than what is typed for the claim. Where the cache lies is no matter.
+
+    Raises:
+        UserError: names both.
+    """
+    typed = next((word.partition("=")[2].strip("'\"") for word in extra if word.startswith("data.path=")), "")
+    if not typed:
+        return
+    for start in _starts(folder).values():
+        try:
+            before = read_yaml(folder / start["folder"] / "config.yaml")["data"]["path"]
+        except (OSError, ValueError, KeyError, TypeError):  # it was refused before it began
+            continue
+        if os.path.realpath(str(before)) != os.path.realpath(os.path.expanduser(typed)):
+            rule = f"is other data than {claim.name} ran on, which was {before}"
+            raise UserError(f"data.path={typed}", rule=rule, remedy="choose another folder with --out")
 
 
 def _starts(folder: Path) -> dict[int, dict[str, Any]]:
@@ -178,17 +205,23 @@ def _failures(folder: Path) -> dict[int, dict[str, Any]]:
     return {job: event for job, event in last.items() if event["event"] == "end" and event["state"] == "failed"}
 
 
+def _observed_failures(sweep: Sweep, folder: Path) -> set[int]:
+    """The jobs whose failure is an observation: those that met a number that is not finite, where the claim asks."""
+    starts, failed = _starts(folder), _failures(folder) if sweep.failures else {}
+    return {job for job in failed if job in starts and (folder / starts[job]["folder"] / NOT_FINITE).is_file()}
+
+
 def _missing(sweep: Sweep, folder: Path) -> bool:
-    """Whether runs are missing; one that failed counts as done where failures are observations."""
+    """Whether runs are missing; one whose failure is an observation counts as done."""
     done = {job for job, start in _starts(folder).items() if read_record(folder / start["folder"]) is not None}
-    done |= set(_failures(folder)) if sweep.failures else set()
+    done |= _observed_failures(sweep, folder)
     return len(done) < len(sweep.arms) * max(1, len(sweep.values)) * len(sweep.seeds)
 
 
 def _read_sweep(claim: Claim, folder: Path) -> tuple[list[Observation], float]:
     sweep = claim.sweep
     assert sweep is not None
-    failures = _failures(folder)
+    failures, observed = _failures(folder), _observed_failures(sweep, folder)
     probe = _function(f"probes.{sweep.probe}") if sweep.probe else None
     observations: list[Observation] = []
     total = 0.0
@@ -201,7 +234,7 @@ def _read_sweep(claim: Claim, folder: Path) -> tuple[list[Observation], float]:
             if job not in failures:  # killed, or stopped with its sweep: that says nothing of its settings
                 raise UserError(f"{claim.name}: run {job} ({arm})", rule="has not ended", remedy=f"see {run}")
             reason = str(failures[job].get("reason", ""))
-            if not sweep.failures:
+            if job not in observed:  # a full disk, say: that says nothing of its settings either
                 raise UserError(f"{claim.name}: run {job} ({arm})", rule=f"failed: {reason}", remedy=f"see {run}")
             total += float(failures[job].get("seconds", 0.0))
             observations.append(Observation(arm, seed, x, {"failed": 1.0}, _curve(run), reason))
@@ -217,12 +250,13 @@ def _read_sweep(claim: Claim, folder: Path) -> tuple[list[Observation], float]:
 
 
 def _probed(probe: Any, run: Path, name: str) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """What a probe measured on a run; read again where it was measured before."""
-    path = run / f"probe-{name}.json"
-    if not path.is_file():
+    """What a probe measured on a run; read again where the same probe has measured it before."""
+    path, source = run / f"probe-{name}.json", _source(probe)
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if content.get("source") != source:
         measures, curve = probe(run)
-        write_atomic(path, json.dumps({"measures": measures, "curve": curve}) + "\n")
-    content = json.loads(path.read_text(encoding="utf-8"))
+        content = {"measures": measures, "curve": curve, "source": source}
+        write_atomic(path, json.dumps(content) + "\n")
     return content["measures"], content["curve"]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from recur.course.claim import Claim
 from recur.course.experiment import shown_command
-from recur.course.verdict import DEPENDS, FAILS, HOLDS, Confirmed, Observation, judge
+from recur.course.verdict import DEPENDS, FAILS, HOLDS, Confirmed, Observation, confirm, judge
 from recur.runs.files import write_atomic
 from recur.runs.metrics import provenance
 
@@ -114,6 +114,24 @@ def _with_texts(one: dict[str, Any], claim: Claim | None) -> dict[str, Any]:
         return one
     command = shown_command(claim, len((one["further"] or {}).get("seeds", [])))
     return {**one, **{key: getattr(claim, key) for key in _TEXTS}, "command": command}
+
+
+def judged_today(one: dict[str, Any], claim: Claim) -> dict[str, Any]:
+    """A claim's part of the record with what its observations say by the rule that its file has today.
+
+    Raises:
+        UserError: they lack what the rule compares.
+    """
+    observations = [Observation(**each) for each in one["observations"]]
+    further = set((one["further"] or {}).get("seeds", []))
+    if not further:
+        verdict, effects = judge(claim.rule, observations)
+        return {**one, "verdict": verdict, "effects": [dataclasses.asdict(effect) for effect in effects]}
+    first, more = ([o for o in observations if (o.seed in further) == later] for later in (False, True))
+    confirmed = confirm(claim.rule, first, more)
+    effects = [dataclasses.asdict(effect) for effect in confirmed.effects]
+    said = {**one["further"], "first": confirmed.first, "means": confirmed.means}
+    return {**one, "verdict": confirmed.verdict, "effects": effects, "further": said}
 
 
 def effect_text(effect: dict[str, Any]) -> str:

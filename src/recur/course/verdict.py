@@ -82,9 +82,10 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
     Equal values give an interval of no width: the seed changes nothing that is measured.
     """
-    mean = statistics.fmean(values)
+    mean = sum(values) / len(values)  # `fmean` refuses infinities of both signs
     if len(values) < 2 or not all(math.isfinite(value) for value in values):
         return mean, -math.inf, math.inf
+    mean = statistics.fmean(values)
     degrees = len(values) - 1
     half = _quantile(degrees) * statistics.stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
@@ -104,7 +105,8 @@ def effect(condition: Condition, observations: Iterable[Observation]) -> Effect:
     """Estimate one condition.
 
     Raises:
-        UserError: the observations lack an arm, a place or a measure that it compares.
+        UserError: the observations lack an arm, a place or a measure that it compares, or have several places where it
+            names none.
     """
     table = {(o.arm, o.x, o.seed): o.measures.get(condition.measure) for o in observations}
     kind = "ratio" if condition.over else "difference" if condition.minus or condition.than_at else "value"
@@ -123,7 +125,7 @@ def effect(condition: Condition, observations: Iterable[Observation]) -> Effect:
         if kind == "ratio":
             if any(not (a > 0 and b > 0) for a, b in pairs):
                 raise UserError(condition.text, rule="is a ratio of numbers that are not positive")
-            numbers = [math.log(a / b) for a, b in pairs]
+            numbers = [math.log(a) - math.log(b) for a, b in pairs]  # a / b is 0 where b is infinite
         else:
             numbers = [a - b for a, b in pairs]
     mean, low, high = interval(numbers)
@@ -189,15 +191,21 @@ def _agrees(one: Effect, mean: float) -> bool:
 def _series(
     table: Mapping[tuple[str, str, int], Any], condition: Condition, arm: str, at: str | None
 ) -> dict[int, float]:
-    series = {
-        seed: value
-        for (own, x, seed), value in table.items()
-        if own == arm and value is not None and (at is None or x == at)
+    own = {
+        (x, seed): value
+        for (other, x, seed), value in table.items()
+        if other == arm and value is not None and (at is None or x == at)
     }
-    if not series:
+    if not own:
         where = "" if at is None else f" at {at}"
-        raise UserError(condition.text, rule=f"needs {condition.measure} of {arm}{where}, which nothing measured")
-    return series
+        measured = dict.fromkeys(other for (other, _, _), value in table.items() if value is not None)
+        known = f"it was measured of {', '.join(measured)}" if measured else ""
+        rule = f"needs {condition.measure} of {arm}{where}, which nothing measured"
+        raise UserError(condition.text, rule=rule, remedy=known)
+    if len(places := dict.fromkeys(x for x, _ in own)) > 1:
+        rule = f"must say at which place {arm} is meant"
+        raise UserError(condition.text, rule=rule, remedy=f"it can be {', '.join(places)}")
+    return {seed: value for (_, seed), value in own.items()}
 
 
 def _exp(value: float) -> float:

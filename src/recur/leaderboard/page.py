@@ -123,7 +123,8 @@ def render(leaderboard: Leaderboard, plots: Sequence[Plot], folder: Path) -> str
         run_titles=["sweep"] * several + ["job", "state", leaderboard.metric, *map(short, _own_keys(leaderboard)),
                                           "seed", "epochs", "time"],
         runs=[_run(leaderboard, group, result) for group in leaderboard.groups for result in group.results],
-        link=lambda path: quote(os.path.relpath(path, folder)),  # `#` and `?` are letters in a path
+        # `#` and `?` are letters in a path, and not every name of a file is UTF-8.
+        link=lambda path: quote(os.fsencode(os.path.relpath(path, folder))),
         log_name=lambda run: "output.log" if (run.folder / "output.log").is_file() else "train.log",
     )  # fmt: skip
 

@@ -15,6 +15,8 @@ from recur.runs.metrics import direction, metric, read_record
 
 _DEEPEST = 6  # folders below a given one in which runs are looked for
 _STOPPED = ("failed", "stopped")
+LEFT_OUT = "left out"  # the text of a setting that was typed as `~callbacks.ema`
+_READ = ("train", "val", "classes")  # what runs are compared by of what their records say of the data
 # What was typed for one command, or only names a run.
 _SAYS_NOTHING = ("hydra.", "hydra/", "resume=", "name=", "tags=", "overwrite=", "accept_data_change=")
 # Settings by their paths that do not decide what a model learns: names, places, what is written down and how.
@@ -118,7 +120,7 @@ class Source:
 
 def _split(override: str) -> tuple[str, str]:
     key, _, text = str(override).partition("=")
-    return key, text
+    return key, LEFT_OUT if key.startswith("~") else text
 
 
 def find_sources(folders: Sequence[str | Path]) -> list[Source]:
@@ -241,7 +243,7 @@ def add_differences(results: Sequence[Result]) -> bool:
         if not result.source:
             typed = {key.lstrip("+~"): text for key, text in result.settings.items() if key != "seed"}
             alike.setdefault(tuple(sorted(typed.items())), []).append(result)
-    leaves = {id(one): _leaves(plain_config(one.folder)) for same in alike.values() if len(same) > 1 for one in same}
+    leaves = {id(one): _decisive(one) for same in alike.values() if len(same) > 1 for one in same}
     varied: dict[str, None] = {}
     for same in alike.values():
         for key in dict.fromkeys(key for one in same for key in leaves.get(id(one), {})):
@@ -253,6 +255,23 @@ def add_differences(results: Sequence[Result]) -> bool:
                 if (text := _value(leaves.get(id(one), {}), key)) is not None:
                     one.settings.setdefault(key, text)
     return bool(varied)
+
+
+def _decisive(result: Result) -> dict[str, str]:
+    """What decides what a run's model learns: the settings of its config, and what was in the files that it names."""
+    config = plain_config(result.folder)
+    leaves, said = _leaves(config), (result.record or {}).get("data")
+    if isinstance(said, dict) and _names_file(_at(config, "data")):
+        leaves |= {f"read.{key}": said[key] for key in _READ if isinstance(said.get(key), str)}
+    return leaves
+
+
+def _names_file(node: Any) -> bool:
+    """Whether a part of a config names a file or folder to read, which composing makes absolute."""
+    if isinstance(node, dict):
+        return any(_names_file(value) for key, value in node.items() if not _BESIDE.match(str(key)))
+    values = node if isinstance(node, list) else [node]
+    return any(isinstance(value, str) and os.path.isabs(value) for value in values)
 
 
 def _value(leaves: dict[str, str], key: str) -> str | None:
@@ -269,7 +288,7 @@ def _leaves(node: Any, path: str = "") -> dict[str, str]:
         inner = (_leaves(value, f"{path}.{key}".lstrip(".")) for key, value in node.items())
         return {key: text for part in inner for key, text in part.items()}
     values = node if isinstance(node, list) else [node]
-    # Of a file its name: a run keeps where it lay on one machine.
+    # Of a file its name: a run keeps where it lay on one machine. What was in it is compared by `_decisive`.
     words = [os.path.basename(value) if isinstance(value, str) and os.path.isabs(value) else value for value in values]
     return {path: _word(words if isinstance(node, list) else words[0])}
 

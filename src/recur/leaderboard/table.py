@@ -118,10 +118,10 @@ class Leaderboard:
         constant = [key for key in keys if key not in inside and key != "sweep"]
         self.between = constant if len(keys) > _MOST_COLUMNS and several else []
         self.varied = [key for key in keys if key not in self.between]
-        groups: dict[tuple[str, ...], Group] = {}
+        groups: dict[tuple[str | None, ...], Group] = {}  # a setting that a run lacks is none that is empty
         for result, row in zip(results, rows, strict=True):
             settings = {key: row.get(key, "") for key in self.varied}
-            groups.setdefault(tuple(settings.values()), Group(settings, [])).results.append(result)
+            groups.setdefault(tuple(map(row.get, self.varied)), Group(settings, [])).results.append(result)
         sign = -1 if mode == "max" else 1
         self.groups = sorted(
             groups.values(), key=lambda g: (STATES.index(g.state), sign * g.mean if g.mean is not None else math.inf)
@@ -187,8 +187,8 @@ class Leaderboard:
     @property
     def missing(self) -> int:
         """Jobs that never began."""
-        planned = [int(metric(source.header, "jobs") or 0) - len(source.jobs) for source in self.sources]
-        return sum(max(0, count) for count in planned)
+        planned = [(metric(source.header, "jobs") or 0.0, len(source.jobs)) for source in self.sources]
+        return sum(max(0, int(jobs) - begun) for jobs, begun in planned if math.isfinite(jobs))
 
     def states_text(self) -> str:
         """`7 done, 1 failed`."""

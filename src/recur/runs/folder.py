@@ -6,9 +6,11 @@ from pathlib import Path
 from recur.errors import UserError
 from recur.runs.checkpoint import LAST, PREVIOUS
 
+NOT_FINITE = "not_finite.txt"  # why a run ended by a loss or gradient that is NaN or infinite
 # All that a run writes, in the order in which it is removed: the mark of a run, `.hydra`, goes last.
 WRITTEN = (
     "metrics.json",
+    NOT_FINITE,
     "checkpoints",
     "history.jsonl",
     "plots",

@@ -8,6 +8,7 @@ Whether a run is complete is seen from its own `metrics.json`; the journal says 
 """
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -103,10 +104,18 @@ def read(folder: Path) -> list[dict[str, Any]]:
         if "job" in needed and (isinstance(event["job"], bool) or not 0 <= event["job"] < 2**31):
             what = f"event {number} has job {event['job']}, which is no number of a job"
             raise UserError(str(path), rule=f"is damaged: {what}")
-        if "folder" in needed and ("\0" in event["folder"] or not is_inside(folder / event["folder"], folder)):
+        if "folder" in needed and not (_is_name(event["folder"]) and is_inside(folder / event["folder"], folder)):
             what = f"event {number} has folder {event['folder']!r}, which leads out of {folder}"
             raise UserError(str(path), rule=f"is damaged: {what}")
     return events
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text can be the path of a file at all."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def read_validations(folder: Path) -> list[dict[str, Any]]:
@@ -124,9 +133,9 @@ def read_validations(folder: Path) -> list[dict[str, Any]]:
         try:
             entry = parse_json(line)
             entry["epoch"] = float(entry["epoch"])
-            if isinstance(entry["metrics"], dict):
+            if isinstance(entry["metrics"], dict) and math.isfinite(entry["epoch"]):
                 steps[int(entry["step"])] = entry
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
     return [steps[step] for step in sorted(steps)]
 

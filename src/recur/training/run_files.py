@@ -77,6 +77,7 @@ def begin(composed: Composed, data: Any, task: Any, trainer: pl.Trainer, checkpo
             folders.clear(folder)
             _write_hydra(composed)
         else:
+            (folder / folders.NOT_FINITE).unlink(missing_ok=True)
             checkpointing.rewind(folder, checkpoint)
             trainer.callbacks.append(RewrittenConfig(composed))  # type: ignore[attr-defined]
     if folder.is_dir():
@@ -95,6 +96,7 @@ def begin(composed: Composed, data: Any, task: Any, trainer: pl.Trainer, checkpo
 def withdrawn_if_refused(folder: Path) -> Iterator[list[pl.Trainer]]:
     """Take a new run's folder away again where the run is refused before its first step.
 
+    One that ends by a loss or gradient that is not finite says so in its folder: that is an outcome of its settings.
     Most refusals come before anything is written; what only the first batches show, such as memory that does not
     suffice, comes after it.
 
@@ -109,7 +111,11 @@ def withdrawn_if_refused(folder: Path) -> Iterator[list[pl.Trainer]]:
     try:
         yield built
     except UserError as error:
-        refused = not any(trainer.global_step for trainer in built) and not isinstance(error, NotFiniteError)
+        exploded = isinstance(error, NotFiniteError)
+        if exploded and rank() == 0 and folders.holds_run(folder):
+            with contextlib.suppress(OSError):  # the error itself is of more use
+                write_atomic(folder / folders.NOT_FINITE, f"{error}\n")
+        refused = not any(trainer.global_step for trainer in built) and not exploded
         if refused and folder in missing and rank() == 0:
             release(folder)
             if folder in _begun:
