@@ -126,12 +126,12 @@ def judged_today(one: dict[str, Any], claim: Claim) -> dict[str, Any]:
     further = set((one["further"] or {}).get("seeds", []))
     if not further:
         verdict, effects = judge(claim.rule, observations)
-        return {**one, "verdict": verdict, "effects": [dataclasses.asdict(effect) for effect in effects]}
+        return {**one, "verdict": verdict, "effects": [dataclasses.asdict(each) for each in effects]}
     first, more = ([o for o in observations if (o.seed in further) == later] for later in (False, True))
     confirmed = confirm(claim.rule, first, more)
-    effects = [dataclasses.asdict(effect) for effect in confirmed.effects]
     said = {**one["further"], "first": confirmed.first, "means": confirmed.means}
-    return {**one, "verdict": confirmed.verdict, "effects": effects, "further": said}
+    shown = [dataclasses.asdict(each) for each in confirmed.effects]
+    return {**one, "verdict": confirmed.verdict, "effects": shown, "further": said}
 
 
 def effect_text(effect: dict[str, Any]) -> str:
