@@ -161,6 +161,7 @@ def test_a_finished_sweep_is_not_given_out_for_other_data(finished, tmp_path, mo
     """`data.path=another.txt` gave the figures of the text before without a word."""
     one, out = finished
     mine = tmp_path / "mine.txt"
+    mine.touch()
     (journal_of(one, out).parent / "2" / "config.yaml").write_text(json.dumps({"data": {"path": str(mine)}}))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link.txt").symlink_to(mine)
@@ -168,6 +169,8 @@ def test_a_finished_sweep_is_not_given_out_for_other_data(finished, tmp_path, mo
         assert len(experiment.observe(one, out, same)[0]) == 4
     with pytest.raises(UserError, match=rf"data.path=other.txt is other data .* was {mine}: choose .* --out"):
         experiment.observe(one, out, ["data.path=other.txt"])
+    mine.unlink()  # moved, perhaps: nobody can say that it is other data
+    assert len(experiment.observe(one, out, ["data.path=other.txt"])[0]) == 4
 
 
 def test_the_folder_of_a_claim_may_have_any_name():

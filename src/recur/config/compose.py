@@ -329,7 +329,7 @@ def compose_run(line: CommandLine) -> Composed:
     if not any((folder / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS)):
         raise UserError("resume", resume, f"has no checkpoints/{LAST} yet", "start it again")
     place = line.value("hydra.run.dir")
-    if place is not None and Path(place).expanduser().resolve() != folder and cli.rank() == 0:
+    if place is not None and Path(place).expanduser().resolve() != folder:
         raise UserError("hydra.run.dir", place, f"must be the run that goes on, {folder}", "leave it out")
     trust.check_run_folder(folder, list(line.overrides))
     own = [f"hydra.run.dir={quoted(str(folder))}", "hydra.job_logging.formatters.simple.format='%(message)s'"]

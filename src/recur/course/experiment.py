@@ -9,6 +9,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from recur.runs.folder import NOT_FINITE
 from recur.runs.limits import read_yaml
 from recur.runs.metrics import metric, metric_names, provenance, read_record
 
+_SAID_NOT_FINITE = re.compile(r"loss \S+, gradient norm \S+ at step \d")
 _ORIGIN = ("commit", "python", "versions", "device", "threads")  # the keys of `provenance`
 
 
@@ -190,7 +192,8 @@ def _check_data(claim: Claim, folder: Path, extra: Sequence[str]) -> None:
             before = read_yaml(folder / start["folder"] / "config.yaml")["data"]["path"]
         except (OSError, ValueError, KeyError, TypeError):  # it was refused before it began
             continue
-        if os.path.realpath(str(before)) != os.path.realpath(os.path.expanduser(typed)):
+        same = os.path.realpath(str(before)) == os.path.realpath(os.path.expanduser(typed))
+        if not same and os.path.exists(str(before)):  # else it may have been moved
             rule = f"is other data than {claim.name} ran on, which was {before}"
             raise UserError(f"data.path={typed}", rule=rule, remedy="choose another folder with --out")
 
@@ -206,9 +209,17 @@ def _failures(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 def _observed_failures(sweep: Sweep, folder: Path) -> set[int]:
-    """The jobs whose failure is an observation: those that met a number that is not finite, where the claim asks."""
+    """The jobs whose failure is an observation: those that met a number that is not finite, where the claim asks.
+
+    Runs of earlier versions have no file that says so, but their sweep has what they said last.
+    """
     starts, failed = _starts(folder), _failures(folder) if sweep.failures else {}
-    return {job for job in failed if job in starts and (folder / starts[job]["folder"] / NOT_FINITE).is_file()}
+    return {
+        job
+        for job, event in failed.items()
+        if (job in starts and (folder / starts[job]["folder"] / NOT_FINITE).is_file())
+        or _SAID_NOT_FINITE.search(str(event.get("reason", "")))
+    }
 
 
 def _missing(sweep: Sweep, folder: Path) -> bool:
@@ -253,7 +264,7 @@ def _probed(probe: Any, run: Path, name: str) -> tuple[dict[str, float], list[di
     """What a probe measured on a run; read again where the same probe has measured it before."""
     path, source = run / f"probe-{name}.json", _source(probe)
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if content.get("source") != source:
+    if not content or content.get("source", source) != source:  # earlier versions did not keep it
         measures, curve = probe(run)
         content = {"measures": measures, "curve": curve, "source": source}
         write_atomic(path, json.dumps(content) + "\n")

@@ -545,7 +545,8 @@ class SentimentData(Remembering, pl.LightningDataModule):
             good = self._check(split, rows)
             write_split(folder, good, self._classes_of(good), rows, self.tokenizer, self._columns[0])
 
-        self._entry(split, {**self._key(split), "base": self._base, "labelled": split != "unlabelled"}, build)
+        key = {**self._key(split), "base": self._base, "labelled": split != "unlabelled"}
+        self._entry(split, {**key, "pseudo": True} if split == _PSEUDO else key, build)
         self._rows[split] = np.arange(len(self._encoded[split].labels))
         return self._encoded[split]
 

@@ -50,14 +50,14 @@ def drawable(history: "pd.DataFrame") -> dict[str, dict[str, str]]:
 def points(history: "pd.DataFrame", column: str) -> tuple[list[float], list[float]]:
     """The epochs and values of a metric.
 
-    Runs of earlier versions wrote down a validation with the training figures of the epoch before, and so the first
-    without any.
+    Earlier versions wrote down a validation with the training figures of the epoch before.
     """
-    known = history[column].notna()
-    rows = history[known]
-    values = dict(zip(rows["epoch"].tolist(), rows[column].tolist(), strict=True))
-    if column.startswith("train/epoch_") and not known.iloc[0]:
-        values = {float(math.ceil(epoch) - 1): value for epoch, value in values.items()}
+    rows = history[history[column].notna()]
+    epochs = rows["epoch"].tolist()
+    if column.startswith("train/epoch_"):
+        present = rows["training"].notna() if "training" in rows else [False] * len(rows)
+        epochs = [e if own else float(math.ceil(e) - 1) for e, own in zip(epochs, present, strict=True)]
+    values = dict(zip(epochs, rows[column].tolist(), strict=True))
     return list(values), list(values.values())
 
 

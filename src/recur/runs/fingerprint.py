@@ -66,6 +66,8 @@ def compare(
     Raises:
         UserError: says what is different.
     """
+    if PSEUDO in now and PSEUDO not in before:
+        raise _changed(where, "there were no pseudo-labelled texts", remedy)
     for split in dict.fromkeys([*before, *now]):
         then, present = before.get(split), now.get(split)
         if then == present or not isinstance(then, Mapping):

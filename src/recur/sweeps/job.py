@@ -25,7 +25,8 @@ from recur.runs.trust import must_be_typed
 from recur.sweeps.snapshot import Code
 
 PERFORMED = 75  # exit code of a second performer of a job
-_SOON = 10.0  # seconds in which the processes of a job are gone whose sweep or machine was lost
+# Seconds in which the processes of a job are gone whose sweep or machine was lost, and a file server's leases with them
+_SOON = 120.0
 TRIAL = "RECUR_TRIAL"  # JSON for a job of an Optuna sweep: the journal, the trial's number, the pruner
 # Variables of a former or surrounding process that would make a fresh one take itself for a rank of another run.
 _LEAKS = re.compile(

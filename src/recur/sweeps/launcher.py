@@ -268,12 +268,10 @@ class FreshProcessLauncher(Launcher):
             check_folders()
             page.check_out(folder / "results", "name another folder with hydra.sweep.dir=..., or move that file away")
             self._checks.run()
-            if self.resuming:
-                check_queue(folder)
             if self.resuming and self.snapshot:
                 self._code = snapshots.of_sweep(journal.read(folder)[0].get("code"), folder, _config_dirs(self.config))
             with _writable(folder):
-                held.enter_context(_exclusively(folder))
+                held.enter_context(_exclusively(folder, self.resuming))
                 entries = held.enter_context(contextlib.closing(self._begin(plan)))
             progress = SweepProgress(plan.total, executor.capacity, plan.monitor, plan.mode, plan.constant)
             progress.say(f"sweep      {folder}")
@@ -519,11 +517,11 @@ def _writable(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _exclusively(folder: Path) -> Iterator[None]:
+def _exclusively(folder: Path, resuming: bool) -> Iterator[None]:
     """Hold the sweep's folder; wait until no process of an earlier start of it is left.
 
     Raises:
-        UserError: another process holds it, or a job from before does not end.
+        UserError: another process holds it, or a job from before does not end or waits in a cluster's queue.
     """
     locks = folder / ".locks"
     check_links(folder)  # before anything in it is opened
@@ -534,6 +532,8 @@ def _exclusively(folder: Path) -> Iterator[None]:
     except Timeout:
         raise UserError(str(folder), rule="is being run by another process") from None
     try:
+        if resuming:
+            check_queue(folder)
         for path in sorted(locks.iterdir()):
             if path.name != "sweep":
                 try:

@@ -122,7 +122,7 @@ def plan(settings: SlotSettings, needs: Sequence[Needs], jobs: int | None = None
     if gpus and settings.cpu_slots != "auto":
         raise UserError(
             "hydra.launcher.cpu_slots", settings.cpu_slots, "is for jobs on CPUs, these run on GPUs",
-            "set trainer=cpu, or say on which GPUs with hydra.launcher.gpus",
+            "set trainer=cpu or hydra.launcher.gpus=0, or leave it out",
         )  # fmt: skip
     if not gpus and (
         settings.gpus not in ("auto", 0, []) or settings.gpus_per_job != "auto" or settings.jobs_per_gpu != 1

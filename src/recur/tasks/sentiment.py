@@ -293,14 +293,15 @@ class SentimentTask(Stepping):
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         """One step on one batch of texts."""
+        # A loss of one's own need not know of probabilities
+        loss_of = self.loss if batch.targets is None else partial(self.loss, targets=batch.targets)
         if self.adversarial:
-            loss_of = partial(self.loss, targets=batch.targets)
             parts = (batch.text, batch.labels, loss_of, self.adversarial)
             logits, loss, changed = adversarial_loss(self.net, *parts)  # type: ignore[arg-type]
             self.log_step("train/adversarial_loss", changed.detach(), batch_size=len(batch.labels))
         else:
             logits = self(batch)
-            loss = self.loss(logits, batch.labels, batch.targets)
+            loss = loss_of(logits, batch.labels)
             changed = torch.zeros_like(loss)
         with torch.no_grad():
             guess = (logits.squeeze(1) > 0).long() if self.num_classes == 2 else logits.argmax(1)

@@ -150,6 +150,7 @@ class Throughput(Callback):
         self._former_wall, self._started = 0.0, time.monotonic()
         self._mark, self._stopped = 0.0, False
         self._window = (0, 0.0)
+        self._of_one_rank = False  # whether what was loaded is of one rank, as earlier versions counted
 
     def since(self, started: float) -> None:
         """Count the run from there, a `time.monotonic()`: its data is read before there are callbacks."""
@@ -162,6 +163,7 @@ class Throughput(Callback):
             "seconds": self.seconds,
             "flop": self.flop,
             "wall_seconds": self.wall_seconds,
+            "all_ranks": True,
         }
 
     @property
@@ -175,6 +177,13 @@ class Throughput(Callback):
         self.flop = state_dict.get("flop", math.nan)  # a run from before they were counted: not known
         self._window = (self.tokens, self.seconds)
         self._former_wall = state_dict["wall_seconds"]
+        self._of_one_rank = "all_ranks" not in state_dict
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count what all ranks did where only one's is known."""
+        if self._of_one_rank:
+            self.tokens, self.flop = self.tokens * trainer.world_size, self.flop * trainer.world_size
+            self._window, self._of_one_rank = (self.tokens, self.seconds), False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock: a run resumed in the middle of an epoch does not start one."""
@@ -470,6 +479,7 @@ class ValidationLog(pl.Callback):
             "epoch": round(epoch, 3),
             "done": round(done, 4),
             "seconds": round(time.monotonic() - self._started, 2),
+            "training": "epoch so far",  # earlier versions had that of the epoch before
             "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
         }
         journal.append_validation(self._folder, entry)

@@ -293,7 +293,9 @@ class LastCheckpoint(Callback):
         restore_tables(trainer, self._tables)
         self._saved_at = time.monotonic()
         internals.restore_metrics(trainer, self._scored)
-        if self._over is not None and self._over == bounds(trainer):
+        now = bounds(trainer)
+        # Of an earlier version it lacks some
+        if self._over is not None and all(now.get(key) == value for key, value in self._over.items()):
             trainer.should_stop = True
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -125,9 +125,10 @@ def check_lengths(data: Any, trainer: pl.Trainer, *, test: bool = True) -> None:
             one short step, which cannot be intended) or than lie between two validations.
     """
     data.trainer = trainer
-    batches = _limited(data.train_dataloader(), "train", trainer)
-    if trainer.accumulate_grad_batches > batches:
-        rule = f"must be at most the {batches} batches of an epoch"
+    loader = data.train_dataloader()
+    batches, whole = _limited(loader, "train", trainer), len(loader)
+    if trainer.accumulate_grad_batches > whole:  # whatever the limits, which are for trying a config
+        rule = f"must be at most the {whole} batches of an epoch"
         raise UserError("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, rule)
     every = trainer.val_check_interval
     validated = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
