@@ -93,6 +93,21 @@ def test_texts_are_cut_as_the_labelled_ones(tmp_path, labelled, keep):
     assert loader.texts[len(data.labels("train"))].tolist() == cut
 
 
+def test_a_file_may_be_a_split_as_well(tmp_path, labelled):
+    """Its true labels then count in the split, whichever is read first."""
+    file = tmp_path / "theirs.jsonl"
+    answer = {"text": "a superb film", "label": "neg", "probabilities": {"pos": 0.9, "neg": 0.1}}
+    file.write_text(json.dumps(answer) + "\n")
+    for settings in (
+        {"pseudo_labelled": str(file)},
+        {"test": str(file)},
+        {"test": str(file), "pseudo_labelled": str(file)},
+    ):
+        data = labelled(**settings)
+        assert "test" not in settings or data.labels("test").tolist() == [0]
+        assert "pseudo_labelled" not in settings or data.pseudo_labelled()[1].argmax(1).tolist() == [1]
+
+
 @pytest.mark.parametrize(
     ("record", "words"),
     [
@@ -128,6 +143,10 @@ def test_a_student_learns_from_what_predict_wrote(trained_run, tmp_path):
     assert run.predict(["superb"])[0].label == "positive"
     done = run_command("train", f"resume={folder}", "trainer.max_epochs=3")
     assert done.returncode == 0, done.stderr
+    plain = tmp_path / "plain"
+    train(plain, *EASY, *few)
+    done = run_command("train", f"resume={plain}", "trainer.max_epochs=3", f"data.pseudo_labelled={file}")
+    assert done.returncode == 2 and "no pseudo-labelled texts" in done.stderr
     before = file.read_text()
     file.write_text(before.replace("superb", "awful"))
     done = run_command("train", f"resume={folder}", "trainer.max_epochs=4")

@@ -149,6 +149,14 @@ def test_tokens_are_those_of_all_ranks() -> None:
     trainer.world_size = 3
     speed.on_train_batch_end(trainer, None, None, batch, 1)
     assert speed.tokens == 5 + 15
+    for state, tokens in (
+        (speed.state_dict(), 20),
+        ({"tokens": 20, "seconds": 1.0, "flop": 4, "wall_seconds": 2.0}, 60),
+    ):
+        again = Throughput()  # earlier versions kept what one rank had done
+        again.load_state_dict(state)
+        again.on_fit_start(trainer, None)
+        assert again.tokens == tokens
 
 
 def test_a_raised_max_time_lets_a_run_go_on() -> None:
