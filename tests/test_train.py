@@ -192,6 +192,7 @@ def test_the_config_is_shown_as_a_tree_and_every_metric_is_returned(tmp_path):
     from recur.config.compose import command_line, compose_run
     from recur.training import start
     from recur.training.failures import Stop
+    from recur.training.report import logging_as_before
 
     few = ["trainer.limit_train_batches=3", "trainer.max_epochs=1", f"hydra.run.dir={tmp_path / 'run'}"]
     done = run_command("train", *EASY, *few, "extras.print_config=true", "tags=[one]")
@@ -204,7 +205,8 @@ def test_the_config_is_shown_as_a_tree_and_every_metric_is_returned(tmp_path):
     assert refused.returncode == 2
 
     few[-1] = f"hydra.run.dir={tmp_path / 'other'}"
-    trained = start.run(compose_run(command_line([*EASY, *few])), Stop())
+    with logging_as_before():
+        trained = start.run(compose_run(command_line([*EASY, *few])), Stop())
     for split, values in trained.results.items():
         assert {f"{split}/{name}": value for name, value in values.items()}.items() <= trained.metrics.items()
     assert {"train/loss", "train/epoch_loss", "train/epoch_accuracy", "val/f1", "test/accuracy"} <= set(trained.metrics)
@@ -279,6 +281,7 @@ def test_numbers_too_small_for_float32_s_full_precision_are_zero_while_a_run_is_
     from recur.config.compose import command_line, compose_run
     from recur.training import start
     from recur.training.failures import Stop
+    from recur.training.report import logging_as_before
 
     def tiny() -> float:
         return float(torch.tensor(1e-39) * 1)
@@ -289,5 +292,6 @@ def test_numbers_too_small_for_float32_s_full_precision_are_zero_while_a_run_is_
 
     monkeypatch.setattr(start, "_run", trained)
     few = ["trainer=cpu", f"hydra.run.dir={tmp_path}/run"]
-    assert start.run(compose_run(command_line([*EASY, *few])), Stop()) == [0.0, 0.0]
+    with logging_as_before():
+        assert start.run(compose_run(command_line([*EASY, *few])), Stop()) == [0.0, 0.0]
     assert tiny() > 0

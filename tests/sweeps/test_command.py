@@ -224,7 +224,7 @@ def test_a_sweep_with_jobs_in_the_queue_is_not_resumed(tmp_path):
     words = [*TINY, "seed=0,1", "hydra.launcher.snapshot=false", f"resume={folder}"]
     done = sweep(folder, *words, code=2, env=environment(PATH=path))
     assert "has jobs in SLURM's queue from before: 12: end them first: scancel 12" in done.stderr
-    assert sorted(path.name for path in folder.iterdir()) == [journal.NAME]
+    assert sorted(path.name for path in folder.iterdir()) == [".locks", journal.NAME]
 
 
 @pytest.mark.slow

@@ -116,6 +116,7 @@ def test_a_run_without_scikit_learn_is_trained_and_says_what_it_leaves_out(monke
     from recur.config.compose import command_line, compose_run
     from recur.training import baselines, start
     from recur.training.failures import Stop
+    from recur.training.report import logging_as_before
 
     monkeypatch.setattr(baselines, "find_spec", lambda name: None)
     words = [
@@ -126,7 +127,8 @@ def test_a_run_without_scikit_learn_is_trained_and_says_what_it_leaves_out(monke
         "logger=none",
         f"hydra.run.dir={tmp_path}/r",
     ]
-    start.run(compose_run(command_line(words)), Stop())
+    with logging_as_before():
+        start.run(compose_run(command_line(words)), Stop())
     said = capsys.readouterr().err
     assert "baseline   left out: baseline=true needs scikit-learn" in said and "pip install" in said
     record = json.loads((tmp_path / "r" / "metrics.json").read_text(encoding="utf-8"))
