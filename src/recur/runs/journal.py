@@ -122,7 +122,8 @@ def read_validations(folder: Path) -> list[dict[str, Any]]:
     """The validations of a run in the order of their steps; a step that a resumed run took again counts once.
 
     Each has `step`, `epoch` (1.5: in the middle of the second), `done` (part of the whole run), `seconds` (spent by the
-    process so far) and `metrics`, by name.
+    process so far) and `metrics`, by name. `training` says that its training figures are of the epoch so far; without
+    it they are of the epoch before, as earlier versions wrote them.
     """
     try:
         lines = read_regular(folder / VALIDATIONS, JSON_BYTES).decode("utf-8", "replace").splitlines()

@@ -264,13 +264,10 @@ class SentimentTask(Stepping):
         """
         weights = None if self._weights is None else self._weights.to(logits)
         smoothing = self.label_smoothing
-        if targets is not None:
+        if targets is not None or self.num_classes > 2 or (weights is not None and smoothing):
             every = torch.cat([torch.zeros_like(logits), logits], 1) if self.num_classes == 2 else logits
-            spread = targets.to(logits.dtype) * (1 - smoothing) + smoothing / self.num_classes
-            total = F.cross_entropy(every, spread, weights, reduction="sum")
-        elif self.num_classes > 2 or (weights is not None and smoothing):
-            every = torch.cat([torch.zeros_like(logits), logits], 1) if self.num_classes == 2 else logits
-            total = F.cross_entropy(every, labels, weights, label_smoothing=smoothing, reduction="sum")
+            wanted = labels if targets is None else targets.to(every.dtype)
+            total = F.cross_entropy(every, wanted, weights, label_smoothing=smoothing, reduction="sum")
         else:
             target = labels.to(logits.dtype) * (1 - smoothing) + smoothing / 2
             each = F.binary_cross_entropy_with_logits(logits.squeeze(1), target, reduction="none")
