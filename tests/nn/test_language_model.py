@@ -12,8 +12,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from recur.nn.cells import CELLS
 from recur.nn.language_model import LanguageModel
+from recur.nn.losses import linear_cross_entropy
 from recur.nn.recurrent import detach_state
 from recur.nn.regularization import activation_penalty, drop, row_dropout, temporal_penalty
+from recur.nn.sampled_softmax import SampledSoftmax
 
 small = partial(LanguageModel, 11, embedding_dim=6, hidden_size=6, num_layers=2)
 
@@ -61,6 +63,21 @@ def test_tied_weights_share_storage_after_everything_that_copies():
         torch.optim.SGD(copied.parameters(), lr=1.0).step()
         assert tied(copied)
     torch.testing.assert_close(other.decoder.weight, other.embedding.weight)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_the_gradient_of_tied_weights_is_the_sum_of_both_places_and_dense(sampled):
+    """The embedding's part is sparse, so that it is added in place to the decoder's."""
+    model, text, targets = small().double(), window(5), torch.arange(15) % 11
+    loss_of = SampledSoftmax(11, 4) if sampled else linear_cross_entropy
+    untied = small(tie_weights=False).double()
+    untied.load_state_dict(model.state_dict())
+    for net in (model, untied):
+        torch.manual_seed(3)
+        loss_of(net(text).features, net.decoder.weight, net.decoder.bias, targets).loss.backward()
+    assert model.embedding.weight.grad.layout is torch.strided
+    both = untied.embedding.weight.grad + untied.decoder.weight.grad
+    torch.testing.assert_close(model.embedding.weight.grad, both, rtol=1e-12, atol=1e-14)
 
 
 def test_sizes_that_differ_are_tied_through_a_projection_or_untied_when_asked():

@@ -13,6 +13,7 @@
     weights              weights to begin with, from another run
     lr_finder            Lightning's search for a learning rate
     baselines            what a model without a network reaches on the same rows
+    allocator            memory that is freed stays for the next step
     lightning_internals  every private name of Lightning that is used
 
 To add a callback: a class in `callbacks` and its node in `conf/callbacks/default.yaml`, null where it is off.

@@ -24,6 +24,7 @@ from recur.runs.metrics import reset_peak_memory
 from recur.runs.run import load_checkpoint
 from recur.runs.trust import is_typed
 from recur.training import lr_finder, report, weights
+from recur.training.allocator import keeping_freed_memory
 from recur.training.baselines import Baseline, baseline, left_out
 from recur.training.callbacks import PlannedNoise, Throughput, ValidationLog
 from recur.training.checkpointing import Files, SelfContained
@@ -61,7 +62,8 @@ def run(
     """
     report.quiet()
     reset_peak_memory()
-    with _denormals_as_zero(), without_network(composed.resumed and not is_typed("data.path", composed.overrides)):
+    offline = composed.resumed and not is_typed("data.path", composed.overrides)
+    with _denormals_as_zero(), keeping_freed_memory(), without_network(offline):
         return _run(composed, stop, pruning, composed.overrides if command is None else command)
 
 
