@@ -145,11 +145,7 @@ class LanguageModel(nn.Module):
 
     def embed(self, text: PackedSequence) -> Tensor:
         """Word vectors of packed ids, dropped out in training: `(tokens,)` to `(tokens, embedding_dim)`."""
-        # Of tied weights the decoder's gradient is dense. A sparse one is added to that in place; a second dense one
-        # would be a matrix of the whole vocabulary to fill with zeros and to add. On a GPU it would have to wait.
-        weight = self.embedding.weight
-        sparse = self.tie_weights and self.training and weight.device.type == "cpu"
-        vectors = F.embedding(text.data, weight, sparse=sparse)  # (tokens, embedding_dim)
+        vectors: Tensor = self.embedding(text.data)  # (tokens, embedding_dim)
         if not self.training:
             return vectors
         vectors = row_dropout(vectors, text.data, self.vocab_size, self.row_dropout)
