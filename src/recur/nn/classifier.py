@@ -14,7 +14,7 @@ from recur.nn.arguments import ArgumentError
 from recur.nn.ngrams import NgramScores
 from recur.nn.packed import Layout, max_over_time, mean_over_time
 from recur.nn.recurrent import Recurrent
-from recur.nn.regularization import locked_dropout
+from recur.nn.regularization import dropout, locked_dropout
 
 POOLINGS = ("last", "max", "mean", "concat")
 
@@ -149,10 +149,10 @@ class Classifier(nn.Module):
         if not self.training:
             return vectors
         if self.word_dropout:
-            vectors = vectors * nn.functional.dropout(vectors.new_ones(len(vectors), 1), self.word_dropout)
+            vectors = vectors * dropout(vectors.new_ones(len(vectors), 1), self.word_dropout)
         if self.embedding_dropout and self.locked_dropout:
             return locked_dropout(vectors, Layout(text.batch_sizes), self.embedding_dropout)
-        return nn.functional.dropout(vectors, self.embedding_dropout)
+        return dropout(vectors, self.embedding_dropout)
 
     def classify(self, vectors: Tensor, text: PackedSequence) -> Tensor:
         """Logits from embedded tokens, for gradients with respect to the embedding.
@@ -179,7 +179,7 @@ class Classifier(nn.Module):
         features = torch.cat(list(pooled), dim=1)  # (batch, width or 3 * width)
         with torch.autocast(features.device.type, enabled=False):  # scores of three digits would tie
             features = features.to(self.head.weight.dtype)
-            logits: Tensor = self.head(nn.functional.dropout(features, self.head_dropout, self.training))
+            logits: Tensor = self.head(dropout(features, self.head_dropout) if self.training else features)
         return logits if text.unsorted_indices is None else logits[text.unsorted_indices]
 
     def forward(self, text: PackedSequence) -> Tensor:

@@ -9,7 +9,6 @@ import warnings
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -18,7 +17,7 @@ from recur.nn.arguments import ArgumentError
 from recur.nn.cells import CELLS, Cell, Weights
 from recur.nn.engine import FUSED_CELLS, layer
 from recur.nn.packed import Layout
-from recur.nn.regularization import locked_dropout
+from recur.nn.regularization import dropout, locked_dropout
 from recur.nn.state_dropout import run_with_state_dropout
 
 State = list[tuple[Tensor, ...]]
@@ -69,7 +68,7 @@ def pick_engine(engine: str, cell: str, rows: Tensor, layout: Layout, hidden_siz
 
 
 def _dropout(data: Tensor, layout: Layout, p: float) -> Tensor:
-    return F.dropout(data, p)
+    return dropout(data, p)
 
 
 def _quad(weights: Weights) -> list[Tensor | None]:
@@ -247,7 +246,7 @@ class Recurrent(nn.Module):
         weights = self._weights(index)
         if self.weight_drop and self.training:
             for own in weights:
-                own[self._kind.dropped] = F.dropout(own[self._kind.dropped], self.weight_drop)
+                own[self._kind.dropped] = dropout(own[self._kind.dropped], self.weight_drop)
         return weights
 
     @property

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from recur.nn.cells import Weights, walk
 from recur.nn.packed import Layout
+from recur.nn.regularization import dropout
 
 _STEPS: dict[str, Callable[..., Any]] = {
     "lstm": torch.lstm_cell,
@@ -43,7 +43,7 @@ def run_with_state_dropout(
         four = [own.get(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
 
         def step(inputs: Tensor, now: tuple[Tensor, ...], four: list[Any] = four) -> tuple[Tensor, tuple[Tensor, ...]]:
-            hidden = F.dropout(now[0], p)
+            hidden = dropout(now[0], p)
             if cell == "lstm":
                 after: tuple[Tensor, ...] = _STEPS[cell](inputs, (hidden, now[1]), *four)
             else:
