@@ -45,6 +45,7 @@ def language(settings: Settings, report: Report) -> None:
         words = [
             *(sys.executable, "-m", "recur.train", "experiment=wikitext2_small", f"data.path={where}"),
             *(f"hydra.run.dir={folder}", f"trainer={'gpu' if settings.device == 'cuda' else 'cpu'}"),
+            *("model.sampled_softmax=0", "scheduler=plateau"),  # as the plain loop has it
             *("trainer.max_epochs=1", "test=false", *([f"trainer.limit_train_batches={steps}"] if steps else [])),
             f"+callbacks.clock={{_target_: recur.benchmarks.clock.clock, path: {ends}, turns: {turn}}}",
         ]
