@@ -5,8 +5,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-_DEFAULTS = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}  # mallopt(3)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # as M_TRIM_THRESHOLD and so on in malloc.h
+# What glibc comes to by itself in a program of large blocks (mallopt(3)); once one is set, it no longer adapts them.
+_AFTERWARDS = {_TRIM_THRESHOLD: 64 << 20, _MMAP_THRESHOLD: 32 << 20, _MMAP_MAX: 65536}
 _OWN_SETTINGS = ("GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
@@ -31,7 +32,7 @@ def keeping_freed_memory() -> Iterator[bool]:
     try:
         yield True
     finally:
-        for name, value in _DEFAULTS.items():
+        for name, value in _AFTERWARDS.items():
             library.mallopt(name, value)
         library.malloc_trim(0)
 
