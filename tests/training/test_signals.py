@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from recur.training.failures import Stop
 from support.commands import run_command
 from support.torture import Moment, compare, finish, start
 from test_resume import SENTIMENT, language
@@ -133,3 +134,32 @@ def test_a_signal_to_one_of_the_ranks_that_lightning_started(tmp_path, rank):
     assert process.returncode == 143, said
     assert said.count("go on with: python -m recur.train resume=") == 1, said
     assert "Traceback" not in said
+
+
+def test_a_closed_terminal_saves(tmp_path):
+    """The lines of later epochs have nowhere to go, which must not end the run before it has saved."""
+    run = tmp_path / "run"
+    terminal, end = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "recur.train", *LONG, f"hydra.run.dir={run}"],
+        preexec_fn=lambda: os.login_tty(end),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    os.close(end)
+    seen = b""
+    while b"epoch   2" not in seen:
+        seen += os.read(terminal, 4096)
+    os.close(terminal)
+    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    done = run_command("train", f"resume={run}", "trainer.max_epochs=4")
+    assert done.returncode == 0, done.stderr
+    assert "epoch   4" in done.stdout
+
+
+def test_nohup_is_heeded(monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda number, handler: heard.append(number))
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)
+    heard: list[int] = []
+    Stop().listen()
+    assert signal.SIGTERM in heard
+    assert signal.SIGHUP not in heard

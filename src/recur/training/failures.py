@@ -32,7 +32,7 @@ from recur.nn.packed import Batch
 from recur.tasks.base import Restorable
 
 QUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # SLURM's before a job's time is up; the second is what submitit asks for
-HEARD = (signal.SIGTERM, signal.SIGINT, *QUEUE)
+HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *QUEUE)
 _ECHO = 0.5  # seconds in which the same signal again counts as one: `timeout` and others send it twice
 
 
@@ -228,10 +228,11 @@ class Stopped(SystemExit):
 
 
 class Stop:
-    """Receives SIGTERM, SIGINT, SIGUSR1 and SIGUSR2.
+    """Receives SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2.
 
     While a model is trained (`patient`) a signal is only recorded, and `LastCheckpoint` saves after the
-    step; at other times it ends the process, since nothing would be lost. A second signal ends it at once.
+    step; at other times it ends the process, since nothing would be lost. A second signal ends it at once. SIGHUP stays
+    ignored where it was, as under `nohup`.
 
     Attributes:
         number: of the signal that came, 0 before.
@@ -244,15 +245,20 @@ class Stop:
         self.patient = False
         self.saved = False
         self._at = 0.0
+        self._terminal: list[int] = []
 
     def listen(self) -> None:
         """Install the handlers; again after another library may have installed its own."""
         if threading.current_thread() is threading.main_thread():
+            self._terminal = [output for output in (1, 2) if os.isatty(output)]
             for number in HEARD:
-                signal.signal(number, self._hear)
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    signal.signal(number, self._hear)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
+        if number == signal.SIGHUP:
+            self._let_go_of_terminal()
         if self.number:
             if now - self._at > _ECHO:
                 signal.signal(number, signal.SIG_DFL)
@@ -264,6 +270,14 @@ class Stop:
         if rank() == 0:  # by hand: a handler may interrupt a print
             line = "\n" if sys.stderr.isatty() else ""  # a bar may stand in this line
             os.write(2, f"{line}recur: {name(number)}: saving after this step; again to end at once\n".encode())
+
+    def _let_go_of_terminal(self) -> None:
+        """Write to nowhere what went to a terminal: it is closed, and every line to it would be an error."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for output in self._terminal:
+            os.dup2(nowhere, output)
+        os.close(nowhere)
+        self._terminal = []
 
 
 def name(number: int) -> str:
