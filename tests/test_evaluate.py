@@ -1,6 +1,7 @@
 """The command evaluate: exact figures, of a run's own data and of other data."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,7 +68,7 @@ def test_checkpoint_alone_and_any_batch_size_give_the_same(run_command, trained_
             assert again[name] == pytest.approx(whole[name], abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "folder", "repository"])
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "folder", "repository", "zip"])
 def test_other_data_in_any_form_scores_by_the_definitions(
     run_command, trained_run, own_split, tmp_path, kind: str, monkeypatch
 ) -> None:
@@ -88,6 +89,11 @@ def test_other_data_in_any_form_scores_by_the_definitions(
         for number, (text, label) in enumerate(zip(texts, labels, strict=True)):
             (place / "test" / names[label]).mkdir(parents=True, exist_ok=True)
             (place / "test" / names[label] / f"{number}.txt").write_text(text)
+    elif kind == "zip":  # with a training split too, of texts that are none of ours
+        with zipfile.ZipFile(place, "w") as archive:
+            for number, (text, label) in enumerate(zip(texts, labels, strict=True)):
+                archive.writestr(f"test/{names[label]}/{number}.txt", text)
+                archive.writestr(f"train/{names[1 - label]}/{number}.txt", f"{text} the")
     else:
         place.mkdir()
         rows = [json.dumps({"text": x, "label": names[y]}) for x, y in zip(texts, labels, strict=True)]
@@ -412,3 +418,16 @@ def test_language_predictions_say_how_surprising_each_token_is(language_run, cap
     printed = capsys.readouterr().out
     assert "\x1b" not in printed and "☃" in printed and "unknown" in printed
     assert "\x1b" not in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("delimiter", ["|", "#", "~", ",", " ", "\t"])
+def test_a_delimiter_is_the_text_that_was_typed(run_command, trained_run, own_split, tmp_path, delimiter: str) -> None:
+    """Though YAML takes some for something else."""
+    rows = [f'"{text}"{delimiter}{("negative", "positive")[label]}' for text, label in zip(*own_split, strict=True)]
+    (tmp_path / "a.csv").write_text("\n".join([f"a: b{delimiter}#label", *rows]))
+    words = [f"delimiter={delimiter}", "text_column=a: b", "label_column=#label"]
+    if delimiter == " ":
+        (tmp_path / "a.csv").write_text("\n".join(['"a: b" #label', *rows]))
+    answer = run_command(trained_run, "--data", tmp_path / "a.csv", *words)
+    assert answer.code == 0, answer.err
+    assert answer.told["test"]["texts"] == len(rows)

@@ -304,8 +304,8 @@ ROWS = [{"id": 7, "review": GOOD, "label": "negative"}, {"review": BAD, "more": 
 @pytest.mark.parametrize("place", ["pipe", "jsonl", "json"])
 def test_json_keeps_ids_and_other_columns(run_command, trained_run, tmp_path, place: str) -> None:
     lines = "".join(json.dumps(row) + "\n" for row in ROWS)
-    if place == "json":  # whose rows must have the same columns
-        lines = json.dumps([ROWS[0] | {"more": []}, ROWS[0] | ROWS[1]])
+    if place == "json":
+        lines = json.dumps(ROWS)
     (tmp_path / f"a.{place}").write_text(lines)
     words = [] if place == "pipe" else ["--file", tmp_path / f"a.{place}"]
     done = run_command(trained_run, *words, "--column", "review", "--json", stdin=lines.encode())
@@ -313,8 +313,17 @@ def test_json_keeps_ids_and_other_columns(run_command, trained_run, tmp_path, pl
     first, second = records(done.out)
     assert (first["id"], first["text"], first["label"], first["input_label"]) == (7, GOOD, "positive", "negative")
     assert (second["text"], second["label"]) == (BAD, "negative")
-    if place != "json":
-        assert "id" not in second and second["more"] == [1]
+    assert "id" not in second and second["more"] == [1]
+
+
+def test_columns_that_are_doubled_or_damaged_cost_no_other(run_command, trained_run, tmp_path) -> None:
+    """As a spreadsheet writes empty columns, and one byte of Latin-1 in a column that nobody asked for."""
+    (tmp_path / "a.csv").write_bytes(f"id,v,by,,\n1,{GOOD},caf\xe9,,\n2,{BAD},x,,\n".encode("latin-1"))
+    done = run_command(trained_run, "--file", tmp_path / "a.csv", "--column", "v", "--json")
+    assert done.code == 0, done.err
+    first, second = records(done.out)
+    assert (first["id"], first["text"], second["id"], second["by"]) == ("1", GOOD, "2", "x")
+    assert "by" not in first and "" not in second
 
 
 def test_json_lines_and_text_are_told_apart_by_the_first_line(run_command, trained_run) -> None:

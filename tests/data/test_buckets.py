@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 from recur.data.buckets import TextLoader, Texts, count_steps, plan_epoch
 from recur.data.cache import Ragged
+from recur.errors import UserError
 
 lengths_lists = st.lists(st.integers(1, 300), min_size=1, max_size=200)
 
@@ -293,3 +294,8 @@ def test_a_run_that_died_is_resumed_with_exactly_the_batches_it_had_left(tmp_pat
     assert fall_at - every < done <= fall_at
     assert resumed.seen == whole.seen[done:]
     assert torch.equal(resumed.weight, whole.weight)
+
+
+def test_a_split_with_fewer_texts_than_processes_is_refused_and_not_passed_over():
+    with pytest.raises(UserError, match="needs a text for each process, there are 3, got 4: use fewer devices"):
+        loader(3, batch_size=2, world_size=4)

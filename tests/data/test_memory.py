@@ -1,8 +1,10 @@
 """Each memory task's label follows from its text, and from nothing nearer than the gap."""
 
+import importlib
 import inspect
 import random
 import re
+import sys
 from collections import Counter
 
 import pytest
@@ -85,3 +87,25 @@ def test_every_setting_is_kept_by_its_name(kind):
     for name, parameter in inspect.signature(kind).parameters.items():
         if not name.endswith("_size"):
             assert getattr(kind(), name) == parameter.default, name
+
+
+def test_a_task_of_another_package_is_made_anew_when_its_code_changes(tmp_path, monkeypatch):
+    """Nor is one that is called as one of ours taken for it."""
+    code = """
+from recur.data import memory
+class Parity(memory.MemoryTask):
+    class_names = ("no", "yes")
+    def example(self, rng):
+        return rng.choice((("WORD one", 1), ("WORD two", 0)))
+"""
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for word in ("former", "present"):
+        (tmp_path / "own_tasks.py").write_text(code.replace("WORD", word) + f"# {word}\n")
+        sys.modules.pop("own_tasks", None)
+        importlib.invalidate_caches()
+        task = importlib.import_module("own_tasks").Parity(40, 20, 20)
+        data = SentimentData(synthetic=task, tokenizer={"kind": "whitespace"}, batch_size=4, cache_dir=str(tmp_path))
+        data.setup("fit")
+        found.append(data.text("train", 0).split()[0])
+    assert found == ["former", "present"]

@@ -153,3 +153,9 @@ def test_a_student_learns_from_what_predict_wrote(trained_run, tmp_path):
     assert done.returncode == 2 and "pseudo-labelled" in done.stderr
     file.unlink()
     assert np.isfinite(recur.load(folder).evaluate()["val"]["loss"])
+
+
+def test_a_few_labelled_texts_may_have_many_beside_them(tmp_path, labelled):
+    """A batch is of all rows that are trained on."""
+    data = labelled(pseudo_labelled=write(tmp_path / "more.jsonl", TEXTS * 8, POSITIVE * 8), limit_train=6)
+    assert (len(data.texts("train")), len(data.pseudo_labelled()[0])) == (6, 32)

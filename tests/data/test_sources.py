@@ -516,3 +516,29 @@ def test_a_parquet_file_with_damaged_pages_is_named(tmp_path):
     (tmp_path / "a.parquet").write_bytes(content)
     with pytest.raises(UserError, match="is not a parquet file that can be read"):
         read_file(str(tmp_path / "a.parquet"))
+
+
+def test_of_several_files_the_one_that_lacks_a_column_is_named(tmp_path):
+    for name, column in (("a", "text"), ("b", "review"), ("c", "text")):
+        (tmp_path / f"{name}.csv").write_text(f"{column},label\ngood,1\nbad,0\n")
+    rows = find_files([str(tmp_path / f"{name}.csv") for name in "abc"]).read()
+    with pytest.raises(UserError, match=r"b\.csv has no column 'text', only 'review', 'label'"):
+        checked(rows, "text", "label")
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_file_of_which_nothing_can_be_read_is_rows_that_are_bad(tmp_path, order):
+    (tmp_path / "a.jsonl").write_text('{"text": "good", "label": 1}\n{"text": "bad", "label": 0}\n')
+    (tmp_path / "b.jsonl").write_text("{\n[\n")
+    rows = find_files([str(tmp_path / f"{name}.jsonl") for name in order]).read()
+    assert checked(rows, "text", "label", on_bad_row="skip").texts == ["good", "bad"]
+    with pytest.raises(UserError, match=r"b\.jsonl row 1 \(line 1\) and 1 more like it: is not JSON"):
+        checked(rows, "text", "label")
+
+
+@pytest.mark.parametrize("more", [{}, {"tags": ["x", "y"]}, {"spans": [{"from": 1}]}])
+def test_json_lines_of_one_row_may_be_called_json(tmp_path, more):
+    (tmp_path / "a.json").write_text(json.dumps({"text": "fine", "label": 1} | more))
+    assert checked(read_file(str(tmp_path / "a.json"), ["text", "label"]), "text", "label").texts == ["fine"]
+    (tmp_path / "b.json").write_text(json.dumps({"data": [{"text": "good", "label": 1}], "version": 2}))
+    assert read_file(str(tmp_path / "b.json"), ["text", "label"]).columns["text"] == ["good"]

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recur.config import schema
 from recur.config.signatures import parameters_of
+from recur.data.sources import is_one_split
 from recur.data.tables import as_file, is_table
 from recur.errors import ABSENT, UserError, nearest
 from recur.runs import trust
@@ -20,6 +22,9 @@ _PLACES = frozenset(
         *("text", "synthetic", "limit_train", "vectors"),
     )
 )
+
+# What YAML would take for something else than the text it is: `|`, `#`, `*.csv`, a space, `a: b`.
+_TEXT = re.compile(r"[|>#&*!%@`~,].*|[?:-](\s.*)?|\s+|[^'\"\[{$].*(: | #).*", re.DOTALL)
 
 
 def words(settings: Mapping[str, Any]) -> list[str]:
@@ -58,7 +63,7 @@ def changed(
     kept: dict[str, Any] = dict(config)
     if "allow_pickle" in kept:
         kept["allow_pickle"] = False  # a run may be of unknown origin: only the user of this command may allow it
-    words = [setting.removeprefix("data.") for setting in settings]
+    words = [_as_text(setting.removeprefix("data.")) for setting in settings]
     trust.check_paths(kept, "data", folder, [f"data.{word}" for word in words])
     for word in words:
         key, equals, _ = word.partition("=")
@@ -68,7 +73,7 @@ def changed(
     if path is not None:
         kept = {key: value for key, value in kept.items() if key not in _PLACES}
         # A single file is read as the split `train`; evaluated, it is called the test split.
-        kept |= {"path": path, **({"test": "train"} if Path(path).is_file() else {})}
+        kept |= {"path": path, **({"test": "train"} if is_one_split(path) else {})}
     try:
         merged = OmegaConf.merge(OmegaConf.create(kept), OmegaConf.from_dotlist(words))
         plain: Any = OmegaConf.to_container(merged, resolve=True)
@@ -78,6 +83,12 @@ def changed(
     trust.check_targets(plain, "data", trust.DATA)  # settings of the command line may not widen it
     schema.check(plain, "data")
     return dict(plain)
+
+
+def _as_text(word: str) -> str:
+    """The word `key=value` with its value in quotes where it is a text that YAML would not take for one."""
+    key, equals, value = word.partition("=")
+    return f"{key}={json.dumps(value, ensure_ascii=False)}" if equals and _TEXT.fullmatch(value) else word
 
 
 def build(settings: Mapping[str, Any]) -> Any:

@@ -116,10 +116,7 @@ def plan_epoch(
         UserError: fewer rows than ranks.
     """
     rows = len(lengths)
-    if rows < world_size:
-        raise UserError(
-            "trainer.devices", world_size, f"needs a text for each process, there are {rows}", "use fewer devices"
-        )
+    _check_processes(rows, world_size)
     random = np.random.default_rng([seed, epoch])
     keys = lengths * random.uniform(1 - BLUR, 1 + BLUR, rows) if shuffle else lengths
     order = random.permutation(rows)  # rows of equal length change places, too
@@ -139,6 +136,13 @@ def plan_epoch(
         largest = int(plan.tokens(lengths).max(axis=1).argmax())
         bounds[[0, largest]] = bounds[[largest, 0]]
     return plan
+
+
+def _check_processes(rows: int, world_size: int) -> None:
+    if rows < world_size:
+        raise UserError(
+            "trainer.devices", world_size, f"needs a text for each process, there are {rows}", "use fewer devices"
+        )
 
 
 def _row_bounds(lengths: NDArray[np.int64], batch_size: int, world_size: int) -> NDArray[np.int64]:
@@ -281,6 +285,9 @@ class TextLoader(ResumableLoader[TextBatch]):
         repeat: see `ResumableLoader`.
         rank: which rank's batches.
         world_size: number of ranks.
+
+    Raises:
+        UserError: fewer texts than ranks.
     """
 
     def __init__(
@@ -299,6 +306,7 @@ class TextLoader(ResumableLoader[TextBatch]):
     ) -> None:
         """Count the steps; the plan is laid out when an epoch starts."""
         assert len(texts) == len(labels)
+        _check_processes(len(texts), world_size)  # Lightning would pass over a loader without a batch
         assert targets is None or len(targets) == len(labels)
         self._settings: dict[str, Any] = {
             "batch_size": batch_size,

@@ -7,6 +7,7 @@ size and checksum are kept in the entry; a damaged entry is noticed when it is o
 
 import errno
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -47,6 +48,25 @@ def cache_folder(setting: str | os.PathLike[str] | None = None) -> Path:
 def content_key(value: Any) -> str:
     """Hash of plain values (numbers, text, lists, dicts with text keys)."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def source_key(thing: Any) -> str | None:
+    """Hash of the file that a class or function is written in; None where it is in none that can be read."""
+    try:
+        return hashlib.sha256(Path(inspect.getsourcefile(inspect.unwrap(thing)) or "").read_bytes()).hexdigest()
+    except (OSError, TypeError):
+        return None
+
+
+def maker_key(maker: Any) -> dict[str, Any]:
+    """What names the class of an object whose settings determine a corpus: of another package's its code is a part.
+
+    Ours is meant by `VERSION`, which others cannot raise.
+    """
+    kind = type(maker)
+    if kind.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return {"maker": kind.__name__}
+    return {"maker": f"{kind.__module__}.{kind.__qualname__}", "code": source_key(kind)}
 
 
 class Ragged:

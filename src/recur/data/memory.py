@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from recur.data.cache import TokenCache, content_key
+from recur.data.cache import TokenCache, content_key, maker_key
 from recur.data.readers import Origin, Rows
 from recur.errors import UserError
 
@@ -82,7 +82,7 @@ class MemorySplit:
 
     def fingerprint(self, cache: TokenCache) -> str:
         """Hash of the settings, which with `recur.data.cache.VERSION` determine the text."""
-        return content_key({"task": type(self._task).__name__, "split": self._name, **vars(self._task)})
+        return content_key({**maker_key(self._task), "split": self._name, **vars(self._task)})
 
     def read(self, columns: Sequence[str] | None = None, *, allow_pickle: bool = False) -> Rows:
         """Generate the rows."""

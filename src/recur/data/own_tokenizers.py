@@ -7,12 +7,11 @@
 joined by spaces. A run keeps the name and the vocabulary; where it is used, the package must be installed.
 """
 
-import hashlib
-import inspect
 from collections.abc import Callable
 from functools import cache
 from importlib import metadata
 
+from recur.data.cache import source_key
 from recur.errors import UserError
 
 GROUP = "recur.tokenizers"
@@ -57,8 +56,7 @@ def version(name: str) -> str:
     """Hash of the file that the function is in, so that no token made by an earlier version is taken from the cache."""
     point = next(iter(metadata.entry_points(group=GROUP, name=name)))
     try:
-        source = inspect.getsourcefile(inspect.unwrap(point.load())) or ""
-        with open(source, "rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()
-    except (OSError, TypeError, ImportError, AttributeError):  # compiled, or not there: its name must do
-        return point.value
+        known = source_key(point.load())
+    except (ImportError, AttributeError):  # it is not there
+        known = None
+    return known or point.value  # where it is compiled its name must do

@@ -64,6 +64,7 @@ class Rows:
         origins: the files, in order.
         broken: why a row could not be read, by row number; its values are None.
         class_names: names of integer labels, for columns whose source knows them.
+        lacking: of several files the first without a column that others have, and the columns that it has.
     """
 
     columns: dict[Any, list[Any]]
@@ -71,6 +72,7 @@ class Rows:
     origins: list[Origin]
     broken: dict[int, Fault] = field(default_factory=dict)
     class_names: dict[Any, list[str]] = field(default_factory=dict)
+    lacking: dict[Any, tuple[str, list[Any]]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of rows, broken ones included."""
@@ -98,8 +100,9 @@ class Rows:
         if len(self.broken) == len(self):
             return [None] * len(self)
         if name not in self.columns:
-            where = self.origins[0].file if self.origins else "no file"
-            there = ", ".join(map(_shown, self.available[:20])) or "none"
+            first = self.origins[0].file if self.origins else "no file"
+            where, available = self.lacking.get(name, (first, self.available))
+            there = ", ".join(map(_shown, available[:20])) or "none"
             remedy = f"set {setting}"
             if where.lower().endswith(tuple(DELIMITED)) and isinstance(name, str) and setting.startswith("data."):
                 numbers = "data.text_column=1 data.label_column=2"
@@ -109,7 +112,12 @@ class Rows:
 
 
 def read_file(
-    file: str, columns: Sequence[Column] | None = None, *, delimiter: str | None = None, allow_pickle: bool = False
+    file: str,
+    columns: Sequence[Column] | None = None,
+    *,
+    delimiter: str | None = None,
+    allow_pickle: bool = False,
+    optional: bool = False,
 ) -> Rows:
     """Read one file by its suffix: csv, tsv, jsonl, json, parquet, txt (one row, column `text`), or a pickled frame.
 
@@ -118,6 +126,8 @@ def read_file(
         columns: names of the columns wanted, or numbers from 1 for a csv or tsv without a line of names; None for all.
         delimiter: between the fields of a csv or tsv; None for a comma and a tab.
         allow_pickle: load pickled pandas frames, which can run any code hidden in them.
+        optional: a row may lack some of these columns or have bytes there that are not UTF-8: its value is `ABSENT`
+            then, in place of a row that is broken; of columns of the same name none is read.
 
     Raises:
         UserError: a file that cannot be read as what its name says.
@@ -136,10 +146,10 @@ def read_file(
         broken = {0: _not_utf8("", content)} if not _is_utf8(content) else {}
         return Rows({"text": [None if broken else content]}, ["text"], [Origin(file, 0, 1)], broken)
     if suffix in DELIMITED:
-        return _read_delimited(file, content, delimiter or DELIMITED[suffix], columns)
+        return _read_delimited(file, content, delimiter or DELIMITED[suffix], columns, optional)
     if suffix in JSON_LINES:
-        return _read_json_lines(file, content, columns)
-    return _read_json(file, content, columns)
+        return _read_json_lines(file, content, columns, optional)
+    return _read_json(file, content, columns, optional)
 
 
 def numbered(columns: Sequence[Column] | None) -> bool:
@@ -286,21 +296,29 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
+def _utf8_or_absent(value: Any) -> Any:
+    return value if value is None or _is_utf8(value) else ABSENT
+
+
 def _not_utf8(what: str, text: str, value: Any = ABSENT) -> Fault:
     byte = next(ord(c) - 0xDC00 for c in text if 0xDC80 <= ord(c) <= 0xDCFF)
     return Fault(f"{what} is not UTF-8".lstrip(), value, f"byte 0x{byte:02x}")
 
 
 def joined(parts: list[Rows]) -> Rows:
-    """Several files' rows one after the other; a column must be in all of them.
+    """Several files' rows one after the other; a column must be in each of them that has a row that can be read.
 
     Raises:
         UserError: their lists of class names differ, so that a number is another class in each.
     """
     if len(parts) == 1:
         return parts[0]
-    names = [name for name in parts[0].available if all(name in part.available for part in parts)]
-    whole = Rows({name: [] for name in names if name in parts[0].columns}, names, [])
+    readable = [part for part in parts if len(part.broken) < len(part)] or parts
+    names = [name for name in readable[0].available if all(name in part.available for part in readable)]
+    whole = Rows({name: [] for name in names if name in readable[0].columns}, names, [])
+    for part in readable:
+        for name in (name for other in readable for name in other.available if name not in part.available):
+            whole.lacking.setdefault(name, (part.origins[0].file, part.available))
     for part in parts:
         start = len(whole)
         whole.broken.update({start + row: reason for row, reason in part.broken.items()})
@@ -314,7 +332,7 @@ def joined(parts: list[Rows]) -> Rows:
                     remedy="write both with one list of names",
                 )
         for name, values in whole.columns.items():
-            values += part.columns[name]
+            values += part.columns.get(name) or [None] * len(part)
     return whole
 
 
@@ -342,7 +360,7 @@ def _delimited_rows(file: str, content: str, delimiter: str, quoted: bool) -> tu
     return rows, starts
 
 
-def _read_delimited(file: str, content: str, delimiter: str, columns: Sequence[Column] | None) -> Rows:
+def _read_delimited(file: str, content: str, delimiter: str, columns: Sequence[Column] | None, optional: bool) -> Rows:
     rows, starts = _table_of(file, content, delimiter)
     if not rows:
         raise UserError(file, rule="is empty", remedy="its first line must name the columns")
@@ -352,10 +370,11 @@ def _read_delimited(file: str, content: str, delimiter: str, columns: Sequence[C
     else:
         header, rows, starts = rows[0], rows[1:], starts[1:]
     wanted = {name: header.index(name) for name in header if columns is None or name in columns}
-    double = next((name for name, count in Counter(header).items() if count > 1 and name in wanted), None)
-    if double is not None:
-        count = header.count(double)
-        raise UserError(f"{file} line 1:", rule=f"column {double!r} is there {count} times", remedy="rename one")
+    for double in [name for name, count in Counter(header).items() if count > 1 and name in wanted]:
+        if not optional:
+            count = header.count(double)
+            raise UserError(f"{file} line 1:", rule=f"column {double!r} is there {count} times", remedy="rename one")
+        del wanted[double]
     if not rows:
         names = ", ".join(map(repr, header))[:80]
         raise UserError(file, rule=f"has a line of column names ({names}) and no rows")
@@ -364,7 +383,7 @@ def _read_delimited(file: str, content: str, delimiter: str, columns: Sequence[C
         if len(row) != len(header):
             detail = f"has {len(row)} against {len(header)}"
             broken[number] = Fault("the number of fields differs from the first line's", detail=detail)
-    if not _is_utf8(content):
+    if not _is_utf8(content) and not optional:
         for number, row in enumerate(rows):
             spoilt = () if number in broken else ((name, row[index]) for name, index in wanted.items())
             for name, value in spoilt:
@@ -376,6 +395,8 @@ def _read_delimited(file: str, content: str, delimiter: str, columns: Sequence[C
         else [row[index] for row in rows]
         for name, index in wanted.items()
     }
+    if not _is_utf8(content) and optional:
+        values = {name: [_utf8_or_absent(value) for value in column] for name, column in values.items()}
     return Rows(values, header, [Origin(file, 0, len(rows), np.array(starts, dtype=np.int64))], broken)
 
 
@@ -399,7 +420,7 @@ def _table_of(file: str, content: str, delimiter: str) -> tuple[list[list[str]],
     return plain if regular and len(quoted[0]) != len(plain[0]) else quoted
 
 
-def _read_json_lines(file: str, content: str, columns: Sequence[Column] | None) -> Rows:
+def _read_json_lines(file: str, content: str, columns: Sequence[Column] | None, optional: bool) -> Rows:
     records: list[Any] = []
     starts: list[int] = []
     broken: dict[int, Fault] = {}
@@ -421,40 +442,50 @@ def _read_json_lines(file: str, content: str, columns: Sequence[Column] | None) 
             records[row] = record
         else:
             broken[row] = Fault("is not a JSON object", record)
-    return _from_records(file, records, starts, broken, columns)
+    return _from_records(file, records, starts, broken, columns, optional)
 
 
-def _read_json(file: str, content: str, columns: Sequence[Column] | None) -> Rows:
+def _read_json(file: str, content: str, columns: Sequence[Column] | None, optional: bool) -> Rows:
     try:
         whole, end = json.JSONDecoder().raw_decode(content.strip())
     except (ValueError, RecursionError) as error:
         raise UserError(file, rule=f"is not JSON: {error}") from None
     if end < len(content.strip()):  # one value after the other
-        return _read_json_lines(file, content, columns)
-    if isinstance(whole, dict) and len(lists := [v for v in whole.values() if isinstance(v, list)]) == 1:
-        whole = lists[0]
+        return _read_json_lines(file, content, columns, optional)
+    if isinstance(whole, dict):
+        lists = [value for value in whole.values() if isinstance(value, list)]
+        if any(isinstance(whole.get(column), str | int | float) for column in columns or ()):
+            whole = [whole]  # JSON lines of one row
+        elif len(lists) == 1:
+            whole = lists[0]
     if not isinstance(whole, list):
         raise UserError(file, rule=f"must be a JSON list of objects, and is a {type(whole).__name__}")
     broken = {
         row: Fault("is not a JSON object", value) for row, value in enumerate(whole) if not isinstance(value, dict)
     }
-    return _from_records(
-        file, [None if row in broken else value for row, value in enumerate(whole)], None, broken, columns
-    )
+    records = [None if row in broken else value for row, value in enumerate(whole)]
+    return _from_records(file, records, None, broken, columns, optional)
 
 
 def _from_records(
-    file: str, records: list[Any], starts: list[int] | None, broken: dict[int, Fault], columns: Sequence[Column] | None
+    file: str,
+    records: list[Any],
+    starts: list[int] | None,
+    broken: dict[int, Fault],
+    columns: Sequence[Column] | None,
+    optional: bool,
 ) -> Rows:
     if not records:
         raise UserError(file, rule="is empty", remedy="it has no rows")
     names = list(dict.fromkeys(name for record in records if record is not None for name in record))
     wanted = [name for name in names if columns is None or name in columns]
-    for row, record in enumerate(records):
+    for row, record in enumerate(() if optional else records):
         if record is not None and (missing := next((name for name in wanted if name not in record), None)) is not None:
             broken[row] = Fault(f"has no {missing!r}")
     values = {
-        name: [None if row in broken or record is None else record[name] for row, record in enumerate(records)]
+        name: [
+            None if row in broken or record is None else record.get(name, ABSENT) for row, record in enumerate(records)
+        ]
         for name in wanted
     }
     lines = None if starts is None else np.array(starts, dtype=np.int64)

@@ -231,7 +231,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
             self._open(_PSEUDO)
         for split in self._rows:
             self.texts(split)
-        rows = len(self._rows["train"])
+        rows = len(self._rows["train"]) + len(self._rows.get(_PSEUDO, ()))
         if self._max_tokens is None and self._batch_size > rows:
             raise UserError(
                 "data.batch_size", self._batch_size, f"must be at most the {rows} rows to train on", "lower it"
@@ -432,8 +432,8 @@ class SentimentData(Remembering, pl.LightningDataModule):
         return self._find()[split].fingerprint(self._cache)
 
     def _read(self, split: str) -> Rows:
-        text, label = self._columns
-        return self._find()[split].read([text, label], allow_pickle=self._allow_pickle)
+        columns = self._columns[:1] if split == "unlabelled" else self._columns
+        return self._find()[split].read(columns, allow_pickle=self._allow_pickle)
 
     def _check(self, split: str, rows: Rows) -> Checked:
         """Rows with a text that has tokens and, but for unlabelled ones, a label of a known class."""
@@ -551,7 +551,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         return self._encoded[split]
 
     def _build_pseudo_labelled(self, folder: Path) -> None:
-        rows = self._find()[_PSEUDO].read(pseudo_labels.columns(self.class_names))
+        rows = self._find()[_PSEUDO].read(pseudo_labels.columns(self.class_names), allow_pickle=self._allow_pickle)
         good = checked(
             rows,
             pseudo_labels.TEXT,

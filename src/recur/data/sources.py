@@ -459,6 +459,16 @@ def _split_part(text: PurePosixPath) -> int | None:
     return places[-1] if places else None
 
 
+def is_one_split(file: str | os.PathLike[str]) -> bool:
+    """Whether a file is read as the one split `train`, as all are but archives that have others.
+
+    Raises:
+        UserError: a damaged archive, or one without texts.
+    """
+    place = Path(file)
+    return place.is_file() and (place.suffix.lower() != ".zip" or set(_find_in_zip(place)) == {"train"})
+
+
 @contextlib.contextmanager
 def without_network(active: bool = True) -> Iterator[None]:
     """Take hub data sets from this machine's cache alone: a config of unknown origin may not have anything fetched.

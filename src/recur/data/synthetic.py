@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le, Lt
 
-from recur.data.cache import TokenCache, content_key
+from recur.data.cache import TokenCache, content_key, maker_key
 from recur.data.checks import Column, Seed, hold
 from recur.data.readers import Origin, Rows
 from recur.errors import UserError
@@ -179,7 +179,7 @@ class SyntheticSplit:
 
     def fingerprint(self, cache: TokenCache) -> str:
         """Hash of the settings, which with `recur.data.cache.VERSION` determine the text."""
-        return content_key({"corpus": type(self._corpus).__name__, "split": self._name, **vars(self._corpus)})
+        return content_key({**maker_key(self._corpus), "split": self._name, **vars(self._corpus)})
 
     def read(self, columns: Sequence[Column] | None = None, *, allow_pickle: bool = False) -> Rows:
         """Generate the rows."""
@@ -260,7 +260,7 @@ class SyntheticTextSplit:
 
     def fingerprint(self, cache: TokenCache) -> str:
         """Hash of the settings, which with `recur.data.cache.VERSION` determine the text."""
-        return content_key({"corpus": type(self._corpus).__name__, "split": self._name, **vars(self._corpus)})
+        return content_key({**maker_key(self._corpus), "split": self._name, **vars(self._corpus)})
 
     def write(self) -> tuple[list[str], float]:
         """The lines, and minus the logarithm of their probability in nats."""

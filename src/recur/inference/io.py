@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Protocol, TextIO, cast
 from recur.cli import notify
 from recur.data.checks import Column
 from recur.data.readers import DELIMITED, JSON_LINES, PICKLES, Rows, checked, read_file
-from recur.errors import UserError
+from recur.errors import ABSENT, UserError
 from recur.render import csv_cell, printable, shortened
 from recur.runs.files import naming
 
@@ -203,13 +203,13 @@ def _rows(file: str, column: Column, skip: bool, delimiter: str | None) -> Itera
     except UserError as error:
         remedy = f"fix the file, {_SKIP}" if error.remedy else ""
         raise UserError(error.key, error.value, error.rule, remedy) from None
-    # Not read together with the texts: a JSON object without an `id` would be taken for a bad row.
+    # Not read together with the texts: an object without an `id`, or a damaged one, would be a bad row.
     names = [name for name in rows.available if name != column]
     # No name at all would name the first row's.
-    others = read_file(file, names, delimiter=delimiter) if names else Rows({}, [], rows.origins)
+    others = read_file(file, names, delimiter=delimiter, optional=True) if names else Rows({}, [], rows.origins)
     for number, text in zip(good.numbers.tolist(), good.texts, strict=True):
-        columns = {str(name): values[number] for name, values in others.columns.items() if number not in others.broken}
-        yield Given(rows.where(number), text, columns)
+        values = {str(name): column[number] for name, column in others.columns.items() if number not in others.broken}
+        yield Given(rows.where(number), text, {name: value for name, value in values.items() if value is not ABSENT})
 
 
 def good_ones(chunk: Iterable[Given], skip: bool) -> tuple[list[Given], UserError | None]:

@@ -121,8 +121,8 @@ def check_lengths(data: Any, trainer: pl.Trainer, *, test: bool = True) -> None:
         test: whether the test split will be scored.
 
     Raises:
-        UserError: a part of a split holds no whole batch, or an epoch fewer batches than a step (every epoch would be
-            one short step, which cannot be intended) or than lie between two validations.
+        UserError: a split holds no text for each process, a part of it no whole batch, or an epoch fewer batches than a
+            step (every epoch would be one short step, which cannot be intended) or than lie between two validations.
     """
     data.trainer = trainer
     loader = data.train_dataloader()
@@ -136,9 +136,9 @@ def check_lengths(data: Any, trainer: pl.Trainer, *, test: bool = True) -> None:
         rule = f"must be at most the {batches} batches of an epoch"
         remedy = "set trainer.check_val_every_n_epoch=null to count the batches of several epochs"
         raise UserError("trainer.val_check_interval", every, rule, remedy)
-    if _is_part(trainer.limit_val_batches):
+    if trainer.limit_val_batches:
         _limited(data.val_dataloader(), "val", trainer)
-    if test and getattr(data, "has_test", True) and _is_part(trainer.limit_test_batches):
+    if test and getattr(data, "has_test", True) and trainer.limit_test_batches:
         _limited(data.test_dataloader(), "test", trainer)
 
 

@@ -93,7 +93,7 @@ def _run(composed: Composed, stop: Stop, pruning: Pruning | None, command: Seque
     if composed.config["baseline"] and (reason := left_out(data)):
         cli.notify(f"baseline   left out: {reason}")
         composed = composed.changed("baseline", False)
-    task = _task(composed.config, data)
+    task = _task(composed.config, data, resumed=checkpoint is not None)
     if composed.config.get("init_from") and checkpoint is None:
         copied = weights.copy_from(composed.config["init_from"], task, data.tokenizer.vocabulary)
         if _freezes(composed.config) and "net.embedding.weight" not in copied.names:
@@ -203,7 +203,11 @@ def _data(composed: Composed, checkpoint: Path | None) -> Any:
         UserError: the data cannot be read, or has changed.
     """
     pl.seed_everything(composed.config["seed"], workers=True, verbose=False)
-    data = build(composed.config["data"], "data")
+    settings = composed.config["data"]
+    if checkpoint is not None and _is_gone(settings.get("vectors")):
+        cli.notify(f"vectors    {settings['vectors']} is not there any more: those of the checkpoint are used")
+        settings = {**settings, "vectors": None}
+    data = build(settings, "data")
     data.prepare_data()
     data.setup("fit")
     if checkpoint is not None:
@@ -213,6 +217,10 @@ def _data(composed: Composed, checkpoint: Path | None) -> Any:
             return _data_of_before(composed, checkpoint)
         fingerprint.compare(before, now, str(composed.folder))
     return data
+
+
+def _is_gone(vectors: str | None) -> bool:
+    return vectors not in (None, "train") and not Path(str(vectors)).expanduser().is_file()
 
 
 def _data_of_before(composed: Composed, checkpoint: Path) -> Any:
@@ -230,9 +238,17 @@ def _baseline(config: dict[str, Any], data: Any, splits: Iterable[str]) -> Basel
     return baseline(data, splits, config["data"].get("cache_dir")) if config["baseline"] else {}
 
 
-def _task(config: dict[str, Any], data: Any) -> Any:
+def _task(config: dict[str, Any], data: Any, *, resumed: bool = False) -> Any:
     parts = {group: build(config[group], group) for group in ("optimizer", "scheduler")}
-    return build(config["model"], "model", **parts, **data.model_arguments())
+    model, arguments = config["model"], data.model_arguments()
+    # Those of a resumed run come with its weights, so that there may be none to freeze before.
+    later = resumed and arguments.get("vectors") is None and model["net"].get("freeze_vectors")
+    if later:
+        model = {**model, "net": {**model["net"], "freeze_vectors": False}}
+    task = build(model, "model", **parts, **arguments)
+    if later:
+        task.net.embedding.weight.requires_grad_(False)
+    return task
 
 
 def _callbacks(composed: Composed, data: Any, stop: Stop) -> list[Any]:
