@@ -1,6 +1,7 @@
 """A run that was killed and resumed ends as one that never was, bit for bit. `make torture` does it forty times."""
 
 import csv
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -176,3 +177,13 @@ def test_a_table_of_curves_is_not_lost(tmp_path):
     for row in (*whole, *parts):
         row.pop("train/tokens_per_second", None)
     assert whole == parts
+
+
+@pytest.mark.slow
+def test_a_schedule_goes_on_to_the_end_on_another_number_of_processes(tmp_path):
+    torture(tmp_path / "run", [*EASY, *FEW, "scheduler=linear", "trainer.max_epochs=2", "test=false"], 1, [])
+    steps = scalars(tmp_path / "run")["train/gradient_norm"][-1][0]
+    extended(tmp_path / "run", "trainer.max_epochs=4", "trainer.devices=2", "trainer.strategy=ddp")
+    curve = next(curve for name, curve in scalars(tmp_path / "run").items() if name.startswith("lr"))
+    rates = [value for step, value in curve if step > steps + 1]  # the first one is that of the former run's end
+    assert rates[0] > 0.003 and all(a > b > 0 for a, b in pairwise(rates))  # of .01

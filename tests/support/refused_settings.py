@@ -415,7 +415,7 @@ ROWS["resume"] = {
             "optimizer._target_=torch.optim.SGD": ("optimizer._target_", "Adam", "SGD"),
         }.items()
     },
-    "a group of another run": Row("resume=r data=imdb", ("data",), {"r": run_folder()}),
+    "a group of another run": Row("resume=r data=imdb", ("data", "no groups to choose from"), {"r": run_folder()}),
     "a value that is none": Row(
         "resume=r trainer.max_epochs=many", ("trainer.max_epochs", "'many'"), {"r": run_folder()}
     ),

@@ -189,6 +189,17 @@ def test_plateau_divides_the_rate_by_four(tmp_path):
     assert any(stalled) and [b / a for a, b in pairwise(rates)] == [0.25 if s else 1.0 for s in stalled]
 
 
+@pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned")  # before the first one
+def test_plateau_looks_at_each_validation_once(tmp_path):
+    """Validations 10 batches apart and epochs of 4: Lightning would step it at each epoch's end."""
+    plateau = partial(optimization.plateau, monitor="val/loss", mode="min", factor=0.25, patience=0, min_lr=0.0)
+    task = new_task(text_data(), optimizer=partial(torch.optim.SGD, lr=0.1), scheduler=plateau)
+    settings = {"max_epochs": 8, "limit_train_batches": 4, "val_check_interval": 10, "check_val_every_n_epoch": None}
+    trainer = new_trainer(tmp_path, **settings)
+    trainer.fit(task, datamodule=text_data())
+    assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 3  # in the third, fifth and eighth epoch
+
+
 class StopAt(Callback):
     """Saves a checkpoint after a step, and stops."""
 

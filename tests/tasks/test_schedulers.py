@@ -1,11 +1,13 @@
 """Schedules, with the optimizers that they meet."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from recur.tasks.schedulers import StepPlan, one_cycle, plateau
+from recur.tasks.base import Taken, step_plan
+from recur.tasks.schedulers import StepPlan, linear, one_cycle, plateau
 
 PLAN = StepPlan(total=9, per_epoch=3)
 
@@ -80,3 +82,32 @@ def test_plateau_counts_validations_not_epochs():
     plan = StepPlan(total=9, per_epoch=3, validated_every=2)
     assert plateau(optimizer, plan, **settings)["frequency"] == 2  # Lightning steps it so, and validates so
     assert plateau(optimizer, PLAN, **settings)["frequency"] == 1
+
+
+def planned(batches, epochs, before=None):
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(train_dataloader=lambda: range(batches)),
+        limit_train_batches=1.0,
+        accumulate_grad_batches=1,
+        max_epochs=epochs,
+        max_steps=-1,
+        check_val_every_n_epoch=1,
+    )
+    return step_plan(trainer, before)
+
+
+@pytest.mark.parametrize("now", [3, 6, 12])
+def test_a_schedule_ends_with_the_run_when_epochs_have_other_steps_than_before(now):
+    """As with another number of processes. On two in the place of one, the rate was 0 in every further epoch."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    first = planned(6, 4)
+    rates_of_a_cycle(optimizer, (before := linear(optimizer, first, warmup=0, floor=0)["scheduler"]), 4 * 6)
+    plan = planned(now, 8, Taken(first.per_epoch, first.more, 24, 4))
+    assert plan.total == 24 + 4 * now
+    after = linear(optimizer, plan, warmup=0, floor=0)["scheduler"]
+    after.load_state_dict(before.state_dict())
+    rates = rates_of_a_cycle(optimizer, after, 4 * now)[1:]  # the first is set by the step before
+    assert rates == pytest.approx([1 - step / plan.total for step in range(25, plan.total)])
+    # In the middle of a later epoch: the same plan, whatever was done meanwhile
+    assert planned(now, 8, Taken(plan.per_epoch, plan.more, 24 + now + 1, 5)) == plan
+    assert planned(now, 9, Taken(plan.per_epoch, plan.more, plan.total, 8)).total == plan.total + now

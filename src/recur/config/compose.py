@@ -334,12 +334,27 @@ def compose_run(line: CommandLine) -> Composed:
     trust.check_run_folder(folder, list(line.overrides))
     own = [f"hydra.run.dir={quoted(str(folder))}", "hydra.job_logging.formatters.simple.format='%(message)s'"]
     typed = [word for word in line.overrides if not word.startswith("hydra.run.dir=")]
+    _check_groups_stay(typed)
     composed = _composed(line, folder / ".hydra", "config", [*typed, *own], resumed=True)
     trust.check_config(composed.config, typed, folder=folder)  # before anything that it names is so much as imported
     if len(typed) > 1:
         before = _composed(line, folder / ".hydra", "config", own, resumed=True)
         check_changes(before.config, composed.config)
     return composed
+
+
+def _check_groups_stay(typed: Sequence[str]) -> None:
+    """Refuse an option of a group: a run's own config has the settings of the one that was chosen, and no groups."""
+    for word in typed:
+        key, _, value = word.lstrip("+").partition("=")
+        if (
+            re.fullmatch(r"\w+", key)
+            and (conf_dir() / key).is_dir()
+            and re.fullmatch(r"\w+", value)
+            and value != "null"
+        ):
+            rule = "must be left as it is: a run that goes on has settings, and no groups to choose from"
+            raise UserError(key, value, rule, "set these, such as trainer.devices=2 trainer.strategy=ddp")
 
 
 def _begun_with(folder: Path) -> tuple[list[str], dict[str, str]]:

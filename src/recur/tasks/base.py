@@ -8,7 +8,7 @@ To add a metric, compute it in the task of its family under the name that `recur
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 import torch
@@ -44,11 +44,33 @@ class Restorable(Protocol):
         ...
 
 
-def step_plan(trainer: pl.Trainer) -> StepPlan:
-    """Count the optimizer steps ahead.
+class Taken(NamedTuple):
+    """The plan of the optimizer steps of a run that is gone on with, and how far it is.
+
+    Attributes:
+        per_epoch: steps that an epoch had.
+        more: steps of the whole run beyond the epochs times these, since earlier epochs had others.
+        steps: that were taken.
+        epochs: that are over.
+    """
+
+    per_epoch: int
+    more: int
+    steps: int
+    epochs: int
+
+
+def step_plan(trainer: pl.Trainer, before: Taken | None = None) -> StepPlan:
+    """Count the optimizer steps of the whole run.
+
+    An epoch has others than before where a run goes on with another number of processes, or with other data.
 
     `Trainer.estimated_stepping_batches` would set the loaders up early, and Lightning 2.6 then drops a resumed loader's
     state (PL#20550); so the count is made here, from the length of the loader.
+
+    Args:
+        trainer: with the data.
+        before: of a run that is gone on with.
 
     Raises:
         UserError: neither `max_epochs` nor `max_steps` bounds the run.
@@ -61,10 +83,13 @@ def step_plan(trainer: pl.Trainer) -> StepPlan:
     epochs = trainer.max_epochs
     if (epochs is None or epochs < 0) and trainer.max_steps < 0:
         raise UserError("trainer.max_epochs", epochs, "must end the run for this scheduler", "set it, or max_steps")
-    totals = [epochs * per_epoch] if epochs is not None and epochs >= 0 else []
+    more = 0
+    if before is not None:
+        more = before.more if before.per_epoch == per_epoch else before.steps - before.epochs * per_epoch
+    totals = [epochs * per_epoch + more] if epochs is not None and epochs >= 0 else []
     if trainer.max_steps >= 0:
         totals.append(trainer.max_steps)
-    return StepPlan(min(totals), per_epoch, trainer.check_val_every_n_epoch or 1)
+    return StepPlan(min(totals), per_epoch, trainer.check_val_every_n_epoch or 1, more)
 
 
 class Sums(Metric, ABC):
@@ -157,6 +182,9 @@ class Stepping(Remembering, pl.LightningModule):
     skipped = False
     net: nn.Module
     _multiplications = 0  # counted once
+    _plan: StepPlan | None = None
+    _taken: Taken | None = None
+    _validated = False  # since the last step of a schedule that looks at validations
 
     def flop_a_token(self) -> float:
         """Operations a token in the matrix products of the last training step: one product forward, two backward."""
@@ -189,12 +217,43 @@ class Stepping(Remembering, pl.LightningModule):
         if (self.trainer.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
             self.log(name, value, **settings)
 
+    def plan_steps(self) -> StepPlan:
+        """The optimizer steps of the whole run, for a schedule; see `step_plan`."""
+        self._plan = step_plan(self.trainer, self._taken)
+        return self._plan
+
+    def on_validation_end(self) -> None:
+        """Note that there is a new figure."""
+        self._validated = self._validated or not self.trainer.sanity_checking
+
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Take the schedule's step; one counted in optimizer steps waits where the optimizer took none."""
-        configs = self.trainer.lr_scheduler_configs
-        if self.skipped and any(c.scheduler is scheduler and c.interval == "step" for c in configs):
+        """Take the schedule's step.
+
+        One counted in optimizer steps waits where the optimizer took none, and one that looks at a figure of validation
+        where there is no new one: Lightning would show it the last one again.
+        """
+        config = next(c for c in self.trainer.lr_scheduler_configs if c.scheduler is scheduler)
+        if self.skipped and config.interval == "step":
             return
+        if config.reduce_on_plateau and str(config.monitor).startswith("val/"):
+            if not self._validated:
+                return
+            self._validated = False
         super().lr_scheduler_step(scheduler, metric)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the sums of the epoch so far, of every rank, and what schedules depend on."""
+        save_metrics(self, self.training_metrics(), checkpoint)
+        plan = None if self._plan is None else {"per_epoch": self._plan.per_epoch, "more": self._plan.more}
+        checkpoint["schedule"] = {"plan": plan, "validated": self._validated}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from there, with this rank's sums."""
+        load_metrics(self, self.training_metrics(), checkpoint)
+        before = checkpoint.get("schedule") or {}
+        self._validated = bool(before.get("validated"))
+        if plan := before.get("plan"):
+            self._taken = Taken(plan["per_epoch"], plan["more"], checkpoint["global_step"], checkpoint["epoch"])
 
     def training_metrics(self) -> Sequence[Sums]:
         """What an epoch sums up."""

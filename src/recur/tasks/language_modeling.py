@@ -17,7 +17,7 @@ from recur.nn.recurrent import State, detach_state
 from recur.nn.regularization import activation_penalty, temporal_penalty
 from recur.nn.sampled_softmax import SampledSoftmax
 from recur.nn.stepping import stepper
-from recur.tasks.base import Stepping, Sums, build_optimizer, load_metrics, save_metrics, step_plan
+from recur.tasks.base import Stepping, Sums, build_optimizer
 
 _READ_AT_ONCE = 1024  # tokens of a text to be scored
 
@@ -240,7 +240,7 @@ class LanguageModelingTask(Stepping):
         """Optimizer over what is trainable, and its schedule."""
         assert self._optimizer is not None, "a task without an optimizer cannot be trained"
         optimizer = build_optimizer(self._optimizer, self.parameters())
-        schedule = self._scheduler and self._scheduler(optimizer, step_plan(self.trainer))
+        schedule = self._scheduler and self._scheduler(optimizer, self.plan_steps())
         return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer
 
     # ------------------------------------------------------------------------------------------------------ evaluation
@@ -297,8 +297,8 @@ class LanguageModelingTask(Stepping):
         self._carried["train"] = [tuple(next(parts) for _ in layer) for layer in state] if fits else None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the training state and the epoch's sums of every rank, in rank order."""
-        save_metrics(self, self.training_metrics(), checkpoint)
+        """Save the training state of every rank, too, in rank order."""
+        super().on_save_checkpoint(checkpoint)
         state = self._carried["train"]
         if state is None:
             return
@@ -311,7 +311,7 @@ class LanguageModelingTask(Stepping):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take this rank's. With another number of ranks the loader says why a resume cannot go on."""
-        load_metrics(self, self.training_metrics(), checkpoint)
+        super().on_load_checkpoint(checkpoint)
         if self._trainer is None:  # opened without one
             return
         states = checkpoint.get("carried_state", [])

@@ -19,11 +19,13 @@ class StepPlan(NamedTuple):
         total: in the whole run.
         per_epoch: in one epoch.
         validated_every: epochs from one validation to the next, at least 1.
+        more: steps in `total` beyond the epochs times `per_epoch`; see `recur.tasks.base.Taken`.
     """
 
     total: int
     per_epoch: int
     validated_every: int = 1
+    more: int = 0
 
 
 def _each_step(scheduler: lr_scheduler.LRScheduler) -> dict[str, Any]:
@@ -64,7 +66,8 @@ def plateau(
         threshold=0.0,
         min_lr=min_lr,
     )
-    # Lightning would step it after epochs without a validation, too, with the value of the last one.
+    # Lightning would step it after epochs without a validation, too, with the value of the last one; see
+    # `Stepping.lr_scheduler_step` for those that are no whole epochs apart.
     when = {"interval": "epoch", "frequency": plan.validated_every}
     return {"scheduler": scheduler, **when, "monitor": monitor, "strict": False}
 

@@ -30,7 +30,7 @@ from recur.errors import UserError
 from recur.nn.classifier import Classifier
 from recur.nn.packed import TextBatch
 from recur.tasks.adversarial import adversarial_loss
-from recur.tasks.base import Mean, Stepping, build_optimizer, load_metrics, save_metrics, step_plan
+from recur.tasks.base import Mean, Stepping, build_optimizer
 
 log = logging.getLogger("recur")  # whose lines a run prints
 _FITTED_AT_ONCE = 1024  # texts
@@ -326,14 +326,6 @@ class SentimentTask(Stepping):
         """The epoch's means."""
         return [self.train_loss, self.train_accuracy]
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save how far the epoch's means are, of every rank."""
-        save_metrics(self, self.training_metrics(), checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with this rank's."""
-        load_metrics(self, self.training_metrics(), checkpoint)
-
     def _evaluate(self, batch: TextBatch, mean_loss: Mean, metrics: MetricCollection) -> Tensor:
         logits = self(batch).float()
         mean_loss.update(self.loss(logits, batch.labels), self._weight_of(batch.labels))
@@ -384,5 +376,5 @@ class SentimentTask(Stepping):
         optimizer = build_optimizer(self._optimizer, *layers)
         for depth, group in enumerate(optimizer.param_groups):
             group["lr"] = group["lr"] * self.layer_rate**depth
-        schedule = self._scheduler and self._scheduler(optimizer, step_plan(self.trainer))
+        schedule = self._scheduler and self._scheduler(optimizer, self.plan_steps())
         return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer
