@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 import recur
 from conftest import EASY
+from recur import api
 from recur.errors import UserError
 from recur.exporting import folder as folders
 
@@ -142,3 +143,21 @@ def test_a_run_trained_here_is_opened_and_the_process_is_as_before(tmp_path: Pat
     assert more.folder == run.folder and len(more.history) == 2 and more.metrics["epochs"] == 2
     with pytest.raises(UserError, match="must describe one run"):
         recur.fit(["-m", "seed=0,1"])
+
+
+@pytest.mark.parametrize("words", [["trainer=ddp_cpu"], ["trainer=cpu", "trainer.devices='0,1'"]])
+def test_several_processes_are_not_started_from_a_script(words: list[str], tmp_path: Path) -> None:
+    """Lightning would run the script once more for each, and end it when one of them fails to open the run."""
+    with pytest.raises(UserError, match=r"trainer.devices must be one process.*python -m recur.train"):
+        recur.fit([*EASY, *words, f"hydra.run.dir={tmp_path}/run"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_of_several_gpus_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with api.hydra_as_before():
+        composed = api.compose_run(api.command_line(["trainer.accelerator=gpu"]))
+    assert api._in_one_process(composed) is composed
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert api._in_one_process(composed).config["trainer"]["devices"] == 1
+    monkeypatch.setenv("LOCAL_RANK", "3")  # of torchrun, which has started one for each
+    assert api._in_one_process(composed) is composed

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from recur import cli
-from recur.config.compose import as_text, command_line, compose_run, hydra_as_before, quoted
+from recur.config.compose import Composed, as_text, command_line, compose_run, hydra_as_before, quoted
 from recur.data.tables import as_file, is_table
 from recur.errors import UserError
 from recur.inference.run import Run, load
@@ -65,7 +65,7 @@ def fit(overrides: Overrides = (), *, trust: str | Sequence[str] = ()) -> Run:
     if line.hydra:
         raise UserError("overrides", list(line.words), "must describe one run", "sweeps are started by the command")
     with hydra_as_before(), _random_numbers_as_before():
-        composed = compose_run(line)
+        composed = _in_one_process(compose_run(line))
         _check_opening(composed.config)
         with _signals_as_before(), logging_as_before(), ended_on_error():
             stop = Stop()
@@ -75,6 +75,29 @@ def fit(overrides: Overrides = (), *, trust: str | Sequence[str] = ()) -> Run:
             finally:
                 runs.release(composed.folder)
         return load(composed.folder)  # whose weights are drawn before they are read
+
+
+def _in_one_process(composed: Composed) -> Composed:
+    """A config that trains in this process alone, unless a launcher has started it once for each device.
+
+    Lightning would start this script anew for each of the others, which the script was hardly written for.
+
+    Raises:
+        UserError: it asks for several.
+    """
+    if "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ:
+        return composed
+    trainer = composed.config["trainer"]
+    devices, nodes = trainer.get("devices"), trainer.get("num_nodes", 1)
+    if devices in ("auto", -1, "-1", None):
+        return composed.changed("trainer.devices", 1) if torch.cuda.device_count() > 1 else composed
+    if isinstance(devices, str):  # "2" is a number of them, "0,1" names two
+        devices = int(devices) if devices.isdecimal() else devices.split(",")
+    if nodes > 1 or (devices if isinstance(devices, int) else len(devices)) > 1:
+        key, value = ("trainer.num_nodes", nodes) if nodes > 1 else ("trainer.devices", devices)
+        remedy = "several are started by the command, python -m recur.train OVERRIDES, or by torchrun"
+        raise UserError(key, value, "must be one process: `fit` trains in this one", remedy)
+    return composed
 
 
 def _check_opening(config: Mapping[str, Any]) -> None:
