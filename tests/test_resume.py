@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from conftest import EASY
+from recur.runs.run import load_checkpoint
 from support.commands import run_command
 from support.torture import Moment, compare, scalars, torture
 
@@ -187,3 +188,14 @@ def test_a_schedule_goes_on_to_the_end_on_another_number_of_processes(tmp_path):
     curve = next(curve for name, curve in scalars(tmp_path / "run").items() if name.startswith("lr"))
     rates = [value for step, value in curve if step > steps + 1]  # the first one is that of the former run's end
     assert rates[0] > 0.003 and all(a > b > 0 for a, b in pairwise(rates))  # of .01
+
+
+def test_what_the_validation_of_a_run_out_of_time_found_is_known_when_it_goes_on(tmp_path):
+    """A later and worse epoch would replace the best weights."""
+    words = [*EASY, *FEW, "+trainer.max_time=00:00:00:00", "+trainer.min_steps=3", "test=false"]
+    words += ["+trainer.min_epochs=0"]
+    torture(tmp_path / "run", words, 1, [])
+    last = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert (last["reached"]["place"], last["global_step"]) == ("cut", 3)
+    (best,) = [state for name, state in last["callbacks"].items() if name.startswith("BestCheckpoint")]
+    assert best["best_model_score"] == last["reached"]["metrics"]["val/accuracy"]

@@ -356,6 +356,9 @@ class LastCheckpoint(Callback):
         """Save the place where an epoch was cut short, before its sums are closed."""
         internals.end_restart(trainer)
         if trainer.global_step > 0 and not internals.epoch_is_whole(trainer) and not internals.accumulates(trainer):
+            for callback in trainer.checkpoint_callbacks:  # the place has to know of the best that was just found
+                if isinstance(callback, BestCheckpoint):
+                    callback.on_train_epoch_end(trainer, pl_module)  # which later does nothing more
             self._save(trainer, "cut")
             self._cut = True
 
