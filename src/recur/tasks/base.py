@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from recur.errors import UserError
@@ -221,6 +222,15 @@ class Stepping(Remembering, pl.LightningModule):
         """The optimizer steps of the whole run, for a schedule; see `step_plan`."""
         self._plan = step_plan(self.trainer, self._taken)
         return self._plan
+
+    def on_train_start(self) -> None:
+        """Set the rate for the present step: of a run that goes on it is the former schedule's, at its end nothing."""
+        for config in self.trainer.lr_scheduler_configs:
+            schedule = config.scheduler
+            if isinstance(schedule, LambdaLR):
+                parts = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+                for group, rate, factor in parts:
+                    group["lr"] = rate * factor(schedule.last_epoch)
 
     def on_validation_end(self) -> None:
         """Note that there is a new figure."""
