@@ -14,6 +14,7 @@ from recur.data.language import LanguageData
 from recur.errors import UserError
 from recur.nn.language_model import LanguageModel
 from recur.tasks import schedulers as optimization
+from recur.tasks.base import Mean
 from recur.tasks.language_modeling import LanguageModelingTask, TokenStatistics, sample_token
 from recur.training.callbacks import NonMonotonicAveraging, Samples
 from support.language_models import assert_same, new_task, new_trainer, text_data, weights
@@ -80,6 +81,23 @@ def test_statistics_weigh_tokens_and_not_batches():
     assert found["perplexity"].item() == pytest.approx(together.double().mean().exp().item())
     assert found["bits"].item() == pytest.approx(together.double().mean().item() / math.log(2))
     assert found["accuracy"].item() == pytest.approx((together > 2).float().mean().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_sums_stay_exact_in_a_module_of_any_dtype(dtype):
+    """Lightning's bf16-true converts a whole task by `to`."""
+    statistics, mean = TokenStatistics(), Mean()
+    both = torch.nn.ModuleList([statistics, mean]).to(dtype)
+    for _ in range(2):  # the second time from what a reset leaves
+        for _ in range(400):
+            statistics.update(torch.full((1000,), 3.3))
+            mean.update(torch.tensor(3.3), 1000)
+        assert statistics.compute()["loss"].item() == pytest.approx(3.3, rel=1e-6)
+        assert mean.compute().item() == pytest.approx(3.3, rel=1e-5)
+        for metric in both:
+            metric.reset()
+    both.to("meta")
+    assert all(value.device.type == "meta" for metric in both for value in metric.metric_state.values())
 
 
 def test_characters_are_told_in_bits(tmp_path):

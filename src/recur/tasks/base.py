@@ -98,6 +98,20 @@ class Sums(Metric, ABC):
 
     full_state_update = False
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
+        """Follow a module to its device, and to a wider dtype, but to no narrower one.
+
+        torchmetrics guards its states against `half` and `bfloat16`, not against `to(dtype)`, which Lightning's
+        `bf16-true` calls: a sum in bfloat16 stops growing after some 256 numbers.
+        """
+
+        def kept_wide(value: Tensor) -> Tensor:
+            moved = fn(value)
+            wide = torch.promote_types(moved.dtype, value.dtype) == moved.dtype
+            return moved if wide else value.to(moved.device)
+
+        return super()._apply(kept_wide, exclude_state)
+
     @abstractmethod
     def update_with_nothing(self) -> None:
         """An update that adds nothing: torchmetrics warns of the value of a metric that was never updated."""
