@@ -250,6 +250,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     assert_same(weights(resumed), weights(task))
 
 
+@pytest.mark.parametrize(("window", "carry_state"), [(5, True), (None, False)])
+def test_a_state_of_no_use_is_not_saved_and_not_missed(tmp_path, window, carry_state):
+    """Of several ranks each has another number of windows in an epoch's last step, and states that do not fit."""
+
+    def run(*callbacks, **settings):
+        data = text_data() if window is None else text_data(window=window, batch_size=400)
+        task = new_task(data)
+        task.carry_state = carry_state
+        new_trainer(tmp_path, max_epochs=2, callbacks=list(callbacks)).fit(task, datamodule=data, **settings)
+        return weights(task)
+
+    whole = run()
+    run(StopAt(3, tmp_path / "middle.ckpt"))
+    assert "carried_state" not in torch.load(tmp_path / "middle.ckpt", weights_only=True)
+    assert_same(run(ckpt_path=tmp_path / "middle.ckpt", weights_only=True), whole)
+
+
 def test_another_batch_size_cannot_resume(tmp_path):
     data = text_data()
     new_trainer(tmp_path, callbacks=[StopAt(5, tmp_path / "a.ckpt")]).fit(new_task(data), datamodule=data)

@@ -139,13 +139,14 @@ class LanguageModelingTask(Stepping):
     def read(self, batch: TokenWindow, split: str) -> Hidden:
         """Read a window from the state carried in `split`, and carry the state after it."""
         carried = self._carried[split]
-        fresh = batch.first or self.window is not None or (split == "train" and not self.carry_state)
-        if fresh:
+        carries = self.window is None and (split != "train" or self.carry_state)
+        if batch.first or not carries:
             carried = None
         elif carried is not None and carried[0][0].device != batch.text.data.device:  # from a checkpoint
             carried = [tuple(part.to(batch.text.data.device) for part in layer) for layer in carried]
         hidden: Hidden = self(batch, carried)
-        self._carried[split] = detach_state(hidden.state)
+        # One of no use would go into checkpoints, and of single windows each rank may have another number
+        self._carried[split] = detach_state(hidden.state) if carries else None
         return hidden
 
     # -------------------------------------------------------------------------------------------------------- training
