@@ -17,6 +17,7 @@ from recur.tasks import schedulers as optimization
 from recur.tasks.base import Mean
 from recur.tasks.language_modeling import LanguageModelingTask, TokenStatistics, sample_token
 from recur.training.callbacks import NonMonotonicAveraging, Samples
+from recur.training.failures import Finite
 from support.language_models import assert_same, new_task, new_trainer, text_data, weights
 
 pytestmark = [
@@ -228,6 +229,32 @@ class StopAt(Callback):
         if trainer.global_step == self.step:
             trainer.save_checkpoint(self.path, weights_only=False)
             trainer.should_stop = True
+
+
+@pytest.mark.parametrize(("accumulated", "bad"), [(1, 6), (2, 7)])
+def test_a_skipped_step_at_the_beginning_of_an_epoch_leaves_zeros(tmp_path, accumulated, bad):
+    """Whichever of the windows of its step is not finite: what was carried before is of the last epoch's end."""
+    data = text_data()
+    task = new_task(data)
+    given = []
+    inner = task.net.forward
+
+    def spoiled(text, state=None):
+        if task.training:
+            given.append(None if state is None else state[0][0].clone())
+        hidden = inner(text, state)
+        if task.training and len(given) == bad:
+            hidden = hidden._replace(
+                features=hidden.features * math.nan, state=[tuple(part * math.nan for part in hidden.state[0])]
+            )
+        return hidden
+
+    task.net.forward = spoiled
+    settings = {"max_epochs": 2, "limit_train_batches": 5, "limit_val_batches": 0}
+    trainer = new_trainer(tmp_path, callbacks=[Finite("skip")], accumulate_grad_batches=accumulated, **settings)
+    trainer.fit(task, datamodule=data)
+    assert [state is None or not state.any().item() for state in given] == [index in (0, 5, bad) for index in range(10)]
+    assert all(state is None or state.isfinite().all() for state in given)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):

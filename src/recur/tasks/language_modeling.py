@@ -122,6 +122,7 @@ class LanguageModelingTask(Stepping):
         self._optimizer, self._scheduler = optimizer, scheduler
         self._carried: dict[str, State | None] = {"train": None, "val": None, "test": None}
         self._lr_scale = 1.0
+        self._began_anew = False  # whether a training window since the last snapshot began from zeros
         self.train_statistics = TokenStatistics()
         self.val_statistics, self.test_statistics = TokenStatistics(), TokenStatistics()
 
@@ -142,6 +143,7 @@ class LanguageModelingTask(Stepping):
         carries = self.window is None and (split != "train" or self.carry_state)
         if batch.first or not carries:
             carried = None
+            self._began_anew |= split == "train"
         elif carried is not None and carried[0][0].device != batch.text.data.device:  # from a checkpoint
             carried = [tuple(part.to(batch.text.data.device) for part in layer) for layer in carried]
         hidden: Hidden = self(batch, carried)
@@ -284,17 +286,21 @@ class LanguageModelingTask(Stepping):
 
     def snapshot(self) -> list[Tensor]:
         """The epoch's sums and, behind them, the carried state."""
+        self._began_anew = False
         state = self._carried["train"] or []
         return [*super().snapshot(), *(part for layer in state for part in layer)]
 
     def restore(self, before: list[Tensor]) -> None:
-        """Put them back, the state only where it is not finite: a finite one has read more of the text and is kept."""
+        """Put them back, the state only where it is not finite: a finite one has read more of the text and is kept.
+
+        A step that began an epoch leaves zeros behind: the state before it is that of the last epoch's end.
+        """
         super().restore(before)
         state = self._carried["train"]
         if state is None or all(bool(part.isfinite().all()) for layer in state for part in layer):
             return
         parts = iter(before[-sum(map(len, state)) :])
-        fits = len(before) > len(super().snapshot())
+        fits = len(before) > len(super().snapshot()) and not self._began_anew
         self._carried["train"] = [tuple(next(parts) for _ in layer) for layer in state] if fits else None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
