@@ -229,6 +229,26 @@ def test_autocast_changes_little(name):
     torch.testing.assert_close(lower.data.float(), expected.data, rtol=0.1, atol=0.15)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", [*OPTIONS, "lstm", "gru", "rnn"])
+def test_a_module_of_16_bits_keeps_them(name, dtype):
+    OPTIONS.setdefault(name, {})
+    stack = build(name, 3, 4, 2, bidirectional=True).to(dtype)
+    batch = pack_sequence([x.to(dtype) for x in sequences(3)])
+    exact = build(name, 3, 4, 2, bidirectional=True).float()
+    exact.load_state_dict(stack.state_dict())
+    expected, wanted = exact(batch._replace(data=batch.data.float()))
+    answer, final = stack(batch)
+    _, later = stack(batch, final)
+    finals = [part for one in (final, later) for layer in one for part in layer]
+    assert {part.dtype for part in (answer.data, *finals)} == {dtype}
+    answer.data.sum().backward()
+    assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in stack.parameters())
+    torch.testing.assert_close(answer.data.float(), expected.data, rtol=0.05, atol=0.05)
+    for got, want in zip(finals, (part for layer in wanted for part in layer), strict=False):
+        torch.testing.assert_close(got.float(), want, rtol=0.05, atol=0.05)
+
+
 def test_options_are_checked():
     with pytest.raises(ValueError, match="window"):
         Recurrent(3, 4, cell="qrnn", window=3)

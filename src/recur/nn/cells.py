@@ -227,7 +227,7 @@ class MinGRU(Cell):
         """See `Cell.run`."""
         z, candidate = F.linear(rows, weights["weight_ih"], weights.get("bias_ih")).chunk(2, 1)
         z = z.sigmoid()
-        output = scan(1 - z, z * candidate, layout, state[0], reverse)
+        output = scan(1 - z, z * candidate, layout, state[0], reverse).to(weights["weight_ih"].dtype)
         return output, (output[layout.final_rows(reverse).to(rows.device)],)
 
 
@@ -297,7 +297,7 @@ class QRNN(Cell):
         seen = self._seen(rows, layout, state[-1], reverse)
         z, f, o = F.linear(seen, weights["weight_ih"], weights.get("bias_ih")).chunk(3, 1)
         f = f.sigmoid()
-        c = scan(f, (1 - f) * z.tanh(), layout, state[0], reverse)
+        c = scan(f, (1 - f) * z.tanh(), layout, state[0], reverse).to(weights["weight_ih"].dtype)
         final = layout.final_rows(reverse).to(rows.device)
         return o.sigmoid() * c, (c[final], rows[final]) if self.window == 2 else (c[final],)
 
