@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from recur.data.sentiment import SentimentData
 from recur.data.synthetic import SyntheticReviews
 from recur.nn.classifier import Classifier
+from recur.nn.packed import TextBatch
 from recur.tasks.sentiment import SentimentTask, _metrics
 
 pytestmark = [
@@ -290,3 +291,22 @@ def test_a_loss_of_probabilities_is_the_mean_of_each_class_as_label(data, classe
     given = task.loss(logits, targets.argmax(1), targets)
     torch.testing.assert_close(given, total / weight, check_dtype=False, rtol=1e-5, atol=1e-6)
     assert task._weight_of(labels, targets) == pytest.approx(weight, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_probabilities_as_labels_are_weighed_in_any_precision(classes, dtype):
+    """The trainer converts them with the rest of a batch: `trainer.precision=64-true`."""
+    task, weights = weighted_task(classes)
+    task.to(dtype)
+    torch.manual_seed(0)
+    targets = torch.rand(5, classes).softmax(1).to(dtype)
+    text = pack_sequence([torch.randint(5, (3,)) for _ in range(5)])
+    expected = sum(p * w for row in targets.tolist() for p, w in zip(row, weights, strict=True))
+    assert task._weight_of(targets.argmax(1), targets) == pytest.approx(expected, rel=1e-5)
+    task.log_step = lambda *args, **kwargs: None
+    loss = task.training_step(TextBatch(text, targets.argmax(1), torch.arange(5), targets=targets), 0)
+    logits = task(TextBatch(text, targets.argmax(1), torch.arange(5))).double()
+    every = torch.cat([torch.zeros_like(logits), logits], 1) if classes == 2 else logits
+    total = -(torch.tensor(weights).double() * targets.double() * every.log_softmax(1)).sum()
+    assert loss.item() == pytest.approx(total.item() / expected, rel=0.02)

@@ -279,7 +279,10 @@ class SentimentTask(Stepping):
         """What texts with these labels, or probabilities of classes, count for in a mean of losses."""
         if self._weights is None:
             return float(len(labels))
-        return float(self._weights[labels.cpu()].sum() if targets is None else (targets.cpu() @ self._weights).sum())
+        if targets is None:
+            return float(self._weights[labels.cpu()].sum())
+        targets = targets.cpu().to(self._weights)  # the trainer's precision has converted them, with all that it moves
+        return float((targets @ self._weights).sum())
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probability of every class, `(batch, classes)`."""
