@@ -1,5 +1,8 @@
 """Adversarial training against a naive loop of two backward passes."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -97,3 +100,43 @@ def test_a_task_without_it_trains_as_before_and_refuses_what_cannot_be():
     against = task(adversarial=0.05)
     against.log_step = quiet.log_step
     assert against.training_step(batch, 0) > 2 * plain
+
+
+def half_step(initial):
+    """A step of a task that is sure of its texts, in float32 and under float16's autocast with a loss scaler."""
+    _, text, labels = problem()
+    batch = TextBatch(text, torch.ones_like(labels), torch.arange(len(labels)))
+    results = []
+    for low in (False, True):
+        torch.manual_seed(0)
+        task = SentimentTask(
+            partial(Classifier, embedding_dim=6, hidden_size=5),
+            vocab_size=30,
+            num_classes=2,
+            class_names=["a", "b"],
+            adversarial=0.3,
+        )
+        with torch.no_grad():  # gradients of the logits of 1e-8: nothing in float16
+            task.net.head.bias.fill_(16.0)
+        shown, scaler = {}, torch.amp.GradScaler("cpu", init_scale=initial, enabled=low)
+        task.log_step = partial(lambda shown, name, value, **_: shown.update({name: value}), shown)
+        task._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler if low else None))
+        with torch.autocast("cpu", torch.float16, enabled=low):
+            loss = task.training_step(batch, 0)
+        scaler.scale(loss).backward()
+        results.append((shown["train/adversarial_loss"], [p.grad / scaler.get_scale() for p in task.net.parameters()]))
+    return results
+
+
+def test_in_float16_the_gradient_of_the_clean_loss_is_scaled_too():
+    (exact, wanted), (changed, gradients) = half_step(2.0**16)
+    assert changed.item() == pytest.approx(exact.item(), rel=0.05)
+    for mine, theirs in zip(gradients, wanted, strict=True):
+        assert (mine - theirs).norm() < 0.05 * theirs.norm()
+    assert not torch.equal(gradients[0], wanted[0])
+
+
+def test_a_scale_too_large_for_float16_is_left_to_the_scaler():
+    _, (changed, gradients) = half_step(2.0**48)
+    assert changed.isfinite()  # or the run would be stopped for it
+    assert any(not gradient.isfinite().all() for gradient in gradients)

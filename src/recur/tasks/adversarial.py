@@ -66,6 +66,7 @@ def adversarial_loss(
     labels: Tensor,
     loss: Callable[[Tensor, Tensor], Tensor],
     strength: float,
+    scale: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A batch's loss, and its loss under the worst change of its word vectors.
 
@@ -77,6 +78,7 @@ def adversarial_loss(
         labels: `(batch,)`, in the packed order.
         loss: of logits and labels.
         strength: see `worst_change`.
+        scale: what multiplies the step's loss before it is differentiated, float16's loss scaler; None for nothing.
 
     Returns:
         The logits, `(batch, 1)` or `(batch, num_classes)`; the loss, to differentiate; and the loss under the change,
@@ -87,12 +89,18 @@ def adversarial_loss(
     logits = net.classify(leaf, text)
     clean = loss(logits, labels)
     parameters = [p for name, p in net.named_parameters() if p.requires_grad and not name.startswith("embedding.")]
-    gradients = torch.autograd.grad(clean, [leaf, *parameters], allow_unused=True)
+    # This gradient is taken before the scaler sees the step's loss, and would be 0 in float16 without it
+    factor = None if scale is None else scale(torch.ones_like(clean))
+    gradients = torch.autograd.grad(clean, [leaf, *parameters], factor, allow_unused=True)
+    if factor is not None:
+        gradients = tuple(None if g is None else g / factor for g in gradients)
     used = [(g, p) for g, p in zip(gradients[1:], parameters, strict=True) if g is not None]
-    at_vectors = gradients[0]
+    at_vectors = direction = gradients[0]
+    if factor is not None:  # what overflowed has no direction; the scaler, not a loss of NaN, ends such a step
+        direction = at_vectors.nan_to_num(0.0, 0.0, 0.0)
     owners: list[Tensor | nn.Parameter] = [vectors, *[p for _, p in used]]
     known = [at_vectors, *[g for g, _ in used]]
     first = _WithGradients.apply(clean.detach(), len(known), *known, *owners)
-    changed = net.classify(vectors + worst_change(leaf.detach(), at_vectors, text, strength), text)
+    changed = net.classify(vectors + worst_change(leaf.detach(), direction, text, strength), text)
     second = loss(changed, labels)
     return logits.detach(), first, second

@@ -296,7 +296,8 @@ class SentimentTask(Stepping):
         # A loss of one's own need not know of probabilities
         loss_of = self.loss if batch.targets is None else partial(self.loss, targets=batch.targets)
         if self.adversarial:
-            parts = (batch.text, batch.labels, loss_of, self.adversarial)
+            scaler = None if self._trainer is None else getattr(self._trainer.precision_plugin, "scaler", None)
+            parts = (batch.text, batch.labels, loss_of, self.adversarial, scaler and scaler.scale)
             logits, loss, changed = adversarial_loss(self.net, *parts)  # type: ignore[arg-type]
             self.log_step("train/adversarial_loss", changed.detach(), batch_size=len(batch.labels))
         else:
