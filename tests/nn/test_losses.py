@@ -124,6 +124,19 @@ def test_autocast_runs_the_products_low_and_the_softmax_high():
         torch.testing.assert_close(mine, theirs, rtol=0.05, atol=1e-3)
 
 
+@pytest.mark.parametrize("factor", [1.0, 2.0**16])
+def test_float16_gradients_survive_until_a_loss_scalers_factor(factor):
+    """Those of small numbers and a mean over many rows have few digits in float16, unless they are scaled first."""
+    x, w, b, y = (t.detach() for t in problem(600, 8, 50, torch.float16))
+    leaves = [t.requires_grad_() for t in (x * 1e-4, w * 1e-4, b)]
+    mine = torch.autograd.grad(linear_cross_entropy(*leaves, y, chunk_rows=250).loss, leaves, torch.tensor(factor))
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    loss = F.cross_entropy(F.linear(*exact), y)
+    for got, want in zip(mine, torch.autograd.grad(loss, exact, torch.tensor(factor).double()), strict=True):
+        assert got.dtype == torch.float16
+        assert (got.double() - want).norm() < (0.005 if factor > 1 else 0.2) * want.norm()
+
+
 class Watched(TorchDispatchMode):
     """Notes the number of elements of the largest storage any operation returned, and counts the operations."""
 

@@ -135,9 +135,15 @@ def _by_kernels(
         nll, correct, gradients = compiled_loss.Blocks(x.detach(), w.detach(), own_bias, *sizes).run(
             target, with_correct
         )
+    ctx.dtypes = [None if t is None else t.dtype for t in tensors]
     ctx.save_for_backward(*gradients)
     ctx.mark_non_differentiable(nll, correct)
     return nll.sum() * sizes[0], nll, correct
+
+
+def _kept(tensor: Tensor, exact: torch.dtype) -> torch.dtype:
+    """In what a gradient waits for the backward pass: float16 has no room for it before a loss scaler's factor."""
+    return exact if tensor.dtype == torch.float16 else tensor.dtype
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -169,7 +175,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             x_all, w = input.to(product), weight.to(product)
             b = None if bias is None else bias.to(product)
-            grad_input = torch.empty(rows, features, dtype=input.dtype, device=input.device) if want_input else None
+            kept = _kept(input, exact)
+            grad_input = torch.empty(rows, features, dtype=kept, device=input.device) if want_input else None
             fresh = torch.empty_like if rows else torch.zeros_like  # the first block writes, the others add
             grad_weight = fresh(weight, dtype=exact) if want_weight else None
             grad_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and want_bias else None
@@ -217,9 +224,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss = nll.sum() * scale
 
         if grad_weight is not None:
-            grad_weight = grad_weight.to(weight.dtype)
+            grad_weight = grad_weight.to(_kept(weight, exact))
         if grad_bias is not None and bias is not None:
-            grad_bias = grad_bias.to(bias.dtype)
+            grad_bias = grad_bias.to(_kept(bias, exact))
+        ctx.dtypes = [input.dtype, weight.dtype, None if bias is None else bias.dtype]
         ctx.save_for_backward(grad_input, grad_weight, grad_bias)
         ctx.mark_non_differentiable(nll, correct)
         return loss, nll, correct
@@ -231,5 +239,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # The usual factor is 1: hand the stored tensors over as they are, and autograd need not copy a large one.
         # On a GPU, asking would wait for the device, and the product costs next to nothing.
         if grad_loss.device.type != "cpu" or grad_loss.item() != 1.0:
-            grads = tuple(None if grad is None else (grad * grad_loss).to(grad.dtype) for grad in grads)
-        return *grads, None, None, None, None, None
+            grads = tuple(None if grad is None else grad * grad_loss for grad in grads)
+        own = (None if grad is None else grad.to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True))
+        return *own, None, None, None, None, None
