@@ -208,3 +208,9 @@ def test_wide_vectors_are_asked_for():
     function = njit(lambda: wide_vectors())
     function()
     assert '"prefer-vector-width"="512"' in next(iter(function.inspect_llvm().values()))
+
+
+@pytest.mark.parametrize("bf16", PRECISIONS)
+def test_torchs_default_dtype_does_not_matter(bf16, float64_by_default):
+    x, w, b, y = problem(70, 20, 1300)
+    compare(x.float(), w.float(), b.float(), y, bf16, 0.05 if bf16 else 2e-6, 0.02 if bf16 else 2e-6)

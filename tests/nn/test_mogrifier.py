@@ -141,3 +141,7 @@ def test_a_weight_of_another_shape_is_refused_before_memory_is_touched():
         mogrifier.layer(rows[:-1], layout, tuple(state), weights)
     with pytest.raises(RuntimeError, match="float32"):
         mogrifier.layer(rows.double(), layout, tuple(state), weights)
+
+
+def test_torchs_default_dtype_does_not_matter(float64_by_default):
+    compare(SIZES, 5, 6, 5, 2, True, False, 2e-6)

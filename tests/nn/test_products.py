@@ -92,3 +92,8 @@ def test_the_probe_says_the_same_again():
     first = products.bf16_pays()
     products.bf16_pays.cache_clear()
     assert products.bf16_pays() == first
+
+
+@pytest.mark.parametrize("bf16", PRECISIONS)
+def test_the_kernel_is_recognised_whatever_torchs_default_dtype(bf16, float64_by_default):
+    assert products.micro_kernel.__wrapped__(bf16) == products.micro_kernel(bf16)

@@ -88,3 +88,12 @@ def test_the_weights_are_those_of_the_moment_it_was_made():
 def test_what_the_kernels_do_not_walk_is_left_to_the_model(net):
     made = LanguageModel(50, embedding_dim=8, hidden_size=8, cell=net.get("cell", "lstm")).eval()
     assert stepper(made.double() if net.get("double") else made, 1) is None
+
+
+def test_torchs_default_dtype_does_not_matter(float64_by_default):
+    net = LanguageModel(131, embedding_dim=9, hidden_size=11, num_layers=2, tie_weights=False).float().eval()
+    tokens = torch.randint(131, (6, 3))
+    _, state = net.step(tokens[0])
+    mine, own, _, _ = fed(net, state, tokens)
+    assert mine.dtype == torch.float32
+    torch.testing.assert_close(mine, own, rtol=0, atol=2e-6)

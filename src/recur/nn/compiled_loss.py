@@ -112,7 +112,7 @@ class Blocks:
         rows = _rounded(min(self.block, len(x)), self.unit)
         kept = _rounded(self.words, 2) if any(wants) else 0
         self.p = torch.empty(kept * rows, dtype=self.dtype)
-        self.scratch = torch.empty(len(self.ranges), (_TILE + 1) * rows)
+        self.scratch = x.new_empty(len(self.ranges), (_TILE + 1) * rows)
         self.grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if wants[0] else None
         self.grad_w = torch.empty_like(self.source) if wants[1] else None
         self.grad_b = torch.empty_like(self.bias) if wants[2] else None

@@ -104,7 +104,7 @@ class _Direction:
             chunks, capacity = compiled.chunk_steps(self.layout, *part)
             widths = [products.panel_width(capacity, len(w), self.bf16) for w in self.matrices]
             columns = max(-(-len(w) // width) * width for w, width in zip(self.matrices, widths, strict=True))
-            own = (torch.zeros(int(starts[-1])), torch.zeros_like(self.bias))
+            own = (self.bias.new_zeros(int(starts[-1])), torch.zeros_like(self.bias))
             arrays = [numpy_of(t) for t in (self.bias, hidden, cell, output, gates, gated, cells)]
             tensors = kernels.Tensors(self.layout.bounds.numpy(), chunks.numpy(), numpy_of(rows), *panels, *arrays)
             room = new((self.on_x + 1) * n, self.features), new((self.on_h + 1) * n, self.size)

@@ -79,7 +79,7 @@ def _agrees(address: int, bf16: bool) -> bool:
     b = torch.arange(34 * 48, dtype=torch.float32).reshape(34, 48).cos()
     panels, panel = pack(b, bf16)
     left = operand(a, bf16)
-    out = torch.ones(5, 48)
+    out = torch.ones(5, 48, dtype=torch.float32)
     _call(address, left, panels, panel, out, True, bf16)
     right = b.bfloat16().double() if bf16 else b.double()
     return bool((out - (left.double() @ right + 1)).abs().max() < 1e-4)
@@ -97,7 +97,7 @@ def bf16_pays() -> bool:
     """Whether products of bfloat16 operands are faster here by `BF16_MARGIN`: a few milliseconds, once a process."""
     if micro_kernel(True) is None or micro_kernel(False) is None:
         return False
-    a, b, out = torch.ones(64, 256), torch.ones(256, 256), torch.empty(64, 256)
+    a, b, out = (torch.ones(shape, dtype=torch.float32) for shape in ((64, 256), (256, 256), (64, 256)))
     operands = [(micro_kernel(bf16), operand(a, bf16), *pack(b, bf16), bf16) for bf16 in (False, True)]
     fastest = [math.inf, math.inf]
     for _ in range(48):  # in turn, and each one's fastest: what else the machine does only ever adds

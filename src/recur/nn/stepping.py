@@ -42,9 +42,9 @@ class Stepper:
         self._words = len(weight)
         self._panels, _ = products.pack(weight.t(), bf16, WIDTH)
         self._stride = -(-self._words // WIDTH) * WIDTH
-        self._bias = torch.zeros(self._stride)
+        self._bias = torch.zeros(self._stride, dtype=torch.float32)
         self._bias[: self._words] = net.decoder.bias.detach()
-        self._logits = torch.zeros(batch, self._stride)
+        self._logits = torch.zeros(batch, self._stride, dtype=torch.float32)
         threads = max(1, torch.get_num_threads())
         step = -(-self._stride // WIDTH // threads) * WIDTH
         self._ranges = [(i, min(i + step, self._stride)) for i in range(0, self._stride, step)]
