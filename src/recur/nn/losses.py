@@ -175,8 +175,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             x_all, w = input.to(product), weight.to(product)
             b = None if bias is None else bias.to(product)
-            kept = _kept(input, exact)
-            grad_input = torch.empty(rows, features, dtype=kept, device=input.device) if want_input else None
+            grad_input = input.new_empty(rows, features, dtype=_kept(input, exact)) if want_input else None
             fresh = torch.empty_like if rows else torch.zeros_like  # the first block writes, the others add
             grad_weight = fresh(weight, dtype=exact) if want_weight else None
             grad_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and want_bias else None
