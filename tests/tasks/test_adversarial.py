@@ -81,6 +81,15 @@ def test_gradients_of_any_size_give_a_finite_change(size):
     assert change.isfinite().all() and bool(change.any()) == (size > 0)
 
 
+@pytest.mark.parametrize("cell", ["lstm", "mingru"])
+def test_a_net_of_16_bits_gives_nearly_the_losses_of_float64(cell):
+    net, text, labels = problem(cell=cell)
+    _, *expected = adversarial_loss(net, text, labels, loss_of, 0.3)
+    _, *found = adversarial_loss(net.bfloat16(), text, labels, loss_of, 0.3)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.bfloat16 and one.item() == pytest.approx(other.item(), rel=0.02)
+
+
 def test_a_task_without_it_trains_as_before_and_refuses_what_cannot_be():
     def task(**settings):
         torch.manual_seed(0)

@@ -57,7 +57,7 @@ def worst_change(vectors: Tensor, gradient: Tensor, text: PackedSequence, streng
     unit = gradient / gradient.abs().max().clamp(min=torch.finfo(gradient.dtype).tiny)
     length = norms(unit)
     factor = torch.where(length > 0, strength * norms(vectors) / length.clamp(min=1e-30), length)
-    return unit * factor[place][:, None]
+    return (unit * factor[place][:, None]).to(vectors.dtype)  # norms of 16 bits are taken in float32
 
 
 def adversarial_loss(
