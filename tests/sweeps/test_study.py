@@ -204,6 +204,27 @@ def test_an_emptied_study_is_restored_from_what_the_jobs_ran(tmp_path):
     assert again.take() is None
 
 
+@pytest.mark.parametrize(
+    "text", ["range(0.2,0.6,0.1)", "range(0.3,-0.1,-0.1)", "range(100000,100000.5,0.1)", "range(0.1,0.4,0.1)"]
+)
+def test_every_number_of_a_range_is_tried_and_known_again(tmp_path, text):
+    """`range(0.2,0.6,0.1)`: its first step is 0.10000000000000003 in floating point, four of which pass its end."""
+    space, every = parse({}, [f"lr={text}"]), {}
+
+    def make(number, overrides):
+        return Job(number, overrides, tmp_path / str(number), SweepId(tmp_path, "0" * 32), monitor="val/accuracy")
+
+    source = Trials(tmp_path, space, make, SearchSettings(ONE, 60, "random"))
+    for _ in range(60):
+        job = source.take()
+        every[job.number] = job.overrides
+        source.put(job, done(0.5))
+    assert {words[0] for words in every.values()} == {f"lr={number}" for number in space.dimensions[0].texts}
+    Trials(tmp_path, space, make, SearchSettings(ONE, 60, "random"), every).completed()  # refuses other settings
+    params = source._params
+    assert all(params((f"lr={number}",)) for number in space.dimensions[0].texts)
+
+
 def test_a_trial_goes_on_with_the_recorded_words_of_its_job(tmp_path):
     """A sweep that is resumed with its settings in another order."""
     source, known = trials(tmp_path, n_trials=3), {}

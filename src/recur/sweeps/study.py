@@ -10,9 +10,10 @@ import math
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -301,11 +302,19 @@ def distribution(dimension: Dimension) -> Any:
                 return optuna.distributions.IntDistribution(
                     int(values[0]), int(values[-1]), step=int(values[1] - values[0])
                 )
-            return optuna.distributions.FloatDistribution(values[0], values[-1], step=values[1] - values[0])
+            return optuna.distributions.FloatDistribution(**_even(values))
         return optuna.distributions.CategoricalDistribution(dimension.texts)
     if dimension.integer:
         return optuna.distributions.IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
     return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+
+
+def _even(values: Sequence[float]) -> dict[str, float]:
+    """The ends and the step of a range, without the rounding of its numbers: Optuna drops what its steps do not hit."""
+    tiny = (values[1] - values[0]) * 1e-6  # 0.3 less three times 0.1 is not quite 0
+    low, second = (Decimal(f"{value:.12g}") if abs(value) > tiny else Decimal(0) for value in values[:2])
+    step = second - low
+    return {"low": float(low), "high": float(low + step * (len(values) - 1)), "step": float(step)}
 
 
 def probes(space: Space) -> list[tuple[str, ...]]:
@@ -329,7 +338,9 @@ def _text(dimension: Dimension, value: Any) -> str:
 
 def _same(one: Any, other: Any) -> bool:
     """Whether two values of a setting are the same; a step of a range may differ by rounding."""
-    return one == other if isinstance(one, str) or isinstance(other, str) else math.isclose(one, other, rel_tol=1e-9)
+    if isinstance(one, str) or isinstance(other, str):
+        return one == other
+    return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def _cut_last_line(journal: Path) -> None:
@@ -460,13 +471,16 @@ class Trials:
         for key, distributed in self._distributions.items():
             kind = {"IntDistribution": int, "FloatDistribution": float}.get(type(distributed).__name__, str)
             try:
-                params[key] = kind(texts[key])
+                params[key] = value = kind(texts[key])
             except (KeyError, ValueError):
                 return {}
-            if not (isinstance(params[key], str) or distributed.low <= params[key] <= distributed.high):
-                return {}
-            if isinstance(params[key], str) and params[key] not in distributed.choices:
-                return {}
+            if isinstance(value, str):
+                if value not in distributed.choices:
+                    return {}
+            elif not distributed.low <= value <= distributed.high:
+                params[key] = min(max(value, distributed.low), distributed.high)
+                if not _same(value, params[key]):
+                    return {}
         return params
 
     def _values(self, record: Mapping[str, Any]) -> list[float] | None:
