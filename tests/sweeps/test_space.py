@@ -25,6 +25,20 @@ def test_what_is_typed_comes_before_the_sweep_file():
     assert space.grid() == [("a=5", "b=6"), ("a=5", "b=7")]
 
 
+@pytest.mark.parametrize(
+    ("typed", "rows"),
+    [
+        (["++a=5"], [("++a=5", "+d=3"), ("++a=5", "+d=4")]),
+        (["++a=5,6", "++d=7"], [("++d=7", "++a=5"), ("++d=7", "++a=6")]),
+        (["~d", "a=8"], [("~d", "a=8")]),
+        (["a=5", "++a=6", "+d=1", "++d=2", "++resume=somewhere"], [("++a=6", "++d=2")]),
+        (["~d", "+d=1", "a=8"], [("~d", "+d=1", "a=8")]),
+    ],
+)
+def test_what_is_typed_with_a_prefix_comes_before_the_sweep_file_too(typed, rows):
+    assert parse({"a": "1,2", "+d": "3,4"}, typed).grid() == rows
+
+
 def test_draws_stay_inside_repeat_by_seed_and_cross_with_seeds():
     space = parse({}, [LR, "n=int(interval(1,3))", "m=tag(log,int(interval(1,100)))", "model=a,b", "seed=0,1"])
     rows = space.sample(50, seed=1)

@@ -148,22 +148,33 @@ def parse(params: Mapping[str, Any] | None, arguments: Iterable[str], config_loa
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    texts = [f"{key}={value}" for key, value in (params or {}).items()]
     parser = OverridesParser.create(config_loader=config_loader)
-    last: dict[str, str | Dimension] = {}
-    for override in parser.parse_overrides([*texts, *arguments]):
-        key = override.get_key_element()
-        if key == "resume":
-            continue
-        last.pop(key, None)  # what is typed comes last
-        if override.is_sweep_override():
-            last[key] = _dimension(key, override)
-        else:
-            last[key] = str(override.input_line)
+    given = _by_key(parser, [f"{key}={value}" for key, value in (params or {}).items()])
+    typed = _by_key(parser, arguments)
+    names = {_bare(key) for key in typed}
+    last = {key: value for key, value in given.items() if _bare(key) not in names} | typed
     return Space(
         {key: value for key, value in last.items() if isinstance(value, str)},
         [value for value in last.values() if isinstance(value, Dimension)],
     )
+
+
+def _by_key(parser: Any, texts: Iterable[str]) -> dict[str, str | Dimension]:
+    """Overrides by their keys as typed, the last one of each setting."""
+    last: dict[str, str | Dimension] = {}
+    for override in parser.parse_overrides(list(texts)):
+        key = override.get_key_element()
+        if _bare(key) == "resume":
+            continue
+        for same in [other for other in last if other.lstrip("+") == key.lstrip("+")]:  # `~a +a=1` is no repetition
+            del last[same]
+        last[key] = _dimension(key, override) if override.is_sweep_override() else str(override.input_line)
+    return last
+
+
+def _bare(key: str) -> str:
+    """A key without `+`, `++` or `~`, with which it names the same setting."""
+    return key.lstrip("+~")
 
 
 def _dimension(key: str, override: Any) -> Dimension:
