@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import f1_score, log_loss, roc_auc_score
 
@@ -86,6 +87,13 @@ def test_refuses_what_cannot_be_averaged(both, language_run) -> None:
         both.evaluate(max_length=3)
     with pytest.raises(TypeError, match="several texts"):
         both.predict(TEXTS[0])
+    for table in (pd.DataFrame({"text": TEXTS}), {"text": TEXTS}):  # of which the names of columns would be labelled
+        for classifier in (both, run):
+            with pytest.raises(
+                TypeError, match=rf"not a {type(table).__name__}: give one column, as frame\[\"text\"\]"
+            ):
+                classifier.predict(table)
+    assert both.predict(pd.DataFrame({"text": TEXTS})["text"]) == both.predict(TEXTS)
     other = recur.load(run.folder)
     other.task.class_names = ["bad", "good"]
     with pytest.raises(UserError, match="runs of the same classes"):

@@ -1,7 +1,7 @@
 """Using a classifier: predictions, and each token's contribution by integrated gradients."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from recur.data.buckets import Texts
 from recur.data.cache import Ragged
+from recur.data.tables import is_table
 from recur.errors import ABSENT, UserError
 from recur.nn.classifier import Classifier
 from recur.runs import run as runs
@@ -89,6 +90,18 @@ class Explanation:
 def class_names(run: "runs.Run") -> list[str]:
     """Names of the classes of a sentiment run, in order."""
     return [str(name) for name in run.task.class_names]
+
+
+def check_several(texts: object) -> None:
+    """Refuse what would be read letter by letter, or name of a column by name, where several texts are wanted.
+
+    Raises:
+        TypeError: one text, a table, or a mapping.
+    """
+    if isinstance(texts, str):
+        raise TypeError("predict takes several texts: give [text]")
+    if is_table(texts) or isinstance(texts, Mapping):
+        raise TypeError(f'predict takes several texts, not a {type(texts).__name__}: give one column, as frame["text"]')
 
 
 def classify(run: "runs.Run", texts: Sequence[str], before: int = 0) -> list[Prediction]:

@@ -66,10 +66,9 @@ class Ensemble:
 
         Raises:
             UserError: a text without tokens.
-            TypeError: one text in place of several.
+            TypeError: one text or a whole table in place of several texts.
         """
-        if isinstance(texts, str):
-            raise TypeError("predict takes several texts: give [text]")
+        classification.check_several(texts)
         return self.classify(list(texts)) if isinstance(texts, Sized) else self._stream(texts)
 
     def _stream(self, texts: Iterable[str]) -> Iterator[Prediction]:

@@ -57,10 +57,9 @@ class Run(runs.Run):
 
         Raises:
             UserError: a text without tokens, or a language run.
-            TypeError: one text in place of several.
+            TypeError: one text or a whole table in place of several texts.
         """
-        if isinstance(texts, str):
-            raise TypeError("predict takes several texts: give [text]")
+        classification.check_several(texts)
         self.require("sentiment", "predict")
         answers = classification.classify_stream(self, texts)
         return list(answers) if isinstance(texts, Sized) else answers
