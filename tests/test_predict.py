@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -372,6 +373,33 @@ def test_parts_of_an_answer_are_json_and_no_formula_and_columns_that_come_later_
     assert (first["explanation.towards"], first["explanation.gap"]) == ("'=1+1", "-0.5")
     said = capsys.readouterr().err
     assert said == "recur: columns that the first text lacks are left out, such as 'late': --out X.jsonl keeps them\n"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_answers_that_are_answered_again_lose_no_column(run_command, trained_run, tmp_path, suffix: str) -> None:
+    import pandas as pd
+
+    files = [tmp_path / f"{number}.{suffix}" for number in range(4)]
+    row = {"text": GOOD, "label": "true one", "input_input_label": "own", "probabilities.negative": "p"}
+    lines = f"{','.join(row)}\n{','.join(row.values())}\n" if suffix == "csv" else json.dumps(row) + "\n"
+    files[0].write_text(lines)
+    for source, out in itertools.pairwise(files):
+        assert run_command(trained_run, "--file", source, "--out", out).code == 0
+        read = {"lines": True} if suffix == "jsonl" else {}
+        before, after = ((pd.read_json if read else pd.read_csv)(file, **read) for file in (source, out))
+        kept = after.astype(str).iloc[0].tolist()
+        assert all(kept.count(value) >= 1 for value in ("true one", "own", "p")), after
+        assert len(after.columns) >= len(before.columns) + 4, "each part of an answer comes beside those of the last"
+        assert after["label"].tolist() == ["positive"]
+    assert (after["input_label"].tolist(), after["input_input_label"].tolist()) == (["true one"], ["own"])
+
+
+def test_a_column_has_one_name_in_all_records() -> None:
+    out = io.StringIO()
+    writer = Delimited(out, ",")
+    for columns in ({"label": "a"}, {"input_label": "b", "label": "c"}):
+        writer.write(columns, {"label": "positive"})
+    assert [row["input_label"] for row in csv.DictReader(out.getvalue().splitlines())] == ["a", "c"]
 
 
 def test_a_refusal_leaves_the_file_for_answers_as_it_was(run_command, trained_run, tmp_path) -> None:

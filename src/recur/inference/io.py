@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -243,9 +243,26 @@ class Records(Protocol):
         ...
 
 
-def _merged(columns: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
-    """One record; a column that is called as a part of the answer is, such as a true `label`, becomes `input_label`."""
-    return {f"input_{key}" if key in answer else key: value for key, value in columns.items()} | dict(answer)
+class _Names:
+    """What the columns of the input are called beside an answer, the same ones in each record.
+
+    A column that is called as a part of the answer is, such as a true `label`, becomes `input_label`: or, where the
+    input has that too, as one that was labelled before, `input_input_label`.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+
+    def renamed(self, columns: Mapping[str, Any], answer: Collection[str]) -> dict[str, Any]:
+        """The columns under names that neither a part of the answer nor another column has."""
+        for column in columns:
+            if (name := self._names.get(column, "")) and name not in answer:
+                continue
+            name = column
+            while name in answer or name in self._names.values() or (name != column and name in columns):
+                name = f"input_{name}"
+            self._names[column] = name
+        return {self._names[column]: value for column, value in columns.items()}
 
 
 class JsonLines:
@@ -255,11 +272,12 @@ class JsonLines:
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self._stream, self._names = stream, _Names()
 
     def write(self, columns: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
         """Write one answer behind the columns that came with its text."""
-        print(json.dumps(_merged(columns, answer), default=str), file=self._stream, flush=True)
+        record = {**self._names.renamed(columns, answer), **answer}
+        print(json.dumps(record, default=str), file=self._stream, flush=True)
 
 
 class Delimited:
@@ -269,18 +287,21 @@ class Delimited:
     """
 
     def __init__(self, stream: TextIO, delimiter: str) -> None:
-        self._stream, self._delimiter = stream, delimiter
+        self._stream, self._delimiter, self._names = stream, delimiter, _Names()
         self._writer: csv.DictWriter[str] | None = None
         self._said = False  # that columns are left out
 
     def write(self, columns: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
         """Write one answer behind the columns that came with its text."""
-        record: dict[str, Any] = {}
-        for key, value in _merged(columns, answer).items():
-            if isinstance(value, Mapping) and key in answer:
-                record |= {f"{key}.{name}": _cell(inner) for name, inner in value.items()}
-            else:
-                record[key] = _cell(value)
+        parts: dict[str, Any] = {}
+        for key, value in answer.items():
+            parts |= (
+                {f"{key}.{name}": inner for name, inner in value.items()}
+                if isinstance(value, Mapping)
+                else {key: value}
+            )
+        own = self._names.renamed(columns, {*answer, *parts})
+        record = {key: _cell(value) for key, value in {**own, **parts}.items()}
         if self._writer is None:
             style: dict[str, Any] = {"delimiter": self._delimiter, "extrasaction": "ignore", "lineterminator": "\n"}
             self._writer = csv.DictWriter(self._stream, list(record), **style)
