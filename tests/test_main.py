@@ -72,3 +72,11 @@ def test_bash_completes(tmp_path) -> None:  # type: ignore[no-untyped-def]
     script += 'COMP_LINE="recur train trainer=d"; COMP_POINT=${#COMP_LINE}; _recur; echo "${COMPREPLY[@]}"'
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["ddp", "ddp_cpu"]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_command_whose_output_is_closed_ends_as_any_other(closed: str) -> None:
+    """A training that was started so must not end with 1 when all is done."""
+    for words, code in (("completion bash", 0), ("results nowhere", 2)):
+        done = subprocess.run(["bash", "-c", f"{sys.executable} -m recur.{words} {closed}"], capture_output=True)
+        assert (done.returncode, b"Traceback" in done.stderr) == (code, False), done.stderr

@@ -290,6 +290,13 @@ def test_a_line_is_answered_before_the_pipe_closes(trained_run) -> None:
             assert json.loads(process.stdout.readline())["label"] == label  # it has not seen the end of the pipe
 
 
+def test_a_closed_standard_input_is_one_line(trained_run) -> None:
+    words = f"{sys.executable} -m recur.predict {trained_run} <&-"
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "recur: standard input is closed: give texts, or a file of texts with --file\n"
+
+
 def test_what_stands_before_a_bad_line_is_answered(run_command, trained_run) -> None:
     done = run_command(trained_run, "--json", stdin=f"{GOOD}\n{BAD}\n\n{GOOD}\n".encode())
     assert done.code == 2 and "line 3 is empty" in done.err

@@ -187,6 +187,13 @@ def going_on_unread() -> Iterator[None]:
         discard_output()
 
 
+def _replace_closed_streams() -> None:
+    """Where standard output or error is closed (`>&-`), which Python has None for: write there, and nobody reads it."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open as long as the process is
+
+
 def guard(command: Callable[[], Any]) -> None:
     """Run a command; turn what a user can fix into one line and exit code 2.
 
@@ -195,6 +202,7 @@ def guard(command: Callable[[], Any]) -> None:
     quietly, Ctrl-C ends it with 130. Warnings are one line, without the place in the code that they came from.
     """
     warnings.formatwarning = _warning_line  # type: ignore[assignment]
+    _replace_closed_streams()
     try:
         command()
         sys.stdout.flush()

@@ -102,6 +102,8 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if arguments.file and not Path(arguments.file).is_file():
         raise UserError("--file", arguments.file, "names no file")
+    if not arguments.file and not arguments.texts and sys.stdin is None:  # `<&-`
+        raise UserError("standard input", rule="is closed", remedy="give texts, or a file of texts with --file")
     if arguments.column and arguments.texts:
         raise UserError("--column", arguments.column, "names a column of --file or of JSON lines on standard input")
     if arguments.format not in ("auto", "text", "jsonl"):
