@@ -10,7 +10,7 @@ import torch
 
 from recur import bench
 from recur.benchmarks.clock import Turns
-from recur.benchmarks.harness import Report, Settings, imdb_lengths, pack_lengths, peak_bytes, race, ratio
+from recur.benchmarks.harness import Record, Report, Settings, imdb_lengths, pack_lengths, peak_bytes, race, ratio
 from recur.nn import compiled
 
 
@@ -92,6 +92,17 @@ def test_a_section_writes_tables_json_and_a_plot(tmp_path, capsys):
     assert section["machine"]["torch"] == torch.__version__
     assert {bar["name"] for bar in section["bars"]} >= {"64 ranks: fullest rank above the mean"}
     assert (tmp_path / "bench.png").stat().st_size > 1000
+
+
+def test_a_section_that_measures_nothing_leaves_what_was_measured_before(tmp_path):
+    """`language` without `--wikitext`, which is in the list of all sections."""
+    record = Record(Settings(quick=True, repeats=1, device="cpu", out=str(tmp_path)))
+    record.measure("language", lambda settings, report: report.table("epochs", [{"": "recur", "ms": 1.0}]))
+    again = Record(Settings(quick=True, repeats=1, device="cpu", out=str(tmp_path)))
+    for name in ("language", "bandwidth"):
+        again.measure(name, lambda settings, report: None)
+    sections = json.loads((tmp_path / "bench.json").read_text())["sections"]
+    assert list(sections) == ["language"] and list(sections["language"]["tables"]) == ["epochs"]
 
 
 LOW_LOSSES = {"fused, bf16-mixed", "plain, bf16-mixed"}  # where the processor multiplies bfloat16

@@ -56,6 +56,14 @@ def test_the_page_says_when_its_sections_were_measured():
     assert f"; the command beside each measured {others}." in page
 
 
+def test_a_section_of_speed_that_measured_nothing_is_passed_over():
+    bench = json.loads((RESULTS / "bench.json").read_text(encoding="utf-8"))
+    titles = {name: next(iter(bench["sections"][name]["tables"])) for name in ("engine", "language")}
+    bench["sections"]["language"] |= {"tables": {}, "bars": []}
+    table = publish.speed_tables(bench)
+    assert titles["engine"] in table and titles["language"] not in table
+
+
 def test_a_classifier_s_test_figure_says_on_how_many_texts():
     """The hub's test split of IMDB has 25,000, our copy 13,157."""
     test = {"accuracy": 0.5, "loss": 1.0}

@@ -125,15 +125,16 @@ class Record:
         began = time.perf_counter()
         report = Report(self._settings.quick)
         section(self._settings, report)
-        self._content["sections"][name] = {
-            "machine": machine(self._settings.device),
-            "quick": self._settings.quick,
-            "repeats": self._settings.repeats,
-            "seconds": round(time.perf_counter() - began, 1),
-            "when": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "bars": report.bars,
-            "tables": report.tables,
-        }
+        if report.tables or report.bars:  # one that lacks what it measures leaves what was measured before
+            self._content["sections"][name] = {
+                "machine": machine(self._settings.device),
+                "quick": self._settings.quick,
+                "repeats": self._settings.repeats,
+                "seconds": round(time.perf_counter() - began, 1),
+                "when": time.strftime("%Y-%m-%d %H:%M:%S"),
+                "bars": report.bars,
+                "tables": report.tables,
+            }
         report.print_bars()
         self._path.write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8")
 

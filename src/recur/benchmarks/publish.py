@@ -183,7 +183,7 @@ def speed_tables(record: dict[str, Any]) -> str:
     sections = record["sections"]
     lines = []
     for section in _TABLES:
-        if section in sections:
+        if section in sections and sections[section]["tables"]:  # earlier versions kept one that measured nothing
             title, rows = next(iter(sections[section]["tables"].items()))
             names = [name for name in rows[0] if name != "spread"]  # of that time: a section may be an older bench's
             lines += [f"{title}:", "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
