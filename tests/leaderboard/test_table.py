@@ -307,6 +307,14 @@ def test_a_torn_line_costs_itself_alone(tmp_path):
     assert len(events) == 1 + 2 * len(JOBS)
 
 
+def test_a_line_of_a_journal_ends_at_a_line_feed_alone(tmp_path):
+    """Lines cut in two were passed over, and the run with them."""
+    separators = "a\u2028b\u2029c\u0085d"
+    make_sweep(tmp_path / "s", [([f"name={separators}", "lr=1"], 0.5), (["name=x", "lr=1"], 0.6)])
+    assert [event["job"] for event in read(tmp_path / "s") if event["event"] == "start"] == [0, 1]
+    assert read(tmp_path / "s")[1]["overrides"][0] == f"name={separators}"
+
+
 def make_run(folder, value, *overrides, monitor="val/accuracy"):
     """A run of its own, as `recur.train` leaves it."""
     (folder / ".hydra").mkdir(parents=True)

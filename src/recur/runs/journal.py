@@ -81,7 +81,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     except ValueError as error:
         raise UserError(str(path), rule="is damaged", remedy=str(error)) from None
     events = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # `splitlines` cuts at U+2028 too, which JSON leaves as it is in a text
         try:
             event = parse_json(line)
         except ValueError:
@@ -126,7 +126,7 @@ def read_validations(folder: Path) -> list[dict[str, Any]]:
     it they are of the epoch before, as earlier versions wrote them.
     """
     try:
-        lines = read_regular(folder / VALIDATIONS, JSON_BYTES).decode("utf-8", "replace").splitlines()
+        lines = read_regular(folder / VALIDATIONS, JSON_BYTES).decode("utf-8", "replace").split("\n")
     except (OSError, ValueError):
         return []
     steps: dict[int, dict[str, Any]] = {}
