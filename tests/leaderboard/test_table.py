@@ -505,6 +505,16 @@ def test_a_setting_that_was_typed_equals_the_same_one_that_was_configured(tmp_pa
     assert all("tied" not in group.settings for group in groups)
 
 
+def test_runs_typed_with_two_spellings_of_one_value_are_repeats(tmp_path):
+    for seed, words in enumerate([("lr=1e-3", "tied=True"), ("lr=0.001", "tied=true"), ("lr=2e-3", "tied=false")]):
+        make_run(tmp_path / str(seed), 0.5 + 0.1 * seed, *words, f"seed={seed}")
+    groups = Leaderboard.of([tmp_path]).groups
+    assert [(group.settings, len(group.results)) for group in groups] == [
+        ({"lr": "2e-3", "tied": "false"}, 1),
+        ({"lr": "1e-3", "tied": "True"}, 2),
+    ]
+
+
 def test_the_best_of_unlike_runs_is_named_in_a_few_words(tmp_path):
     make_run(tmp_path / "a", 0.9, *[f"k{n}={n}" for n in range(9)])
     make_run(tmp_path / "b", 0.5, "other=1")

@@ -215,11 +215,15 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def fill_from_configs(results: Sequence[Result]) -> None:
-    """Add settings that others typed and this run left as configured, from the run's own config."""
-    typed: dict[str, list[str]] = {}
+    """Add settings that others typed and this run left as configured, from the run's own config.
+
+    One value is one text in all runs, the one that was typed first: `0` for `0.0`, `1e-3` for `0.001`, `False` for
+    `false`.
+    """
+    typed: dict[str, dict[float | str, str]] = {}
     for result in results:
         for key, text in result.settings.items():
-            typed.setdefault(key, []).append(text)
+            typed.setdefault(key, {}).setdefault(_meaning(text), text)
     for result in results:
         lacking = [key for key in typed if key not in result.settings]
         if lacking:
@@ -227,7 +231,9 @@ def fill_from_configs(results: Sequence[Result]) -> None:
             for key in lacking:
                 value = choices[key] if key in choices else _at(config, key.lstrip("+~"), default=_ABSENT)
                 if value is None or isinstance(value, (str, int, float, bool)):
-                    result.settings[key] = _as_typed(_word(value), typed[key])
+                    result.settings[key] = _word(value)
+        for key, text in result.settings.items():
+            result.settings[key] = typed[key].get(_meaning(text), text)
 
 
 def add_differences(results: Sequence[Result]) -> bool:
@@ -327,14 +333,11 @@ def _word(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _as_typed(text: str, typed: Sequence[str]) -> str:
-    """`0` for `0.0` and `False` for `false` where it was typed so: one value is one text."""
-    for other in typed:
-        if other.lower() == text.lower() and text in ("true", "false", "null"):
-            return other
-        if numbers([text, other]) and float(other) == float(text):
-            return other
-    return text
+def _meaning(text: str) -> float | str:
+    """What a text is compared by: its number where it is one, and `true`, `false` and `null` in whatever case."""
+    if values := numbers([text]):
+        return values[0]
+    return text.lower() if text.lower() in ("true", "false", "null") else text
 
 
 def numbers(texts: Sequence[str]) -> list[float] | None:
