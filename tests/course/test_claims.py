@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -197,11 +200,11 @@ def lose(one, out, job, *events):
 def sweeps_end(monkeypatch, code, last="recur: the last line"):
     """Instead of a sweep, only how it ends."""
 
-    def run(words, stdout, **_):
+    def begun(_, stdout, **__):
         print(last, file=stdout, flush=True)
-        return subprocess.CompletedProcess(words, code)
+        return types.SimpleNamespace(wait=lambda: code)
 
-    monkeypatch.setattr(experiment.subprocess, "run", run)
+    monkeypatch.setattr(experiment.subprocess, "Popen", begun)
 
 
 STOPPED, FAILED = {"event": "end", "state": "stopped"}, {"event": "end", "state": "failed", "reason": "it exploded"}
@@ -235,6 +238,45 @@ def test_a_claim_whose_sweep_was_stopped_is_stopped(finished, monkeypatch, code)
     sweeps_end(monkeypatch, code)
     with pytest.raises(KeyboardInterrupt):
         experiment.observe(one, out)
+
+
+SWEEP = """
+import signal, sys, time
+def stop(*_):
+    print("stopped", flush=True)
+    time.sleep(1)
+    sys.exit("saved")
+for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(which, stop)
+print("ready", flush=True)
+time.sleep(60)
+"""
+CLAIM = """
+import sys, types
+from pathlib import Path
+from recur import cli
+from recur.course import experiment
+experiment.command = lambda *_: ["python", "-c", sys.argv[1]]
+claim = types.SimpleNamespace(sweep=1, name="demo")
+cli.guard(lambda: experiment._run_sweep(claim, Path(sys.argv[2]), ()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("send", "which"), [(os.killpg, signal.SIGINT), (os.killpg, signal.SIGHUP), (os.kill, signal.SIGTERM)]
+)
+def test_a_signal_goes_to_the_sweep_once_and_its_end_is_awaited(tmp_path, send, which):
+    """Its jobs save then; the sweep was killed a quarter of a second after Ctrl-C, and outlived the other signals."""
+    words, log = [sys.executable, "-c", CLAIM, SWEEP, str(tmp_path / "sweep")], tmp_path / "sweep.log"
+    process = subprocess.Popen(words, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not log.is_file() or "\nready" not in log.read_text():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    send(process.pid, which)
+    assert process.communicate(timeout=30)[1] == "recur: interrupted\n"
+    assert process.returncode == 130
+    assert log.read_text().partition("\nready\n")[2] == "stopped\nsaved\n"
 
 
 def test_a_run_that_failed_is_named_or_an_observation(finished, monkeypatch):

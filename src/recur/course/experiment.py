@@ -4,6 +4,7 @@ Both resume. A folder is named after what is run, so a changed claim begins anot
 file has changed is called again.
 """
 
+import contextlib
 import hashlib
 import importlib
 import inspect
@@ -11,12 +12,13 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from recur.course.claim import Claim, Sweep
 from recur.course.verdict import Observation
@@ -163,19 +165,64 @@ def _run_sweep(claim: Claim, folder: Path, extra: Sequence[str]) -> None:
     words = [*command(claim, folder)[1:], *extra, *again]
     with (folder.parent / "sweep.log").open("a", encoding="utf-8") as log:
         print("$", shlex.join(["python", *words]), file=log, flush=True)
-        done = subprocess.run(  # noqa: S603
-            [sys.executable, *words], stdout=log, stderr=subprocess.STDOUT, check=False, env={**os.environ}
-        )
-    if done.returncode in (130, 143, -2, -15):
-        raise KeyboardInterrupt
+        code = _exit_code(words, log)
     begun = (folder / journal.NAME).is_file()
     if begun and not _missing(claim.sweep, folder):
         return
-    if begun and done.returncode == 1 and set(_failures(folder)) - _observed_failures(claim.sweep, folder):
+    if begun and code == 1 and set(_failures(folder)) - _observed_failures(claim.sweep, folder):
         return
     last = (folder.parent / "sweep.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
     how = "run to its end" if begun else "run"
-    raise UserError(claim.name, rule=f"could not be {how} (exit code {done.returncode})", remedy=last[:300])
+    raise UserError(claim.name, rule=f"could not be {how} (exit code {code})", remedy=last[:300])
+
+
+def _exit_code(words: Sequence[str], log: TextIO) -> int:
+    """Run Python with these words to its end.
+
+    A signal goes to it alone, once: it stops its jobs, which save what they have, and a second one would end them. So
+    it has a process group of its own, which a terminal's Ctrl-C and end do not reach.
+
+    Raises:
+        KeyboardInterrupt: it was stopped, or was to be.
+    """
+    heard: list[int] = []
+    started: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, _: Any) -> None:
+        heard.append(number)
+        for process in started:
+            process.send_signal(number)
+
+    with _handled_by(pass_on):
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+        started.append(process)
+        for number in heard[:1]:  # which came before there was a process
+            process.send_signal(number)
+        code = process.wait()
+    if heard or code in (129, 130, 143, -1, -2, -15):
+        raise KeyboardInterrupt
+    return code
+
+
+@contextlib.contextmanager
+def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Let a function have SIGINT, SIGTERM and SIGHUP; those that are ignored, as by `nohup`, stay so."""
+    before = {}
+    for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(which) != signal.SIG_IGN:
+            with contextlib.suppress(ValueError):  # not in the main thread
+                before[which] = signal.signal(which, handler)
+    try:
+        yield
+    finally:
+        for which, former in before.items():
+            signal.signal(which, former)
 
 
 def _check_data(claim: Claim, folder: Path, extra: Sequence[str]) -> None:
