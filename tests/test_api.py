@@ -7,6 +7,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,10 @@ def busy_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     monkeypatch.setenv("PL_SEED_WORKERS", "0")
     handler = logging.FileHandler(tmp_path / "theirs.log", mode="w")
     logging.getLogger().addHandler(handler)
+    # One of another logger, too, which holds its records back: closed, it would have no file to write them to.
+    file = logging.FileHandler(tmp_path / "held.log", mode="w")
+    held = MemoryHandler(9, target=file)
+    logging.getLogger("theirs").addHandler(held)
     logging.getLogger("theirs").setLevel(logging.INFO)
     logging.getLogger("theirs").info("before")
     (tmp_path / "theirs").mkdir()
@@ -123,7 +128,12 @@ def busy_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
         yield tmp_path / "theirs.log"
         assert hydra_compose("config").theirs == 1
     logging.getLogger().removeHandler(handler)
+    logging.getLogger("theirs").removeHandler(held)
     handler.close()
+    assert (tmp_path / "held.log").read_text() == ""
+    held.close()
+    file.close()
+    assert (tmp_path / "held.log").read_text() == "before\nafter\n"
 
 
 def test_a_run_trained_here_is_opened_and_the_process_is_as_before(tmp_path: Path, busy_process: Path) -> None:

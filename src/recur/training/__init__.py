@@ -15,6 +15,7 @@
     baselines            what a model without a network reaches on the same rows
     allocator            memory that is freed stays for the next step
     lightning_internals  every private name of Lightning that is used
+    logging_internals    every private name of Python's `logging` that is used
 
 To add a callback: a class in `callbacks` and its node in `conf/callbacks/default.yaml`, null where it is off.
 """

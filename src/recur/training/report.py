@@ -28,6 +28,7 @@ from recur.runs.metrics import format_value, hparam_metrics, peak_memory_mib, pl
 from recur.runs.trust import check_targets
 from recur.training.callbacks import Throughput
 from recur.training.loggers import log_results
+from recur.training.logging_internals import handlers_apart
 
 _QUIETED = (
     "lightning.pytorch.utilities.rank_zero",
@@ -46,15 +47,15 @@ def logging_as_before() -> Iterator[None]:
     for handler in theirs:  # the run would filter them
         root.removeHandler(handler)
     try:
-        with warnings.catch_warnings():
-            yield
+        with handlers_apart(), warnings.catch_warnings():
+            try:
+                yield
+            finally:
+                for handler in root.handlers[:]:
+                    root.removeHandler(handler)
+                    handler.close()
     finally:
-        for handler in root.handlers[:]:
-            root.removeHandler(handler)
-            handler.close()
         for handler in theirs:
-            if isinstance(handler, logging.FileHandler):  # Python closes them all where logging is configured anew
-                handler.mode = "a"
             root.addHandler(handler)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
