@@ -39,7 +39,7 @@ class _EarlyStopping(EarlyStopping):
 
 
 def early_stopping(monitor: str, mode: str, patience: Annotated[int, Ge(0)] | None) -> EarlyStopping | None:
-    """Stop after more than `patience` validations without improvement; None for None."""
+    """Stop after `patience` validations in a row without improvement, with 0 after the first; None for None."""
     if patience is None:
         return None
     # After each validation: an epoch in whose middle a run goes on with other data ends without one.
