@@ -7,7 +7,7 @@ import pytest
 
 from recur.cli import explain
 from recur.errors import UserError
-from recur.runs.files import check_links, naming, read_regular, write_atomic
+from recur.runs.files import check_links, naming, open_inside, read_regular, write_atomic
 
 
 def test_a_file_with_a_name_elsewhere_is_refused(tmp_path: Path) -> None:
@@ -58,3 +58,10 @@ def test_an_error_that_names_a_file_keeps_it(tmp_path: Path) -> None:
         write_atomic(tmp_path / "folder", "text")
     assert raised.value.filename == str(tmp_path / "folder")
     assert not [path for path in tmp_path.iterdir() if path.name != "folder"]
+
+
+@pytest.mark.parametrize("name", ["absent", "absent/.lock"])
+def test_an_error_in_a_folder_names_the_whole_path(tmp_path: Path, name: str) -> None:
+    with pytest.raises(FileNotFoundError) as raised:
+        open_inside(tmp_path, name, os.O_RDWR)
+    assert explain(raised.value).startswith(f"{tmp_path / name}: No such file")

@@ -99,7 +99,7 @@ def open_inside(folder: Path, name: str, flags: int) -> int:
 
     Raises:
         UserError: a part of the path is a link, or it is no file.
-        OSError: it cannot be opened.
+        OSError: it cannot be opened; the error names the whole path.
     """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -113,6 +113,7 @@ def open_inside(folder: Path, name: str, flags: int) -> int:
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise UserError(str(folder / name), rule="is no file", remedy=_REMEDY) from None
+        error.filename = str(folder / name)  # the system knows the part alone, which it was given
         raise
     finally:
         os.close(handle)
