@@ -77,7 +77,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from recur.inference.ensemble import check_settings, ensemble_of
     from recur.inference.run import load
     from recur.runs import precision
-    from recur.runs.metrics import plain
+    from recur.runs.metrics import finite, plain
 
     with cli.typed_names():
         cache = _settings(evaluation.Cache, arguments, {"size": "cache"}, "flatness", "weight", prefix="cache")
@@ -129,17 +129,8 @@ def _run(arguments: argparse.Namespace) -> None:
                 figures["precision"] = WITHOUT_AUTOCAST
     if not arguments.data and data.ceiling:
         record["ceiling"] = data.ceiling
-    json.dump(_finite(plain(record)), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+    json.dump(finite(plain(record)), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
     print(flush=True)
-
-
-def _finite(value: Any) -> Any:
-    """A value with None for numbers that JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number_or_tune(word: str) -> float | str:

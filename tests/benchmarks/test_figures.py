@@ -40,6 +40,12 @@ def test_an_experiment_without_a_figure_says_so(name):
     assert not (RESULTS / f"{name}.json").is_file()
 
 
+def test_a_figure_that_is_not_finite_is_shown_as_no_number():
+    assert figures.spread({"runs": {"0": {"val": {"loss": 900.0, "perplexity": None}}}}, "val") == (
+        "perplexity nan (900.000 nats)"
+    )
+
+
 def test_the_tables_are_those_of_the_records():
     assert publish.short_table(_records()) in (ROOT / "README.md").read_text(encoding="utf-8")
     assert publish.results_table(_records()) in (RESULTS / "README.md").read_text(encoding="utf-8")

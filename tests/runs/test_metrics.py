@@ -1,9 +1,11 @@
 """The one list of metrics, held against what the tasks log."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from recur.errors import UserError
 from recur.runs.metrics import (
@@ -14,8 +16,12 @@ from recur.runs.metrics import (
     format_value,
     hparam_metrics,
     logged,
+    metric,
     metric_info,
+    metric_names,
+    read_record,
     recorded,
+    write_metrics,
 )
 
 
@@ -50,6 +56,21 @@ def test_values_are_shown_in_their_unit() -> None:
     assert format_value("parameters", 1234567.0) == "1,234,567"
     assert format_value("val/loss", float("nan")) == "nan"
     assert format_value("val/loss", None) == ""
+
+
+def test_what_is_not_finite_is_null_in_the_file_and_no_number_to_a_reader(tmp_path: Path) -> None:
+    """JSON knows no NaN, and a browser, `jq` or another language refuses a file with one."""
+    values = {"auroc": torch.tensor(math.nan), "perplexity": math.inf, "loss": 1.5}
+    write_metrics(tmp_path, {"val": values, "confusion": {"matrix": [[math.nan]]}, "wall_seconds": None})
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    record = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refuse)
+    assert record["val"] == {"auroc": None, "perplexity": None, "loss": 1.5} and read_record(tmp_path) == record
+    assert [math.isnan(metric(record, f"val/{name}")) for name in values] == [True, True, False]
+    assert metric(record, "val/f1") is metric(record, "test/loss") is metric(record, "wall_seconds") is None
+    assert metric_names(record) == [f"val/{name}" for name in values]
 
 
 def test_hparams_are_of_one_family() -> None:

@@ -223,7 +223,7 @@ def test_rows_that_differ_in_the_order_of_their_words_alone_stay_apart():
     assert [(job.number, job.overrides) for job in made] == [(1, known[1]), (0, known[0])]
 
 
-@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("value", ["null", "NaN", "Infinity", "-Infinity"])
 def test_a_metric_that_is_not_finite_is_a_failure_unless_the_run_was_pruned(tmp_path, value):
     job = Job(0, (), tmp_path / "0", SweepId(tmp_path, KEY), monitor="val/loss")
     job.prepare()

@@ -176,7 +176,8 @@ def of_texts(record: Mapping[str, Any]) -> str:
     return f" on {size} texts" if texts and spread(record, "test") else ""
 
 
-def _mean(values: Sequence[float], form: str) -> str:
+def _mean(figures: Sequence[float | None], form: str) -> str:
+    values = [math.nan if figure is None else figure for figure in figures]  # null is a figure that is not finite
     mean = format(statistics.fmean(values), form)
     return mean if len(values) == 1 else f"{mean} ± {format(statistics.stdev(values), form)}"
 

@@ -22,6 +22,7 @@ from recur.runs import hub
 from recur.runs.extras import lacks
 from recur.runs.files import is_inside, naming
 from recur.runs.limits import read_json
+from recur.runs.metrics import finite
 from recur.runs.run import Run, load_checkpoint
 
 FORMATS = ("onnx", "torch", "safetensors")
@@ -105,7 +106,7 @@ def export(
         files.text("tokenizer.json", json.dumps(tokenizer, ensure_ascii=False))
     record = run.record()
     if record is not None:
-        files.text("metrics.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        files.text("metrics.json", json.dumps(finite(record), indent=2, ensure_ascii=False) + "\n")
     _write(folder, files.content, force)
     return Export(folder, {name: len(content) for name, content in files.content.items()}, measured, small)
 

@@ -75,6 +75,7 @@ METRICS = (
     MetricInfo("epochs", (), "min", "", ",.0f", splits=()),
     MetricInfo("steps", (), "min", "", ",.0f", splits=()),
 )
+_NOT_MEASURED = object()
 _FAMILIES = {"recur.tasks.sentiment.": SENTIMENT, "recur.tasks.language_modeling.": LANGUAGE}
 
 
@@ -148,6 +149,15 @@ def plain(value: Any) -> Any:
     return value
 
 
+def finite(value: Any) -> Any:
+    """A plain value with None in place of the numbers that are not finite, which JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def peak_memory_mib(device: Any) -> float:
     """Peak memory in MiB: on a GPU since `reset_peak_memory`, else resident memory of this process so far.
 
@@ -212,8 +222,9 @@ def _cpu_name() -> str:
 
 
 def write_metrics(folder: Path, record: dict[str, Any]) -> None:
-    """Write `metrics.json`."""
-    write_atomic(folder / "metrics.json", json.dumps(plain(record), indent=2, ensure_ascii=False) + "\n")
+    """Write `metrics.json`; a figure that is not finite as null."""
+    text = json.dumps(finite(plain(record)), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomic(folder / "metrics.json", text + "\n")
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -226,10 +237,15 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def metric(record: Mapping[str, Any], name: str) -> float | None:
-    """A number of `metrics.json` by name: `val/accuracy`, `wall_seconds`, `parameters` (the trainable ones)."""
+    """A number of `metrics.json` by name: `val/accuracy`, `wall_seconds`, `parameters` (the trainable ones).
+
+    NaN for a metric of a split that was measured and is not finite, which the file has as null.
+    """
     node: Any = record
     for part in name.split("/"):
-        node = node.get(part) if isinstance(node, Mapping) else None
+        node = node.get(part, _NOT_MEASURED) if isinstance(node, Mapping) else _NOT_MEASURED
+    if node is None and "/" in name:
+        return math.nan
     if name == "parameters" and isinstance(node, Mapping):
         node = node.get("trainable")
     if not isinstance(node, (int, float)) or isinstance(node, bool):
