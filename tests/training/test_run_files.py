@@ -10,6 +10,7 @@ import recur
 from conftest import EASY
 from recur.errors import UserError
 from recur.render import tree_lines
+from recur.runs import journal
 from recur.training import report
 from support.commands import run_command
 
@@ -84,8 +85,11 @@ def test_what_another_process_began_in_the_folder_meanwhile_stays(tmp_path: Path
 class Died(Callback):
     """Ends the process's run in the middle of it."""
 
+    def __init__(self, step: int = 1) -> None:
+        self._step = step
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.sanity_checking:
+        if not trainer.sanity_checking and trainer.global_step >= self._step:
             raise KeyError("died")
 
 
@@ -101,3 +105,15 @@ def test_a_resumed_run_that_dies_keeps_no_figures_of_other_weights(tmp_path: Pat
         recur.fit([*more, died])
     assert not (tmp_path / "run" / "metrics.json").exists()
     assert recur.fit([*more, "~callbacks.died"]).metrics["epochs"] == 2
+
+
+def test_validations_after_the_checkpoint_are_those_of_the_resumed_run(tmp_path: Path) -> None:
+    """It may validate at other steps than the run that died."""
+    run = tmp_path / "run"
+    words = [*EASY, f"hydra.run.dir={run}", "trainer=cpu", "data.synthetic.train_size=80", "logger=none"]
+    words += ["trainer.max_epochs=1", "trainer.val_check_interval=0.25", "callbacks.last.every_steps=2"]
+    with pytest.raises(KeyError):
+        recur.fit([*words, f"+callbacks.died={{_target_: {__name__}.Died, step: 4}}"])
+    assert [entry["step"] for entry in journal.read_validations(run)] == [1, 2, 3]
+    recur.fit([f"resume={run}", "~callbacks.died", "trainer.val_check_interval=1.0"])
+    assert [entry["step"] for entry in journal.read_validations(run)] == [1, 2, 4]

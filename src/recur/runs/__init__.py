@@ -3,7 +3,7 @@
     run          what a run's folder holds, and how a run is opened with nothing but its path
     folder       what lies in a folder before a run writes into it
     checkpoint   checkpoint files that are whole or not there
-    journal      `sweep.jsonl` and `history.jsonl`, which are only ever added to
+    journal      `sweep.jsonl` and `history.jsonl`, a line for each event and each validation
     metrics      the one list of metrics, and `metrics.json`
     fingerprint  what a run was trained on, in a few numbers
     build        building what a config names, and whose mistake it is when that fails

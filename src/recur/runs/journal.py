@@ -39,10 +39,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / NAME
-        torn = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
-        self._file = open_inside(folder, NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        if torn and self.path.stat().st_size:  # a line cut by a power failure stays apart
-            os.write(self._file, b"\n")
+        self._file = open_inside(folder, NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND)
 
     @classmethod
     def begin(cls, folder: Path, **header: Any) -> "Journal":
@@ -54,11 +51,20 @@ class Journal:
     def add(self, event: str, **fields: Any) -> None:
         """Add one line with a single write: a kill leaves the whole line or none of it."""
         with naming(self.path):
-            os.write(self._file, _line(event, fields).encode())
+            _add_line(self._file, _line(event, fields))
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
+
+
+def _add_line(file: int, line: str) -> None:
+    """Add a line to an open file; one that was cut before, by a power failure or a full disk, stays apart."""
+    size = os.fstat(file).st_size
+    torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
+    data = (b"\n" if torn else b"") + line.encode()
+    while data:  # where not all of it was taken, the next write raises what is in its way
+        data = data[os.write(file, data) :]
 
 
 def _line(event: str, fields: dict[str, Any]) -> str:
@@ -143,9 +149,28 @@ def read_validations(folder: Path) -> list[dict[str, Any]]:
 
 def append_validation(folder: Path, entry: dict[str, Any]) -> None:
     """Add one validation with a single write."""
-    file = open_inside(folder, VALIDATIONS, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    file = open_inside(folder, VALIDATIONS, os.O_RDWR | os.O_CREAT | os.O_APPEND)
     try:
         with naming(folder / VALIDATIONS):
-            os.write(file, (json.dumps(entry) + "\n").encode())
+            _add_line(file, json.dumps(entry) + "\n")
     finally:
         os.close(file)
+
+
+def cut_validations(folder: Path, last: int) -> None:
+    """Leave out the validations after a step: a run that goes on from there may validate at other steps than before."""
+    try:
+        lines = read_regular(folder / VALIDATIONS, JSON_BYTES).decode("utf-8", "replace").splitlines()
+    except (OSError, ValueError):
+        return
+    kept = [line for line in lines if _step(line) <= last]
+    if len(kept) < len(lines):
+        write_atomic(folder / VALIDATIONS, "".join(f"{line}\n" for line in kept))
+
+
+def _step(line: str) -> float:
+    """The step of a validation's line; infinity for a line that is none."""
+    try:
+        return int(parse_json(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return math.inf

@@ -31,6 +31,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from recur.cli import rank
 from recur.errors import UserError
 from recur.runs import checkpoint as checkpoints
+from recur.runs import journal
 from recur.runs.files import is_inside
 from recur.runs.run import FORMAT, load_checkpoint
 from recur.training import lightning_internals as internals
@@ -194,7 +195,9 @@ def synced_size(path: Path) -> int:
 
 
 def rewind(folder: Path, checkpoint: Path) -> None:
-    """Cut a run's curves back to a checkpoint: the resumed run writes the rest again. Half-written files go, too.
+    """Cut a run's curves and validations back to a checkpoint: the resumed run writes the rest again.
+
+    Half-written files go, too.
 
     Args:
         folder: of the run.
@@ -202,7 +205,11 @@ def rewind(folder: Path, checkpoint: Path) -> None:
     """
     for part in checkpoint.parent.glob(".*.part"):
         part.unlink()
-    sizes = load_checkpoint(checkpoint).get("reached", {}).get("curves")
+    content = load_checkpoint(checkpoint)
+    reached = content.get("reached", {})
+    again = reached.get("place") == "validation"  # which the resumed run begins with
+    journal.cut_validations(folder, content["global_step"] - again)
+    sizes = reached.get("curves")
     if not sizes:
         return  # from elsewhere, or without curves
     for path in curves(folder):
