@@ -1,5 +1,6 @@
 """A run that is refused before its first step leaves nothing behind."""
 
+import shutil
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -117,3 +118,54 @@ def test_validations_after_the_checkpoint_are_those_of_the_resumed_run(tmp_path:
     assert [entry["step"] for entry in journal.read_validations(run)] == [1, 2, 3]
     recur.fit([f"resume={run}", "~callbacks.died", "trainer.val_check_interval=1.0"])
     assert [entry["step"] for entry in journal.read_validations(run)] == [1, 2, 4]
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock"}
+
+
+@pytest.fixture
+def copied(trained_run: Path, tmp_path: Path) -> Path:
+    """A run that lies elsewhere than its checkpoints say, and that once ended by a number that is not finite."""
+    shutil.copytree(trained_run, tmp_path / "run")
+    (tmp_path / "run" / "not_finite.txt").write_text("loss nan")
+    journal.append_validation(tmp_path / "run", {"step": 10**6, "epoch": 9.0, "metrics": {}})
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("callbacks.gradients.longest=50", "callbacks.gradients.longest"),
+        (f"+callbacks.mine._target_={__name__}.Never", "mine never"),
+    ],
+)
+def test_a_run_whose_callbacks_do_not_fit_its_task_is_not_touched(copied: Path, words: str, said: str) -> None:
+    before = everything(copied)
+    with pytest.raises(UserError, match=said):
+        recur.fit([f"resume={copied}", "trainer.max_epochs=9", words])
+    assert everything(copied) == before
+
+
+class Never(Callback):
+    """Fits no task."""
+
+    def check_fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        raise UserError("mine", rule="never")
+
+
+@pytest.mark.filterwarnings("ignore:Be aware")  # that the best so far is left out, as was typed
+@pytest.mark.parametrize("state", ["missing", "damaged"])
+def test_a_run_without_its_best_checkpoint_is_refused_before_it_trains(copied: Path, state: str) -> None:
+    """Or it would be missed after all of the training."""
+    best = copied / "checkpoints" / "best.ckpt"
+    whole = best.read_bytes()
+    best.unlink() if state == "missing" else best.write_bytes(whole[:-9])
+    before = everything(copied)
+    with pytest.raises(UserError, match=rf"{best}, the best checkpoint so far, is {state}: put .* ~callbacks\.best"):
+        recur.fit([f"resume={copied}", "trainer.max_epochs=9"])
+    assert everything(copied) == before
+    epochs = recur.load(copied / "checkpoints" / "last.ckpt").config["trainer"]["max_epochs"]
+    best.unlink(missing_ok=True)
+    run = recur.fit([f"resume={copied}", f"trainer.max_epochs={epochs + 1}", "~callbacks.best"])
+    assert run.metrics["epochs"] == epochs + 1

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
@@ -163,12 +164,16 @@ class LanguageModelingTask(Stepping):
             self.sampled_softmax.count(torch.from_numpy(np.asarray(data.tokens("train"), np.int64)))
 
     def on_fit_start(self) -> None:
+        """Refuse settings that do not fit each other, of a trainer built by hand, too."""
+        self.check_fit(self.trainer, self)
+
+    def check_fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a last epoch of a run that does not know which that is.
 
         Raises:
             UserError: `exact_epochs` of a run without `max_epochs`.
         """
-        last = self.trainer.max_epochs
+        last = trainer.max_epochs
         if self.sampled_softmax is not None and self.exact_epochs and (last is None or last < 0):
             rule = "counts from the end of the run, which trainer.max_epochs must give"
             raise UserError("model.exact_epochs", self.exact_epochs, rule, "set trainer.max_epochs")

@@ -17,7 +17,7 @@ batches: a run that is resumed with more steps goes on in it, and one that is no
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,8 +118,34 @@ class BestCheckpoint(ModelCheckpoint):
         """Lightning's, and the loss of the best."""
         return {**super().state_dict(), "best_loss": self._best_loss}
 
+    def check_former(self, callbacks: Mapping[str, Any]) -> None:
+        """Refuse to go on without the best checkpoint so far: only after all of the training would it be missed.
+
+        Args:
+            callbacks: states by key, of the checkpoint from which the run goes on.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        best = self._here(callbacks.get(self.state_key, {})).get("best_model_path")
+        if best and not checkpoints.whole(Path(best)):
+            state = "damaged" if Path(best).is_file() else "missing"
+            remedy = "put a whole copy of it back, or add ~callbacks.best to score the last weights in its place"
+            raise UserError("", rule=f"cannot go on: {best}, the best checkpoint so far, is {state}", remedy=remedy)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state, with this run's folder in place of the former."""
+        state = self._here(state_dict)
+        super().load_state_dict(state)
+        self.current_score = state_dict["current_score"]
+        self._best_loss = state_dict["best_loss"]
+
+    def _here(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """A state with this run's folder in place of the former.
+
+        Raises:
+            UserError: it names a file elsewhere.
+        """
         former, present = str(state_dict.get("dirpath")), str(self.dirpath)
 
         def moved(value: Any) -> Any:
@@ -134,9 +160,7 @@ class BestCheckpoint(ModelCheckpoint):
         for path in (*named, *(state.get("best_k_models") or ())):
             if path and not is_inside(path, present):  # a file that a better checkpoint would replace
                 raise UserError(str(path), rule=f"is named by the run's checkpoint, and lies out of {present}")
-        super().load_state_dict(state)
-        self.current_score = state_dict["current_score"]
-        self._best_loss = state_dict["best_loss"]
+        return state
 
 
 class RankAgreement:

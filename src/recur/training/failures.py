@@ -73,13 +73,17 @@ class Finite(Callback):
         self.skipped = state_dict["skipped"]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse to skip steps of a task that cannot undo them, of a trainer built by hand, too."""
+        self.check_fit(trainer, pl_module)
+        self._task = pl_module if isinstance(pl_module, Restorable) else None
+
+    def check_fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse to skip steps of a task that cannot undo them.
 
         Raises:
             UserError: the task is not `Restorable`.
         """
-        self._task = pl_module if isinstance(pl_module, Restorable) else None
-        if self.skip and self._task is None:
+        if self.skip and not isinstance(pl_module, Restorable):
             raise UserError(
                 "callbacks.finite.on_nonfinite",
                 "skip",

@@ -6,7 +6,7 @@ Everything is checked first (`take_up`) and written in one place (`begin`), so t
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -25,6 +25,14 @@ from recur.training.loggers import log_settings
 from recur.training.tensorboard import announce_hparams, settings_of
 
 _begun: set[Path] = set()  # folders of new runs that this process has begun to write
+
+
+@runtime_checkable
+class Checking(Protocol):
+    """A callback or a task that may refuse to be trained together with the others."""
+
+    def check_fit(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Raise a `UserError` where it must not; nothing has been written yet."""
 
 
 def take_up(composed: Composed) -> Path | None:
@@ -59,6 +67,26 @@ def _check_state(checkpoint: Path) -> None:
         check_training_state(content)
     except ValueError as error:
         raise UserError(f"cannot go on from {checkpoint}:", rule=str(error)) from None
+
+
+def check_parts(task: Any, trainer: pl.Trainer, checkpoint: Path | None) -> None:
+    """Ask the task and the callbacks whether they can be trained together, before anything is written.
+
+    Args:
+        task: of the run.
+        trainer: with the callbacks.
+        checkpoint: from which the run goes on; None for a new one.
+
+    Raises:
+        UserError: one of them refuses.
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    for part in (task, *callbacks):
+        if isinstance(part, Checking):
+            part.check_fit(trainer, task)
+    best = trainer.checkpoint_callback
+    if checkpoint is not None and isinstance(best, checkpointing.BestCheckpoint):
+        best.check_former(load_checkpoint(checkpoint)["callbacks"])
 
 
 def begin(composed: Composed, data: Any, task: Any, trainer: pl.Trainer, checkpoint: Path | None) -> None:

@@ -31,7 +31,7 @@ from recur.training.checkpointing import Files, SelfContained
 from recur.training.failures import Stop
 from recur.training.fit import Trained, check_lengths, check_place, train
 from recur.training.loggers import of_a_run
-from recur.training.run_files import begin, take_up, withdrawn_if_refused
+from recur.training.run_files import begin, check_parts, take_up, withdrawn_if_refused
 
 _PROFILERS: dict[str, Any] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 
@@ -113,6 +113,7 @@ def _run(composed: Composed, stop: Stop, pruning: Pruning | None, command: Seque
         check_lengths(data, trainer, test=composed.config["test"])
         if checkpoint is not None:
             check_place(data, trainer, checkpoint)
+        check_parts(task, trainer, checkpoint)
         return _train(composed, data, task, trainer, checkpoint, pruning, command)
 
 

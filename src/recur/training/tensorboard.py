@@ -168,6 +168,10 @@ class GradientByLag(pl.Callback):
         self._first = np.array(state_dict["first"]) if "first" in state_dict else None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Refuse a network that has no such curve, of a trainer built by hand, too."""
+        self.check_fit(trainer, pl_module)
+
+    def check_fit(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Refuse a network without a recurrent stack, or with one that reads both ways.
 
         Raises:
