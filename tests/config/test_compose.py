@@ -2,6 +2,8 @@
 
 import shlex
 import shutil
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from hypothesis import strategies as st
 
 from recur.config.compose import as_text, command_line, compose_run, conf_dir, in_quotes, quoted
 from recur.errors import UserError
+from recur.runs import requeue
 from recur.runs.journal import Journal
 from recur.sweeps.launcher import resume_command
+from recur.training.failures import Stopped, leave
 from recur.training.start import with_precision
 
 
@@ -59,6 +63,51 @@ def test_a_job_that_slurm_starts_again_types_what_a_config_may_not_say(tmp_path:
     typed = ["logger=wandb", "data.path=org/name", "seed=3", f"hydra.run.dir={tmp_path}"]
     line = command_line(typed, {"SLURM_RESTART_COUNT": "1"})
     assert line.words == (f"resume={tmp_path}", "++data.path=org/name", "++logger.wandb.offline=false")
+
+
+@pytest.mark.parametrize("checkpoint", ["last.ckpt", "last.previous.ckpt"])
+def test_a_job_that_slurm_starts_again_finds_the_run_that_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checkpoint: str
+) -> None:
+    """Its folder has the time in its name, and the same command would begin another run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    asked: list[list[str]] = []
+
+    def scontrol(command: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", scontrol)
+    run, words = tmp_path / "outputs" / "2030-01-01", ["seed=3", "data.path=org/name"]
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / checkpoint).touch()
+    assert leave(Stopped(signal.SIGUSR1), run, words, saved=True) == 128 + signal.SIGUSR1
+    assert asked == [["scontrol", "requeue", "12"]] and "SLURM starts job 12 again" in capsys.readouterr().err
+    again = {"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "1"}
+    assert command_line(words, again).words == (f"resume={run}", "++data.path=org/name")
+    for other in ({**again, "SLURM_JOB_ID": "13"}, {**again, "SLURM_RESTART_COUNT": "0"}, {}):
+        assert command_line(words, other).words == tuple(words)
+    assert command_line(["seed=4"], again).words == ("seed=4",)
+    # A job that was killed has written nothing down.
+    typed = ["hydra.run.dir=~/outputs/2030-01-01"]
+    assert command_line(typed, again).words == (f"resume={run}",)
+
+
+def test_a_job_that_would_not_find_its_run_is_not_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(requeue, "write_atomic", full)
+    leave(Stopped(signal.SIGUSR1), tmp_path / "run", [], saved=True)
+    said = capsys.readouterr().err
+    assert "go on with: python -m recur.train resume=run (SLURM is not asked" in said and "No space left" in said
 
 
 ODD = [

@@ -25,7 +25,7 @@ from recur.config.translate import composition_error
 from recur.data.cards import check_aliases
 from recur.data.sources import absolute_paths
 from recur.errors import UserError
-from recur.runs import journal, trust
+from recur.runs import journal, requeue, trust
 from recur.runs.build import build as build_plain
 from recur.runs.checkpoint import LAST, PREVIOUS
 from recur.runs.limits import read_yaml
@@ -130,6 +130,7 @@ def command_line(words: Sequence[str], environment: Mapping[str, str] = os.envir
         UserError: `resume=SWEEP` names no sweep, or one whose command does more than set values.
     """
     # `--trust PACKAGE` has done its work once it is read, and Hydra does not know it.
+    typed = words
     words = _Parser(prog="recur.train", add_help=False, allow_abbrev=False).parse_known_args(list(words))[1]
     given = parser().parse_intermixed_args(words)
     line = _line(words, given)
@@ -143,15 +144,16 @@ def command_line(words: Sequence[str], environment: Mapping[str, str] = os.envir
             _repeated.append(sweep)
             return _line(words, parser().parse_intermixed_args(words))
         return line
-    folder = line.value("hydra.run.dir")
-    again = int(environment.get("SLURM_RESTART_COUNT") or 0) > 0 and line.value("resume") is None
-    if again and not line.hydra and folder is not None and (Path(folder) / "checkpoints" / LAST).is_file():
+    if line.hydra or line.value("resume") is not None:
+        return line
+    folder = requeue.place_of(typed, line.value("hydra.run.dir"), environment)
+    if folder is not None:
         # What the run's own config may not say by itself is said again.
-        typed = [word.lstrip("+") for word in line.overrides if not word.startswith("hydra")]
-        again_typed = [f"++{word}" for word in typed if trust.must_be_typed(word)]
-        if "logger=wandb" in typed:
-            again_typed.append("++logger.wandb.offline=false")
-        words = [f"resume={quoted(folder)}", *again_typed]
+        settings = [word.lstrip("+") for word in line.overrides if not word.startswith("hydra")]
+        again = [f"++{word}" for word in settings if trust.must_be_typed(word)]
+        if "logger=wandb" in settings:
+            again.append("++logger.wandb.offline=false")
+        words = [f"resume={quoted(str(folder))}", *again]
         return _line(words, parser().parse_intermixed_args(words))
     return line
 

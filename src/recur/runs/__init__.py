@@ -11,6 +11,7 @@
     precision    what a run computes in, and what its `auto` means on a machine
     limits       how much a foreign file may ask for
     files        files written inside a run's folder and nowhere else
+    requeue      where a SLURM job's run is, once SLURM starts the job again
     marks        which sweep made a folder
     hub          a run laid out as a repository of the Hugging Face hub
     extras       optional dependencies, and how to install them

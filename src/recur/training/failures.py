@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -25,10 +25,11 @@ from annotated_types import Ge
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from recur.cli import notify, rank
+from recur.cli import explain, notify, rank
 from recur.data.loader import ResumableLoader
 from recur.errors import UserError
 from recur.nn.packed import Batch
+from recur.runs.requeue import keep_place
 from recur.tasks.base import Restorable
 
 QUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # SLURM's before a job's time is up; the second is what submitit asks for
@@ -289,12 +290,13 @@ def name(number: int) -> str:
     return signal.Signals(number).name
 
 
-def leave(stop: Stopped, folder: Path, *, saved: bool) -> int:
+def leave(stop: Stopped, folder: Path, words: Sequence[str], *, saved: bool) -> int:
     """Print how to go on with a run that was stopped; return the exit code.
 
     Args:
         stop: the signal.
         folder: of the run.
+        words: of the command, as typed.
         saved: whether there is a checkpoint of it to go on from.
 
     After SLURM's signal the job is queued again. Ranks that Lightning started leave with 0: anything else would make it
@@ -303,7 +305,13 @@ def leave(stop: Stopped, folder: Path, *, saved: bool) -> int:
     if rank():
         return 0 if "RANK" not in os.environ and "SLURM_PROCID" not in os.environ else 128 + stop.number
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    asked = requeue() if stop.number in QUEUE else None
+    asked = None
+    try:
+        if saved:
+            keep_place(words, folder)
+        asked = requeue() if stop.number in QUEUE else None
+    except OSError as error:
+        asked = f"SLURM is not asked to start the job again, which would begin a new run: {explain(error)}"
     again = f"go on with: {shlex.join(['python', '-m', 'recur.train', f'resume={shown}'])}"
     notify(
         f"stopped by {name(stop.number)}"
