@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from recur.config.compose import command_line, compose_run, conf_dir
 from recur.leaderboard.table import Leaderboard
 from recur.runs import journal
 from recur.sweeps.job import TRIAL, Job, SweepId
-from recur.sweeps.launcher import reaching_out
+from recur.sweeps.launcher import _terminated_like_interrupted, reaching_out
 from support.commands import run_command
 from support.real_sweeps import TINY, environment, sweep
 
@@ -280,3 +281,17 @@ def check_hparams(folder, expected):
         wrote = json.loads((folder / run / "metrics.json").read_text())["test"]["accuracy"]
         assert abs(found.Scalars("result/test/accuracy")[-1].value - wrote) < 1e-6
     assert all(one == keys[0] for one in keys)
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_a_sweep_unless_it_is_ignored(which):
+    """As SIGHUP is under `nohup`."""
+    with pytest.raises(KeyboardInterrupt), _terminated_like_interrupted():
+        os.kill(os.getpid(), which)
+    before = signal.signal(which, signal.SIG_IGN)
+    try:
+        with _terminated_like_interrupted():
+            os.kill(os.getpid(), which)
+        assert signal.getsignal(which) == signal.SIG_IGN
+    finally:
+        signal.signal(which, before)

@@ -54,6 +54,11 @@ def test_draws_stay_inside_repeat_by_seed_and_cross_with_seeds():
     assert 25 < below < 75, "a log interval has its middle at the geometric mean"
 
 
+def test_seeds_typed_with_a_prefix_are_crossed_too():
+    rows = parse({}, [LR, "++seed=0,1"]).sample(5, seed=1)
+    assert [row[-1] for row in rows] == ["++seed=0", "++seed=1"] * 5 and len({row[0] for row in rows}) == 5
+
+
 def test_a_small_list_is_taken_whole():
     space = parse({}, ["a=1,2", "b=1,2", "seed=0,1"])
     assert sorted(space.sample(99, seed=0)) == sorted(space.grid())

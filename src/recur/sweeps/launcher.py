@@ -550,15 +550,16 @@ def _exclusively(folder: Path, resuming: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM and SIGHUP stop a sweep as Ctrl-C does."""
+    """SIGTERM and SIGHUP stop a sweep as Ctrl-C does; what is ignored, as SIGHUP is under `nohup`, stays so."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
     before = {}
     for which in (signal.SIGTERM, signal.SIGHUP):
-        with contextlib.suppress(ValueError):  # not in the main thread
-            before[which] = signal.signal(which, interrupt)
+        if signal.getsignal(which) != signal.SIG_IGN:
+            with contextlib.suppress(ValueError):  # not in the main thread
+                before[which] = signal.signal(which, interrupt)
     try:
         yield
     finally:

@@ -85,8 +85,8 @@ class Space:
 
         The same `seed` draws the same settings; a list with fewer combinations than `count` is taken whole.
         """
-        varied = [d for d in self.dimensions if d.key != "seed"]
-        seeds = [f"seed={text}" for d in self.dimensions if d.key == "seed" for text in d.texts]
+        varied = [d for d in self.dimensions if _bare(d.key) != "seed"]
+        seeds = [f"{d.key}={text}" for d in self.dimensions if _bare(d.key) == "seed" for text in d.texts]
         sizes = [d.size for d in varied]
         if all(d.low is None for d in varied) and math.prod(sizes) <= count:
             return self.grid()
@@ -194,7 +194,7 @@ def _dimension(key: str, override: Any) -> Dimension:
                 raise UserError(f"{key}={spec}", rule=f"has the value {text} twice", remedy="give each value once")
             seen.add(_value(text))
         return Dimension(key, spec, texts)
-    if key == "seed":
+    if _bare(key) == "seed":
         raise UserError(f"seed={spec}:", rule="seeds are listed", remedy="as in seed=0,1,2")
     assert value.start is not None
     assert value.end is not None

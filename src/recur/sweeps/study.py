@@ -289,7 +289,7 @@ def distribution(dimension: Dimension) -> Any:
         UserError: it is the seed, which must not be optimised.
     """
     optuna = require()
-    if dimension.key == "seed":
+    if dimension.key.lstrip("+") == "seed":
         raise UserError(
             "seed",
             rule="cannot be searched over by optuna, which would choose a lucky one",
