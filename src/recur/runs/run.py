@@ -8,6 +8,7 @@ A checkpoint stands alone: its key `recur` holds the resolved config, the tokeni
 the data; everything in it is a tensor or a plain value, so it loads with `weights_only=True`.
 """
 
+import atexit
 import os
 import pickle
 import platform
@@ -287,3 +288,9 @@ def release(folder: Path) -> None:
     file = _claimed.pop(folder.resolve(), None)
     if file is not None:
         file.close()
+
+
+@atexit.register
+def _release_all() -> None:
+    for folder in list(_claimed):  # else Python warns of files that nobody closed
+        release(folder)
