@@ -506,8 +506,8 @@ def test_a_setting_that_was_typed_equals_the_same_one_that_was_configured(tmp_pa
 
 
 def test_runs_typed_with_two_spellings_of_one_value_are_repeats(tmp_path):
-    for seed, words in enumerate([("lr=1e-3", "tied=True"), ("lr=0.001", "tied=true"), ("lr=2e-3", "tied=false")]):
-        make_run(tmp_path / str(seed), 0.5 + 0.1 * seed, *words, f"seed={seed}")
+    for seed, words in enumerate([("lr=1e-3", "tied=True"), ("++lr=0.001", "tied=true"), ("lr=2e-3", "tied=false")]):
+        make_run(tmp_path / str(seed), 0.5 + 0.1 * seed, *words, f"++seed={seed}")
     groups = Leaderboard.of([tmp_path]).groups
     assert [(group.settings, len(group.results)) for group in groups] == [
         ({"lr": "2e-3", "tied": "false"}, 1),

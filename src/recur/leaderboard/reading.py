@@ -119,8 +119,9 @@ class Source:
 
 
 def _split(override: str) -> tuple[str, str]:
+    """Key and value of a setting, which is the same one whether it was typed with `+`, `++` or neither."""
     key, _, text = str(override).partition("=")
-    return key, LEFT_OUT if key.startswith("~") else text
+    return key.lstrip("+"), LEFT_OUT if key.startswith("~") else text
 
 
 def find_sources(folders: Sequence[str | Path]) -> list[Source]:
