@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import os
 import re
+import signal
 import stat
 import sys
 import warnings
@@ -192,6 +193,21 @@ def _replace_closed_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open as long as the process is
+
+
+@contextlib.contextmanager
+def handling(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
+    """Let a function have these signals; those that are ignored, as SIGHUP is under `nohup`, stay so."""
+    before = {}
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            with contextlib.suppress(ValueError):  # not in the main thread
+                before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 def guard(command: Callable[[], Any]) -> None:

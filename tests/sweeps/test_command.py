@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from recur import train
+from recur.cli import handling
 from recur.config.compose import command_line, compose_run, conf_dir
 from recur.leaderboard.table import Leaderboard
 from recur.runs import journal
 from recur.sweeps.job import TRIAL, Job, SweepId
-from recur.sweeps.launcher import _terminated_like_interrupted, reaching_out
+from recur.sweeps.launcher import _interrupt, reaching_out
 from support.commands import run_command
 from support.real_sweeps import TINY, environment, sweep
 
@@ -286,11 +287,11 @@ def check_hparams(folder, expected):
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_a_sweep_unless_it_is_ignored(which):
     """As SIGHUP is under `nohup`."""
-    with pytest.raises(KeyboardInterrupt), _terminated_like_interrupted():
+    with pytest.raises(KeyboardInterrupt), handling(_interrupt, which):
         os.kill(os.getpid(), which)
     before = signal.signal(which, signal.SIG_IGN)
     try:
-        with _terminated_like_interrupted():
+        with handling(_interrupt, which):
             os.kill(os.getpid(), which)
         assert signal.getsignal(which) == signal.SIG_IGN
     finally:

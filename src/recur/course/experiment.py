@@ -4,7 +4,6 @@ Both resume. A folder is named after what is run, so a changed claim begins anot
 file has changed is called again.
 """
 
-import contextlib
 import hashlib
 import importlib
 import inspect
@@ -16,10 +15,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from recur.cli import handling
 from recur.course.claim import Claim, Sweep
 from recur.course.verdict import Observation
 from recur.errors import UserError
@@ -193,7 +193,7 @@ def _exit_code(words: Sequence[str], log: TextIO) -> int:
         for process in started:
             process.send_signal(number)
 
-    with _handled_by(pass_on):
+    with handling(pass_on, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         process = subprocess.Popen(  # noqa: S603
             [sys.executable, *words],
             stdin=subprocess.DEVNULL,
@@ -208,21 +208,6 @@ def _exit_code(words: Sequence[str], log: TextIO) -> int:
     if heard or code in (129, 130, 143, -1, -2, -15):
         raise KeyboardInterrupt
     return code
-
-
-@contextlib.contextmanager
-def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Let a function have SIGINT, SIGTERM and SIGHUP; those that are ignored, as by `nohup`, stay so."""
-    before = {}
-    for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(which) != signal.SIG_IGN:
-            with contextlib.suppress(ValueError):  # not in the main thread
-                before[which] = signal.signal(which, handler)
-    try:
-        yield
-    finally:
-        for which, former in before.items():
-            signal.signal(which, former)
 
 
 def _check_data(claim: Claim, folder: Path, extra: Sequence[str]) -> None:

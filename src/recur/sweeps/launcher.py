@@ -20,6 +20,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from recur.cli import handling
 from recur.config.compose import conf_dir, quoted, repeats_a_recorded_command
 from recur.errors import UserError
 from recur.runs import journal, marks, trust
@@ -278,7 +279,7 @@ class FreshProcessLauncher(Launcher):
             if self._code is not None:
                 progress.say(f"code       {self._code.commit or 'installed'}, as it stood when the sweep began")
             progress.say(f"jobs       {plan.total}, {plan.search}; {executor.title}")
-            with progress, _terminated_like_interrupted():
+            with progress, handling(_interrupt, signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C
                 try:
                     jobs = WithCode(source, self._code)
                     outcomes = run_jobs(jobs, executor, entries, progress, self.fail_fast)
@@ -548,23 +549,8 @@ def _exclusively(folder: Path, resuming: bool) -> Iterator[None]:
         held.release()
 
 
-@contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM and SIGHUP stop a sweep as Ctrl-C does; what is ignored, as SIGHUP is under `nohup`, stays so."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = {}
-    for which in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(which) != signal.SIG_IGN:
-            with contextlib.suppress(ValueError):  # not in the main thread
-                before[which] = signal.signal(which, interrupt)
-    try:
-        yield
-    finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def leave(outcomes: Mapping[int, Outcome], total: int, folder: Path) -> None:
