@@ -127,6 +127,13 @@ def test_other_ways_of_measuring_are_named_with_what_they_mean():
     assert figures.adapted({"evaluation": {}}) == {}
 
 
+def test_the_guides_log_stands_beside_the_curve_of_their_recipe():
+    log = publish.reference("imdb_guide")["accuracy"]["guide's log"]
+    assert [epoch for epoch, _ in log] == list(range(1, 31))
+    assert max(log, key=lambda point: point[1]) == (27, 0.8941)
+    assert publish.reference("lm") == {}
+
+
 def test_a_head_keeps_what_is_said_before_and_after():
     text = (
         "# @package _global_\n# What it is.\n# Figure: old\n#   more\n# Hardware: old\n# Time: old\ndefaults:\n  - a\n"

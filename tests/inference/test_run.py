@@ -85,6 +85,11 @@ def test_the_curves_are_what_the_history_says(trained_run: Path) -> None:
     assert [axes.get_title(loc="left") for axes in run.plot("f1").axes] == ["f1"]
     with pytest.raises(UserError, match=r"plot must be a metric that the run's validations have: .*got 'f2'"):
         run.plot("f2")
+    theirs = run.plot("accuracy", reference={"accuracy": {"a log": [(1, 0.5), (4, 0.75)]}}).axes[0]
+    (log,) = [line for line in theirs.lines if line.get_label() == "a log"]
+    assert [list(values) for values in log.get_data()] == [[1, 4], [0.5, 0.75]]
+    with pytest.raises(UserError, match=r"plot must be a metric .*got 'recall'"):
+        run.plot(reference={"recall": {"a log": [(1, 0.5)]}})
 
 
 @pytest.mark.parametrize(("mode", "best"), [("min", 0.2), ("max", 0.9), ("", 0.9)])

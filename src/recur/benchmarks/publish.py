@@ -50,7 +50,7 @@ def _run(runs: Sequence[Path]) -> None:
         record = figures.record_of(folders)
         write_atomic(RESULTS / f"{name}.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         first = min(folders, key=lambda folder: int((metrics.read_record(folder) or {}).get("seed", 0)))
-        load(first).plot().savefig(RESULTS / f"{name}.png", dpi=80)
+        load(first).plot(reference=reference(name)).savefig(RESULTS / f"{name}.png", dpi=80)
     paths = [path for path in sorted(RESULTS.glob("*.json")) if path not in (BENCH, CLAIMS)]
     records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     for record in records:
@@ -67,6 +67,25 @@ def _run(runs: Sequence[Path]) -> None:
     if claims is not None:
         text = replaced(text, "claims", course.short_table(claims))
     write_atomic(readme, text)
+
+
+def reference(experiment: str) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Curves of others that a claim on this experiment shows beside its own, such as a guide's log.
+
+    Returns:
+        By metric without its split and by name, the epochs and values.
+    """
+    from recur.config.compose import conf_dir
+
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    folder = conf_dir() / "claims"
+    for claim in (load_claim(folder, name) for name in claim_names(folder)):
+        if claim.sweep is None or f"experiment={experiment}" not in claim.sweep.base:
+            continue
+        for name, points in (claim.chart.get("reference") or {}).items():
+            metric = str(claim.chart["y"]).removeprefix("val/")
+            curves.setdefault(metric, {})[name] = [(float(x), float(y)) for x, y in points]
+    return curves
 
 
 def results_page(

@@ -1,8 +1,9 @@
 """The training curves of a run as a figure, for a notebook or a file."""
 
 import io
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 PANEL = (4.4, 3.2)  # inches
 _COLOURS = {"val": "#2f7ed8", "train": "#d9662b"}  # blue and orange: colour-blind readers can tell them apart
 _NAMES = {"val": "validation", "train": "training"}
+_OTHERS = ("#5b6470", "#7a5aa6", "#2a8a6e")
+Others = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
+"""Curves from elsewhere: by metric without its split, by name, the epochs and values."""
 
 
 class Curves(Figure):
@@ -61,7 +65,13 @@ def points(history: "pd.DataFrame", column: str) -> tuple[list[float], list[floa
     return list(values), list(values.values())
 
 
-def draw(history: "pd.DataFrame", names: Sequence[str] = (), monitor: str = "", mode: str = "") -> Curves:
+def draw(
+    history: "pd.DataFrame",
+    names: Sequence[str] = (),
+    monitor: str = "",
+    mode: str = "",
+    reference: Others | None = None,
+) -> Curves:
     """One panel a metric: validation and, where it is logged, training, over epochs; the best validation is marked.
 
     Args:
@@ -69,6 +79,7 @@ def draw(history: "pd.DataFrame", names: Sequence[str] = (), monitor: str = "", 
         names: metrics without their split, such as `loss`; none for the loss and the monitored one.
         monitor: the run's own metric, such as `val/accuracy`.
         mode: `max` or `min`, whether more or less of that is better.
+        reference: curves from elsewhere to draw beside the run's own.
 
     Raises:
         UserError: there are no validations, or none has such a metric.
@@ -76,7 +87,8 @@ def draw(history: "pd.DataFrame", names: Sequence[str] = (), monitor: str = "", 
     known = drawable(history)
     if not known:
         raise UserError("plot", rule="has nothing to draw: the run has no history.jsonl with validations")
-    for name in names:
+    reference = reference or {}
+    for name in [*names, *reference]:
         if name not in known:
             rule = f"must be a metric that the run's validations have: {', '.join(known)}"
             raise UserError("plot", name, rule, nearest(name, known).removeprefix(": "))
@@ -88,6 +100,8 @@ def draw(history: "pd.DataFrame", names: Sequence[str] = (), monitor: str = "", 
             if (column := known[name].get(split)) is not None:
                 x, y = points(history, column)
                 axes.plot(x, y, color=_COLOURS[split], label=_NAMES[split], marker="o", ms=3)
+        for colour, (label, other) in zip(itertools.cycle(_OTHERS), reference.get(name, {}).items(), strict=False):
+            axes.plot(*zip(*other, strict=True), color=colour, label=label, lw=1, ls="--", marker=".", ms=3)
         info = metric_info(f"val/{name}")
         way = mode if info is None and name == own and mode else direction(f"val/{name}")
         _mark_best(axes, history, known[name]["val"], way)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import datasets
     import pandas as pd  # type: ignore[import-untyped]
 
-    from recur.inference.curves import Curves
+    from recur.inference.curves import Curves, Others
 
 
 @dataclass(eq=False)
@@ -167,12 +167,14 @@ class Run(runs.Run):
         ]
         return pd.DataFrame(rows)
 
-    def plot(self, *names: str) -> "Curves":
+    def plot(self, *names: str, reference: "Others | None" = None) -> "Curves":
         """Draw the training curves; a notebook shows them, `run.plot().savefig("curves.png")` writes them.
 
         Args:
             names: metrics without their split, such as `loss` or `f1`, a panel each; none for the loss and the metric
                 that chose the best checkpoint.
+            reference: curves from elsewhere to draw beside the run's own, by metric without its split and by name:
+                `{"accuracy": {"paper": [(1, 0.63), (2, 0.71)]}}`, the epochs and values.
 
         Returns:
             A matplotlib figure, drawn without pyplot, so that nothing global changes.
@@ -183,7 +185,7 @@ class Run(runs.Run):
         from recur.inference import curves  # brings matplotlib
 
         monitor, mode = (str(self.config.get(key, "")) for key in ("monitor", "mode"))
-        return curves.draw(self.history, names, monitor, mode)
+        return curves.draw(self.history, names, monitor, mode, reference)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the main settings, the figures, and all settings to unfold."""
@@ -201,8 +203,8 @@ def usable_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.ones(2, device=device).sum().item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # an assertion where torch has no CUDA
+        torch.ones(2, device=device, dtype=torch.float64).sum().item()  # Apple's GPUs have no float64: a TypeError
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # an assertion without CUDA
         first = next(iter(str(error).splitlines()), "it is not there")
         raise UserError(f"--device {name}", rule="cannot be used", remedy=first) from None
     return device
