@@ -430,3 +430,10 @@ def test_a_delimiter_is_the_text_that_was_typed(run_command, trained_run, own_sp
     answer = run_command(trained_run, "--data", tmp_path / "a.csv", *words)
     assert answer.code == 0, answer.err
     assert answer.told["test"]["texts"] == len(rows)
+
+
+def test_a_job_of_several_tasks_evaluates_in_one_process(trained_run: Path) -> None:
+    """Lightning refuses to go on where SLURM would start several tasks and srun starts none."""
+    slurm = {"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "1", "SLURM_PROCID": "0"}
+    done = process("evaluate", trained_run, "--split", "val", environment=slurm)
+    assert done.returncode == 0, done.stderr

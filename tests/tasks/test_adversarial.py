@@ -149,3 +149,12 @@ def test_a_scale_too_large_for_float16_is_left_to_the_scaler():
     _, (changed, gradients) = half_step(2.0**48)
     assert changed.isfinite()  # or the run would be stopped for it
     assert any(not gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_second_derivative_is_an_error_and_not_zero():
+    net, text, labels = problem(cell="peephole", engine="torch")
+    _, clean, changed = adversarial_loss(net, text, labels, loss_of, 0.3)
+    gradients = torch.autograd.grad(clean + changed, list(net.parameters()), create_graph=True)
+    with pytest.raises(RuntimeError, match=r"twice|once"):
+        sum(gradient.square().sum() for gradient in gradients).backward()

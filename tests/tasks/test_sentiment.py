@@ -193,6 +193,19 @@ def test_auroc_is_the_share_of_pairs_in_order_and_undefined_for_one_class(classe
     assert metric.compute().isnan()
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_scores_of_sure_texts_stay_apart(data, classes):
+    """In float32 every logit above 17 has the probability 1, and texts in order were counted as ties."""
+    task, _ = weighted_task(classes)
+    logits = torch.tensor([[20.0], [18.0], [25.0]])
+    if classes == 3:
+        logits = torch.cat([logits, torch.zeros(3, 2)], 1)
+    text = pack_sequence([torch.tensor([1])] * 3)
+    task.forward = lambda batch: logits
+    scores = task._evaluate(TextBatch(text, torch.tensor([1, 0, 1]), [0, 1, 2]), task.val_loss, task.val_metrics)
+    assert len(set((scores if classes == 2 else scores[:, 0]).tolist())) == 3
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_each_layer_learns_at_a_part_of_the_rate_of_the_one_above(data, frozen):
     task = new_task(data)

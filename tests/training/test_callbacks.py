@@ -30,6 +30,7 @@ def test_an_epoch_without_a_validation_shows_none() -> None:
     line = epoch_line(3, 61.0, METRICS, validated=False)
     assert line == "epoch   4 | 1m 01s | train loss 0.5000 accuracy 75.00 % | 12,346 tokens/s"
     assert "| val loss 0.4000 accuracy 80.00 % |" in epoch_line(3, 61.0, METRICS, validated=True)
+    assert "| 2m 00s |" in epoch_line(3, 119.6, METRICS, validated=False)
 
 
 class _Scores(pl.LightningModule):

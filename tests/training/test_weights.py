@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import EASY
+from conftest import EASY, train
 from recur.config.compose import command_line, compose_run
 from recur.errors import UserError
 from recur.runs.run import Run
@@ -201,3 +201,23 @@ def test_one_batch_for_debugging_has_no_logger_but_one_that_is_typed(experiment:
         compose_run(command_line([*experiment, "debug=fdr", *more])).config["logger"] for more in ([], ["logger=csv"])
     ]
     assert [list(own or {}) for own in loggers] == [[], ["csv"]]
+
+
+def test_an_untied_run_gives_a_tied_model_its_embeddings(tmp_path: Path) -> None:
+    """Its output layer's vectors, copied last, took their place."""
+    sizes = [
+        "model.net.embedding_dim=8",
+        "model.net.hidden_size=8",
+        "trainer.max_steps=1",
+        "trainer=cpu",
+        "logger=none",
+    ]
+    train(tmp_path / "untied", "experiment=lm", *sizes, "model.net.tie_weights=false", "test=false", "baseline=false")
+    source = Run.open(tmp_path / "untied")
+    train(tmp_path / "tied", "experiment=lm", *sizes, "model.net.tie_weights=true", "test=false", "baseline=false")
+    target = Run.open(tmp_path / "tied")
+    copied = weights.copy_from(tmp_path / "untied", target.task, source.tokenizer.vocabulary)
+    given = source.task.state_dict()
+    assert not torch.equal(given["net.embedding.weight"], given["net.decoder.weight"])
+    assert torch.equal(target.task.net.embedding.weight, given["net.embedding.weight"])
+    assert target.task.net.decoder.weight is target.task.net.embedding.weight and "net.decoder.weight" in copied.names

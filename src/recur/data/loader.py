@@ -77,11 +77,12 @@ class ResumableLoader(ABC, Generic[Given]):
         """The place: epoch, batches handed out, of how many, and what they are made from. The same on every rank."""
         return {"epoch": self._epoch, "given": self._given, "steps": len(self), "plan": dict(self._plan)}
 
-    def check_place(self, state: Any) -> None:
+    def check_place(self, state: Any, *, validating: bool = False) -> None:
         """Refuse a place to which this loader cannot go.
 
         Args:
             state: as `state_dict` gives it, from a checkpoint of unknown origin.
+            validating: whether an epoch of which all batches were handed out is not over: its validation is to come.
 
         Raises:
             UserError: in mid-epoch, with settings or data that make other batches; or it is no such state.
@@ -91,7 +92,8 @@ class ResumableLoader(ABC, Generic[Given]):
             state = {"steps": len(self), **state}  # earlier versions did not keep how many batches the epoch had
         if not isinstance(state, dict) or any(not isinstance(state.get(key), kind) for key, kind in kinds.items()):
             raise UserError("resume", rule="has a checkpoint that does not say which batches were trained on")
-        if 0 < state["given"] < state["steps"] and state["plan"] != self._plan:
+        under_way = 0 < state["given"] < state["steps"] + validating
+        if under_way and state["plan"] != self._plan:
             name = next(name for name in self._plan if state["plan"].get(name) != self._plan[name])
             raise UserError(
                 "resume",

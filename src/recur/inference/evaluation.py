@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from recur.cli import notify
 from recur.config import data_settings
@@ -24,6 +25,7 @@ from recur.errors import ABSENT, UserError
 from recur.nn.packed import TokenWindow
 from recur.runs import fingerprint, precision
 from recur.runs import run as runs
+from recur.tasks.base import reset_metrics
 from recur.tasks.dynamic_evaluation import (
     DECAY,
     EPSILON,
@@ -197,9 +199,13 @@ def evaluate_split(run: "runs.Run", data: Any, split: str) -> dict[str, Any]:
             enable_model_summary=False,
             use_distributed_sampler=False,
             precision=cast(Any, chosen),
+            plugins=[LightningEnvironment()],  # one process, also in a SLURM job of several tasks
         )
-        trainer.test(run.task, loader, verbose=False)
-        run.task.to(device)  # where the trainer found it
+        reset_metrics(run.task)
+        try:
+            trainer.test(run.task, loader, verbose=False)
+        finally:
+            run.task.to(device)  # where the trainer found it
     values = {name: float(value) for name, value in trainer.callback_metrics.items()}
     metrics: dict[str, Any] = {
         name.removeprefix("test/"): None if math.isnan(value) else value

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from recur.nn.classifier import Classifier
+from recur.nn.differentiation import differentiable_once
 from recur.nn.packed import Layout
 
 
@@ -29,6 +30,7 @@ class _WithGradients(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
+    @differentiable_once
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         known = ctx.saved_tensors
         return None, None, *[None] * len(known), *[gradient * factor for gradient in known]

@@ -142,6 +142,13 @@ class Mean(Sums):
         self.update(torch.zeros_like(self.mean_value), 0)
 
 
+def reset_metrics(task: nn.Module) -> None:
+    """Forget what metrics have summed up: in an evaluation that was interrupted, or in an earlier training."""
+    for part in task.modules():
+        if isinstance(part, Metric):
+            part.reset()
+
+
 def save_metrics(task: pl.LightningModule, metrics: Sequence[Sums], checkpoint: dict[str, Any]) -> None:
     """Put what an epoch's training metrics have summed up so far into a checkpoint, each rank's own."""
     values: Any = torch.stack([value.double() for metric in metrics for _, value in _states(metric)])
@@ -226,6 +233,17 @@ class Stepping(Remembering, pl.LightningModule):
                 parameter.grad = None  # an optimizer leaves alone what has none, and counts no step
         else:
             self.log_step("train/gradient_norm", norm)
+
+    def of_group(self, loss: Tensor, batch_idx: int) -> Tensor:
+        """A batch's loss, so that a step's gradient is the mean over its batches, as many as these are.
+
+        Lightning divides by `accumulate_grad_batches`, also where an epoch ends with fewer batches than that.
+        """
+        trainer = self._trainer
+        if trainer is None or (most := trainer.accumulate_grad_batches) == 1:
+            return loss
+        left = trainer.num_training_batches - batch_idx // most * most
+        return loss * (most / left) if 0 < left < most else loss
 
     def log_step(self, name: str, value: Any, **settings: Any) -> None:
         """Log a training step's value, if this step is one that is written: logging in vain takes a millisecond."""

@@ -122,7 +122,7 @@ class LanguageModelingTask(Stepping):
         self.exact_epochs = exact_epochs
         self._optimizer, self._scheduler = optimizer, scheduler
         self._carried: dict[str, State | None] = {"train": None, "val": None, "test": None}
-        self._lr_scale = 1.0
+        self._lr_scales: list[float] = []
         self._began_anew = False  # whether a training window since the last snapshot began from zeros
         self.train_statistics = TokenStatistics()
         self.val_statistics, self.test_statistics = TokenStatistics(), TokenStatistics()
@@ -205,8 +205,10 @@ class LanguageModelingTask(Stepping):
         return sampled(features, decoder.weight, decoder.bias, targets)
 
     def on_train_batch_start(self, batch: TokenWindow, batch_idx: int) -> None:
-        """Keep the window's learning-rate factor for the step to come."""
-        self._lr_scale = batch.lr_scale
+        """Keep the windows' learning-rate factors for the step to come."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._lr_scales = []
+        self._lr_scales.append(batch.lr_scale)
 
     def training_step(self, batch: TokenWindow, batch_idx: int) -> Tensor:
         """One window."""
@@ -218,7 +220,7 @@ class LanguageModelingTask(Stepping):
             loss = loss + self.activation_weight * activation_penalty(hidden.dropped)
         if self.temporal_weight:
             loss = loss + self.temporal_weight * temporal_penalty(hidden.raw)
-        return loss
+        return self.of_group(loss, batch_idx)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's loss over all its tokens, as the model was while it read them."""
@@ -234,10 +236,11 @@ class LanguageModelingTask(Stepping):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Take the step with the learning rate scaled by the window's length."""
+        """Take the step with the learning rate scaled by the window's length, or by the mean length of several."""
+        scale = sum(self._lr_scales) / len(self._lr_scales) if self._lr_scales else 1.0
         rates = [group["lr"] for group in optimizer.param_groups]
         for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * self._lr_scale
+            group["lr"] = group["lr"] * scale
         try:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         finally:

@@ -312,7 +312,7 @@ class SentimentTask(Stepping):
         self.train_accuracy.update(accuracy, size)
         self.log_step("train/loss", loss.detach(), prog_bar=True, batch_size=size)
         self.log_step("train/accuracy", accuracy, prog_bar=True, batch_size=size)
-        return (loss + changed) * batch.scale
+        return self.of_group((loss + changed) * batch.scale, batch_idx)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means over all its texts."""
@@ -333,7 +333,8 @@ class SentimentTask(Stepping):
     def _evaluate(self, batch: TextBatch, mean_loss: Mean, metrics: MetricCollection) -> Tensor:
         logits = self(batch).float()
         mean_loss.update(self.loss(logits, batch.labels), self._weight_of(batch.labels))
-        scores = logits.sigmoid().squeeze(1) if self.num_classes == 2 else logits.softmax(1)
+        exact = logits.double()  # in float32 every logit above 17 would be the same score, 1
+        scores = exact.sigmoid().squeeze(1) if self.num_classes == 2 else exact.softmax(1)
         metrics.update(scores, batch.labels)
         return scores
 

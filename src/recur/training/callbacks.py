@@ -305,7 +305,8 @@ def epoch_line(epoch: int, seconds: float, metrics: dict[str, float], *, validat
         metrics: by full name.
         validated: whether the figures of the validation split are this epoch's.
     """
-    parts = [f"epoch {epoch + 1:>3}", f"{int(seconds // 60)}m {seconds % 60:02.0f}s"]
+    minutes, rest = divmod(round(seconds), 60)
+    parts = [f"epoch {epoch + 1:>3}", f"{minutes}m {rest:02d}s"]
     shown = list(dict.fromkeys(metric.name for metric in METRICS if metric.in_line))
     for title, prefix in (("train", "train/epoch_"), ("val", "val/")):
         if f"{prefix}loss" in metrics and (validated or title == "train"):
@@ -397,6 +398,8 @@ class NonMonotonicAveraging(WeightAveraging):
         """Go on averaging where that had begun."""
         if "averaging_state" in checkpoint:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        elif self._average_model is not None:  # for the sizes of what was counted in the training data
+            self._average_model.module.load_state_dict(checkpoint["state_dict"])
 
     def state_dict(self) -> dict[str, Any]:
         """What decides when to begin."""

@@ -140,6 +140,8 @@ class Finite(Callback):
         seen = norm
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             seen = self._loss  # float16: its scaler checks the gradient, and tries too large steps on purpose
+            if trainer.world_size > 1:  # one decision for all ranks, as the gradient is one
+                seen = trainer.strategy.reduce(seen.clone(), reduce_op="sum")
         elif trainer.world_size == 1:
             seen = norm + 0 * self._loss  # not finite where either is not
         if torch.isfinite(seen):
@@ -250,6 +252,7 @@ class Stop:
         self.patient = False
         self.saved = False
         self._at = 0.0
+        self._followed = False
         self._terminal: list[int] = []
 
     def listen(self) -> None:
@@ -265,7 +268,9 @@ class Stop:
         if number == signal.SIGHUP:
             self._let_go_of_terminal()
         if self.number:
-            if now - self._at > _ECHO:
+            if self.number in QUEUE and number == signal.SIGTERM and not self._followed:
+                self._followed = True  # SLURM or a sweep's, for the same end: it is on its way
+            elif now - self._at > _ECHO:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return

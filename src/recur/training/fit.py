@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 
 from recur.errors import UserError
 from recur.runs.run import load_checkpoint
-from recur.tasks.base import Stepping
+from recur.tasks.base import Stepping, reset_metrics
 from recur.training import by_hand
 from recur.training import lightning_internals as internals
 from recur.training.failures import explained
@@ -61,6 +61,7 @@ def train(
     """
     check_lengths(data, trainer, test=test)
     by_hand.complete(data, task, trainer)
+    reset_metrics(task)
     if checkpoint is None and isinstance(task, Stepping):
         task.prepare(data)
     # Lightning converts the weights after it has loaded a checkpoint's, which would be rounded to 32 bits first.
@@ -109,7 +110,7 @@ def check_place(data: Any, trainer: pl.Trainer, checkpoint: Path) -> None:
     if place == "end":  # of an epoch: the next begins with its own plan
         return
     for state in internals.loader_states(content["loops"]["fit_loop"]):
-        data.train_dataloader().check_place(state)
+        data.train_dataloader().check_place(state, validating=place == "validation")
 
 
 def check_lengths(data: Any, trainer: pl.Trainer, *, test: bool = True) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.tuner import Tuner
 
 from recur.errors import UserError
@@ -59,6 +60,7 @@ def find(data: Any, task: Any, config: dict[str, Any]) -> RangeTest:
         trainer = pl.Trainer(
             accelerator=settings.get("accelerator", "auto"),
             devices=1,
+            plugins=[LightningEnvironment()],  # one process, also in a SLURM job of several tasks
             precision=settings["precision"],
             max_epochs=10_000,  # the test ends it
             gradient_clip_val=settings.get("gradient_clip_val"),

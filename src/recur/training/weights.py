@@ -82,10 +82,15 @@ def _copy_one(
             rule = "reads from the end of a text, and this model has no direction that does"
             raise UserError("init_from", str(path), rule, "set model.net.bidirectional=true")
         given = {name + _BACKWARD * name.startswith("net.recurrent."): tensor for name, tensor in given.items()}
+    filled = set[int]()  # an embedding and a decoder that are tied are one tensor with two names
     for name, tensor in state.items():
         other = given.get(name)
         if other is None or name in done:
             continue
+        if tensor.data_ptr() in filled and tensor.numel():
+            copied.append(name)
+            continue
+        before = len(copied)
         if name in _BY_TOKEN:
             if tensor.shape[1:] == other.shape[1:] and pairs:
                 tensor[ours] = other[theirs].to(tensor)
@@ -95,6 +100,8 @@ def _copy_one(
         elif tensor.shape == other.shape and _is_weight(name):
             tensor.copy_(other)
             copied.append(name)
+        if len(copied) > before:
+            filled.add(tensor.data_ptr())
     if set(copied) <= {"net.decoder.bias"}:  # the size of the vocabulary alone says nothing
         raise UserError(
             "init_from",
