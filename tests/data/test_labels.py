@@ -201,3 +201,14 @@ def test_numbers_of_a_csv_are_places_in_the_list_of_a_readme(tmp_path, opened):
     csv(home / "train.csv", ("1", "2", "3"))
     with pytest.raises(UserError, match="3"):  # as in `datasets`: three classes have no fourth
         opened(path=str(home))
+
+
+def test_labels_that_differ_by_case_are_one_label_or_named(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\n" + "fine,Positive\nsuperb,positive\ndull,negative\n" * 10)
+    settings = {"train": str(tmp_path / "a.csv"), "cache_dir": str(tmp_path / "cache"), "batch_size": 4}
+    with pytest.raises(UserError, match=r"spells one label as 'Positive' and 'positive'.*data.class_names="):
+        SentimentData(**settings).setup()
+    names = {"Positive": "positive", "positive": "positive", "negative": "negative"}
+    data = SentimentData(**settings, class_names=names)
+    data.setup()
+    assert data.class_names == ["positive", "negative"]

@@ -410,3 +410,19 @@ def test_reading_from_the_end_is_reading_the_reversed_tokens(tmp_path, settings)
     for mine, other in zip(whole.loader("train"), turned.loader("train"), strict=True):
         for ours, theirs in ((mine.text.data, other.text.data), (mine.targets, other.targets)):
             assert whole.tokenizer.decode(ours.tolist()) == turned.tokenizer.decode(theirs.tolist())
+
+
+@pytest.mark.parametrize("kind", ["character", "bpe", "basic_english"])
+def test_line_ends_of_every_system_are_the_same_text(tmp_path, kind):
+    """A \\r before each newline was a token of its own, all but free to predict."""
+    text, tokens = "the king saw the queen\nand the queen saw him\n" * 50, []
+    for name, end in (("unix", "\n"), ("windows", "\r\n"), ("old", "\r")):
+        (tmp_path / f"{name}.txt").write_bytes(text.replace("\n", end).encode())
+        data = LanguageData(
+            train=str(tmp_path / f"{name}.txt"), tokenizer={"kind": kind, "max_size": 300}, batch_size=2, bptt=3,
+            cache_dir=str(tmp_path / "cache"),
+        )  # fmt: skip
+        data.prepare_data()
+        data.setup()
+        tokens.append(data.tokens("train").tolist())
+    assert tokens[0] == tokens[1] == tokens[2]

@@ -12,6 +12,7 @@ import recur
 from conftest import EASY, train
 from recur.data.sentiment import SentimentData
 from recur.errors import UserError
+from recur.inference.io import Delimited
 from support.commands import run_command
 
 TEXTS = ["a superb film", "what a dull plot , very dull", "neither good nor bad", "an awful film with a superb cast"]
@@ -159,3 +160,18 @@ def test_a_few_labelled_texts_may_have_many_beside_them(tmp_path, labelled):
     """A batch is of all rows that are trained on."""
     data = labelled(pseudo_labelled=write(tmp_path / "more.jsonl", TEXTS * 8, POSITIVE * 8), limit_train=6)
     assert (len(data.texts("train")), len(data.pseudo_labelled()[0])) == (6, 32)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_texts_that_a_spreadsheet_would_take_for_formulas_are_what_they_were(tmp_path, labelled, suffix):
+    texts = ["@user superb", "-dull film", "=superb", "'tis superb", "a\rsuperb film"]
+    file = tmp_path / f"answers{suffix}"
+    with open(file, "w", newline="") as stream:
+        writer = Delimited(stream, "," if suffix == ".csv" else "\t")
+        for text in texts:
+            writer.write({}, {"text": text, "probabilities": {"pos": 0.75, "neg": 0.25}})
+    rows = pd.read_csv(file, sep="," if suffix == ".csv" else "\t", keep_default_na=False)
+    assert rows["text"].tolist() == ["'@user superb", "'-dull film", "'=superb", "'tis superb", "a\rsuperb film"]
+    data = labelled(pseudo_labelled=str(file))
+    read, _ = data.pseudo_labelled()
+    assert [list(read[row]) for row in range(len(texts))] == [data.tokenizer.encode(text) for text in texts]

@@ -86,7 +86,9 @@ ROWS["data"] = {
     "no line of column names": Row(
         FILES, ("'label'", "'a fine film'", "data.label_column"), {"a.csv": LABELLED.partition("\n")[2]}
     ),
-    "separated by semicolons": Row(FILES, ("'text;label'",), {"a.csv": LABELLED.replace(",", ";")}),
+    "separated by semicolons": Row(
+        FILES, ("'text;label'", "set 'data.delimiter=\";\"'"), {"a.csv": LABELLED.replace(",", ";")}
+    ),
     "column twice": Row(FILES, ("'text'", "2 times", "rename"), {"a.csv": "text,text,label\na,b,1\nc,d,0\n"}),
     "ragged": Row(
         FILES, ("a.csv row 2 (line 3)", "3 against 2", "data.on_bad_row=skip"), {"a.csv": "text,label\na,1\nb,0,x\n"}

@@ -246,6 +246,13 @@ def damaged_config(text: str) -> Callable[[Path, Runs], None]:
 
 CKPT = "{sentiment}/checkpoints/best.ckpt"
 ROWS["predict"] = {
+    "run of an unknown user": Row("~no-such-user/run 'a film'", ("there is no run at ~no-such-user/run",)),
+    "file separated by semicolons": Row(
+        "{sentiment} --file a.csv", ("'text;id'", "--delimiter ';'"), {"a.csv": "text;id\na film;1\n"}
+    ),
+    "gates of a long text": Row(
+        "{sentiment} --gates g.png '" + "film " * 301 + "'", ("--gates", "1 to 300 tokens, got 301")
+    ),
     "no run": Row("absent 'a film'", ("absent", "run folder")),
     "a folder that is no run": Row("d 'a film'", ("d ", "not a run folder"), {"d": None}),
     "a run without a checkpoint": Row("r 'a film'", ("r ", "checkpoints"), {"r": run_folder("checkpoints")}),
@@ -369,6 +376,7 @@ def sweep_file(text: str) -> dict[str, Content]:
 
 HEADER = '{"event": "sweep", "format": 1, "monitor": "val/loss", "mode": "min", "jobs": 1}\n'
 ROWS["results"] = {
+    "folder of an unknown user": Row("~no-such-user/sweep", ("there is no sweep at ~no-such-user/sweep",)),
     "no folder": Row("absent", ("no sweep at absent",)),
     "no sweep": Row("d", ("d is not a sweep and not a run",), {"d": None}),
     "nothing in it": Row("s", ("sweep.jsonl", "damaged"), sweep_file("")),
@@ -395,6 +403,7 @@ ROWS["bench"] = {
     "repeats": Row("engine --quick --repeats -1", ("--repeats", "-1", "at least 1")),
 }
 ROWS["resume"] = {
+    "run of an unknown user": Row("resume=~no-such-user/run", ("~no-such-user/run", "is not a run folder")),
     "nowhere": Row("resume=absent", ("absent", "not a run folder")),
     "a file": Row("resume=a.txt", ("a.txt", "not a run folder"), {"a.txt": "a"}),
     "no checkpoint yet": Row("resume=r", ("r", "last.ckpt"), {"r": run_folder("checkpoints")}),

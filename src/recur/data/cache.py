@@ -27,22 +27,30 @@ from recur.errors import UserError
 log = logging.getLogger(__name__)
 # Part of every key. Raise it with any change to how files become rows, rows become tokens, tokens become files of an
 # entry, or a corpus is generated: what an earlier version wrote is then built anew.
-VERSION = 2
+VERSION = 3
 _MANIFEST = "entry.json"
 _BLOCK = 1 << 22
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 _UNWRITABLE = (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 def cache_folder(setting: str | os.PathLike[str] | None = None) -> Path:
-    """Where the cache is: the setting, else `$RECUR_CACHE`, `$XDG_CACHE_HOME/recur`, `~/.cache/recur`."""
+    """Where the cache is: the setting, else `$RECUR_CACHE`, `$XDG_CACHE_HOME/recur`, `~/.cache/recur`.
+
+    Raises:
+        UserError: none is set, and there is no home folder.
+    """
     if setting:
-        return Path(setting).expanduser()
+        return Path(os.path.expanduser(setting))
     if ours := os.environ.get("RECUR_CACHE"):
-        return Path(ours).expanduser()
+        return Path(os.path.expanduser(ours))
     if everyones := os.environ.get("XDG_CACHE_HOME"):
-        return Path(everyones).expanduser() / "recur"
-    return Path.home() / ".cache" / "recur"
+        return Path(os.path.expanduser(everyones)) / "recur"
+    try:
+        return Path.home() / ".cache" / "recur"
+    except RuntimeError:  # a user without an entry, as in some containers
+        raise UserError("RECUR_CACHE", rule="must name a folder", remedy="this user has no home folder") from None
 
 
 def content_key(value: Any) -> str:
@@ -179,7 +187,7 @@ class TokenCache:
             inside = Path(os.path.realpath(error.filename)).is_relative_to(os.path.realpath(self.folder))
             return error.errno in _UNWRITABLE and inside
         # numpy's own where less was written than it gave has no number
-        return error.errno in _FULL or (error.errno is None and "requested and" in str(error))
+        return error.errno in (*_FULL, *_NO_LOCKS) or (error.errno is None and "requested and" in str(error))
 
     def _make(self, folder: Path) -> None:
         try:

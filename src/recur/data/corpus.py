@@ -114,7 +114,7 @@ def _each_on_its_line(texts: Iterable[Iterator[str]]) -> Iterator[str]:
 def _file_blocks(file: str) -> Iterator[str]:
     """A text file in blocks that end at a line's end, or at a space in a line that is longer than a block."""
     rest = ""
-    with open(file, encoding="utf-8-sig", newline="") as stream:
+    with open(file, encoding="utf-8-sig") as stream:  # every kind of line end is read as a newline
         try:
             while piece := stream.read(BLOCK):
                 if "\0" in piece:

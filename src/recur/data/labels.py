@@ -80,6 +80,12 @@ def class_table(rows: Rows, column: Column, wanted: Names) -> tuple[list[str], d
                 rule=f"has {len(keys)} different values in {len(values)} rows",
                 remedy="is it the column of labels? Set data.label_column",
             )
+        folded: dict[str, str] = {}
+        for key in sorted(keys):
+            if (other := folded.setdefault(key.casefold(), key)) != key:
+                names_them = f"data.class_names={{{other}: {key}, {key}: {key}, ...}}"
+                remedy = f"write it in one way, or name the classes: {names_them}"
+                raise UserError(where, rule=f"spells one label as {other!r} and {key!r}", remedy=remedy)
         numeric = all(_number(key) is not None for key in keys)
         names = sorted(keys, key=int) if numeric else sorted(keys)
     if len(set(map(label_key, names))) < max(

@@ -6,18 +6,20 @@ the model is unsure teaches little.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recur.data.readers import Rows
+from recur.data.readers import DELIMITED, Rows
 from recur.errors import UserError
 
 TEXT = "text"  # the column that holds the text, whatever it was called in the file that was labelled
 _MAPPING = "probabilities"
 _REMEDY = "write the file with python -m recur.predict RUN --file TEXTS --out FILE.jsonl"
+_GUARDED = re.compile(r"'[=+@\t\r-]")
 _SUM = 1e-3  # how far a row's probabilities may be from 1 in all
 
 
@@ -28,6 +30,17 @@ def columns(class_names: Sequence[str]) -> list[str]:
 
 def _named(class_names: Sequence[str]) -> list[str]:
     return [f"{_MAPPING}.{name}" for name in class_names]
+
+
+def restore(rows: Rows) -> None:
+    """Take away from the texts of csv and tsv files the `'` with which `recur.render.csv_cell` guards a cell."""
+    for origin in rows.origins if TEXT in rows.columns else []:
+        if not origin.file.lower().endswith(tuple(DELIMITED)):
+            continue
+        for row in range(origin.first, origin.first + origin.rows):
+            text = rows.columns[TEXT][row]
+            if isinstance(text, str) and _GUARDED.match(text):
+                rows.columns[TEXT][row] = text[1:]
 
 
 def class_probabilities(rows: Rows, numbers: NDArray[np.int64], class_names: Sequence[str]) -> NDArray[np.float32]:

@@ -104,11 +104,20 @@ class Rows:
             where, available = self.lacking.get(name, (first, self.available))
             there = ", ".join(map(_shown, available[:20])) or "none"
             remedy = f"set {setting}"
-            if where.lower().endswith(tuple(DELIMITED)) and isinstance(name, str) and setting.startswith("data."):
+            if (sign := other_delimiter(available)) and setting.startswith("data."):
+                remedy = f"set 'data.delimiter={json.dumps(sign)}', by which these are separated"
+            elif where.lower().endswith(tuple(DELIMITED)) and isinstance(name, str) and setting.startswith("data."):
                 numbers = "data.text_column=1 data.label_column=2"
                 remedy += f"; if the first line is a row already, give column numbers, such as {numbers}"
             raise UserError(where, rule=f"has no column {name!r}, only {there}", remedy=remedy)
         return self.columns[name]
+
+
+def other_delimiter(names: Sequence[Any]) -> str | None:
+    """What separates the columns of a table that was read as one column; None where nothing does."""
+    if len(names) != 1:
+        return None
+    return next((sign for sign in (";", "\t", "|") if sign in str(names[0])), None)
 
 
 def read_file(

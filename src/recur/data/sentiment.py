@@ -552,6 +552,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
 
     def _build_pseudo_labelled(self, folder: Path) -> None:
         rows = self._find()[_PSEUDO].read(pseudo_labels.columns(self.class_names), allow_pickle=self._allow_pickle)
+        pseudo_labels.restore(rows)
         good = checked(
             rows,
             pseudo_labels.TEXT,

@@ -279,7 +279,7 @@ def find_splits(
         UserError: nothing there, nothing readable in it, or no such subset.
     """
     text = os.fspath(path)
-    place = Path(text).expanduser()
+    place = Path(os.path.expanduser(text))
     if "\0" in text:
         raise UserError("data.path", text, "must be a path without NUL characters")
     if place.is_file():

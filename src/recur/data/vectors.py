@@ -66,7 +66,7 @@ def load_vectors(path: str | os.PathLike[str], tokenizer: Tokenizer, cache: Toke
     Raises:
         UserError: no such file, a format that needs unpickling, a line of another length, no word of the vocabulary.
     """
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if not file.is_file():
         raise UserError("data.vectors", str(path), "must be a file of word vectors or `train`", "no such file")
     if file.suffix.lower() in _PICKLES:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -11,7 +12,7 @@ from typing import Any, BinaryIO, Protocol, TextIO, cast
 
 from recur.cli import notify
 from recur.data.checks import Column
-from recur.data.readers import DELIMITED, JSON_LINES, PICKLES, Rows, checked, read_file
+from recur.data.readers import DELIMITED, JSON_LINES, PICKLES, Rows, checked, other_delimiter, read_file
 from recur.errors import ABSENT, UserError
 from recur.render import csv_cell, printable, shortened
 from recur.runs.files import naming
@@ -189,6 +190,11 @@ def _checked(given: Given) -> Given:
     return Given(given.where, given.text, given.columns, problem)
 
 
+def _column_remedy(available: Sequence[Any]) -> str:
+    sign = other_delimiter(available)
+    return f"give --delimiter {shlex.quote(sign)}, by which these are separated" if sign else "give --column"
+
+
 def _rows(file: str, column: Column, skip: bool, delimiter: str | None) -> Iterator[Given]:
     """Good rows of a table; unless bad ones are skipped, all must be good before the first is answered."""
     rows = read_file(file, [column], delimiter=delimiter)
@@ -197,7 +203,7 @@ def _rows(file: str, column: Column, skip: bool, delimiter: str | None) -> Itera
         rows = read_file(file, [column], delimiter=delimiter)
     if column not in rows.available and len(rows.broken) < len(rows):
         there = ", ".join(shortened(repr(name), 40) for name in rows.available[:20]) or "none"
-        raise UserError(file, rule=f"has no column {column!r}, only {there}", remedy="give --column")
+        raise UserError(file, rule=f"has no column {column!r}, only {there}", remedy=_column_remedy(rows.available))
     try:
         good = checked(rows, column, on_bad_row="skip" if skip else "error")
     except UserError as error:
@@ -280,6 +286,21 @@ class JsonLines:
         print(json.dumps(record, default=str), file=self._stream, flush=True)
 
 
+class _Lines:
+    """What a csv writer writes its rows to, each at once: CRLF at the end becomes a newline.
+
+    Ending rows so makes the writer quote both of its letters in a cell, which some versions of Python 3.11 and 3.12
+    otherwise do for the newline alone (python/cpython#67044).
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, row: str) -> int:
+        """Write one row."""
+        return self._stream.write(row.removesuffix("\r\n") + "\n")
+
+
 class Delimited:
     """Answers as CSV or TSV; the first record names the columns, `probabilities.positive` one of a mapping's.
 
@@ -290,6 +311,7 @@ class Delimited:
         self._stream, self._delimiter, self._names = stream, delimiter, _Names()
         self._writer: csv.DictWriter[str] | None = None
         self._said = False  # that columns are left out
+        self._guarded = False  # whether it was said that cells are
 
     def write(self, columns: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
         """Write one answer behind the columns that came with its text."""
@@ -303,9 +325,14 @@ class Delimited:
         own = self._names.renamed(columns, {*answer, *parts})
         record = {key: _cell(value) for key, value in {**own, **parts}.items()}
         if self._writer is None:
-            style: dict[str, Any] = {"delimiter": self._delimiter, "extrasaction": "ignore", "lineterminator": "\n"}
-            self._writer = csv.DictWriter(self._stream, list(record), **style)
+            style: dict[str, Any] = {"delimiter": self._delimiter, "extrasaction": "ignore", "lineterminator": "\r\n"}
+            self._writer = csv.DictWriter(_Lines(self._stream), list(record), **style)
             self._writer.writerow({name: csv_cell(name) for name in record})
+        if not self._guarded and any(isinstance(v, str) and v != record[k] for k, v in {**own, **parts}.items()):
+            self._guarded = True
+            notify(
+                "cells that a spreadsheet would take for formulas are written with a ' before: --out X.jsonl has none"
+            )
         further = [name for name in record if name not in self._writer.fieldnames]
         if further and not self._said:
             self._said = True

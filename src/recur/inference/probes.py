@@ -14,6 +14,7 @@ from recur.inference.language import read_tokens
 from recur.nn.recurrent import Recurrent
 from recur.runs.files import naming
 
+GATES_TOKENS = 300  # each takes half a centimetre of the chart
 _PROGRAM = "recur.predict"  # by which a chart of ours is known
 
 
@@ -142,12 +143,13 @@ def write_gates(run: Any, text: str, path: Any) -> None:
         path: file to write; its suffix says the format.
 
     Raises:
-        UserError: the run is no LSTM or reads from the end of texts, or the text has no token.
+        UserError: the run is no LSTM or reads from the end of texts, or the text has no token or more than
+            `GATES_TOKENS`.
     """
     net = run.task.net
     ids, tokens = _as_read(run, text)
-    if not tokens:
-        raise UserError("--gates", text, "needs a text with at least one token")
+    if not 0 < len(tokens) <= GATES_TOKENS:
+        raise UserError("--gates", rule=f"needs a text of 1 to {GATES_TOKENS} tokens, got {len(tokens):,}")
     if not (isinstance(getattr(net, "recurrent", None), Recurrent) and hasattr(net, "embedding")):
         raise UserError("--gates", rule=f"are those of an LSTM, this run's network is a {type(net).__name__}")
     with torch.no_grad():
