@@ -171,3 +171,59 @@ def test_of_several_gpus_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert api._in_one_process(composed).config["trainer"]["devices"] == 1
     monkeypatch.setenv("LOCAL_RANK", "3")  # of torchrun, which has started one for each
     assert api._in_one_process(composed) is composed
+
+
+@pytest.mark.parametrize(
+    "words", [["trainer.devices=1.5"], ["trainer.num_nodes=null"], ["trainer.num_nodes=two"], ["~trainer"]]
+)
+def test_what_the_schema_refuses_is_refused_here_too(words: list[str], tmp_path: Path) -> None:
+    base = [word for word in EASY if not (words == ["~trainer"] and word.startswith("trainer"))]
+    with pytest.raises(UserError, match="trainer"):
+        recur.fit([*base, *words, f"hydra.run.dir={tmp_path}/run"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_job_of_slurm_with_one_task_does_not_start_the_script_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM_PROCID is 0 in every shell that it opens."""
+    with api.hydra_as_before():
+        composed = api.compose_run(api.command_line(["trainer.accelerator=gpu"]))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert api._in_one_process(composed).config["trainer"]["devices"] == 1
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    assert api._in_one_process(composed) is composed
+
+
+def test_an_evaluation_that_was_interrupted_leaves_nothing_behind(
+    trained_run: Path, language_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had summed up was counted once more by the next one."""
+    for folder in (trained_run, language_run):
+        run = recur.load(folder)
+        split = "val" if folder == trained_run else "train"
+        expected = run.evaluate(split=split)
+        step = type(run.task).test_step
+
+        def broken(task: Any, batch: Any, number: int, step: Any = step) -> Any:
+            step(task, batch, number)
+            raise RuntimeError("out of memory")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(run.task), "test_step", broken)
+            with pytest.raises(RuntimeError, match="out of memory"):
+                run.evaluate(split=split)
+        assert run.evaluate(split=split) == expected
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated", "ignore:.*does not have many workers")
+def test_a_task_is_trained_twice(tmp_path: Path) -> None:
+    """The sums of the first training's last validation could not be added to."""
+    from recur.training.fit import train
+    from support.language_models import new_task, new_trainer, text_data
+
+    data = text_data()
+    task = new_task(data)
+    for number in (0, 1):
+        trained = train(data, task, new_trainer(tmp_path / str(number)))
+        assert trained.results["val"]["loss"] > 0

@@ -184,8 +184,13 @@ def test_two_processes_train_as_one(tmp_path):
     record = json.loads((tmp_path / "ddp" / "metrics.json").read_text())
     assert record["world_size"] == 2
     assert round(record["test"]["accuracy"] * 150, 3) % 1 == 0  # 150 test texts: no text lost or doubled
-    again = run_command("train", "--cfg", "job")
-    assert again.returncode == 0
+    alone = run_command("evaluate", tmp_path / "ddp")
+    assert alone.returncode == 0, alone.stderr
+    figures = json.loads(alone.stdout)
+    for split in ("val", "test"):
+        for name in ("accuracy", "loss"):
+            assert figures[split][name] == pytest.approx(record[split][name], rel=1e-5)
+    assert run_command("train", "--cfg", "job").returncode == 0
 
 
 def test_the_config_is_shown_as_a_tree_and_every_metric_is_returned(tmp_path):
@@ -295,3 +300,28 @@ def test_numbers_too_small_for_float32_s_full_precision_are_zero_while_a_run_is_
     with logging_as_before():
         assert start.run(compose_run(command_line([*EASY, *few])), Stop()) == [0.0, 0.0]
     assert tiny() > 0
+
+
+def test_a_task_of_several_does_not_train_a_run_of_one(tmp_path):
+    """Eight tasks of one SLURM step wrote into one folder, seven of them without a lock."""
+    words = [*TINY, "trainer.devices=1", f"hydra.run.dir={tmp_path}/run"]
+    done = run_command("train", *words, environment={"SLURM_PROCID": "3", "SLURM_JOB_NAME": "interactive"})
+    assert done.returncode == 2, done.stderr
+    assert "is process 3 of several that were started together, and this run is of one" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_apples_gpu_is_left_alone(tmp_path, monkeypatch):
+    """It has no float64: the first sum of a metric would end the run."""
+    from recur.config.compose import command_line, compose_run
+    from recur.config.schema import check_run
+    from recur.errors import UserError
+    from recur.training.start import with_accelerator
+
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    automatic = compose_run(command_line([*TINY, "trainer.accelerator=auto"]))
+    assert with_accelerator(automatic).config["trainer"]["accelerator"] == "cpu"
+    for chosen in ("mps", "gpu"):
+        composed = compose_run(command_line([*TINY, f"trainer.accelerator={chosen}"]))
+        with pytest.raises(UserError, match=r"trainer\.accelerator computes no float64.*trainer=cpu"):
+            check_run(composed.config, composed.used)

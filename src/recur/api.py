@@ -85,10 +85,15 @@ def _in_one_process(composed: Composed) -> Composed:
     Raises:
         UserError: it asks for several.
     """
-    if "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ:
+    several = any(int(os.environ.get(key) or 1) > 1 for key in ("WORLD_SIZE", "SLURM_NTASKS"))
+    if "LOCAL_RANK" in os.environ or several:
         return composed
-    trainer = composed.config["trainer"]
+    trainer = composed.config.get("trainer")
+    if not isinstance(trainer, Mapping):
+        return composed  # the schema says what must be there, and of what type
     devices, nodes = trainer.get("devices"), trainer.get("num_nodes", 1)
+    if not isinstance(nodes, int) or not isinstance(devices, (int, str, list, tuple, type(None))):
+        return composed
     if devices in ("auto", -1, "-1", None):
         return composed.changed("trainer.devices", 1) if torch.cuda.device_count() > 1 else composed
     if isinstance(devices, str):  # "2" is a number of them, "0,1" names two

@@ -95,6 +95,61 @@ def test_a_job_that_slurm_starts_again_finds_the_run_that_was_stopped(
     assert command_line(typed, again).words == (f"resume={run}",)
 
 
+def test_a_sweep_that_slurm_starts_again_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    folder, words = tmp_path / "sweep", ["-m", "seed=0,1"]
+    again = {"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "1"}
+    requeue.keep_place(words, folder)
+    assert command_line(words, again).words == tuple(words)  # there is none yet
+    Journal.begin(folder, monitor="val/loss", mode="min", argv=words).close()
+    assert command_line(words, again).words == (*words, f"resume={folder}")
+    assert command_line(words, {}).words == tuple(words)
+
+
+def test_a_recorded_setting_that_is_typed_again_is_not_repeated(tmp_path: Path) -> None:
+    recorded = ["-m", "seed=0,1", "hydra.launcher.parameters.slurm_setup=[module load cuda]"]
+    Journal.begin(tmp_path / "s", monitor="val/loss", mode="min", argv=recorded).close()
+    with pytest.raises(UserError, match="if you trust it, type it again"):
+        command_line(["-m", f"resume={tmp_path / 's'}"])
+    typed = "hydra.launcher.parameters.slurm_setup=[module load cuda]"
+    line = command_line(["-m", f"resume={tmp_path / 's'}", typed])
+    assert line.words == ("-m", "seed=0,1", typed, f"resume={tmp_path / 's'}")
+
+
+def test_a_sweep_of_files_beside_it_goes_on_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    for place in (home, elsewhere):
+        place.mkdir()
+    (home / "reviews.csv").touch()
+    recorded = ["-m", "data=files", "data.train=reviews.csv", "seed=0,1"]
+    Journal.begin(home / "s", monitor="val/loss", mode="min", argv=recorded, working_folder=str(home)).close()
+    monkeypatch.chdir(home)
+    assert "data.train=reviews.csv" in command_line(["-m", "resume=s"]).words
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(UserError, match=r"started in .*home, and reviews.csv is read from there: go there first"):
+        command_line(["-m", f"resume={home / 's'}"])
+    (home / "reviews.csv").unlink()  # the sweep was brought here: its own folder of then says nothing
+    assert "data.train=reviews.csv" in command_line(["-m", f"resume={home / 's'}"]).words
+
+
+def test_a_file_is_typed_as_the_shell_completes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("Bücher.csv", "reviews (1).csv", "it's.csv", "plain.csv"):
+        (tmp_path / name).touch()
+        for typed in (str(tmp_path / name), f"~/{name}"):
+            composed = compose_run(command_line(["data=files", f"data.train={typed}", "trainer=cpu"]))
+            assert composed.config["data"]["train"] in (str(tmp_path / name), f"~/{name}")
+    refused = {
+        "seed=0,1": r"seed=0,1 has several values: with -m these are several runs; 'seed=\[0,1\]' is a list",
+        "data.delimiter=;": "data.delimiter=; cannot be read: .*'data.delimiter=\";\"'",
+        "optimizer.lr=[1": r"optimizer.lr=\[1 cannot be read: no viable",
+    }
+    for word, said in refused.items():
+        with pytest.raises(UserError, match=said):
+            compose_run(command_line(["data=files", word, "trainer=cpu"]))
+
+
 def test_a_job_that_would_not_find_its_run_is_not_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

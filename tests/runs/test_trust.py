@@ -170,6 +170,7 @@ def test_what_the_user_types_is_the_users_own():
         ("name=${oc.env:HOME}", "no run writes"),
         ("name=${oc.env:${seed}}", "no run writes"),
         ("data.allow_pickle=true", "any code"),
+        ("hydra.launcher.parameters.slurm_partition='a --wrap=x'", "more than a word"),
         (3, "no text"),
     ],
 )
@@ -187,6 +188,8 @@ def test_a_recorded_command_is_repeated():
         "experiment=null",
         "model=choice(bilstm, advanced_lstm)",
         "hydra.sweeper.params.optimizer.lr=1,2",
+        "hydra.launcher.parameters.slurm_partition=gpu,cpu",
+        "hydra.launcher.parameters.timeout_min=600",
     ]
     assert trust.check_arguments(words, "s", group_options()) == words
 

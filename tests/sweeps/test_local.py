@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -16,10 +17,10 @@ import pytest
 from recur.errors import UserError
 from recur.runs import marks
 from recur.runs.journal import Journal
-from recur.sweeps import supervisor
+from recur.sweeps import local, supervisor
 from recur.sweeps.job import Job, Needs, SweepId, clean_environment
 from recur.sweeps.launcher import leave
-from recur.sweeps.local import Machine, SlotLauncher, SlotSettings, cores, plan, visible_gpus
+from recur.sweeps.local import Machine, Slot, SlotLauncher, SlotSettings, cgroup_quota, cores, plan, visible_gpus
 from recur.sweeps.runner import Listed, Outcome, judge, run_jobs
 
 KEY = "0" * 32
@@ -368,3 +369,34 @@ def test_nothing_of_a_rank_leaks_into_a_job():
     }  # fmt: skip
     kept = clean_environment({"OMP_NUM_THREADS": "1"}, {**leaks, "PATH": "/bin", "PYTHONPATH": "y"})
     assert kept == {"PATH": "/bin", "PYTHONPATH": "y", "OMP_NUM_THREADS": "1"}
+
+
+def test_a_slot_names_gpus_as_they_were_counted(monkeypatch):
+    """nvidia-smi counts them by bus, CUDA of itself by speed."""
+    slot = Slot(0, ("1",), 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert slot.environment(1)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert "CUDA_DEVICE_ORDER" not in slot.environment(1)
+    assert "CUDA_DEVICE_ORDER" not in Slot(0, (), 4).environment(1)
+
+
+def test_cores_are_those_of_the_container_and_of_the_job(tmp_path, monkeypatch):
+    root, own = tmp_path / "cgroup", tmp_path / "own"
+    (root / "a" / "b").mkdir(parents=True)
+    own.write_text("0::/a/b\n")
+    assert cgroup_quota(root, own) == math.inf
+    (root / "a" / "cpu.max").write_text("250000 100000\n")
+    (root / "a" / "b" / "cpu.max").write_text("max 100000\n")
+    assert cgroup_quota(root, own) == 2.5
+    (root / "cpu.max").write_text("100000 100000\n")
+    assert cgroup_quota(root, own) == 1.0
+    assert cgroup_quota(root, tmp_path / "none") == 1.0
+    monkeypatch.setattr(local, "cgroup_quota", lambda: 2.5)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert cores() == 2
+    monkeypatch.setattr(local, "cgroup_quota", lambda: math.inf)
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "4")
+    assert cores() == 4
+    monkeypatch.delenv("SLURM_CPUS_ON_NODE")
+    assert cores() == 64

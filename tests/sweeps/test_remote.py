@@ -14,7 +14,7 @@ from recur.leaderboard.table import Leaderboard
 from recur.runs import journal
 from recur.sweeps import remote
 from recur.sweeps.job import PERFORMED, Job, Needs, SweepId, perform
-from recur.sweeps.remote import Share, Submitit, share
+from recur.sweeps.remote import Requeued, Share, Submitit, share
 from recur.sweeps.runner import Listed, run_jobs
 from support.real_sweeps import TINY, environment, figures, sweep
 
@@ -193,3 +193,17 @@ def test_torchrun_trains_one_run_over_two_nodes(tmp_path):
     assert two["world_size"] == one["world_size"] == 2
     for part in ("val", "test", "steps", "epochs"):
         assert two[part] == one[part]
+
+
+def test_a_job_whose_time_is_up_is_the_same_once_more(tmp_path, monkeypatch):
+    """submitit asks for a `checkpoint`, and gives a job up that has none."""
+    pytest.importorskip("submitit")
+    import cloudpickle
+
+    job = Job(0, (), tmp_path / "0", SweepId(tmp_path, "0" * 32))
+    given = (job, str(tmp_path), 1, {}, 0.25)
+    again = Requeued().checkpoint(*given)
+    monkeypatch.setattr(remote, "perform", lambda *words: 7)
+    monkeypatch.chdir(tmp_path)
+    assert again.args == given and again.result() == 7
+    assert cloudpickle.loads(cloudpickle.dumps(again)).args == given

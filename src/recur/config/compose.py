@@ -30,6 +30,10 @@ from recur.runs.build import build as build_plain
 from recur.runs.checkpoint import LAST, PREVIOUS
 from recur.runs.limits import read_yaml
 
+_KEY = re.compile(r"\+{0,2}[A-Za-z_]\w*(\.\w+)*")
+_NAMES_FILES = re.compile(
+    r"(hydra\.sweeper\.params\.)?(data\.(path|train|val|test|unlabelled|pseudo_labelled|vectors)|init_from)$"
+)
 _repeated: list[str] = []  # the sweep whose recorded command line this process runs
 _ONCE = {
     "resume": None,
@@ -138,10 +142,19 @@ def command_line(words: Sequence[str], environment: Mapping[str, str] = os.envir
         sweep = line.value("resume")
         more = [word for word in given.overrides if not word.startswith("resume=")]
         if sweep is not None and all(word.startswith(("hydra.launcher.", "hydra/launcher=")) for word in more):
-            recorded = trust.check_arguments(recorded_arguments(sweep), sweep, group_options())
+            replaced = {_key(word) for word in more}
+            recorded = [word for word in recorded_arguments(sweep) if _key(word) not in replaced]
+            trust.check_arguments(recorded, sweep, group_options())
+            _check_working_folder(sweep, recorded)
             plain = [word for word in recorded if word not in ("-m", "--multirun")]
             words = ["-m", *plain, *more, f"resume={quoted(sweep)}"]
             _repeated.append(sweep)
+            return _line(words, parser().parse_intermixed_args(words))
+        place = (
+            requeue.place_of(typed, line.value("hydra.sweep.dir"), environment, sweep=True) if sweep is None else None
+        )
+        if place is not None:
+            words = [*words, f"resume={quoted(str(place))}"]
             return _line(words, parser().parse_intermixed_args(words))
         return line
     if line.hydra or line.value("resume") is not None:
@@ -161,7 +174,7 @@ def command_line(words: Sequence[str], environment: Mapping[str, str] = os.envir
 def _line(words: Sequence[str], given: argparse.Namespace) -> CommandLine:
     other = ("help", "hydra_help", "version", "multirun", "cfg", "info", "shell_completion", "experimental_rerun")
     hydra = any(getattr(given, name) for name in other)
-    path = None if given.config_path is None else Path(given.config_path).expanduser().absolute()
+    path = None if given.config_path is None else Path(os.path.expanduser(given.config_path)).absolute()
     if path is not None:  # Hydra would take it for relative to this package
         if not path.is_dir():
             raise UserError("--config-path", given.config_path, "must name a folder of configs")
@@ -201,9 +214,18 @@ def _text(word: str) -> str:
 
 
 def _with_quotes(word: str) -> str:
-    """`resume=FOLDER` as Hydra's grammar reads it, without `+` before it; any other word as it is."""
-    folder = _text(word) if word.lstrip("+").startswith("resume=") else "null"
-    return word if folder in ("", "null") else f"resume={quoted(folder)}"
+    """A word as Hydra's grammar reads it: `resume=FOLDER` without `+` before it, and a file that it would refuse."""
+    if word.lstrip("+").startswith("resume="):
+        folder = _text(word)
+        return word if folder in ("", "null") else f"resume={quoted(folder)}"
+    key, _, value = word.partition("=")
+    if not (value and _KEY.fullmatch(key) and os.path.exists(os.path.expanduser(value))):
+        return word
+    try:
+        OverridesParser.create().parse_override(word)
+    except (HydraException, RecursionError):
+        return f"{key}={quoted(value)}"
+    return word
 
 
 def recorded_arguments(folder: str) -> list[str]:
@@ -212,11 +234,33 @@ def recorded_arguments(folder: str) -> list[str]:
     Raises:
         UserError: the folder is no sweep, or it recorded no arguments.
     """
-    given = journal.read(Path(folder).expanduser())[0].get("argv")
+    given = journal.read(Path(os.path.expanduser(folder)))[0].get("argv")
     if not isinstance(given, list):
         raise UserError(folder, rule="has no recorded command line: it is damaged", remedy="type the command again")
     own = ("resume=", "hydra.sweep.dir=")
     return [word for word in given if not (isinstance(word, str) and word.startswith(own))]
+
+
+def _key(word: Any) -> str:
+    return str(word).partition("=")[0].lstrip("+")
+
+
+def _check_working_folder(sweep: str, words: Sequence[str]) -> None:
+    """Refuse to repeat a command elsewhere where it names files by paths from the folder in which it was typed.
+
+    Raises:
+        UserError: it does.
+    """
+    begun = journal.read(Path(os.path.expanduser(sweep)))[0].get("working_folder")
+    if not isinstance(begun, str) or os.path.realpath(begun) == os.path.realpath(os.curdir):
+        return
+    for word in words:
+        if not _NAMES_FILES.match(_key(word)):
+            continue
+        for path in re.split(r"[\s,'\"\[\]]+", word.partition("=")[2]):
+            if path and not os.path.isabs(path) and os.path.exists(os.path.join(begun, path)):
+                rule = f"names a sweep that was started in {begun}, and {path} is read from there"
+                raise UserError("resume", rule=rule, remedy="go there first, or type the whole command again")
 
 
 def repeats_a_recorded_command() -> bool:
@@ -325,13 +369,13 @@ def compose_run(line: CommandLine) -> Composed:
         if named := composed.config.get("resume"):  # in a file of configs
             raise UserError("resume", named, "must be typed, since a run goes on with its own config", "resume=RUN")
         return composed
-    folder = Path(resume).expanduser().resolve()
+    folder = Path(os.path.expanduser(resume)).resolve()
     if not (folder / ".hydra" / "config.yaml").is_file():
         raise UserError("resume", resume, "is not a run folder", "it has no .hydra/config.yaml")
     if not any((folder / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS)):
         raise UserError("resume", resume, f"has no checkpoints/{LAST} yet", "start it again")
     place = line.value("hydra.run.dir")
-    if place is not None and Path(place).expanduser().resolve() != folder:
+    if place is not None and Path(os.path.expanduser(place)).resolve() != folder:
         raise UserError("hydra.run.dir", place, f"must be the run that goes on, {folder}", "leave it out")
     trust.check_run_folder(folder, list(line.overrides))
     own = [f"hydra.run.dir={quoted(str(folder))}", "hydra.job_logging.formatters.simple.format='%(message)s'"]
@@ -410,7 +454,7 @@ def _composed(line: CommandLine, folder: Path, name: str, overrides: Sequence[st
     with translated(folder, name, overrides):
         whole = _compose(folder, name, [*overrides, *further])
         HydraConfig.instance().set_config(whole)
-        out = Path(str(whole.hydra.run.dir)).expanduser().absolute()
+        out = Path(os.path.expanduser(str(whole.hydra.run.dir))).absolute()
         OmegaConf.set_readonly(whole.hydra, False)  # which set_config ended
         whole.hydra.runtime.output_dir = str(out)
         HydraConfig.instance().set_config(whole)

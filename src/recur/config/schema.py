@@ -202,10 +202,12 @@ def _check_service(target: str) -> None:
 def _dry_run_trainer(trainer: Mapping[str, Any]) -> None:
     import torch
 
-    if trainer.get("accelerator") in ("gpu", "cuda") and not torch.accelerator.is_available():
-        raise UserError(
-            "trainer.accelerator", trainer["accelerator"], "needs a GPU, and there is none", "set trainer=cpu"
-        )
+    accelerator = trainer.get("accelerator")
+    apple = torch.backends.mps.is_available() and not torch.cuda.is_available()
+    if accelerator == "mps" or (apple and accelerator in ("gpu", "cuda")):
+        raise UserError("trainer.accelerator", accelerator, "computes no float64, which sums need", "set trainer=cpu")
+    if accelerator in ("gpu", "cuda") and not torch.accelerator.is_available():
+        raise UserError("trainer.accelerator", accelerator, "needs a GPU, and there is none", "set trainer=cpu")
     half = str(trainer.get("precision")) in ("16", "16-mixed")  # on a CPU Lightning would take bfloat16 in its place
     if half and (trainer.get("accelerator") == "cpu" or not torch.accelerator.is_available()):
         remedy = "on a CPU set 32-true, or try bf16-mixed"

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,7 +61,15 @@ def _composition(error: BaseException, whole: Callable[[], dict[str, Any]]) -> U
     override = getattr(error, "override", None)  # of an override that cannot be parsed
     first, detail = _first_line(error), f" ({_first_line(cause)})" if cause else ""
     if override:
-        return UserError(str(override), rule="cannot be read", remedy=first)
+        key, _, value = str(override).partition("=")
+        plain = re.fullmatch(r"[\w.+/-]+", key) and value and not set(value) & set("[]{}'\"")
+        remedy = f"a text with such signs goes in two kinds of quotes, '{key}=\"{value}\"'" if plain else first
+        return UserError(str(override), rule="cannot be read", remedy=remedy)
+    if first.startswith("Ambiguous value"):
+        word = first.partition("'")[2].rpartition("'")[0]
+        key, _, value = word.partition("=")
+        remedy = f"with -m these are several runs; '{key}=[{value}]' is a list, and '{key}=\"{value}\"' a text"
+        return UserError(word, rule="has several values", remedy=remedy)
     return UserError("", rule=first + detail)
 
 

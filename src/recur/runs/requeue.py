@@ -1,4 +1,4 @@
-"""Where the run of a SLURM job is, for the job to go on with it once SLURM starts the job again.
+"""Where the run or the sweep of a SLURM job is, for the job to go on with it once SLURM starts the job again.
 
 SLURM starts the same script in the same folder, with the job's number of before. The name of a run's folder has the
 time in it, and the command would begin a new run: so a run that is stopped leaves a small file in the working folder.
@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from recur.runs import journal
 from recur.runs.checkpoint import LAST, PREVIOUS
 from recur.runs.files import read_regular, write_atomic
 
@@ -19,11 +20,11 @@ _LONGEST = 1 << 16  # bytes
 
 
 def keep_place(words: Sequence[str], folder: Path) -> None:
-    """Write down where the run of this command is; nothing outside SLURM.
+    """Write down where the run or sweep of this command is; nothing outside SLURM.
 
     Args:
         words: of the command, as typed.
-        folder: of the run.
+        folder: of the run or sweep.
 
     Raises:
         OSError: it cannot be written.
@@ -33,25 +34,30 @@ def keep_place(words: Sequence[str], folder: Path) -> None:
         write_atomic(file, f"{folder.absolute()}\n")
 
 
-def place_of(words: Sequence[str], typed: str | None, environment: Mapping[str, str]) -> Path | None:
-    """The run with which a job goes on that SLURM has started again; None for a new run.
+def place_of(
+    words: Sequence[str], typed: str | None, environment: Mapping[str, str], *, sweep: bool = False
+) -> Path | None:
+    """The run or sweep with which a job goes on that SLURM has started again; None for a new one.
 
     Args:
         words: of the command, as typed.
         typed: the folder that it names, which a job that was killed has not written down.
         environment: of the process.
+        sweep: whether the command makes one.
     """
     if int(environment.get("SLURM_RESTART_COUNT") or 0) < 1:
         return None
-    folders = [] if typed is None else [Path(typed).expanduser()]
+    folders = [] if typed is None else [Path(os.path.expanduser(typed))]
     file = _file(words, environment)
     if file is not None:
         with contextlib.suppress(OSError, ValueError):
             folders.insert(0, Path(read_regular(file, _LONGEST).decode().removesuffix("\n")))
-    return next((folder for folder in folders if _goes_on(folder)), None)
+    return next((folder for folder in folders if _goes_on(folder, sweep)), None)
 
 
-def _goes_on(folder: Path) -> bool:
+def _goes_on(folder: Path, sweep: bool) -> bool:
+    if sweep:
+        return (folder / journal.NAME).is_file()
     return any((folder / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
 
 

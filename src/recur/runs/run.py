@@ -37,7 +37,7 @@ def checkpoint_of(path: str | Path) -> Path:
     Raises:
         UserError: there is no such path, or the folder holds no checkpoint.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if path.is_file():
         return path
     if not path.exists():

@@ -62,7 +62,7 @@ _OWN_SETTINGS = re.compile(
     r"hydra\.sweep\.subdir"
     r"|hydra\.sweeper\.(params\..+|cases|n_trials|seed|sampler|startup_trials|objectives|(sampler|pruner)\.\w+|pruner)"
     r"|hydra\.launcher\.(gpus|gpus_per_job|jobs_per_gpu|cpu_slots|threads|fail_fast|grace_seconds|retries|cpus_per_job"
-    r"|jobs_at_once|cluster|snapshot)"
+    r"|jobs_at_once|cluster|snapshot|parameters\.(timeout_min|mem_gb|slurm_(partition|account|qos|constraint)))"
 )
 _LEFT_OUT = re.compile(r"~(?P<key>[A-Za-z_]\w*(\.[\w-]+)+)")  # an entry of a group, such as ~callbacks.pages
 _SETTING = re.compile(r"\+{0,2}(?P<key>[A-Za-z_][\w/]*(\.[\w/-]+)*)=(?P<value>.*)", re.DOTALL)
@@ -235,7 +235,7 @@ def check_paths(node: Any, path: str, folder: Path, typed: Sequence[str] = ()) -
         below = key in _WRITTEN_BELOW or (key in ("name", "version") and path.startswith("logger."))
         if not isinstance(value, str) or not value or "${" in value or not (below or key in _WRITTEN):
             continue
-        where = (folder if below else Path()) / Path(value).expanduser()
+        where = (folder if below else Path()) / Path(os.path.expanduser(value))
         if not is_inside(where, folder) and not is_typed(place, typed):
             raise UserError(
                 place, rule=f"is {value!r}, out of {folder}", remedy=f"if you want that, type {place}=... too"
@@ -375,6 +375,8 @@ def _objection(word: str, options: Mapping[str, Collection[str]]) -> str | None:
         return f"chooses {unknown[0]!r}, which is no option of this package" if unknown else None
     if "/" in key or key == "hydra" or (key.startswith("hydra.") and not _OWN_SETTINGS.fullmatch(key)):
         return "sets what is Hydra's own"
+    if key.startswith("hydra.launcher.parameters.") and not re.fullmatch(r"[\w.,:-]+", value):
+        return "gives SLURM more than a word"
     if key.startswith("hydra.sweeper.params."):
         return _objection(f"{key.removeprefix('hydra.sweeper.params.')}={value}", options)
     if key == "hydra.sweeper.cases":

@@ -27,6 +27,7 @@ from recur.runs import journal, marks, trust
 from recur.runs.files import check_links, write_atomic
 from recur.runs.journal import Journal
 from recur.runs.metrics import check_metric, family_of
+from recur.runs.requeue import keep_place
 from recur.sweeps import snapshot as snapshots
 from recur.sweeps.checks import ConfigChecks, check_queue
 from recur.sweeps.job import Job, Needs, SweepId, needs_of
@@ -35,6 +36,7 @@ from recur.sweeps.runner import Executor, Listed, Outcome, Source, WithCode, run
 from recur.sweeps.snapshot import Code
 from recur.sweeps.space import check_count, difference
 
+_QUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # SLURM's before a job's time is up
 _MANY = 100  # jobs, whose checks take long enough to be mentioned
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # for jobs that nobody typed
 # Overrides of Hydra's own settings that concern the sweep and not a job.
@@ -84,6 +86,7 @@ class Plan:
             "objectives": self.compared(),
             "command": shlex.join(["python", "-m", command_module(), *sys.argv[1:]]),
             "argv": sys.argv[1:],
+            "working_folder": os.getcwd(),
         }
 
     def compared(self) -> dict[str, str]:
@@ -137,7 +140,7 @@ class FreshProcessLauncher(Launcher):
     def folder(self) -> Path:
         """The sweep's folder; `resume=` names it where there is one."""
         again = self.config.get("resume")
-        return Path(str(again or self.config.hydra.sweep.dir)).expanduser()
+        return Path(os.path.expanduser(str(again or self.config.hydra.sweep.dir)))
 
     @property
     def resuming(self) -> bool:
@@ -279,12 +282,14 @@ class FreshProcessLauncher(Launcher):
             if self._code is not None:
                 progress.say(f"code       {self._code.commit or 'installed'}, as it stood when the sweep began")
             progress.say(f"jobs       {plan.total}, {plan.search}; {executor.title}")
-            with progress, handling(_interrupt, signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C
+            with progress, handling(_interrupt, signal.SIGTERM, signal.SIGHUP, *_QUEUE):  # as Ctrl-C
                 try:
                     jobs = WithCode(source, self._code)
                     outcomes = run_jobs(jobs, executor, entries, progress, self.fail_fast)
-                except KeyboardInterrupt:
+                except KeyboardInterrupt as error:
                     progress.say(f"stopped; go on with: {resume_command(folder)}")
+                    if isinstance(error, _Interrupted) and error.number in _QUEUE:
+                        _queue_again(folder, progress)
                     raise
             self._write_leaderboard(folder, progress)
         return outcomes
@@ -549,8 +554,27 @@ def _exclusively(folder: Path, resuming: bool) -> Iterator[None]:
         held.release()
 
 
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
+class _Interrupted(KeyboardInterrupt):
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def _interrupt(number: int, _: Any) -> None:
+    raise _Interrupted(number)
+
+
+def _queue_again(folder: Path, progress: SweepProgress) -> None:
+    """Have SLURM start this job again, which will then go on with the sweep; nothing outside SLURM."""
+    from recur.training.failures import requeue
+
+    try:
+        keep_place(sys.argv[1:], folder)
+        asked = requeue()
+    except OSError as error:
+        asked = f"SLURM is not asked to start the job again, which would begin a new sweep: {error}"
+    if asked:
+        progress.say(asked)
 
 
 def leave(outcomes: Mapping[int, Outcome], total: int, folder: Path) -> None:

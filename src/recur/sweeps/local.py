@@ -4,6 +4,8 @@ A slot is some GPUs, or a share of the CPU's threads. What it grants is put into
 process starts, since CUDA reads these variables once, when a process first uses it.
 """
 
+import contextlib
+import math
 import os
 import select
 import shutil
@@ -12,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from recur.errors import UserError
@@ -43,7 +46,10 @@ class Slot:
 
     def environment(self, ranks: int) -> dict[str, str]:
         """Variables that grant this slot to a job of so many processes."""
-        return {"CUDA_VISIBLE_DEVICES": ",".join(self.devices), **thread_environment(max(1, self.threads // ranks))}
+        own = {"CUDA_VISIBLE_DEVICES": ",".join(self.devices), **thread_environment(max(1, self.threads // ranks))}
+        if self.devices and "CUDA_VISIBLE_DEVICES" not in os.environ:  # the numbers are nvidia-smi's, by bus
+            own["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        return own
 
 
 def thread_environment(threads: int) -> dict[str, str]:
@@ -52,8 +58,32 @@ def thread_environment(threads: int) -> dict[str, str]:
 
 
 def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores this process may use: those it may run on, within its container's quota and its job's share."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    limits = [cgroup_quota(), int(share) if share.isdecimal() else math.inf]
+    return max(1, int(min(count, *limits)))
+
+
+def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """Cores' worth of time that this process's control groups (version 2) grant it, infinity where they set no limit.
+
+    Args:
+        root: where they are mounted.
+        own: says which is this process's.
+    """
+    try:
+        path = next(line[3:] for line in own.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        path = "/"
+    place, limits = root / path.strip("/"), [math.inf]
+    for folder in (place, *place.parents):
+        if not folder.is_relative_to(root):
+            break
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (folder / "cpu.max").read_text().split()
+            limits.append(int(quota) / int(period))  # `max` is no number
+    return min(limits)
 
 
 def _threads(settings: "SlotSettings", slots: int) -> int:

@@ -30,6 +30,23 @@ def _serve(job: Job, cwd: str, threads: int, granted: Mapping[str, str], grace: 
     return perform(job, {**thread_environment(max(1, threads // job.needs.ranks)), **granted}, grace)
 
 
+class Requeued:
+    """`_serve` for submitit, which asks SLURM to start a job again whose time is up: the job then goes on.
+
+    Without `checkpoint` submitit gives such a job up.
+    """
+
+    def __call__(self, job: Job, cwd: str, threads: int, granted: Mapping[str, str], grace: float) -> int:
+        """Run a job on whatever machine this is."""
+        return _serve(job, cwd, threads, granted, grace)
+
+    def checkpoint(self, *arguments: Any) -> Any:
+        """What submitit starts in the end: the same once more."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, *arguments)
+
+
 @dataclass(frozen=True)
 class Share:
     """The part of a cluster that one job takes."""
@@ -242,7 +259,7 @@ class Submitit:
         """
         granted = {} if self._part.gpus else {"CUDA_VISIBLE_DEVICES": ""}
         try:
-            queued = self._executor.submit(_serve, job, os.getcwd(), self._part.cpus, granted, self._grace)
+            queued = self._executor.submit(Requeued(), job, os.getcwd(), self._part.cpus, granted, self._grace)
         except RuntimeError as error:  # of submitit's, which a refused `sbatch` raises
             if self._running:
                 self._full = True

@@ -22,7 +22,10 @@ import time
 def main(lock: str, grace: float, command: list[str]) -> int:
     """Run the command; return its exit code, 128 + n for signal n."""
     held = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    fcntl.flock(held, fcntl.LOCK_EX)
+    try:  # noqa: SIM105 (contextlib takes long to import)
+        fcntl.flock(held, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks, as some of clusters are
+        pass
     os.set_inheritable(held, True)  # the job holds the lock too: it may outlive a killed supervisor
     awake, wakeup = os.pipe()
     os.set_blocking(wakeup, False)

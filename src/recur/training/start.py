@@ -1,5 +1,6 @@
 """A run from its composed config to its results: data, task, callbacks and trainer are built, checked and trained."""
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -85,7 +86,7 @@ def _denormals_as_zero() -> Iterator[None]:
 def _run(composed: Composed, stop: Stop, pruning: Pruning | None, command: Sequence[str]) -> Trained:
     begun = time.monotonic()
     schema.check_run(composed.config, composed.used)
-    composed = with_precision(with_few_batches(composed))
+    composed = with_precision(with_accelerator(with_few_batches(composed)))
     if not composed.config.get("resume"):
         _check_frozen(composed.config)
     checkpoint = take_up(composed)
@@ -110,6 +111,10 @@ def _run(composed: Composed, stop: Stop, pruning: Pruning | None, command: Seque
                 callback.since(begun)
         trainer = _trainer(composed, [*callbacks, *([] if pruning is None else [pruning])])
         built.append(trainer)
+        if cli.rank() and trainer.world_size == 1:
+            rule = f"is process {cli.rank()} of several that were started together, and this run is of one"
+            remedy = "runs of their own are started by -m or, in a SLURM step, with SLURM_PROCID unset"
+            raise UserError("trainer.devices", trainer.num_devices, rule, remedy)
         check_lengths(data, trainer, test=composed.config["test"])
         if checkpoint is not None:
             check_place(data, trainer, checkpoint)
@@ -174,6 +179,14 @@ def with_few_batches(composed: Composed) -> Composed:
     return composed.changed("logger", {})
 
 
+def with_accelerator(composed: Composed) -> Composed:
+    """The config with the CPU where Lightning would choose Apple's GPU, which lacks the float64 of sums."""
+    chosen = composed.config["trainer"].get("accelerator", "auto")
+    if chosen != "auto" or torch.cuda.is_available() or not torch.backends.mps.is_available():
+        return composed
+    return composed.changed("trainer.accelerator", "cpu")
+
+
 def with_precision(composed: Composed) -> Composed:
     """The config with what `trainer.precision=auto` comes to here: a resumed run goes on in what it began with."""
     trainer = composed.config["trainer"]
@@ -221,7 +234,7 @@ def _data(composed: Composed, checkpoint: Path | None) -> Any:
 
 
 def _is_gone(vectors: str | None) -> bool:
-    return vectors not in (None, "train") and not Path(str(vectors)).expanduser().is_file()
+    return vectors not in (None, "train") and not Path(os.path.expanduser(str(vectors))).is_file()
 
 
 def _data_of_before(composed: Composed, checkpoint: Path) -> Any:
