@@ -288,7 +288,9 @@ def test_figures_stand_between_their_marks():
     from recur.benchmarks.publish import replaced
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "new" in replaced(text, "results", "new")
+    before, _, rest = text.partition("<!-- results -->")
+    _, _, after = rest.partition("<!-- /results -->")
+    assert replaced(text, "results", "NEW") == f"{before}<!-- results -->\nNEW\n<!-- /results -->{after}"
 
 
 def test_speed_tables_tell_every_bar_and_the_machine(tmp_path):

@@ -13,6 +13,7 @@ From Python:
 Everything is imported when it is first used, so that `import recur` takes no time.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'recur' has no attribute {name!r}")
+    if os.name == "nt":
+        raise ImportError("recur needs Linux or macOS: on Windows run it in WSL")
     value = globals()[name] = getattr(import_module(_HOME[name]), name)
     return value
 

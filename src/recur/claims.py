@@ -71,6 +71,8 @@ def _run(arguments: argparse.Namespace) -> None:
         loaded = [one for one in loaded if not one.long]
     out = Path(arguments.out)
     where = out / ("quick" if arguments.quick else "full")
+    for place in [where, *([Path(arguments.publish)] if arguments.publish else [])]:
+        record.read(place / "claims.json")  # refused before hours of measuring
     where.mkdir(parents=True, exist_ok=True)
     entries, troubles = [], []
     for one in loaded:
@@ -86,7 +88,7 @@ def _run(arguments: argparse.Namespace) -> None:
         record.update(where / "claims.json", [measured])
     if not entries:
         raise UserError("", rule="nothing was measured", remedy="; ".join(troubles))
-    content = json.loads((where / "claims.json").read_text(encoding="utf-8"))
+    content = record.read(where / "claims.json")
     page.write(content, where / "index.html")
     print(f"page       {where / 'index.html'}")
     if arguments.publish:
@@ -132,7 +134,7 @@ def _publish(content: dict[str, Any], folder: Path) -> None:
     slim = {name: {**record.judged_today(one, today[name]), "observations": []} for name, one in claims.items()}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "claims.json"
-    before = json.loads(path.read_text(encoding="utf-8"))["claims"] if path.is_file() else {}
+    before = record.read(path)["claims"]
     write_atomic(path, json.dumps({**content, "claims": before | slim}, indent=1) + "\n")
     print(f"published  {folder / 'claims.json'}; `make results` writes the tables from it")
 

@@ -219,6 +219,8 @@ def guard(command: Callable[[], Any]) -> None:
     """
     warnings.formatwarning = _warning_line  # type: ignore[assignment]
     _replace_closed_streams()
+    if os.name == "nt":
+        fail("needs Linux or macOS: on Windows run it in WSL")
     try:
         command()
         sys.stdout.flush()

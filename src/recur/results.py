@@ -1,5 +1,6 @@
 """The command that compares runs: `python -m recur.results FOLDER [FOLDER ...]`."""
 
+import os
 from pathlib import Path
 
 from recur import cli
@@ -34,7 +35,7 @@ def _results() -> None:
 
     several = "comparison" if len(given.folder) > 1 else "results"
     # A folder that is typed may be a link; one in the sweep's folder may not.
-    out = Path(given.out).resolve() if given.out else Path(given.folder[0]).expanduser() / several
+    out = Path(given.out).resolve() if given.out else Path(os.path.expanduser(given.folder[0])) / several
     page.check_out(out)
     leaderboard = Leaderboard.of(given.folder, given.metric, given.mode)
     print(as_text(leaderboard, given.top))

@@ -27,6 +27,7 @@ from recur.course.record import arm_tables, entry, short_table, table, update, w
 from recur.course.verdict import Observation, confirm, judge
 from recur.errors import UserError
 from recur.sweeps.space import parse
+from support.commands import run_command
 
 FOLDER = ROOT / "conf" / "claims"
 LOADED = [claims.load(FOLDER, name, quick=quick) for name in claims.names(FOLDER) for quick in (False, True)]
@@ -559,3 +560,12 @@ def test_the_cases_of_a_recorded_sweep_are_held_to_the_rules_of_its_other_words(
     from recur.runs.trust import _objection
 
     assert (_objection(f"hydra.sweeper.cases={value}", group_options()) is not None) == refused
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "{", '{"claims": 3}'])
+def test_a_file_of_someone_else_is_refused_before_anything_is_measured(content, tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "claims.json").write_text(content)
+    done = run_command("claims", "quiz", "--out", tmp_path / "out", "--publish", tmp_path / "site")
+    assert done.returncode == 2 and "is no claims.json of recur.claims: move it away" in done.stderr
+    assert (tmp_path / "site" / "claims.json").read_text() == content and not (tmp_path / "out").exists()

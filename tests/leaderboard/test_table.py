@@ -522,6 +522,19 @@ def test_the_best_of_unlike_runs_is_named_in_a_few_words(tmp_path):
     assert "0, 1, 2, 3<" in page and "k0, k1, k2, k3, and 5 more" in page
 
 
+def test_settings_whose_names_end_alike_are_both_named(tmp_path):
+    make_run(tmp_path / "a", 0.9, "scheduler.patience=1", "callbacks.early_stopping.patience=3", "lr=2")
+    make_run(tmp_path / "b", 0.5, "other=1")
+    page = write(Leaderboard.of([tmp_path]), tmp_path / "results").read_text()
+    assert "scheduler.patience, early_stopping.patience, lr<" in page and "<th>early_stopping.patience</th>" in page
+
+
+def test_the_log_of_a_run_of_its_own_is_named(tmp_path):
+    make_run(tmp_path / "a", math.nan)
+    (tmp_path / "a" / "train.log").touch()
+    assert f"log {tmp_path / 'a' / 'train.log'}" in as_text(Leaderboard.of([tmp_path / "a"]))
+
+
 def test_exploded_runs_get_a_logarithmic_axis_and_a_known_ceiling_a_line(tmp_path):
     folder = make_sweep(tmp_path / "s", [([f"lr={lr}"], value) for lr, value in ((1, 90.0), (2, 95.0), (3, 1e6))])
     assert drawn(Leaderboard.of([folder]), "lr").get_yscale() == "log"

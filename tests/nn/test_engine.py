@@ -132,8 +132,12 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def always_threaded(monkeypatch, two_threads):
+@pytest.fixture(params=["compiled", "torch"])
+def always_threaded(request, monkeypatch, two_threads):
+    if request.param == "torch":
+        monkeypatch.setattr("recur.nn.compiled.available", lambda dtype: False)
+    elif not compiled.available(torch.float32):
+        pytest.skip("the compiled kernels are not installed")
     monkeypatch.setattr("recur.nn.engine.THREADED_WORK", 0)
     monkeypatch.setattr("recur.nn.engine.THREADED_STEP", 0)
     monkeypatch.setattr("recur.nn.compiled.THREADED_WORK", 0)

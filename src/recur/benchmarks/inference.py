@@ -11,7 +11,7 @@ from recur.benchmarks.harness import Report, Settings, race, ratio, spread
 
 _TEXTS, _WORDS = 10_000, 20
 _NETS = {  # of the experiments of these names
-    "imdb_fast": {"embedding_dim": 100, "hidden_size": 128, "num_layers": 1},
+    "imdb_fast": {"embedding_dim": 100, "hidden_size": 256, "num_layers": 1, "pooling": "concat"},
     "imdb_guide": {"embedding_dim": 100, "hidden_size": 256, "num_layers": 2},
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 from recur.course.claim import Claim
 from recur.course.experiment import shown_command
 from recur.course.verdict import DEPENDS, FAILS, HOLDS, Confirmed, Observation, confirm, judge
+from recur.errors import UserError
 from recur.runs.files import write_atomic
 from recur.runs.metrics import provenance
 
@@ -91,11 +92,25 @@ def _deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+def read(path: Path) -> dict[str, Any]:
+    """The record at `path`, an empty one where there is none.
+
+    Raises:
+        UserError: the file is none.
+    """
+    if not path.is_file():
+        return {"format": 1, "claims": {}}
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        known["claims"].keys()
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(str(path), rule="is no claims.json of recur.claims", remedy="move it away") from None
+    return dict(known)
+
+
 def update(path: Path, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Put entries into the record at `path`; those of other claims stay."""
-    known: dict[str, Any] = {"format": 1, "claims": {}}
-    if path.is_file():
-        known = json.loads(path.read_text(encoding="utf-8"))
+    known = read(path)
     known["claims"].update({one["name"]: one for one in entries})
     write_atomic(path, json.dumps(known, indent=1, allow_nan=True) + "\n")
     return known

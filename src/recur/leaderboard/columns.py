@@ -3,7 +3,7 @@
 To add one, add it to `MEASURES` or `RESOURCES`; the text for a terminal, the Markdown file and the page read this list.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from recur.leaderboard.table import Group, Leaderboard, brief, short
@@ -55,8 +55,12 @@ def _value_column(name: str) -> Column:
     return Column(name, lambda leaderboard, group: group.result_text(name), lambda group: group.mean, bar=True)
 
 
-def _setting_column(key: str) -> Column:
-    return Column(short(key), lambda leaderboard, group: brief(group.settings[key]))
+def _setting_column(key: str, others: Sequence[str]) -> Column:
+    return Column(short(key, others), lambda leaderboard, group: brief(group.settings[key]))
+
+
+def _settings(keys: Sequence[str]) -> list[Column]:
+    return [_setting_column(key, keys) for key in keys]
 
 
 RANK = Column("rank", lambda leaderboard, group: leaderboard.rank(group))
@@ -78,5 +82,5 @@ def columns(leaderboard: Leaderboard) -> list[Column]:
     """The columns of a leaderboard, in order."""
     ranked = [RANK, _value_column(leaderboard.metric), *map(metric_column, leaderboard.also)]
     measures = [column for column in MEASURES if column.title not in leaderboard.also]
-    every = [*ranked, *measures, *map(_setting_column, leaderboard.varied), *RESOURCES]
+    every = [*ranked, *measures, *_settings(leaderboard.varied), *RESOURCES]
     return [column for column in every if column.shown(leaderboard)]

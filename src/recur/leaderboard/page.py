@@ -120,12 +120,11 @@ def render(leaderboard: Leaderboard, plots: Sequence[Plot], folder: Path) -> str
         plots=plots,
         unfinished=[r for r in leaderboard.results if r.state in ("failed", "stopped", "unfinished")],
         several=several,
-        run_titles=["sweep"] * several + ["job", "state", leaderboard.metric, *map(short, _own_keys(leaderboard)),
+        run_titles=["sweep"] * several + ["job", "state", leaderboard.metric, *_own_names(leaderboard),
                                           "seed", "epochs", "time"],
         runs=[_run(leaderboard, group, result) for group in leaderboard.groups for result in group.results],
         # `#` and `?` are letters in a path, and not every name of a file is UTF-8.
         link=lambda path: quote(os.fsencode(os.path.relpath(path, folder))),
-        log_name=lambda run: "output.log" if (run.folder / "output.log").is_file() else "train.log",
     )  # fmt: skip
 
 
@@ -157,10 +156,11 @@ def _tiles(leaderboard: Leaderboard) -> Iterator[tuple[str, str]]:
         if len(tied) > 1:
             yield f"tie of {len(tied)} settings", "they share the best mean"
         else:
-            given = {short(key): brief(value) for key, value in best.settings.items() if value}
+            given = {key: brief(value) for key, value in best.settings.items() if value}
             shown = list(given)[:_MOST_SETTINGS]
+            names = [short(key, given) for key in shown]
             more = f", and {len(given) - len(shown)} more" if len(given) > len(shown) else ""
-            yield ", ".join(given[key] for key in shown) or "as configured", (", ".join(shown) or "settings") + more
+            yield ", ".join(given[key] for key in shown) or "as configured", (", ".join(names) or "settings") + more
         seconds, count = best.mean_of("wall_seconds"), best.mean_of("parameters")
         if seconds is not None and count is not None:
             yield seconds_in_words(seconds), f"a run of the best, {count:,.0f} parameters"
@@ -170,6 +170,10 @@ def _tiles(leaderboard: Leaderboard) -> Iterator[tuple[str, str]]:
 
 def _own_keys(leaderboard: Leaderboard) -> list[str]:
     return [key for key in leaderboard.varied if key != "sweep"]
+
+
+def _own_names(leaderboard: Leaderboard) -> list[str]:
+    return [short(key, leaderboard.varied) for key in _own_keys(leaderboard)]
 
 
 def _run(leaderboard: Leaderboard, group: Group, result: Result) -> dict[str, Any]:

@@ -190,7 +190,9 @@ def _setting(
         turn: dict[str, Any] = {"rotation": 25, "ha": "right"} if crowded else {}
         place.set_xticks(range(len(labels)), [_clip(brief(label)) or "not set" for label in labels], **turn)
         place.margins(x=0.2 if len(labels) < 4 else 0.08)
-    place.set_title(_clip(short(key), 28) + (f", importance {100 * share:.0f} %" if share is not None else ""))
+    place.set_title(
+        _clip(short(key, leaderboard.varied), 28) + (f", importance {100 * share:.0f} %" if share is not None else "")
+    )
     _value_axis(place, leaderboard, values)
 
 
@@ -284,7 +286,7 @@ def coordinates(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure 
     for i in order:
         height = [track[i] for track in tracks]
         place.plot(range(len(keys)), height, color=colours.cmap(norm(values[i])), alpha=0.75, linewidth=1.4)
-    place.set_xticks(range(len(keys)), [_clip(short(k) if k != leaderboard.metric else k, 18) for k in keys])
+    place.set_xticks(range(len(keys)), [_clip(short(k, keys) if k != leaderboard.metric else k, 18) for k in keys])
     place.tick_params(axis="x", length=0, pad=6)
     place.set_yticks([])
     place.set_xlim(-0.01, len(keys) - 0.99)
@@ -334,7 +336,7 @@ def shares_of_settings(shares: Mapping[str, float], size: tuple[float, float]) -
         return None
     figure = Figure(figsize=size, layout="constrained")
     place = figure.subplots()
-    names = [_clip(short(key), 30) for key in shares]
+    names = [_clip(short(key, shares), 30) for key in shares]
     bars = place.barh(
         range(len(names)),
         [100 * share for share in shares.values()],

@@ -61,6 +61,12 @@ class Result:
         known = self.settings.get("seed", "" if self.record is None else self.record.get("seed", ""))
         return str(known)
 
+    @property
+    def log(self) -> Path:
+        """What a job of a sweep printed, or the log of a run of its own."""
+        job, own = self.folder / "output.log", self.folder / "train.log"
+        return own if own.is_file() and not job.is_file() else job
+
     def points(self, name: str) -> list[tuple[float, float]]:
         """(epoch, value) of a metric at every validation."""
         values = [(entry["epoch"], metric({"value": entry["metrics"].get(name)}, "value")) for entry in self.curve]
@@ -131,7 +137,8 @@ def find_sources(folders: Sequence[str | Path]) -> list[Source]:
         UserError: there is none.
     """
     # One folder may be named in several ways: `runs/a` and `runs/b/../a` are one, and so is a link to it.
-    paths = list({Path(folder).expanduser().resolve(): Path(folder).expanduser() for folder in folders}.values())
+    typed = [Path(os.path.expanduser(folder)) for folder in folders]
+    paths = list({path.resolve(): path for path in typed}.values())
     places: dict[Path, Path] = {}
     for path in paths:
         if not path.exists():

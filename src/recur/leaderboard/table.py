@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +80,10 @@ class Group:
 
     def label(self) -> str:
         """Its settings in a few words."""
-        return ", ".join(f"{short(key)}={brief(value)}" for key, value in self.settings.items()) or "as configured"
+        return (
+            ", ".join(f"{short(key, self.settings)}={brief(value)}" for key, value in self.settings.items())
+            or "as configured"
+        )
 
 
 class Leaderboard:
@@ -226,7 +229,8 @@ class Leaderboard:
         """What each sweep set that the others set otherwise, beside what the columns show; what was left out."""
         firsts = {result.source: result.settings for result in reversed(self.results)}
         lines = [
-            f"{name}: " + ", ".join(f"{short(key)}={brief(settings.get(key, ''))}" for key in self.between)
+            f"{name}: "
+            + ", ".join(f"{short(key, self.between)}={brief(settings.get(key, ''))}" for key in self.between)
             for name, settings in reversed(firsts.items())
             if self.between
         ]
@@ -259,9 +263,13 @@ def varied_keys(rows: Sequence[Mapping[str, str]]) -> list[str]:
     return [key for key in keys if len({row.get(key) for row in rows}) > 1]
 
 
-def short(key: str) -> str:
-    """The last part of a setting's name."""
-    return key.lstrip("+~").rpartition(".")[2]
+def short(key: str, others: Iterable[str] = ()) -> str:
+    """The end of a setting's name: its last part, with as many before it as tell it from others."""
+    parts, *rivals = (name.lstrip("+~").split(".") for name in (key, *others))
+    for count in range(1, len(parts)):
+        if not any(rival[-count:] == parts[-count:] for rival in rivals if rival != parts):
+            return ".".join(parts[-count:])
+    return ".".join(parts)
 
 
 def brief(text: str) -> str:

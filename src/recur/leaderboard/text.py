@@ -42,7 +42,7 @@ def as_text(leaderboard: Leaderboard, limit: int | None = None) -> str:
     if len(leaderboard.tied) > 1:
         lines.append(f"{len(leaderboard.tied)} settings tie for the best {leaderboard.metric}")
     lines += [
-        f"{_of_job(result)} failed, {result.reason}; log {result.folder / 'output.log'}"
+        f"{_of_job(result)} failed, {result.reason}; log {result.log}"
         for result in leaderboard.results
         if result.state == "failed"
     ]

@@ -22,7 +22,7 @@
     differentiation backward passes written by hand, once differentiable
     arguments       the error of a constructor that refuses an argument
 
-To add a cell: a class in `cells` with the methods of `Cell`, and a line in `CELLS`.
+To add a cell: a class in `cells` with the methods of `Cell`, and a line in `_OWN`.
 """
 
 from recur.nn.cells import CELLS as CELLS

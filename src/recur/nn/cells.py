@@ -16,7 +16,7 @@ kernels of `recur.nn.compiled` do not take them (float32 on a CPU):
 - `peephole` (Gers and Schmidhuber 2000): an LSTM whose gates also see the cell state, each through a weight of its own.
 - `mogrifier` (Melis et al. 2020): an LSTM whose x and h gate each other in turn for some `rounds` beforehand.
 
-A new cell is a class here with the methods of `Cell`, and a line in `CELLS`. One of your own package is named in its
+A new cell is a class here with the methods of `Cell`, and a line in `_OWN`. One of your own package is named in its
 entry points: `[project.entry-points."recur.cells"]`, `NAME = "PACKAGE.MODULE:CLASS"`.
 """
 
