@@ -188,8 +188,8 @@ def test_two_processes_train_as_one(tmp_path):
     assert alone.returncode == 0, alone.stderr
     figures = json.loads(alone.stdout)
     for split in ("val", "test"):
-        for name in ("accuracy", "loss"):
-            assert figures[split][name] == pytest.approx(record[split][name], rel=1e-5)
+        assert figures[split]["accuracy"] == pytest.approx(record[split]["accuracy"], abs=1e-7)
+        assert figures[split]["loss"] == pytest.approx(record[split]["loss"], rel=1e-3)  # bfloat16, in other batches
     assert run_command("train", "--cfg", "job").returncode == 0
 
 

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recur.config.compose import as_text, command_line, compose_run, conf_dir, in_quotes, quoted
+from recur.config.compose import as_text, command_line, compose_run, conf_dir, in_quotes, quoted, typed_words
 from recur.errors import UserError
 from recur.runs import requeue
 from recur.runs.journal import Journal
@@ -98,13 +98,14 @@ def test_a_job_that_slurm_starts_again_finds_the_run_that_was_stopped(
 def test_a_sweep_that_slurm_starts_again_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLURM_JOB_ID", "12")
-    folder, words = tmp_path / "sweep", ["-m", "seed=0,1"]
+    folder, words = tmp_path / "sweep", ["seed=0,1", "--trust", "pytest", "-m"]
     again = {"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "1"}
     requeue.keep_place(words, folder)
-    assert command_line(words, again).words == tuple(words)  # there is none yet
+    first = command_line(words, again).words
+    assert first == ("-m", "seed=0,1") and typed_words() == words  # there is none yet
     Journal.begin(folder, monitor="val/loss", mode="min", argv=words).close()
-    assert command_line(words, again).words == (*words, f"resume={folder}")
-    assert command_line(words, {}).words == tuple(words)
+    assert command_line(words, again).words == (*first, f"resume={folder}")
+    assert command_line(words, {}).words == first
 
 
 def test_a_recorded_setting_that_is_typed_again_is_not_repeated(tmp_path: Path) -> None:
@@ -113,8 +114,9 @@ def test_a_recorded_setting_that_is_typed_again_is_not_repeated(tmp_path: Path) 
     with pytest.raises(UserError, match="if you trust it, type it again"):
         command_line(["-m", f"resume={tmp_path / 's'}"])
     typed = "hydra.launcher.parameters.slurm_setup=[module load cuda]"
-    line = command_line(["-m", f"resume={tmp_path / 's'}", typed])
-    assert line.words == ("-m", "seed=0,1", typed, f"resume={tmp_path / 's'}")
+    for own in (typed, f"+{typed}"):
+        line = command_line(["-m", f"resume={tmp_path / 's'}", own])
+        assert line.words == ("-m", "seed=0,1", own, f"resume={tmp_path / 's'}")
 
 
 def test_a_sweep_of_files_beside_it_goes_on_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +131,14 @@ def test_a_sweep_of_files_beside_it_goes_on_where_they_are(tmp_path: Path, monke
     monkeypatch.chdir(elsewhere)
     with pytest.raises(UserError, match=r"started in .*home, and reviews.csv is read from there: go there first"):
         command_line(["-m", f"resume={home / 's'}"])
+    for words in (
+        ["data.train='reviews.csv'", "seed=0,1"],
+        ["data.train=choice(other.csv,reviews.csv)"],
+        ['hydra.sweeper.cases=[["data=files","data.train=reviews.csv"]]'],
+    ):
+        with pytest.raises(UserError, match="go there first"):
+            command_line(["-m", *words, f"resume={home / 's'}"])
+    assert command_line(["-m", "seed=0,1", f"resume={home / 's'}"])
     (home / "reviews.csv").unlink()  # the sweep was brought here: its own folder of then says nothing
     assert "data.train=reviews.csv" in command_line(["-m", f"resume={home / 's'}"]).words
 

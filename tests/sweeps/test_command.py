@@ -13,10 +13,13 @@ import pytest
 from recur import train
 from recur.cli import handling
 from recur.config.compose import command_line, compose_run, conf_dir
+from recur.errors import UserError
 from recur.leaderboard.table import Leaderboard
-from recur.runs import journal
+from recur.runs import journal, marks
+from recur.sweeps import locks, signals
 from recur.sweeps.job import TRIAL, Job, SweepId
-from recur.sweeps.launcher import _interrupt, reaching_out
+from recur.sweeps.launcher import reaching_out
+from recur.sweeps.signals import Heard
 from support.commands import run_command
 from support.real_sweeps import TINY, environment, sweep
 
@@ -287,12 +290,86 @@ def check_hparams(folder, expected):
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_a_sweep_unless_it_is_ignored(which):
     """As SIGHUP is under `nohup`."""
-    with pytest.raises(KeyboardInterrupt), handling(_interrupt, which):
+    with pytest.raises(KeyboardInterrupt), handling(Heard(), which):
         os.kill(os.getpid(), which)
     before = signal.signal(which, signal.SIG_IGN)
     try:
-        with handling(_interrupt, which):
+        with handling(Heard(), which):
             os.kill(os.getpid(), which)
         assert signal.getsignal(which) == signal.SIG_IGN
     finally:
         signal.signal(which, before)
+
+
+def test_the_stop_of_a_sweep_is_not_broken_off_by_the_same_request(monkeypatch):
+    """A closed terminal comes as two signals, and SLURM's SIGTERM follows its warning: jobs were killed unsaved."""
+    now = [100.0]
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    for first, later in ((signal.SIGHUP, 0.4), (signal.SIGUSR1, 20.0)):
+        heard = Heard()
+        with pytest.raises(KeyboardInterrupt):
+            heard(first, None)
+        now[0] += later
+        heard(signal.SIGHUP if first == signal.SIGHUP else signal.SIGTERM, None)
+        assert heard.number == first
+        now[0] += 20
+        with pytest.raises(KeyboardInterrupt):
+            heard(signal.SIGTERM, None)
+        assert heard.number == first
+
+
+def test_what_cannot_be_read_just_now_is_not_cleared(tmp_path, monkeypatch):
+    """A file server that did not answer for a moment cost a job its checkpoints."""
+    job = Job(0, ("seed=0",), tmp_path / "0", SweepId(tmp_path, "0" * 32))
+    (job.folder / ".hydra").mkdir(parents=True)
+    (job.folder / ".hydra" / "config.yaml").touch()
+    (job.folder / "checkpoints").mkdir()
+    (job.folder / "checkpoints" / "last.ckpt").write_bytes(b"damaged")
+    marks.write_mark(job.folder, job.mark)
+
+    def fails(path):
+        raise OSError(5, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("recur.runs.checkpoint.check", fails)
+        with pytest.raises(OSError, match="Input/output"):
+            job.prepare()
+    assert (job.folder / "checkpoints" / "last.ckpt").read_bytes() == b"damaged"
+    job.prepare()
+    assert [path.name for path in job.folder.iterdir()] == [marks.NAME]
+
+
+def test_a_folder_whose_mark_was_cut_short_is_the_jobs_own(tmp_path):
+    job = Job(0, ("seed=0",), tmp_path / "0", SweepId(tmp_path, "0" * 32))
+    job.folder.mkdir()
+    (job.folder / f".{marks.NAME}.123").write_text('{"sweep"')
+    (job.folder / marks.NAME).touch()
+    job.prepare()
+    assert marks.read_mark(job.folder) == job.mark
+    other = Job(1, ("seed=1",), tmp_path / "1", job.sweep)
+    other.folder.mkdir()
+    (other.folder / "thesis.txt").touch()
+    with pytest.raises(UserError, match="exists and is not a job of this sweep"):
+        other.prepare()
+
+
+def test_the_last_line_of_a_long_log_is_found_at_its_end(tmp_path, monkeypatch):
+    job = Job(0, (), tmp_path / "0", SweepId(tmp_path, "0" * 32))
+    job.folder.mkdir()
+    monkeypatch.setattr("recur.sweeps.job._TAIL", 30)
+    job.log.write_bytes(b"x" * 1000 + b"\nthe last \xc3\xa9 line \n\n")
+    assert job.last_line() == "the last é line"
+
+
+def test_a_file_system_without_locks_stops_nobody(tmp_path, monkeypatch):
+    with locks.Lock(tmp_path / "a"), pytest.raises(locks.HeldError):
+        locks.Lock(tmp_path / "a", timeout=0).acquire()
+    with locks.Lock(tmp_path / "a", timeout=0):  # the file stays, and is free
+        pass
+
+    def none(*_, **__):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(locks, "lock_descriptor", none)
+    with locks.Lock(tmp_path / "a"), locks.Lock(tmp_path / "a", timeout=0):
+        pass

@@ -400,3 +400,13 @@ def test_cores_are_those_of_the_container_and_of_the_job(tmp_path, monkeypatch):
     assert cores() == 4
     monkeypatch.delenv("SLURM_CPUS_ON_NODE")
     assert cores() == 64
+
+
+def test_parts_of_a_gpu_are_no_gpus(tmp_path, monkeypatch):
+    listed = (
+        "GPU 0: H100 (UUID: a)\n  MIG 1g.10gb Device 0: (UUID: b)\n  MIG 1g.10gb Device 1: (UUID: c)\nGPU 1: H100\n"
+    )
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{listed}'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert visible_gpus({}) == ["0", "1"]

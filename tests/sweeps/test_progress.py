@@ -53,3 +53,30 @@ def test_a_live_table_shows_running_jobs_with_their_last_validation(tmp_path):
         progress._console.print(progress._table())
     assert "0.2500" in shown.get()
     assert "2 waiting" in shown.get()
+
+
+def test_the_time_left_of_a_job_that_goes_on_is_by_its_own_clock(tmp_path, monkeypatch):
+    """Each process counts its seconds from 0, and what the former one did is not this one's speed."""
+    from recur.sweeps import progress as module
+
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    shown, running = SweepProgress(2, 1, "val/loss", "min"), job(tmp_path, 0)
+    running.folder.mkdir()
+    marks.write_mark(running.folder, running.mark)
+    shown.started(running, "cpu 0")
+    row = shown._rows[0]
+
+    def left(after, *entries):
+        numbered = enumerate(entries, start=1)
+        lines = [{"step": n, "epoch": n, "done": done, "seconds": s, "metrics": {}} for n, (done, s) in numbered]
+        (running.folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        now[0] = row.began + after
+        shown._watched.clear()
+        return shown._job_left(row)
+
+    former = [(0.1, 100), (0.5, 500)]
+    assert left(5, *former) is None
+    assert left(101, *former, (0.6, 100)) is None
+    assert left(201, *former, (0.6, 100), (0.7, 200)) == pytest.approx(299)
+    assert left(500, *former) == pytest.approx(500)  # of a job that has not been stopped

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import copy
+import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hydra.core.utils import configure_log, setup_globals
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -34,6 +36,7 @@ _KEY = re.compile(r"\+{0,2}[A-Za-z_]\w*(\.\w+)*")
 _NAMES_FILES = re.compile(
     r"(hydra\.sweeper\.params\.)?(data\.(path|train|val|test|unlabelled|pseudo_labelled|vectors)|init_from)$"
 )
+_typed: list[str] = []  # the command line of this process
 _repeated: list[str] = []  # the sweep whose recorded command line this process runs
 _ONCE = {
     "resume": None,
@@ -135,13 +138,14 @@ def command_line(words: Sequence[str], environment: Mapping[str, str] = os.envir
     """
     # `--trust PACKAGE` has done its work once it is read, and Hydra does not know it.
     typed = words
+    _typed[:] = words
     words = _Parser(prog="recur.train", add_help=False, allow_abbrev=False).parse_known_args(list(words))[1]
     given = parser().parse_intermixed_args(words)
     line = _line(words, given)
     if given.multirun:
         sweep = line.value("resume")
-        more = [word for word in given.overrides if not word.startswith("resume=")]
-        if sweep is not None and all(word.startswith(("hydra.launcher.", "hydra/launcher=")) for word in more):
+        more = [word for word in given.overrides if _key(word) != "resume"]
+        if sweep is not None and all(re.match(r"hydra(\.launcher\.|/launcher$)", _key(word)) for word in more):
             replaced = {_key(word) for word in more}
             recorded = [word for word in recorded_arguments(sweep) if _key(word) not in replaced]
             trust.check_arguments(recorded, sweep, group_options())
@@ -150,9 +154,10 @@ def command_line(words: Sequence[str], environment: Mapping[str, str] = os.envir
             words = ["-m", *plain, *more, f"resume={quoted(sweep)}"]
             _repeated.append(sweep)
             return _line(words, parser().parse_intermixed_args(words))
-        place = (
-            requeue.place_of(typed, line.value("hydra.sweep.dir"), environment, sweep=True) if sweep is None else None
-        )
+        if sweep is not None:
+            _check_working_folder(sweep, given.overrides)
+            return line
+        place = requeue.place_of(typed, line.value("hydra.sweep.dir"), environment, sweep=True)
         if place is not None:
             words = [*words, f"resume={quoted(str(place))}"]
             return _line(words, parser().parse_intermixed_args(words))
@@ -251,16 +256,44 @@ def _check_working_folder(sweep: str, words: Sequence[str]) -> None:
     Raises:
         UserError: it does.
     """
-    begun = journal.read(Path(os.path.expanduser(sweep)))[0].get("working_folder")
+    folder = Path(os.path.expanduser(sweep))
+    begun = journal.read(folder)[0].get("working_folder") if (folder / journal.NAME).is_file() else None
     if not isinstance(begun, str) or os.path.realpath(begun) == os.path.realpath(os.curdir):
         return
-    for word in words:
-        if not _NAMES_FILES.match(_key(word)):
-            continue
-        for path in re.split(r"[\s,'\"\[\]]+", word.partition("=")[2]):
-            if path and not os.path.isabs(path) and os.path.exists(os.path.join(begun, path)):
-                rule = f"names a sweep that was started in {begun}, and {path} is read from there"
-                raise UserError("resume", rule=rule, remedy="go there first, or type the whole command again")
+    for path in itertools.chain.from_iterable(map(_files_named, words)):
+        if not os.path.isabs(path) and os.path.exists(os.path.join(begun, path)):
+            rule = f"names a sweep that was started in {begun}, and {path} is read from there"
+            raise UserError("resume", rule=rule, remedy="go there first")
+
+
+def _files_named(word: str) -> Iterator[str]:
+    """The values of an override that may name files, those of a sweep's cases too."""
+    try:
+        value = OverridesParser.create().parse_override(word)._value
+    except (HydraException, RecursionError):
+        value = word.partition("=")[2]
+    if _NAMES_FILES.match(_key(word)):
+        yield from _leaves(value)
+    elif _key(word) == "hydra.sweeper.cases":
+        for case in _leaves(value):
+            yield from _files_named(case)
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """The texts of a value as Hydra's parser gives it, one by one."""
+    if isinstance(value, QuotedString):
+        yield value.text
+    elif isinstance(value, ChoiceSweep):
+        yield from itertools.chain.from_iterable(map(_leaves, value.list))
+    elif isinstance(value, (list, tuple)):
+        yield from itertools.chain.from_iterable(map(_leaves, value))
+    elif isinstance(value, str):
+        yield value
+
+
+def typed_words() -> list[str]:
+    """The command line that this process read last, word by word as it was typed."""
+    return list(_typed)
 
 
 def repeats_a_recorded_command() -> bool:

@@ -30,6 +30,7 @@ from recur.runs.limits import read_yaml
 from recur.runs.metrics import metric, metric_names, provenance, read_record
 
 _SAID_NOT_FINITE = re.compile(r"loss \S+, gradient norm \S+ at step \d")
+_ECHO = 0.5  # seconds in which two signals count as one
 _ORIGIN = ("commit", "python", "versions", "device", "threads")  # the keys of `provenance`
 
 
@@ -186,10 +187,14 @@ def _exit_code(words: Sequence[str], log: TextIO) -> int:
         KeyboardInterrupt: it was stopped, or was to be.
     """
     heard: list[int] = []
+    times: list[float] = []
     started: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, _: Any) -> None:
         heard.append(number)
+        times.append(time.monotonic())
+        if len(times) > 1 and times[-1] - times[0] < _ECHO:  # a terminal that is closed sends it twice
+            return
         for process in started:
             process.send_signal(number)
 

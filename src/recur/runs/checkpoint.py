@@ -185,23 +185,33 @@ def to_resume(folder: Path) -> tuple[Path, str | None]:
         the file, and what is to be said where it is not the last one.
 
     Raises:
-        UserError: there is none, or none is whole.
+        UserError: there is none, or none is whole; its cause is the system's error where one could not be read.
     """
     last, former = (folder / "checkpoints" / name for name in (LAST, PREVIOUS))
     if not last.is_file() and not former.is_file():
         raise UserError("", rule=f"cannot resume {folder}: it has no checkpoints/{LAST} yet; start it again")
-    trouble = None
+    trouble, unread = None, None
     try:
         if last.is_file():
             check(last)
             return last, None
         trouble = f"{last} is missing"
-    except (DamagedError, OSError) as error:
+    except DamagedError as error:
         trouble = str(error)
-    if whole(former):
-        return former, f"{trouble}; going on from the one before, {former.name}"
+    except OSError as error:
+        trouble, unread = str(error), error
+    try:
+        if former.is_file():
+            check(former)
+            return former, f"{trouble}; going on from the one before, {former.name}"
+    except DamagedError:
+        pass
+    except OSError as error:
+        unread = unread or error
     more = f"{former.name} is damaged too" if former.is_file() else f"there is no {former.name}"
-    raise UserError("", rule=f"cannot resume {folder}: {trouble}, and {more}: start it again in another folder")
+    raise UserError(
+        "", rule=f"cannot resume {folder}: {trouble}, and {more}: start it again in another folder"
+    ) from unread
 
 
 def instead_of(path: Path) -> str:

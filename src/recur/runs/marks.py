@@ -55,6 +55,15 @@ def read_mark(folder: Path) -> Mark | None:
     return mark if whole and all(isinstance(text, str) for text in mark.overrides) else None
 
 
+def holds_nothing(folder: Path) -> bool:
+    """Whether a folder is empty but for a mark that a kill or a power cut has kept from being written."""
+    for entry in folder.iterdir():
+        unfinished = entry.name.startswith(f".{NAME}.") or (entry.name == NAME and entry.stat().st_size == 0)
+        if not unfinished:
+            return False
+    return True
+
+
 def marked_folders(sweep_folder: Path, key: str) -> dict[int, tuple[Path, Mark]]:
     """The folders inside a sweep's folder that carry its mark, by the number of the job."""
     marked = {}

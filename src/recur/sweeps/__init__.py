@@ -7,8 +7,10 @@
     space       what is varied, read from Hydra's syntax
     study       Optuna's search as a source of jobs
     checks      each job's config, before the first job starts
+    locks       locks on files
     job         one run: its folder, mark, command
     runner      the loop; `Executor`, `Source`, `Display`
+    signals     what ends a sweep
     local       slots of this machine
     remote      Ray, SLURM
     supervisor  the process above each job

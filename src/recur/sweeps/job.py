@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from recur.config.compose import quoted
@@ -22,8 +21,10 @@ from recur.runs.checkpoint import to_resume
 from recur.runs.files import naming, open_inside
 from recur.runs.metrics import read_record
 from recur.runs.trust import must_be_typed
+from recur.sweeps.locks import HeldError, Lock
 from recur.sweeps.snapshot import Code
 
+_TAIL = 1 << 16  # bytes
 PERFORMED = 75  # exit code of a second performer of a job
 # Seconds in which the processes of a job are gone whose sweep or machine was lost, and a file server's leases with them
 _SOON = 120.0
@@ -134,7 +135,7 @@ class Job:
         if not os.path.lexists(self.folder):
             return
         mark = marks.read_mark(self.folder)
-        if mark == self.mark or (self.folder.is_dir() and next(self.folder.iterdir(), None) is None):
+        if mark == self.mark or (self.folder.is_dir() and marks.holds_nothing(self.folder)):
             return
         what = "exists and is not a job of this sweep"
         if mark is not None and mark.sweep == self.sweep.key:
@@ -159,7 +160,9 @@ class Job:
             return False
         try:
             return bool(to_resume(self.folder))
-        except ValueError:  # there is none, or it is damaged: the job begins anew
+        except ValueError as error:  # there is none, or it is damaged: the job begins anew
+            if isinstance(error.__cause__, OSError):  # what cannot be read just now is not to be replaced
+                raise error.__cause__ from None
             return False
 
     def prepare(self) -> None:
@@ -187,15 +190,17 @@ class Job:
         if not self.lock.exists():
             return False
         try:
-            with FileLock(self.lock, timeout=0):
+            with Lock(self.lock, timeout=0):
                 return False
-        except Timeout:
+        except HeldError:
             return True
 
     def last_line(self) -> str:
         """The last line it printed."""
         try:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+            with open(self.log, "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))  # a job may print gigabytes
+                lines = file.read().decode("utf-8", "replace").splitlines()
         except OSError:
             return ""
         return next((line.strip() for line in reversed(lines) if line.strip()), "")[:300]
@@ -237,11 +242,11 @@ def perform(job: Job, granted: Mapping[str, str], grace: float = 10.0) -> int:
     job.lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         # The supervisor takes the job's own lock. It is free soon after whoever performed the job was killed.
-        with FileLock(f"{job.lock}.performed", timeout=_SOON):
-            with FileLock(job.lock, timeout=_SOON):
+        with Lock(f"{job.lock}.performed", timeout=_SOON):
+            with Lock(job.lock, timeout=_SOON):
                 pass
             return 0 if job.record() is not None else _run(job, granted, grace)
-    except Timeout:
+    except HeldError:
         print(f"recur: job {job.number} of {job.sweep.folder} is being performed elsewhere", file=sys.stderr)
         return PERFORMED
 

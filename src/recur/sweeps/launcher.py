@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -21,7 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recur.cli import handling
-from recur.config.compose import conf_dir, quoted, repeats_a_recorded_command
+from recur.config.compose import conf_dir, quoted, repeats_a_recorded_command, typed_words
 from recur.errors import UserError
 from recur.runs import journal, marks, trust
 from recur.runs.files import check_links, write_atomic
@@ -31,12 +30,13 @@ from recur.runs.requeue import keep_place
 from recur.sweeps import snapshot as snapshots
 from recur.sweeps.checks import ConfigChecks, check_queue
 from recur.sweeps.job import Job, Needs, SweepId, needs_of
+from recur.sweeps.locks import HeldError, Lock
 from recur.sweeps.progress import SweepProgress
 from recur.sweeps.runner import Executor, Listed, Outcome, Source, WithCode, run_jobs
+from recur.sweeps.signals import QUEUE, Heard, queue_again
 from recur.sweeps.snapshot import Code
 from recur.sweeps.space import check_count, difference
 
-_QUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # SLURM's before a job's time is up
 _MANY = 100  # jobs, whose checks take long enough to be mentioned
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # for jobs that nobody typed
 # Overrides of Hydra's own settings that concern the sweep and not a job.
@@ -282,14 +282,16 @@ class FreshProcessLauncher(Launcher):
             if self._code is not None:
                 progress.say(f"code       {self._code.commit or 'installed'}, as it stood when the sweep began")
             progress.say(f"jobs       {plan.total}, {plan.search}; {executor.title}")
-            with progress, handling(_interrupt, signal.SIGTERM, signal.SIGHUP, *_QUEUE):  # as Ctrl-C
+            heard = Heard()
+            with contextlib.suppress(OSError):  # for a job that SLURM starts again without having warned it
+                keep_place(typed_words(), folder)
+            with progress, handling(heard, signal.SIGTERM, signal.SIGHUP, *QUEUE):  # as Ctrl-C
                 try:
                     jobs = WithCode(source, self._code)
                     outcomes = run_jobs(jobs, executor, entries, progress, self.fail_fast)
-                except KeyboardInterrupt as error:
-                    progress.say(f"stopped; go on with: {resume_command(folder)}")
-                    if isinstance(error, _Interrupted) and error.number in _QUEUE:
-                        _queue_again(folder, progress)
+                except KeyboardInterrupt:
+                    asked = queue_again(folder) if heard.number in QUEUE else None
+                    progress.say(f"stopped; go on with: {resume_command(folder)}" + (f" ({asked})" if asked else ""))
                     raise
             self._write_leaderboard(folder, progress)
         return outcomes
@@ -313,7 +315,7 @@ class FreshProcessLauncher(Launcher):
             changed = [difference(header["space"], plan.space)]
             if header["search"] != plan.search:
                 changed.insert(0, f"search: then {header['search']}, now {plan.search}")
-            if header["objectives"] != plan.compared():
+            if list(header["objectives"].items()) != list(plan.compared().items()):  # a study counts on their order
                 changed.append(f"objectives: then {header['objectives']}, now {plan.compared()}")
             if any(changed):
                 changes = "; ".join(filter(None, changed))
@@ -532,10 +534,10 @@ def _exclusively(folder: Path, resuming: bool) -> Iterator[None]:
     locks = folder / ".locks"
     check_links(folder)  # before anything in it is opened
     locks.mkdir(parents=True, exist_ok=True)
-    held = FileLock(locks / "sweep", timeout=0)
+    held = Lock(locks / "sweep", timeout=0)
     try:
         held.acquire()
-    except Timeout:
+    except HeldError:
         raise UserError(str(folder), rule="is being run by another process") from None
     try:
         if resuming:
@@ -543,38 +545,15 @@ def _exclusively(folder: Path, resuming: bool) -> Iterator[None]:
         for path in sorted(locks.iterdir()):
             if path.name != "sweep":
                 try:
-                    with FileLock(path, timeout=30):
+                    with Lock(path, timeout=30):
                         pass
-                except Timeout:
+                except HeldError:
                     raise UserError(
                         f"job {path.stem} of {folder}", rule="still runs from before", remedy="end it first"
                     ) from None
         yield
     finally:
         held.release()
-
-
-class _Interrupted(KeyboardInterrupt):
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
-def _interrupt(number: int, _: Any) -> None:
-    raise _Interrupted(number)
-
-
-def _queue_again(folder: Path, progress: SweepProgress) -> None:
-    """Have SLURM start this job again, which will then go on with the sweep; nothing outside SLURM."""
-    from recur.training.failures import requeue
-
-    try:
-        keep_place(sys.argv[1:], folder)
-        asked = requeue()
-    except OSError as error:
-        asked = f"SLURM is not asked to start the job again, which would begin a new sweep: {error}"
-    if asked:
-        progress.say(asked)
 
 
 def leave(outcomes: Mapping[int, Outcome], total: int, folder: Path) -> None:

@@ -7,6 +7,7 @@ process starts, since CUDA reads these variables once, when a process first uses
 import contextlib
 import math
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -105,7 +106,7 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
         done = subprocess.run([tool, "--list-gpus"], capture_output=True, text=True, timeout=30, check=True)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return []
-    return [str(index) for index, line in enumerate(done.stdout.splitlines()) if line.startswith("GPU ")]
+    return re.findall(r"^GPU (\d+):", done.stdout, re.MULTILINE)  # between them stand the parts of those that have MIG
 
 
 @dataclass(frozen=True)

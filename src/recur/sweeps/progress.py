@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recur.cli import going_on_unread
 from recur.render import seconds_in_words
 from recur.runs import journal
 from recur.runs.metrics import format_value
@@ -25,6 +26,12 @@ class _Row:
     began: float = 0.0
     seconds: float = 0.0
     value: float | None = None
+
+
+def _of_this_process(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The validations since a run went on: the clock of each process begins anew."""
+    falls = [at for at in range(1, len(entries)) if entries[at]["seconds"] < entries[at - 1]["seconds"]]
+    return entries[falls[-1] if falls else 0 :]
 
 
 class SweepProgress:
@@ -70,10 +77,11 @@ class SweepProgress:
 
     def say(self, line: str) -> None:
         """Print a line, above the live table where there is one."""
-        if self._console is not None:
-            self._console.print(line, markup=False, highlight=False)
-        else:
-            print(line, flush=True)
+        with going_on_unread():
+            if self._console is not None:
+                self._console.print(line, markup=False, highlight=False)
+            else:
+                print(line, flush=True)
 
     def resumed(self, ended: Sequence[tuple[Job, Outcome]]) -> None:
         """Count the jobs that were complete before."""
@@ -123,8 +131,12 @@ class SweepProgress:
         return seen[1]
 
     def _job_left(self, row: _Row) -> float | None:
-        entries = self._look(row)
+        every = self._look(row)
+        entries = _of_this_process(every)
         if not entries or not entries[-1]["done"]:
+            return None
+        gone_on = len(entries) < len(every)  # what was done before is no measure of this process's speed
+        if (gone_on and len(entries) < 2) or time.monotonic() - row.began < entries[-1]["seconds"]:
             return None
         first = entries[0]
         done, spent = entries[-1]["done"], entries[-1]["seconds"]

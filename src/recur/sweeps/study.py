@@ -19,14 +19,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-from filelock import FileLock
 
 from recur.errors import UserError
 from recur.runs import journal as run_journal
 from recur.runs.extras import require_extra
 from recur.runs.files import naming
 from recur.runs.metrics import metric
-from recur.sweeps import samplers
+from recur.sweeps import locks, samplers
 from recur.sweeps.job import TRIAL, Job
 from recur.sweeps.runner import Outcome
 from recur.sweeps.space import Dimension, Space
@@ -66,7 +65,7 @@ def storage(journal: Path) -> Any:
 
     class Lock(files.JournalFileOpenLock):  # type: ignore[name-defined]
         def __init__(self) -> None:
-            self._held = FileLock(f"{journal}.lock")
+            self._held = locks.Lock(f"{journal}.lock")
 
         def acquire(self) -> bool:
             self._held.acquire()

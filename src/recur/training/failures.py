@@ -13,11 +13,12 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import lightning.pytorch as pl
 import torch
@@ -188,7 +189,7 @@ def size(batch: Any) -> str:
 
 
 # What torch and Gloo say, with a test that holds them to it: they have no classes of their own for these.
-_LACKS_MEMORY = re.compile(r"can't allocate|not enough memory|out of memory")
+_LACKS_MEMORY = re.compile(r"can't allocate|not enough memory|out of memory|_ALLOC(ATION)?_FAILED")
 _LOST_RANK = re.compile(r"[Cc]onnection (closed|reset)|Broken pipe")
 
 
@@ -269,7 +270,9 @@ class Stop:
             self._let_go_of_terminal()
         if self.number:
             if self.number in QUEUE and number == signal.SIGTERM and not self._followed:
-                self._followed = True  # SLURM or a sweep's, for the same end: it is on its way
+                self._followed, self._at = True, now  # SLURM's or a sweep's, for the same end: it is on its way
+            elif self.number == signal.SIGTERM and number in QUEUE:
+                self.number = number  # the warning comes second where a job is preempted
             elif now - self._at > _ECHO:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
@@ -355,14 +358,37 @@ def explained(trainer: pl.Trainer) -> Iterator[None]:
         launcher: Any = getattr(trainer.strategy, "launcher", None)
         if trainer.is_global_zero and hasattr(launcher, "kill") and not isinstance(error, NotFiniteError):
             launcher.kill(signal.SIGKILL)  # where all ranks leave together they have said what they had to
+        meant = None
         if is_lack_of_memory(error):
             watching = (callback for callback in trainer.callbacks if isinstance(callback, Finite))  # type: ignore[attr-defined]
-            raise out_of_memory(error, next(watching, None)) from error
-        if is_lost_rank(error):
-            raise UserError(
-                "", rule="another rank of this run has ended, see above", remedy="go on with resume=RUN"
-            ) from error
+            meant = out_of_memory(error, next(watching, None))
+        elif is_lost_rank(error):
+            meant = UserError("", rule="another rank of this run has ended, see above", remedy="go on with resume=RUN")
+        if trainer.global_rank and _would_wait(error):
+            _leave_at_once(meant or error)
+        if meant is not None:
+            raise meant from error
         raise
+
+
+def _would_wait(error: BaseException) -> bool:
+    """Whether this rank, alone in its failure, would wait for the others at its end, as NCCL does, and they for it."""
+    together = isinstance(error, (NotFiniteError, Stopped, SystemExit))  # of all ranks
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return distributed and not together and "nccl" in str(torch.distributed.get_backend())
+
+
+def _leave_at_once(error: BaseException) -> NoReturn:
+    """Say what happened and end the process without what it does at its end; rank 0 then ends the run."""
+    line = explain(error)
+    if line is None:
+        traceback.print_exception(error)
+    else:
+        notify(line)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(1 if line is None else 2)
 
 
 _LAUNCHER = "RECUR_LAUNCHER"  # process id of rank 0, for the ranks that it starts

@@ -11,6 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,25 @@ def opening(folder: Path, config: Mapping[str, Any], data: Any, task: pl.Lightni
     _print(f"device     {place}, {trainer.world_size} process(es), precision {trainer.precision}")
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What training and scoring have cost.
+
+    Attributes:
+        wall_seconds: of the run and, where it was resumed, of its former processes; None where nothing counted them.
+        memory_mib: the most that this process has held at a time.
+    """
+
+    wall_seconds: float | None
+    memory_mib: float
+
+
+def spent(trainer: pl.Trainer) -> Spent:
+    """What a run has cost so far."""
+    speed = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+    return Spent(speed.wall_seconds if speed else None, peak_memory_mib(trainer.strategy.root_device))
+
+
 def closing(
     folder: Path,
     config: Mapping[str, Any],
@@ -149,6 +169,7 @@ def closing(
     results: dict[str, dict[str, float]],
     *,
     command: Sequence[str],
+    spent: Spent,
     baseline: Mapping[str, Any] | None = None,
     pruned: bool = False,
 ) -> None:
@@ -162,19 +183,23 @@ def closing(
         trainer: that trained it. Its `Throughput` has counted tokens and seconds, before a resumption too.
         results: metrics by split and name.
         command: the words behind `python -m recur.train` that make the run.
+        spent: what it has cost.
         baseline: what a model of n-grams reaches, see `recur.training.baselines`.
         pruned: whether a study ended the run before its time.
     """
     speed = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
     rate = speed.tokens / speed.seconds if speed and speed.seconds else None
-    wall = speed.wall_seconds if speed else None
+    wall = spent.wall_seconds
     useful = speed.flop / speed.seconds if speed and speed.seconds else math.nan
     place = trainer.strategy.root_device  # the task has left it
     limit = matrix_rate("16" in str(trainer.precision), place) * trainer.world_size if useful > 0 else math.nan
+    ceiling_of = getattr(data, "ceiling_of", lambda split: data.ceiling)  # a data module of one's own may lack it
+    ceilings = {split: dict(ceiling_of(split)) for split in results}
     record = {
         **results,
         **({"pruned": True} if pruned else {}),
         "ceiling": dict(data.ceiling),
+        "ceiling_by_split": ceilings,
         "baseline": dict(baseline or {}),
         **_confusion(task, trainer, results),
         "name": config["name"],
@@ -188,7 +213,7 @@ def closing(
         "flop_per_second": round(useful) if useful > 0 else None,
         "matrix_rate": round(limit) if useful > 0 else None,
         "bytes_a_step": bytes_a_step(trainer),
-        "peak_memory_mib": round(peak_memory_mib(place)),
+        "peak_memory_mib": round(spent.memory_mib),
         "precision": str(trainer.precision),
         "world_size": trainer.world_size,
         "data": plain(data.describe()),
@@ -198,8 +223,8 @@ def closing(
     _close_hparams(trainer, task.family, results)
     log_results(trainer.loggers, results, trainer.global_step)
     write_metrics(folder, record)  # last: it says that the run is complete
-    _print_table(results, data.ceiling, baseline or {})
-    if (baseline or data.ceiling) and any(not _whole(trainer, split) for split in results):
+    _print_table(results, ceilings, baseline or {})
+    if (baseline or any(ceilings.values())) and any(not _whole(trainer, split) for split in results):
         _print("the figures of the run are of limited batches, those beside them of whole splits")
     epochs = f"{record['epochs']:,} epoch{'' if record['epochs'] == 1 else 's'}"
     seconds = "" if wall is None else f" in {wall:.0f} s"
@@ -314,7 +339,9 @@ def _on_path(name: str) -> bool:
     return program is not None and _own_folder(program)
 
 
-def _print_table(results: dict[str, dict[str, float]], ceiling: dict[str, float], baseline: Mapping[str, Any]) -> None:
+def _print_table(
+    results: dict[str, dict[str, float]], ceilings: dict[str, dict[str, float]], baseline: Mapping[str, Any]
+) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -322,12 +349,17 @@ def _print_table(results: dict[str, dict[str, float]], ceiling: dict[str, float]
     table = Table("", box=None, pad_edge=False)
     beside = [split for split in results if split in baseline]
     titles = [f"{baseline['name']}, {split}" for split in beside]
-    for title in [*results, *titles, *(["best possible"] if ceiling else [])]:
+    known = {split: ceiling for split, ceiling in ceilings.items() if ceiling}
+    alike = len({tuple(ceiling.items()) for ceiling in known.values()}) == 1
+    bounds = {"best possible": next(iter(known.items()))} if alike else {}
+    if not alike:
+        bounds = {f"best possible, {split}": (split, ceiling) for split, ceiling in known.items()}
+    for title in [*results, *titles, *bounds]:
         table.add_column(title, justify="right", min_width=13)
     for name in names:
         cells = [format_value(f"{split}/{name}", values.get(name)) for split, values in results.items()]
         cells += [format_value(f"{split}/{name}", baseline[split].get(name)) for split in beside]
-        cells += [format_value(f"test/{name}", ceiling.get(name))] if ceiling else []
+        cells += [format_value(f"{split}/{name}", ceiling.get(name)) for split, ceiling in bounds.values()]
         table.add_row(name, *cells)
     console = Console(width=120, color_system=None, force_terminal=False)
     with console.capture() as text:

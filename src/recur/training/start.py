@@ -109,12 +109,12 @@ def _run(composed: Composed, stop: Stop, pruning: Pruning | None, command: Seque
         for callback in callbacks:
             if isinstance(callback, Throughput):
                 callback.since(begun)
-        trainer = _trainer(composed, [*callbacks, *([] if pruning is None else [pruning])])
-        built.append(trainer)
-        if cli.rank() and trainer.world_size == 1:
+        if cli.rank() and _alone(composed.config["trainer"]):  # before a logger opens anything
             rule = f"is process {cli.rank()} of several that were started together, and this run is of one"
             remedy = "runs of their own are started by -m or, in a SLURM step, with SLURM_PROCID unset"
-            raise UserError("trainer.devices", trainer.num_devices, rule, remedy)
+            raise UserError("trainer.devices", composed.config["trainer"].get("devices"), rule, remedy)
+        trainer = _trainer(composed, [*callbacks, *([] if pruning is None else [pruning])])
+        built.append(trainer)
         check_lengths(data, trainer, test=composed.config["test"])
         if checkpoint is not None:
             check_place(data, trainer, checkpoint)
@@ -154,10 +154,11 @@ def _train(
         called_off=lambda: pruning is not None and pruning.pruned,
     )
     if trainer.is_global_zero:
+        spent = report.spent(trainer)  # before the model of n-grams, which is none of the run's own cost
         pruned = pruning is not None and pruning.pruned
         beside = _baseline(composed.config, data, trained.results) if not pruned else {}
         parts = (composed.folder, composed.config, data, task, trainer, trained.results)
-        report.closing(*parts, command=command, baseline=beside, pruned=pruned)
+        report.closing(*parts, command=command, spent=spent, baseline=beside, pruned=pruned)
     return trained
 
 
@@ -273,6 +274,12 @@ def _callbacks(composed: Composed, data: Any, stop: Stop) -> list[Any]:
     described = {key: v for key, v in data.model_arguments().items() if not isinstance(v, torch.Tensor)}
     content = SelfContained(composed.record(), data.tokenizer.to_json(), described, fingerprint.fingerprint(data))
     return [*built, content, PlannedNoise(config["seed"]), ValidationLog(composed.folder)]
+
+
+def _alone(settings: Mapping[str, Any]) -> bool:
+    """Whether a trainer of these settings is of one process."""
+    own = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "profiler": None}
+    return bool(build({**settings, **own, "_partial_": True}, "trainer")().world_size == 1)
 
 
 def _trainer(composed: Composed, callbacks: list[Any]) -> Any:
