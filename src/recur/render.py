@@ -58,7 +58,8 @@ def markdown_cell(text: str) -> str:
 
 def csv_cell(text: str) -> str:
     """A cell that no spreadsheet takes for a formula: `'` goes before one that begins like it and is no number."""
-    return f"'{text}" if text[:1] in tuple("=+-@\t\r") and not _NUMBER.fullmatch(text) else text
+    begins = text.lstrip("'")[:1]  # one that begins with `'` gets another, so that taking one away is the inverse
+    return f"'{text}" if begins in tuple("=+-@\t\r") and not _NUMBER.fullmatch(text) else text
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,13 @@ def test_numbers_of_a_csv_are_places_in_the_list_of_a_readme(tmp_path, opened):
         opened(path=str(home))
 
 
+def test_long_numbers_are_labels_of_their_own(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\n" + "fine,9007199254740992\ndull,9007199254740993\n" * 10)
+    data = SentimentData(train=str(tmp_path / "a.csv"), cache_dir=str(tmp_path / "cache"), batch_size=4)
+    data.setup()
+    assert data.class_names == ["9007199254740992", "9007199254740993"]
+
+
 def test_labels_that_differ_by_case_are_one_label_or_named(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\n" + "fine,Positive\nsuperb,positive\ndull,negative\n" * 10)
     settings = {"train": str(tmp_path / "a.csv"), "cache_dir": str(tmp_path / "cache"), "batch_size": 4}

@@ -325,6 +325,7 @@ def test_the_floor_is_below_every_model_of_few_words():
     bigram = -sum(n * math.log(n / firsts[a]) for (a, _), n in pairs.items()) / (len(ids) - 1)  # fitted to the test
     assert data.ceiling["loss"] < bigram - 0.2
     assert data.ceiling["perplexity"] == pytest.approx(math.exp(data.ceiling["loss"]))
+    assert data.ceiling == data.ceiling_of("test") != data.ceiling_of("val")  # each split has its own text
     assert "perplexity at best" in data.describe()["test"]
 
 

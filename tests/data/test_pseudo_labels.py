@@ -164,14 +164,21 @@ def test_a_few_labelled_texts_may_have_many_beside_them(tmp_path, labelled):
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 def test_texts_that_a_spreadsheet_would_take_for_formulas_are_what_they_were(tmp_path, labelled, suffix):
-    texts = ["@user superb", "-dull film", "=superb", "'tis superb", "a\rsuperb film"]
+    texts = ["@user superb", "-dull film", "=superb", "'tis superb", "'-superb' film", "a\rsuperb film"]
     file = tmp_path / f"answers{suffix}"
     with open(file, "w", newline="") as stream:
         writer = Delimited(stream, "," if suffix == ".csv" else "\t")
         for text in texts:
             writer.write({}, {"text": text, "probabilities": {"pos": 0.75, "neg": 0.25}})
     rows = pd.read_csv(file, sep="," if suffix == ".csv" else "\t", keep_default_na=False)
-    assert rows["text"].tolist() == ["'@user superb", "'-dull film", "'=superb", "'tis superb", "a\rsuperb film"]
+    assert rows["text"].tolist() == [
+        "'@user superb",
+        "'-dull film",
+        "'=superb",
+        "'tis superb",
+        "''-superb' film",
+        "a\rsuperb film",
+    ]
     data = labelled(pseudo_labelled=str(file))
     read, _ = data.pseudo_labelled()
     assert [list(read[row]) for row in range(len(texts))] == [data.tokenizer.encode(text) for text in texts]

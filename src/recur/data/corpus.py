@@ -66,7 +66,7 @@ class Reader:
             UserError: a file that is not UTF-8, a missing column, a bad row.
         """
         if isinstance(source, Inline):
-            yield source.text
+            yield with_newlines(source.text)
         elif isinstance(source, JoinedSplits):
             yield from _each_on_its_line(self.blocks(part) for part in source.parts)
         elif isinstance(source, Split) and source.files and source.classes is None:
@@ -86,6 +86,7 @@ class Reader:
         block: list[str] = []
         size = 0
         for text in good.texts:
+            text = with_newlines(text)
             line = text if text.endswith("\n") else f"{text}\n"
             block.append(line)
             size += len(line)
@@ -93,6 +94,11 @@ class Reader:
                 yield "".join(block)
                 block, size = [], 0
         yield "".join(block)
+
+
+def with_newlines(text: str) -> str:
+    """A text whose lines end in a newline, whatever system it is from."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def _is_table(file: str) -> bool:
@@ -226,17 +232,17 @@ def encoded(blocks: Iterable[str], tokenizer: Tokenizer) -> Iterator[NDArray[np.
         if len(rest) >= BLOCK:  # a line longer than a block: its words so far, and no <eos> yet
             cut = rest.rfind(" ") + 1
             lines.append(rest[:cut])
-            begun = begun or not _is_blank(rest[:cut])
+            begun = begun or not is_blank(rest[:cut])
             rest = rest[cut:]
             ids = tokenizer.encode_batch(lines)
             yield np.concatenate([part for line in ids[:-1] for part in (line, eos)] + [ids[-1]])
         elif lines:
             yield np.concatenate([part for line in tokenizer.encode_batch(lines) for part in (line, eos)])
-    if begun or not _is_blank(rest):
+    if begun or not is_blank(rest):
         yield np.concatenate([tokenizer.encode_batch([rest])[0], eos])
 
 
-def _is_blank(text: str) -> bool:
+def is_blank(text: str) -> bool:
     """Whether it is white space to Unicode, whose rules the tokenizers follow: to Python 0x1c to 0x1f are, too."""
     return not text.strip() and re.search("[\x1c-\x1f]", text) is None
 

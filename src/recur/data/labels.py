@@ -1,5 +1,6 @@
 """From label values, however a file spells them, to numbered classes."""
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -106,10 +107,10 @@ def _one_spelling(values: Sequence[Any], where: str) -> set[str]:
         label = value[1]
         if label != label:
             continue
-        try:
-            same: float | str = float(label)
-        except (ValueError, OverflowError):
-            same = label_key(label)
+        same: float | str = label_key(label)
+        with contextlib.suppress(ValueError, OverflowError):
+            same = float(label)
+            same = int(label_key(label))  # exact, where a float holds no more than 16 digits
         other = spelled.setdefault(same, label)
         if (type(other), str(other).strip()) != (type(label), str(label).strip()):
             raise UserError(where, rule=f"spells one label as {other!r} and {label!r}", remedy="write it in one way")

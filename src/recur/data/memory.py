@@ -237,7 +237,7 @@ class CopySplit:
 
     def fingerprint(self, cache: TokenCache) -> str:
         """Hash of the settings, which with `recur.data.cache.VERSION` determine the text."""
-        return content_key({"task": "Copy", "split": self._name, **vars(self._task)})
+        return content_key({**maker_key(self._task), "split": self._name, **vars(self._task)})
 
     @property
     def nats(self) -> float:

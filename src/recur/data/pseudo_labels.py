@@ -19,7 +19,7 @@ from recur.errors import UserError
 TEXT = "text"  # the column that holds the text, whatever it was called in the file that was labelled
 _MAPPING = "probabilities"
 _REMEDY = "write the file with python -m recur.predict RUN --file TEXTS --out FILE.jsonl"
-_GUARDED = re.compile(r"'[=+@\t\r-]")
+_GUARDED = re.compile(r"'+[=+@\t\r-]")
 _SUM = 1e-3  # how far a row's probabilities may be from 1 in all
 
 

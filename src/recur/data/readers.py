@@ -226,10 +226,10 @@ def checked(
             bad[row] = Fault(f"column {text_column!r} {wrong}", text)
         elif labels is not None:
             label = labels[row]
-            if label is None or label == "" or label != label:
-                bad[row] = Fault(f"column {label_column!r} has no label", label)
-            elif not isinstance(label, str | int | float | bool):
+            if label is not None and not isinstance(label, str | int | float | bool):
                 bad[row] = Fault(f"column {label_column!r} is not one label", label)
+            elif label is None or label == "" or label != label:
+                bad[row] = Fault(f"column {label_column!r} has no label", label)
             elif known_label is not None and not allowed.setdefault(label, known_label(label)):
                 bad[row] = Fault(f"column {label_column!r} is not one of the labels {known}", label)
     if bad and on_bad_row == "error":
@@ -263,7 +263,7 @@ def _bad_row(rows: Rows, bad: dict[int, Fault]) -> UserError:
 
 
 def _wrong_text(text: Any, allow_empty: bool) -> str | None:
-    if text is None or text != text:
+    if text is None or (isinstance(text, float) and text != text):
         return "is null"
     if not isinstance(text, str):
         return "is not text"
@@ -463,7 +463,9 @@ def _read_json(file: str, content: str, columns: Sequence[Column] | None, option
         return _read_json_lines(file, content, columns, optional)
     if isinstance(whole, dict):
         lists = [value for value in whole.values() if isinstance(value, list)]
-        if any(isinstance(whole.get(column), str | int | float) for column in columns or ()):
+        first = lists[0][0] if len(lists) == 1 and lists[0] else None
+        wrapped = isinstance(first, dict) and (columns is None or any(column in first for column in columns))
+        if not wrapped and any(column in whole for column in columns or ()):
             whole = [whole]  # JSON lines of one row
         elif len(lists) == 1:
             whole = lists[0]

@@ -35,7 +35,7 @@ def listing(folder: Path) -> list[list[Any]]:
     for where, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if not name.startswith("."):
+            if not name.startswith(".") or name == ".huggingface.yaml":  # which says what the splits are
                 path = os.path.join(where, name)
                 state = os.stat(path)
                 if stat.S_ISREG(state.st_mode):
@@ -79,13 +79,19 @@ def find_in_repository(folder: Path, name: str | None, cache: Path) -> dict[str,
     root = str(folder.resolve())
     splits = {}
     for split, paths in files.items():
-        inside = [os.path.relpath(os.path.realpath(path), root) for path in paths]
-        splits[str(split)] = {"files": inside, "class_names": names}
+        inside = {os.path.realpath(path): _place(path, root) for path in reversed(paths)}  # each file once
+        splits[str(split)] = {"files": list(inside.values())[::-1], "class_names": names}
     if not says_its_splits(folder):
         _move_capitals(folder, splits, names)
     if not splits:
         raise UserError("data.path", str(folder), f"must hold data files with a suffix of {' '.join(SUFFIXES)}")
     return splits
+
+
+def _place(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> str:
+    """A file's place below a folder: by its own name, which has a suffix, also where it is a link to one without."""
+    where, name = os.path.split(path)
+    return os.path.relpath(os.path.join(os.path.realpath(where), name), root)
 
 
 def _capital_split(file: Path) -> str | None:
@@ -119,7 +125,7 @@ def _move_capitals(folder: Path, splits: dict[str, Any], class_names: dict[str, 
         split = _capital_split(Path(listed))
         if split is None or Path(listed).suffix.lower() not in suffixes:
             continue
-        file = os.path.relpath(os.path.realpath(folder / listed), root)  # as `datasets` found it
+        file = _place(folder / listed, root)  # as `datasets` found it
         for facts in splits.values():
             facts["files"] = [other for other in facts["files"] if other != file]
         splits.setdefault(split, {"files": [], "class_names": class_names})["files"].append(file)

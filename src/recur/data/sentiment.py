@@ -186,7 +186,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
 
     @property
     def ceiling(self) -> dict[str, float]:
-        """Best possible metrics, where the data was made and they are known."""
+        """Best possible metrics, on any split, where the data was made and they are known."""
         return {} if self._synthetic is None else self._synthetic.ceiling
 
     @property

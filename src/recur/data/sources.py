@@ -75,7 +75,8 @@ class Split:
         if self.hub is not None:
             return _hub_fingerprint(self.hub)
         stats = [(os.path.abspath(file), os.stat(file)) for file in self.files]
-        listing = [[name, state.st_size, state.st_mtime_ns] for name, state in stats]
+        # The time of the last change of the entry too: tools that copy set that of the content to what it was.
+        listing = [[name, state.st_size, state.st_mtime_ns, state.st_ctime_ns] for name, state in stats]
         if max(state.st_mtime for _, state in stats) > time.time() - _RACY_SECONDS:
             content = self._content()
         else:
@@ -202,15 +203,20 @@ def choose_splits(
     """
     known = {} if path is None else find_splits(path, subset, revision=revision, cache=cache, labelled=labelled)
     splits: dict[str, Source] = {}
+    # A split that is named, alone or as a part of a join, is not found a second time as another one.
+    taken = {part for wanted in names.values() if isinstance(wanted, str) for part in (wanted, *wanted.split("+"))}
+    free = {name: source for name, source in known.items() if name not in taken}
     for split, wanted in names.items():
         if wanted is True:
             raise UserError(f"data.{split}", wanted, "must be a split, a file, null or false")
         if wanted is False:
             continue
         if wanted is None:
-            name = usual_name(split, known)
+            name = usual_name(split, free)
             if name is not None:
-                splits[split] = known[name]
+                splits[split] = free[name]
+            elif split != "train" and (left := usual_name(split, known)) is not None:
+                log.warning("data.%s: the split %s is in use already, so it is not read again", split, left)
         elif is_table(wanted):
             splits[split] = Split((as_file(wanted, f"data.{split}", cache),))
         elif isinstance(wanted, str) and wanted in known:
@@ -359,7 +365,9 @@ def _find_class_folders(folder: Path, labelled: bool) -> dict[str, Split]:
     named = {entry.name: entry.path for entry in entries if entry.is_dir() and entry.name.lower() in SPLIT_NAMES}
     splits: dict[str, Split] = {}
     for name, path in sorted(named.items()):
-        splits.update(_class_split(name, path, labelled))
+        for split, own in _class_split(name, path, labelled).items():
+            former = splits.get(split)  # texts without labels may lie in several
+            splits[split] = own if former is None else _joined(former, own)
     if splits or named:
         return splits
     beside = [entry.name for entry in entries if not entry.is_dir() and entry.name.lower().endswith(SUFFIXES)]
@@ -373,6 +381,10 @@ def _find_class_folders(folder: Path, labelled: bool) -> dict[str, Split]:
             return {}
         log.warning("the folders of %s are classes: %s beside them is not read", folder, ", ".join(beside)[:200])
     return splits
+
+
+def _joined(one: Split, other: Split) -> Split:
+    return Split(one.files + other.files, (one.classes or ()) + (other.classes or ()))
 
 
 def _class_split(split: str, folder: str, labelled: bool) -> dict[str, Split]:
@@ -421,7 +433,8 @@ def _find_in_zip(file: Path) -> dict[str, ZippedSplit]:
     """Splits of a zip of `pos/*.txt`, `train/pos/*.txt` or either below one folder that holds them all."""
     try:
         with zipfile.ZipFile(file) as archive:
-            texts = [PurePosixPath(name) for name in archive.namelist() if name.lower().endswith(".txt")]
+            members = dict.fromkeys(archive.namelist())  # a file that was replaced is listed twice
+            texts = [PurePosixPath(name) for name in members if name.lower().endswith(".txt")]
     except zipfile.BadZipFile:
         raise UserError("data.path", str(file), "must be a zip archive: it is damaged or something else") from None
     texts = [text for text in texts if not any(part.startswith((".", "__MACOSX")) for part in text.parts)]
@@ -465,7 +478,7 @@ def is_one_split(file: str | os.PathLike[str]) -> bool:
     Raises:
         UserError: a damaged archive, or one without texts.
     """
-    place = Path(file)
+    place = Path(os.path.expanduser(file))
     return place.is_file() and (place.suffix.lower() != ".zip" or set(_find_in_zip(place)) == {"train"})
 
 

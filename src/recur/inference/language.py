@@ -51,11 +51,12 @@ def read_tokens(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[str]]:
 
     The end of the text is no line end unless it is written.
     """
+    text = corpus.with_newlines(text)
     ids = [index for block in corpus.encoded([text], tokenizer) for index in block.tolist()]
     if tokenizer.eos_id is None:
         return ids, tokenizer.tokens(text)
     tokens = [token for line in text.split("\n") for token in (*tokenizer.tokens(line), "<eos>")]
-    if not text.endswith("\n"):
+    if not corpus.is_blank(text.rpartition("\n")[2]):  # else the last token is a line end that is written
         ids, tokens = ids[:-1], tokens[:-1]
     return ids, tokens[: len(ids)]
 
@@ -160,6 +161,7 @@ class Sampling:
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Ids of a prompt as the training text would have them: for words, a line's end is `<eos>`."""
+    prompt = corpus.with_newlines(prompt)
     if tokenizer.eos_id is None:
         return tokenizer.encode(prompt)
     ids: list[int] = []

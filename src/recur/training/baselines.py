@@ -213,7 +213,8 @@ class _Order:
         better = chance.copy()
         totals = self._totals[context[known]]
         better[known] = (
-            np.where(seen, self._kept[place], 0.0)[known] + self._left[context[known]] * chance[known]
+            np.where(seen, self._kept[place] if len(self._kept) else 0.0, 0.0)[known]
+            + self._left[context[known]] * chance[known]
         ) / totals
         ends = np.full(len(last), -1, dtype=np.int64)
         ends[1:][seen] = place[seen]
@@ -233,6 +234,7 @@ def _discounts(counts: NDArray[np.float64]) -> NDArray[np.float64]:
 # ---------------------------------------------------------------------------------------------------- beside a run
 
 Baseline = dict[str, Any]
+MOST_TOKENS, _BYTES = 20_000_000, 80  # of a training text, and of memory for each of them
 _VERSION = 1  # of what is computed: part of the key under which results are kept
 _CHARACTERS, _WORDS = 8, 5  # order of the n-gram model
 
@@ -244,6 +246,8 @@ def left_out(data: Any) -> str:
     """
     if isinstance(data, LabelledTexts) and find_spec("sklearn") is None:
         return str(lacks("baseline", "scikit-learn", "baseline=true"))
+    if isinstance(data, TokenStream) and (count := len(data.tokens("train"))) > MOST_TOKENS:
+        return f"the n-grams of {count:,} tokens would take {count * _BYTES / 1e9:,.0f} GB of memory"
     return ""
 
 
