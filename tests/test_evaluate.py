@@ -1,6 +1,8 @@
 """The command evaluate: exact figures, of a run's own data and of other data."""
 
 import json
+import os
+import signal
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -437,3 +439,21 @@ def test_a_job_of_several_tasks_evaluates_in_one_process(trained_run: Path) -> N
     slurm = {"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "1", "SLURM_PROCID": "0"}
     done = process("evaluate", trained_run, "--split", "val", environment=slurm)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("which", "ended"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_ends_an_evaluation_with_its_own_code(trained_run, monkeypatch, which, ended) -> None:
+    """Lightning made exit code 0 of the one and 1 of the other, and nothing was said."""
+    run = load(trained_run)
+    step = type(run.task).test_step
+
+    def signalled(task, batch, number):
+        os.kill(os.getpid(), which)
+        return step(task, batch, number)
+
+    before = signal.getsignal(which)
+    monkeypatch.setattr(type(run.task), "test_step", signalled)
+    with pytest.raises(ended) as caught:
+        run.evaluate(split="test")
+    assert ended is KeyboardInterrupt or caught.value.code == 143
+    assert signal.getsignal(which) == before

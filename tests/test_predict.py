@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -378,7 +379,8 @@ def test_parts_of_an_answer_are_json_and_no_formula_and_columns_that_come_later_
     first, *_ = csv.DictReader(out.getvalue().splitlines())
     assert json.loads(first["explanation.tokens"]) == ["a", "it's"]
     assert (first["explanation.towards"], first["explanation.gap"]) == ("'=1+1", "-0.5")
-    said = capsys.readouterr().err
+    guarded, said = capsys.readouterr().err.splitlines(keepends=True)
+    assert "cells that a spreadsheet would take for formulas are written with a '" in guarded
     assert said == "recur: columns that the first text lacks are left out, such as 'late': --out X.jsonl keeps them\n"
 
 
@@ -519,3 +521,17 @@ def test_columns_by_number_are_those_the_run_was_trained_with(tmp_path, run_comm
     assert answers[0] == answers[1] and answers[0][1]["2"] == "0"
     done = run_command(tmp_path / "run", "--json", stdin=json.dumps({"text": GOOD}).encode())
     assert not done.code and json.loads(done.out)["text"] == GOOD
+
+
+def test_every_line_is_json(run_command, trained_run, tmp_path) -> None:
+    """NaN and Infinity are none, though Python writes them."""
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": GOOD, "score": math.inf, "parts": [math.nan, 1.5]}) + "\n")
+    done = run_command(trained_run, "--file", tmp_path / "a.jsonl", "--json")
+    assert done.code == 0, done.err
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    (line,) = done.out.splitlines()
+    answer = json.loads(line, parse_constant=refuse)
+    assert (answer["score"], answer["parts"]) == (None, [None, 1.5])

@@ -25,9 +25,20 @@ _BASH = """_recur() {
 }
 complete -o default -F _recur recur @SCRIPTS@
 """
-_ZSH = "autoload -U +X bashcompinit && bashcompinit\n" + _BASH.replace("compopt -o nospace", "true")
+_ZSH = """(( $+functions[compdef] )) || { autoload -U compinit && compinit; }
+_recur() {
+    local -a all open closed
+    all=(${(f)"$(recur completion --words "${(j: :)words[1,CURRENT-1]} $PREFIX" 2>/dev/null)"})
+    open=(${(M)all:#*=})
+    closed=(${all:#*=})
+    (( $#open )) && compadd -Q -S '' -a open
+    (( $#closed )) && compadd -Q -a closed
+    (( $#all )) || _files
+}
+compdef _recur recur @SCRIPTS@
+"""
 _FISH = """for one in recur @SCRIPTS@
-    complete -c $one -f -a '(recur completion --words (commandline -cp))'
+    complete -c $one -a '(recur completion --words (commandline -cp))'
 end
 """
 _TRAIN = ("--cfg", "--config-dir", "--help", "--hydra-help", "--info", "--multirun", "--trust", "-m")

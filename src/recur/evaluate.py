@@ -7,10 +7,10 @@ read with the run's own tokenizer and classes.
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from recur import cli
@@ -151,7 +151,7 @@ def _check(arguments: argparse.Namespace) -> None:
     """Refuse what can be refused before anything heavy is loaded."""
     if arguments.split not in (None, "train", "val", "test"):
         raise UserError("--split", arguments.split, "must be train, val or test")
-    if arguments.data and not Path(arguments.data).exists():
+    if arguments.data and not os.path.exists(os.path.expanduser(arguments.data)):
         raise UserError("--data", arguments.data, "must be a file or folder, and there is none")
     for option, others in (("dynamic", ("decay", "epsilon")), ("cache", ("flatness", "weight"))):
         given = [getattr(arguments, f"{option}_{name}") for name in others]

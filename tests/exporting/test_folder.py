@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import train
 from recur.errors import UserError
 from recur.exporting import agreement, folder
 from recur.exporting.scripts import _cut
@@ -208,3 +209,16 @@ def test_the_script_cuts_as_the_run_does(keep: str, most: int | None) -> None:
         ids = list(range(length))
         texts = Texts(Ragged(np.array(ids), np.array([0, length])), max_length=most, keep=keep)
         assert eval(_cut(most, keep), {"ids": ids, "len": len}) == texts[0].tolist()
+
+
+def test_the_script_of_a_model_of_words_keeps_the_ends_of_lines(tmp_path: Path) -> None:
+    """`<eos>` was printed as a word, and a newline of the prompt was lost."""
+    small = ["model.net.hidden_size=16", "model.net.embedding_dim=16", "trainer.max_steps=3", "logger=none"]
+    train(tmp_path / "run", "experiment=lm", *small, "test=false", "baseline=false", "trainer=cpu")
+    folder.export(Run.open(tmp_path / "run"), "onnx", tmp_path / "onnx")
+    for prompt in ("the king\nthe", "the"):
+        done = run_command("generate", tmp_path / "run", "--prompt", prompt, "--tokens", 40, "--greedy")
+        assert alone(tmp_path / "onnx", prompt, "40").rstrip("\n") == done.stdout.rstrip("\n")
+    command = [sys.executable, tmp_path / "onnx" / "use.py", "the"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "a number of tokens" in done.stderr

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -35,3 +36,13 @@ def test_no_message_installs_a_package_that_no_index_has():
 
 def test_every_extra_has_requirements():
     assert all(requirements(extra) for _, extra in EXTRAS)
+
+
+def test_what_is_missing_is_named_where_nothing_is_installed(monkeypatch):
+    """With this package on PYTHONPATH alone the refusal ended in a stack."""
+
+    def none(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", none)
+    assert "pip install 'onnx'" in str(lacks("export", "onnx", "--format onnx"))

@@ -150,7 +150,10 @@ def check_ngrams(net: Any) -> None:
     """
     if isinstance(net, Classifier) and net.ngrams is not None:
         raise UserError(
-            "model.net.ngrams", ABSENT, "have no form outside of recur", "use --format safetensors, or train without"
+            "model.net.ngrams",
+            ABSENT,
+            "have no form outside of recur",
+            "use --format safetensors, or train with =null",
         )
 
 

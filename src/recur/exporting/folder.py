@@ -132,7 +132,8 @@ def _config(run: Run) -> dict[str, Any]:
         return {**common, "class_names": names, **cut}
     state = run.task.net.recurrent.initial_state(1, run.task.net.embedding.weight)
     sizes = {f"state_{i}_{j}": part.shape[-1] for i, one in enumerate(state) for j, part in enumerate(one)}
-    return {**common, "start_id": start_id(run.tokenizer), "window": run.task.window, "state": sizes}
+    ids = {"start_id": start_id(run.tokenizer), "eos_id": run.tokenizer.eos_id}
+    return {**common, **ids, "window": run.task.window, "state": sizes}
 
 
 def _require(measured: Agreement, kind: str) -> Agreement:

@@ -36,28 +36,53 @@ for text, row in zip(sys.argv[1:], probabilities):
     print(f"{{config['class_names'][row.argmax()]}}\\t{{row.max():.6f}}\\t{{text}}")
 """
 
+_TEXT = """
+eos = config["eos_id"]  # what a line's end is to a model of words
+
+
+def encode(text):
+    if eos is None:
+        return tokenizer.encode(text).ids
+    lines = [tokenizer.encode(line).ids for line in text.split("\\n")]
+    return [index for line in lines for index in (eos, *line)][1:]
+
+
+def decode(ids):
+    lines = [[]]
+    for index in ids:
+        if eos is not None and index == eos:
+            lines.append([])
+        else:
+            lines[-1].append(index)
+    return "\\n".join(tokenizer.decode(line, skip_special_tokens=False) for line in lines)
+
+
+if len(sys.argv) != 3 or not sys.argv[2].isdecimal():
+    sys.exit('use.py: give a text and a number of tokens: python use.py "the king" 50')
+"""
+
 _LANGUAGE = """
 state = {name: np.zeros((1, 1, size), np.float32) for name, size in config["state"].items()}
-written = tokenizer.encode(sys.argv[1]).ids
+written = encode(sys.argv[1])
 ids = [config["start_id"], *written]
 for _ in range(int(sys.argv[2])):
     logits, *following = model.run(None, {"ids": [ids], "lengths": [len(ids)], **state})
     state = dict(zip(state, following))
     ids = [int(logits[0, -1].argmax())]
     written += ids
-print(tokenizer.decode(written, skip_special_tokens=False))
+print(decode(written))
 """
 
 _WINDOW = """
 state = {name: np.zeros((1, 1, size), np.float32) for name, size in config["state"].items()}
-written = tokenizer.encode(sys.argv[1]).ids
+written = encode(sys.argv[1])
 read = written or [config["start_id"]]
 for _ in range(int(sys.argv[2])):
     ids = read[-config["window"] :]
     logits = model.run(["logits"], {"ids": [ids], "lengths": [len(ids)], **state})[0]
     token = int(logits[0, -1].argmax())
     written, read = [*written, token], [*read, token]
-print(tokenizer.decode(written, skip_special_tokens=False))
+print(decode(written))
 """
 
 
@@ -71,7 +96,7 @@ def script(config: dict[str, Any]) -> str:
         what = 'Labels texts: python use.py "a text" "another text".'
         return _HEAD.format(what=what) + _CLASSIFIER.format(cut=_cut(config["max_length"], config["keep"]))
     what = 'Continues a text with the likeliest tokens: python use.py "the king" 50.'
-    return _HEAD.format(what=what) + (_LANGUAGE if config["window"] is None else _WINDOW)
+    return _HEAD.format(what=what) + _TEXT + (_LANGUAGE if config["window"] is None else _WINDOW)
 
 
 def _cut(most: int | None, keep: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -55,6 +55,10 @@ class Ensemble:
             raise UserError(str(run.checkpoint), rule=rule, remedy="average runs of the same classes")
         return [names.index(name) for name in self.class_names]
 
+    @overload
+    def predict(self, texts: Sequence[str]) -> list[Prediction]: ...  # type: ignore[overload-overlap]
+    @overload
+    def predict(self, texts: Iterable[str]) -> Iterator[Prediction]: ...
     def predict(self, texts: Iterable[str]) -> list[Prediction] | Iterator[Prediction]:
         """Label texts, as `recur.inference.run.Run.predict` does.
 

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import logging
 import math
+import signal
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -204,6 +205,14 @@ def evaluate_split(run: "runs.Run", data: Any, split: str) -> dict[str, Any]:
         reset_metrics(run.task)
         try:
             trainer.test(run.task, loader, verbose=False)
+            if trainer.received_sigterm:  # in the last batch, after which Lightning looks no more
+                raise SystemExit(128 + signal.SIGTERM)
+        except SystemExit:  # as which Lightning ends what a signal interrupts, Ctrl-C with the code 1
+            if trainer.received_sigterm:
+                raise SystemExit(128 + signal.SIGTERM) from None
+            if trainer.interrupted:
+                raise KeyboardInterrupt from None
+            raise
         finally:
             run.task.to(device)  # where the trainer found it
     values = {name: float(value) for name, value in trainer.callback_metrics.items()}

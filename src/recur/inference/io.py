@@ -16,6 +16,7 @@ from recur.data.readers import DELIMITED, JSON_LINES, PICKLES, Rows, checked, ot
 from recur.errors import ABSENT, UserError
 from recur.render import csv_cell, printable, shortened
 from recur.runs.files import naming
+from recur.runs.metrics import finite
 
 CHUNK = 256  # most texts read, answered and shown together
 FORMATS = ("auto", "text", "jsonl")
@@ -283,7 +284,7 @@ class JsonLines:
     def write(self, columns: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
         """Write one answer behind the columns that came with its text."""
         record = {**self._names.renamed(columns, answer), **answer}
-        print(json.dumps(record, default=str), file=self._stream, flush=True)
+        print(json.dumps(finite(record), default=str, allow_nan=False), file=self._stream, flush=True)
 
 
 class _Lines:
@@ -345,7 +346,9 @@ def _cell(value: Any) -> Any:
     """A value as a cell: what has parts as JSON, a text so that no spreadsheet takes it for a formula."""
     if isinstance(value, str):
         return csv_cell(value)
-    return json.dumps(value, default=str) if isinstance(value, (Mapping, list, tuple)) else value
+    return (
+        json.dumps(finite(value), default=str, allow_nan=False) if isinstance(value, (Mapping, list, tuple)) else value
+    )
 
 
 def check_out(path: str, overwrite: bool, source: str | None = None) -> None:

@@ -41,6 +41,9 @@ def lacks(extra: str, module: str, setting: str, otherwise: str = "") -> UserErr
 
 def requirements(extra: str) -> list[str]:
     """What an extra of this package would install, as pip takes it."""
-    texts = metadata.requires("recur") or []
+    try:
+        texts = metadata.requires("recur") or []
+    except metadata.PackageNotFoundError:  # run from its sources
+        texts = []
     marker = re.compile(rf"""\s*;.*extra\s*==\s*['"]{extra}['"]""")
     return [marker.split(text)[0].strip() for text in texts if marker.search(text)]

@@ -72,7 +72,7 @@ METRICS = (
     MetricInfo("matrix_rate", (), "max", "FLOP/s", ",.3g", splits=()),  # of large products on the machine
     MetricInfo("bytes_a_step", (), "min", "bytes", ",.0f", splits=()),
     MetricInfo("peak_memory_mib", (), "min", "MiB", ",.0f", splits=()),
-    MetricInfo("epochs", (), "min", "", ",.0f", splits=()),
+    MetricInfo("epochs", (), "min", "", ",.10g", splits=()),
     MetricInfo("steps", (), "min", "", ",.0f", splits=()),
 )
 _NOT_MEASURED = object()
@@ -153,7 +153,7 @@ def finite(value: Any) -> Any:
     """A plain value with None in place of the numbers that are not finite, which JSON cannot hold."""
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -12,6 +12,7 @@ import atexit
 import os
 import pickle
 import platform
+import threading
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from recur.runs.metrics import read_record
 from recur.runs.trust import check_targets
 
 FORMAT = 2
+_WARNINGS = threading.Lock()  # `catch_warnings` is of the process: two at once could leave it without warnings
 _claimed: dict[Path, Any] = {}  # folders held by this process, with the open files that hold them
 
 
@@ -221,7 +223,7 @@ def _built(checkpoint: Path, model: dict[str, Any], data: dict[str, Any]) -> Any
         net = {**model["net"]}
         if net.get("freeze_vectors"):  # the vectors are in the weights
             net["freeze_vectors"] = False
-        with warnings.catch_warnings():
+        with _WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what was odd about the settings was said when it was trained
             return build({**model, "net": net, "_partial_": True}, "model")(**data)
     except Exception as error:  # with a description of unknown origin a constructor can raise anything
