@@ -187,3 +187,30 @@ def test_a_mistake_is_named(change, message):
     }
     with pytest.raises(ValueError, match=message):
         linear_cross_entropy(**{**arguments, **change})
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("mean", [True, False])
+def test_in_logarithms_as_on_a_gpu_it_is_the_same_loss(monkeypatch, dtype, mean):
+    torch.manual_seed(0)
+    x, w, b = (
+        torch.randn(s, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        for s in ((50, 16), (300, 16), (300,))
+    )
+    x[0] *= 300  # whose target has no digits left as a probability
+    y = torch.randint(300, (50,))
+    monkeypatch.setattr("recur.nn.compiled_loss.takes", lambda *_: False)
+    found = []
+    for way in (False, True):
+        monkeypatch.setattr("recur.nn.losses._in_logarithms", lambda _, way=way: way)
+        own = [part.clone().requires_grad_() for part in (x, w, b)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss, nll, correct = linear_cross_entropy(
+                *own, y, reduction="mean" if mean else "sum", with_correct=True, chunk_rows=7
+            )
+        loss.backward()
+        found.append([loss.detach(), nll, correct.double(), *(part.grad for part in own)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(
+            one, other, rtol=1e-9 if dtype == torch.float64 else 1e-2, atol=1e-9 if dtype == torch.float64 else 1e-3
+        )

@@ -146,6 +146,23 @@ def _kept(tensor: Tensor, exact: torch.dtype) -> torch.dtype:
     return exact if tensor.dtype == torch.float16 else tensor.dtype
 
 
+def _look_again(nll: Tensor, lost: Tensor, of_all: tuple[Tensor, Tensor, Tensor | None, Tensor], step: int) -> None:
+    """Take some rows' losses once more, from their logits."""
+    x, w, b, target = of_all
+    again = lost.nonzero().squeeze(1)
+    for some in again.split(step) if len(again) else ():
+        z = nn.functional.linear(x[some], w, b).to(nll.dtype)
+        nll[some] = nn.functional.cross_entropy(z, target[some], reduction="none")
+
+
+def _in_logarithms(device: str) -> bool:
+    """Whether to take logarithms of probabilities first.
+
+    It is a pass more over the products. A GPU need not wait for it, as it would for what is looked at a second time.
+    """
+    return device != "cpu"
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """See the head of this file; `loss` is differentiable, `nll` and `correct` are not."""
 
@@ -179,7 +196,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             fresh = torch.empty_like if rows else torch.zeros_like  # the first block writes, the others add
             grad_weight = fresh(weight, dtype=exact) if want_weight else None
             grad_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and want_bias else None
-            of_target = torch.empty(rows, dtype=exact, device=input.device)  # probability of each target
+            of_target = torch.empty(rows, dtype=exact, device=input.device)  # probability of each target, or its log
+            softmax = torch.log_softmax if (in_logarithms := _in_logarithms(device)) else torch.softmax
             correct = torch.empty(rows if with_correct else 0, dtype=torch.bool, device=input.device)
 
             step = chunk_rows or block_rows(rows, features, vocabulary, exact.itemsize, device)
@@ -191,13 +209,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 z = q = p = None  # the block before is done with: its memory serves this one
                 z = _logits(x, w, b, None if buffer is None else buffer[: len(y)])  # (block, vocabulary)
                 q = z.to(exact)
-                torch.softmax(q, 1, out=q)
+                softmax(q, 1, out=q)
                 of_target[block] = q.gather(1, y[:, None]).squeeze(1)
                 if with_correct:
                     correct[block] = q.argmax(1) == y
                 if not (want_input or want_weight or want_bias):
                     continue
-                p = q.to(product)
+                p = (q.exp_() if in_logarithms else q).to(product)
                 # The one-hot part of softmax - onehot touches one row of W each: taken from the products, not from p.
                 # Scaled after the product: a probability divided by the number of rows would underflow in float16.
                 if grad_input is not None:
@@ -214,12 +232,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if grad_bias is not None:
                     grad_bias.addmv_(q.t(), q.new_ones(len(y)), alpha=scale)  # faster than a sum over rows
                     grad_bias.index_add_(0, y, q.new_full((len(y),), -scale))
-            nll = -of_target.log()
-            lost = of_target < 1e3 * torch.finfo(exact).tiny  # too unlikely to hold digits: those rows once more
-            again = lost.nonzero().squeeze(1)
-            for some in again.split(max(step, 1)) if len(again) else ():
-                z = nn.functional.linear(x_all[some], w, b).to(exact)
-                nll[some] = nn.functional.cross_entropy(z, target[some], reduction="none")
+            nll = -of_target if in_logarithms else -of_target.log()
+            if not in_logarithms:
+                lost = of_target < 1e3 * torch.finfo(exact).tiny  # too unlikely to hold digits
+                _look_again(nll, lost, (x_all, w, b, target), max(step, 1))
             loss = nll.sum() * scale
 
         if grad_weight is not None:

@@ -89,11 +89,15 @@ def _run_torch(
     """Run the recurrence of torch itself: on a GPU cuDNN's packed one, on a CPU the dense one where lengths allow."""
     common = (weights, bias, num_layers, 0.0, training, bidirectional)
     function = {"lstm": _VF.lstm, "gru": _VF.gru, "rnn": _VF.rnn_tanh, "rnn_relu": _VF.rnn_relu}[cell]
-    if rows.device.type == "cpu":  # what autocast made of them: torch has its fast pass in float32
+    # torch's autocast of a GPU's recurrence is to float16, whatever was asked for. Beside bfloat16 there is no loss
+    # scaler to keep its gradients from vanishing, so it runs in float32; on a CPU torch has its fast pass in that, too.
+    kind = rows.device.type
+    half = kind == "cuda" and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    if not half:  # what autocast made of them
         rows, state = rows.to(weights[0].dtype), tuple(part.to(weights[0].dtype) for part in state)
     initial = state if cell == "lstm" else state[0]
-    with torch.autocast("cpu", enabled=False):
-        if layout.even and rows.device.type == "cpu":
+    with torch.autocast(kind, dtype=torch.float16 if half else None, enabled=half):
+        if layout.even and kind == "cpu":
             dense = rows.unflatten(0, (-1, layout.batch))  # (time, batch, features)
             output, *last = function(dense, initial, *common, False)
             return output.flatten(0, 1), tuple(last)

@@ -65,5 +65,6 @@ def of_evaluation(config: Mapping[str, Any], device: torch.device) -> tuple[str,
         return EXACT, False
     able = device.type == "cpu" and products.has_bf16()
     if device.type == "cuda":
-        able = torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            able = torch.cuda.is_bf16_supported(including_emulation=False)
     return (LOW, False) if able else (EXACT, True)

@@ -318,7 +318,10 @@ class LanguageModelingTask(Stepping):
         if state is None:
             return
         world_size = self.trainer.world_size
-        gathered: list[list[Any]] = [[self.all_gather(part) for part in layer] for layer in state]
+        # With one rank a strategy of several would put a dimension before it all the same.
+        gathered: list[list[Any]] = [
+            [self.all_gather(part) if world_size > 1 else part for part in one] for one in state
+        ]
         checkpoint["carried_state"] = [
             [tuple((part[rank] if world_size > 1 else part).cpu() for part in layer) for layer in gathered]
             for rank in range(world_size)

@@ -48,7 +48,16 @@ def early_stopping(monitor: str, mode: str, patience: Annotated[int, Ge(0)] | No
     return _EarlyStopping(monitor, mode=mode, patience=patience, check_on_train_epoch_end=at_epoch_end)
 
 
-class _Ema(WeightAveraging):
+class _OnTheDevice(WeightAveraging):
+    """An average that lies where the weights are trained: Lightning makes it before it has moved the weights there."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Move it; the count of averages, which the host looks at, stays."""
+        if self._average_model is not None:
+            self._average_model.module.to(trainer.strategy.root_device)
+
+
+class _Ema(_OnTheDevice):
     """The average, which leaves skipped steps out and, once training is over, the weights alone.
 
     Lightning's own takes several passes over each tensor, and averages whole numbers (counts of n-grams), too. Until
@@ -321,7 +330,7 @@ def epoch_line(epoch: int, seconds: float, metrics: dict[str, float], *, validat
     return " | ".join(parts)
 
 
-class NonMonotonicAveraging(WeightAveraging):
+class NonMonotonicAveraging(_OnTheDevice):
     """NT-ASGD (Merity, Keskar & Socher 2018): average the weights of all steps once validation has stopped improving.
 
     Averaging begins when the monitored loss is worse than the best of all but the last `interval` validations. From
