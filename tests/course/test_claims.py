@@ -403,7 +403,7 @@ def test_a_verdict_that_turned_on_further_seeds_says_so(finished):
     content = update(out / "claims.json", [{**measured, "chart": {"kind": "arms", "y": "val/accuracy"}}])
     write(content, out / "index.html")
     assert "the first 2 alone said: holds" in (out / "index.html").read_text()
-    assert "| depends | `demo` (b minus a: 0.2 [" in short_table(content)
+    assert "| depends | `demo` (b minus a: 0.20 [" in short_table(content)
     assert [line for line in short_table(content).splitlines() if line.startswith("| holds")] == ["| holds |  |"]
 
 

@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 from recur.course import claim as claims
 from recur.course.claim import Claim, Condition
+from recur.course.record import effect_text
 from recur.course.verdict import Observation, confirm, effect, interval, judge
 from recur.errors import UserError
 
@@ -225,3 +226,24 @@ def test_a_file_that_is_no_claim_is_refused(tmp_path, text):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(UserError, match=r"mine\.yaml"):
         claims.load(tmp_path, "mine")
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "bound", "text"),
+    [
+        ("ratio", (0.9997, 0.9978, 1.0016), 1.0, "× 0.9997 [0.9978, 1.0016]"),
+        ("ratio", (1.009, 1.0049, 1.0131), 1.01, "× 1.0090 [1.0049, 1.0131]"),
+        ("ratio", (0.99956, 0.99901, 0.99996), 1.0, "× 0.99956 [0.99901, 0.99996]"),
+        ("ratio", (0.766, 0.766, 0.766), 0.8, "× 0.766"),
+        ("difference", (0.374, 0.327, 0.421), 0.2, "0.374 [0.327, 0.421]"),
+        ("difference", (109.2, 107.0, 111.4), 0.0, "109.2 [107.0, 111.4]"),
+        ("difference", (1e-16, -1e-16, 3e-16), 0.0, "1.0e-16 [-1.0e-16, 3.0e-16]"),
+        ("difference", (2.0, 1.0, float("inf")), 0.0, "2 [1, ∞]"),
+        ("value", (999.7, 999.7, 999.7), 1.0, "1,000"),
+    ],
+)
+def test_an_interval_is_shown_on_the_side_of_its_bound(kind, values, bound, text):
+    """Three digits of each end made `× 1 [1, 1]` of what lay on both sides of 1, or on one."""
+    estimate, low, high = values
+    effect = {"kind": kind, "estimate": estimate, "low": low, "high": high, "bound": bound}
+    assert effect_text(effect) == text

@@ -130,6 +130,7 @@ def test_what_did_not_end_well_is_shown_and_never_ranked(tmp_path):
     ]
     leaderboard = Leaderboard.of([make_sweep(tmp_path / "s", jobs, total=7)])
     assert leaderboard.states_text() == "1 done, 2 failed, 1 stopped, 1 unfinished, 2 not started"
+    assert leaderboard.seconds == 60 + 60 + 1 + 1  # what failed and what was stopped has cost something, too
     assert [row[0] for row in rows(leaderboard)] == ["1", "", "", "", ""]
     text = as_text(leaderboard)
     assert "job 1 failed, exit code 1" in text
@@ -547,6 +548,11 @@ def test_exploded_runs_get_a_logarithmic_axis_and_a_known_ceiling_a_line(tmp_pat
     place = drawn(Leaderboard.of([calm]), "lr")
     assert len(place.lines) == lines + 1
     assert place.lines[-1].get_ydata()[0] == 0.97
+    for number in range(3):
+        path = calm / str(number) / "metrics.json"
+        splits = {"ceiling_by_split": {"val": {"accuracy": 0.96}, "test": {"accuracy": 0.97}}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | splits))
+    assert drawn(Leaderboard.of([calm]), "lr").lines[-1].get_ydata()[0] == 0.96
     assert any("97.00 %" in text.get_text() for text in place.texts)
 
 

@@ -194,6 +194,24 @@ def test_auroc_is_the_share_of_pairs_in_order_and_undefined_for_one_class(classe
 
 
 @pytest.mark.parametrize("classes", [2, 3])
+def test_a_figure_is_the_likelihood_of_the_labels_and_not_what_was_trained_on(data, classes):
+    """With label smoothing a run's loss and its ensemble's could not be compared."""
+    task, _ = weighted_task(classes, label_smoothing=0.1)
+    logits, labels = torch.randn(6, 1 if classes == 2 else 3), torch.randint(classes, (6,))
+    trained = task.loss(logits, labels)
+    plain, _ = weighted_task(classes)
+    assert task.eval().loss(logits, labels) == plain.loss(logits, labels) != trained
+
+
+def test_frozen_vectors_take_no_gradient_and_cost_none(data):
+    task = new_task(data)
+    whole, layer = task.flop_a_token(), task.net.recurrent
+    task.net.embedding.weight.requires_grad_(False)
+    spared = sum(own.numel() for name, own in layer.named_parameters() if name.startswith("weight_ih_l0"))
+    assert spared == 2 * 4 * 16 * 12 and task.flop_a_token() == whole - 2 * spared
+
+
+@pytest.mark.parametrize("classes", [2, 3])
 def test_scores_of_sure_texts_stay_apart(data, classes):
     """In float32 every logit above 17 has the probability 1, and texts in order were counted as ties."""
     task, _ = weighted_task(classes)

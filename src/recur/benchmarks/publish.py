@@ -208,7 +208,7 @@ def speed_tables(record: dict[str, Any]) -> str:
             lines += [f"{title}:", "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
             lines += ["| " + " | ".join(_rounded(row.get(name, "")) for name in names) + " |" for row in rows]
             lines.append("")
-    lines += ["| what | measured | at least / at most | |", "|---|---|---|---|"]
+    lines += ["| what | measured | at least / at most, as the bench of that day asked | |", "|---|---|---|---|"]
     by_age = sorted(sections.values(), key=lambda section: section["when"])
     newest = {bar["name"]: bar for section in by_age for bar in section["bars"]}  # a bar may have moved elsewhere
     for section in sections.values():

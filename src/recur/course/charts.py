@@ -48,7 +48,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 def _label(value: float) -> str:
     if value and (abs(value) < 1e-3 or abs(value) >= 1e5):
         return f"{value:.0e}"
-    return f"{value:.3g}"
+    return f"{value:.7g}"  # a tick, which its step has rounded
 
 
 def lines(

@@ -13,7 +13,7 @@ from recur.runs.files import write_atomic
 _MEANING = {
     "holds": "every comparison is on the side that the claim says, with its whole 95 % interval",
     "fails": "no comparison is on that side, and at least one is on the other with its whole interval",
-    "depends": "the comparisons disagree, or their intervals leave it open",
+    "depends": "the comparisons disagree, their intervals leave it open, or all seeds say otherwise than the first",
 }
 
 

@@ -57,6 +57,8 @@ def gradients(folder: Path) -> Measured:
     after = measured()
     torch.manual_seed(int(run.config["seed"]))
     net.recurrent.reset_parameters()
+    net.head.reset_parameters()
+    torch.nn.init.normal_(net.embedding.weight, std=float(run.config["model"]["net"].get("embedding_std", 1.0)))
     before = measured()
     curve = [
         {"lag": float(lag), "before": 10 ** float(before[lag]), "after": 10 ** float(after[lag])}

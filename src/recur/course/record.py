@@ -153,10 +153,27 @@ def effect_text(effect: dict[str, Any]) -> str:
     """`-0.121 [-0.144, -0.098]`, or one number where the seeds agree; a ratio is marked with a cross."""
     sign = "× " if effect["kind"] == "ratio" else ""
     low, high = effect["low"], effect["high"]
-    middle = f"{sign}{number_text(effect['estimate'])}"
-    if effect["kind"] != "ratio" and low == high:
-        return middle
-    return f"{middle} [{number_text(low)}, {number_text(high)}]"
+    if low == high:
+        return f"{sign}{number_text(effect['estimate'])}"
+    texts = _to_one_place((effect["estimate"], low, high), effect.get("bound"))
+    return f"{sign}{texts[0]} [{texts[1]}, {texts[2]}]"
+
+
+def _to_one_place(values: Sequence[float], bound: float | None) -> list[str]:
+    """Middle, low and high end to one decimal place: two digits of the width, more where an end would look the bound.
+
+    Three digits of each would make `[1, 1]` of an interval from 0.998 to 1.002, and hide on which side of 1 it lies.
+    """
+    _, low, high = values
+    largest = max(map(abs, values))
+    if not math.isfinite(high - low) or largest < 1e-3 or largest >= 1e5:
+        return [number_text(value) for value in values]
+    places = max(0, 1 - math.floor(math.log10(high - low)))
+    while bound is not None and places < 9:
+        if all(end == bound or f"{end:.{places}f}" != f"{bound:.{places}f}" for end in (low, high)):
+            break
+        places += 1
+    return [f"{value:,.{places}f}" for value in values]
 
 
 def number_text(value: float) -> str:
@@ -165,7 +182,7 @@ def number_text(value: float) -> str:
         return "∞" if value > 0 else "-∞"
     if value and (abs(value) < 1e-3 or abs(value) >= 1e5):
         return f"{value:.1e}"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
 def table(record: dict[str, Any]) -> str:

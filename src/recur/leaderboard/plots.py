@@ -317,7 +317,7 @@ def _axis(
     else:
         ends = [low, (low + high) / 2, high] if high > low else [low]
         shown = [10**v if log else v for v in ends]
-        texts = [format_value(metric, v) if metric else f"{v:.3g}" for v in shown]
+        texts = [format_value(metric, v) if metric else brief(f"{v:.7g}") for v in shown]
         ticks = [(height(v), text) for v, text in zip(ends, texts, strict=True)]
     left = index == 0
     beside: dict[str, Any] = {"ha": "right" if left else "left", "va": "center", "textcoords": "offset points"}

@@ -43,6 +43,7 @@ class Result:
         value: the metric, None where it has none.
         reason: of a failure.
         curve: its validations.
+        seconds: that the sweep spent on it, where it has no record of its own.
     """
 
     source: str
@@ -54,6 +55,7 @@ class Result:
     value: float | None = None
     reason: str = ""
     curve: Sequence[Mapping[str, Any]] = ()
+    seconds: float = 0.0
 
     @property
     def seed(self) -> str:
@@ -121,7 +123,9 @@ class Source:
         settings = {key: text for key, text in map(_split, overrides) if key != "sweep"}
         curve = tuple(journal.read_validations(folder))
         source = self.name if self.is_sweep else ""
-        return Result(source, label, folder, state, settings, record, value, reason, curve)
+        spent = metric(end, "seconds")
+        seconds = spent if spent is not None and math.isfinite(spent) else 0.0
+        return Result(source, label, folder, state, settings, record, value, reason, curve, seconds)
 
 
 def _split(override: str) -> tuple[str, str]:

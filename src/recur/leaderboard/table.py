@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from recur.errors import UserError
 from recur.leaderboard.reading import Result, Source, add_differences, fill_from_configs, find_sources
@@ -202,7 +203,7 @@ class Leaderboard:
     @property
     def seconds(self) -> float:
         """Time all runs took together."""
-        taken = [metric(result.record or {}, "wall_seconds") for result in self.results]
+        taken = [metric(r.record, "wall_seconds") if r.record else r.seconds for r in self.results]
         return sum(value for value in taken if value is not None and math.isfinite(value))
 
     def wrote(self, name: str) -> bool:
@@ -220,8 +221,9 @@ class Leaderboard:
     @property
     def ceiling(self) -> float | None:
         """The best value that the data allows, where the runs know one and the same."""
-        name = self.metric.rpartition("/")[2]
-        ceilings = [result.record.get("ceiling") for result in self.results if result.record is not None]
+        split, _, name = self.metric.rpartition("/")
+        records = [result.record for result in self.results if result.record is not None]
+        ceilings = [_part(record.get("ceiling_by_split"), split) or record.get("ceiling") for record in records]
         known = {metric(ceiling, name) if isinstance(ceiling, Mapping) else None for ceiling in ceilings}
         return next(iter(known)) if len(known) == 1 else None
 
@@ -261,6 +263,10 @@ def varied_keys(rows: Sequence[Mapping[str, str]]) -> list[str]:
     """Keys whose values differ between rows, in the order of their first appearance."""
     keys = dict.fromkeys(key for row in rows for key in row)
     return [key for key in keys if len({row.get(key) for row in rows}) > 1]
+
+
+def _part(content: Any, key: str) -> Any:
+    return content.get(key) if isinstance(content, Mapping) else None
 
 
 def short(key: str, others: Iterable[str] = ()) -> str:

@@ -212,7 +212,14 @@ class Stepping(Remembering, pl.LightningModule):
         """Operations a token in the matrix products of the last training step: one product forward, two backward."""
         if not self._multiplications:
             self._multiplications = multiplications(self.net)
-        return 6.0 * self._multiplications
+        return 6.0 * self._multiplications - 2.0 * self._inputs_without_gradient()
+
+    def _inputs_without_gradient(self) -> int:
+        """Multiplications a token that a backward pass to word vectors would take, where these are frozen."""
+        embedding, recurrent = (getattr(self.net, name, None) for name in ("embedding", "recurrent"))
+        if embedding is None or recurrent is None or embedding.weight.requires_grad or getattr(self, "adversarial", 0):
+            return 0
+        return sum(own.numel() for name, own in recurrent.named_parameters() if name.startswith("weight_ih_l0"))
 
     def prepare(self, data: Any) -> None:
         """Take from the training data what cannot be learnt by steps; called once, before the first one."""
@@ -233,6 +240,8 @@ class Stepping(Remembering, pl.LightningModule):
                 parameter.grad = None  # an optimizer leaves alone what has none, and counts no step
         else:
             self.log_step("train/gradient_norm", norm)
+            scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+            self.skipped = scaled and not bool(torch.isfinite(norm))  # its scaler leaves the step out
 
     def of_group(self, loss: Tensor, batch_idx: int) -> Tensor:
         """A batch's loss, so that a step's gradient is the mean over its batches, as many as these are.

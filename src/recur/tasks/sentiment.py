@@ -263,7 +263,7 @@ class SentimentTask(Stepping):
                 -sum(w p log q); a text weighs sum(w p).
         """
         weights = None if self._weights is None else self._weights.to(logits)
-        smoothing = self.label_smoothing
+        smoothing = self.label_smoothing if self.training else 0.0  # a figure is the likelihood of the labels
         if targets is not None or self.num_classes > 2 or (weights is not None and smoothing):
             every = torch.cat([torch.zeros_like(logits), logits], 1) if self.num_classes == 2 else logits
             wanted = labels if targets is None else targets.to(every.dtype)
