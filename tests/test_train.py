@@ -319,6 +319,7 @@ def test_apples_gpu_is_left_alone(tmp_path, monkeypatch):
     from recur.training.start import with_accelerator
 
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     automatic = compose_run(command_line([*TINY, "trainer.accelerator=auto"]))
     assert with_accelerator(automatic).config["trainer"]["accelerator"] == "cpu"
     for chosen in ("mps", "gpu"):

@@ -98,6 +98,7 @@ def test_a_job_that_slurm_starts_again_finds_the_run_that_was_stopped(
 def test_a_sweep_that_slurm_starts_again_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("RECUR_TRUST", "")  # which `--trust` sets
     folder, words = tmp_path / "sweep", ["seed=0,1", "--trust", "pytest", "-m"]
     again = {"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "1"}
     requeue.keep_place(words, folder)

@@ -36,6 +36,8 @@ def test_a_split_that_is_named_is_not_found_as_another(tmp_path, cache, caplog):
     assert chosen(train="train+validation") == {"train": "train one", "test": "test one"}
     assert "data.val: the split validation is in use already" in caplog.text
     assert chosen(train="train+test") == {"train": "train one", "val": "validation one"}
+    assert chosen(val="train") == {"train": "train one", "val": "train one", "test": "test one"}  # if one insists
+    assert chosen(unlabelled="train+test") == {**chosen(), "unlabelled": "train one"}
     assert chosen(val="test") == {"train": "train one", "val": "test one"}
     assert chosen(val="test", test="test") == {"train": "train one", "val": "test one", "test": "test one"}
 

@@ -316,6 +316,12 @@ def test_the_stop_of_a_sweep_is_not_broken_off_by_the_same_request(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             heard(signal.SIGTERM, None)
         assert heard.number == first
+    heard = Heard()
+    with pytest.raises(KeyboardInterrupt):
+        heard(signal.SIGTERM, None)
+    now[0] += 20
+    heard(signal.SIGUSR1, None)  # the other order, where a job is preempted
+    assert heard.number == signal.SIGUSR1
 
 
 def test_what_cannot_be_read_just_now_is_not_cleared(tmp_path, monkeypatch):

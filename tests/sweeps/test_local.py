@@ -392,6 +392,7 @@ def test_cores_are_those_of_the_container_and_of_the_job(tmp_path, monkeypatch):
     (root / "cpu.max").write_text("100000 100000\n")
     assert cgroup_quota(root, own) == 1.0
     assert cgroup_quota(root, tmp_path / "none") == 1.0
+    monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
     monkeypatch.setattr(local, "cgroup_quota", lambda: 2.5)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     assert cores() == 2

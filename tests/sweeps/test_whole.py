@@ -13,6 +13,7 @@ import pytest
 from recur.leaderboard.table import Leaderboard
 from recur.leaderboard.text import rows, titles
 from recur.runs import journal
+from recur.sweeps.local import cores
 from support.real_sweeps import TINY, environment, figures, sweep
 
 pytestmark = pytest.mark.slow
@@ -150,7 +151,7 @@ def test_optuna_finds_the_grids_best_for_less_than_half_its_compute(tmp_path):
     begun = {e["job"]: e["time"] for e in events if e["event"] == "start"}
     ended = {e["job"]: e["time"] for e in events if e["event"] == "end"}
     busy = sum(ended[job] - begun[job] for job in begun)
-    slots = min(2, len(os.sched_getaffinity(0)))
+    slots = min(2, cores())
     until = max(begun.values())  # while there was something to start
     occupied = sum(min(ended[job], until) - begun[job] for job in begun) / (slots * (until - min(begun.values())))
     print(

@@ -170,7 +170,7 @@ def _to_one_place(values: Sequence[float], bound: float | None) -> list[str]:
         return [number_text(value) for value in values]
     places = max(0, 1 - math.floor(math.log10(high - low)))
     while bound is not None and places < 9:
-        if all(end == bound or f"{end:.{places}f}" != f"{bound:.{places}f}" for end in (low, high)):
+        if all(end == bound or round(end, places) != round(bound, places) for end in (low, high)):
             break
         places += 1
     return [f"{value:,.{places}f}" for value in values]

@@ -204,7 +204,9 @@ def choose_splits(
     known = {} if path is None else find_splits(path, subset, revision=revision, cache=cache, labelled=labelled)
     splits: dict[str, Source] = {}
     # A split that is named, alone or as a part of a join, is not found a second time as another one.
-    taken = {part for wanted in names.values() if isinstance(wanted, str) for part in (wanted, *wanted.split("+"))}
+    # Texts without labels may come from anywhere, and what is trained on is always found.
+    given = [wanted for split, wanted in names.items() if split != "unlabelled" and isinstance(wanted, str)]
+    taken = {part for wanted in given for part in (wanted, *wanted.split("+"))}
     free = {name: source for name, source in known.items() if name not in taken}
     for split, wanted in names.items():
         if wanted is True:
@@ -212,10 +214,10 @@ def choose_splits(
         if wanted is False:
             continue
         if wanted is None:
-            name = usual_name(split, free)
+            name = usual_name(split, known if split == "train" else free)
             if name is not None:
-                splits[split] = free[name]
-            elif split != "train" and (left := usual_name(split, known)) is not None:
+                splits[split] = known[name]
+            elif (left := usual_name(split, known)) is not None:
                 log.warning("data.%s: the split %s is in use already, so it is not read again", split, left)
         elif is_table(wanted):
             splits[split] = Split((as_file(wanted, f"data.{split}", cache),))

@@ -17,6 +17,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from recur.cli import notify
 from recur.config import data_settings
@@ -207,10 +208,10 @@ def evaluate_split(run: "runs.Run", data: Any, split: str) -> dict[str, Any]:
             trainer.test(run.task, loader, verbose=False)
             if trainer.received_sigterm:  # in the last batch, after which Lightning looks no more
                 raise SystemExit(128 + signal.SIGTERM)
-        except SystemExit:  # as which Lightning ends what a signal interrupts, Ctrl-C with the code 1
-            if trainer.received_sigterm:
-                raise SystemExit(128 + signal.SIGTERM) from None
-            if trainer.interrupted:
+        except SIGTERMException:
+            raise SystemExit(128 + signal.SIGTERM) from None
+        except SystemExit as error:
+            if trainer.interrupted and error.code == 1:  # as which Lightning ends what Ctrl-C interrupts
                 raise KeyboardInterrupt from None
             raise
         finally:

@@ -284,7 +284,15 @@ class JsonLines:
     def write(self, columns: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
         """Write one answer behind the columns that came with its text."""
         record = {**self._names.renamed(columns, answer), **answer}
-        print(json.dumps(finite(record), default=str, allow_nan=False), file=self._stream, flush=True)
+        print(_as_json(record), file=self._stream, flush=True)
+
+
+def _as_json(value: Any) -> str:
+    """A value as JSON, which has null in place of numbers that are not finite."""
+    try:
+        return json.dumps(value, default=str, allow_nan=False)
+    except ValueError:  # walked through by hand only then: it may be nested hundreds deep
+        return json.dumps(finite(value), default=str, allow_nan=False)
 
 
 class _Lines:
@@ -346,9 +354,7 @@ def _cell(value: Any) -> Any:
     """A value as a cell: what has parts as JSON, a text so that no spreadsheet takes it for a formula."""
     if isinstance(value, str):
         return csv_cell(value)
-    return (
-        json.dumps(finite(value), default=str, allow_nan=False) if isinstance(value, (Mapping, list, tuple)) else value
-    )
+    return _as_json(value) if isinstance(value, (Mapping, list, tuple)) else value
 
 
 def check_out(path: str, overwrite: bool, source: str | None = None) -> None:

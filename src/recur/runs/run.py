@@ -29,7 +29,7 @@ from recur.runs.metrics import read_record
 from recur.runs.trust import check_targets
 
 FORMAT = 2
-_WARNINGS = threading.Lock()  # `catch_warnings` is of the process: two at once could leave it without warnings
+_WARNINGS = threading.RLock()  # `catch_warnings` is of the process: two at once could leave it without warnings
 _claimed: dict[Path, Any] = {}  # folders held by this process, with the open files that hold them
 
 

@@ -445,7 +445,11 @@ def _header(folder: Path) -> dict[str, Any]:
     if not isinstance(space, dict) or not all(isinstance(space.get(part), dict) for part in parts):
         lacks = "space"
     else:
-        lacks = next((key for key in ("search", "objectives") if key not in header), "")
+        whole = {
+            "search": isinstance(header.get("search"), str),
+            "objectives": isinstance(header.get("objectives"), dict),
+        }
+        lacks = next((key for key, there in whole.items() if not there), "")
     if lacks:
         rule = f"is damaged: its first line does not say the {lacks} of the sweep, which a resumed one must repeat"
         raise UserError(str(folder / journal.NAME), rule=rule)

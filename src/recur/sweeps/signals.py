@@ -29,9 +29,13 @@ class Heard:
         """
         now = time.monotonic()
         if self.number:
-            follows = self.number in QUEUE and number == signal.SIGTERM and not self._followed
-            self._followed = self._followed or follows
-            if follows or now - self._at <= _ECHO:
+            if self.number == signal.SIGTERM and number in QUEUE:
+                self.number = number  # the warning comes second where a job is preempted
+                return
+            if self.number in QUEUE and number == signal.SIGTERM and not self._followed:
+                self._followed, self._at = True, now
+                return
+            if now - self._at <= _ECHO:
                 return
         else:
             self.number, self._at = number, now
