@@ -129,7 +129,8 @@ def half_step(initial):
             task.net.head.bias.fill_(16.0)
         shown, scaler = {}, torch.amp.GradScaler("cpu", init_scale=initial, enabled=low)
         task.log_step = partial(lambda shown, name, value, **_: shown.update({name: value}), shown)
-        task._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler if low else None))
+        plugin = SimpleNamespace(scaler=scaler if low else None)
+        task._trainer = SimpleNamespace(precision_plugin=plugin, accumulate_grad_batches=1)
         with torch.autocast("cpu", torch.float16, enabled=low):
             loss = task.training_step(batch, 0)
         scaler.scale(loss).backward()

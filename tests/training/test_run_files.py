@@ -53,7 +53,7 @@ def test_what_is_printed_and_logged_has_no_terminal_codes(monkeypatch, caplog) -
     """On a terminal rich would write bold titles; the lines go to the log file, too."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     with caplog.at_level("INFO", logger="recur"):
-        report._print_table({"val": {"accuracy": 0.5}}, {"accuracy": 0.95}, {})
+        report._print_table({"val": {"accuracy": 0.5}}, {"val": {"accuracy": 0.95}}, {})
     assert any("best possible" in line for line in caplog.messages)
     assert not [line for line in [*caplog.messages, *tree_lines("config", {"a": {"b": 1}})] if "\x1b" in line]
 

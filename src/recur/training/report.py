@@ -361,7 +361,7 @@ def _print_table(
         cells += [format_value(f"{split}/{name}", baseline[split].get(name)) for split in beside]
         cells += [format_value(f"{split}/{name}", ceiling.get(name)) for split, ceiling in bounds.values()]
         table.add_row(name, *cells)
-    console = Console(width=120, color_system=None, force_terminal=False)
+    console = Console(width=200, color_system=None, force_terminal=False)
     with console.capture() as text:
         console.print(table)
     _print("")
