@@ -195,6 +195,10 @@ def _replace_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open as long as the process is
 
 
+QUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # SLURM's before a job's time is up; the second is what submitit asks for
+ECHO = 0.5  # seconds in which two signals count as one: `timeout` and a closed terminal send theirs twice
+
+
 @contextlib.contextmanager
 def handling(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
     """Let a function have these signals; those that are ignored, as SIGHUP is under `nohup`, stay so."""

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from recur.cli import handling
+from recur.cli import ECHO, handling
 from recur.course.claim import Claim, Sweep
 from recur.course.verdict import Observation
 from recur.errors import UserError
@@ -30,7 +30,6 @@ from recur.runs.limits import read_yaml
 from recur.runs.metrics import metric, metric_names, provenance, read_record
 
 _SAID_NOT_FINITE = re.compile(r"loss \S+, gradient norm \S+ at step \d")
-_ECHO = 0.5  # seconds in which two signals count as one
 _ORIGIN = ("commit", "python", "versions", "device", "threads")  # the keys of `provenance`
 
 
@@ -193,7 +192,7 @@ def _exit_code(words: Sequence[str], log: TextIO) -> int:
     def pass_on(number: int, _: Any) -> None:
         heard.append(number)
         times.append(time.monotonic())
-        if len(times) > 1 and times[-1] - times[0] < _ECHO:  # a terminal that is closed sends it twice
+        if len(times) > 1 and times[-1] - times[0] < ECHO:  # a terminal that is closed sends it twice
             return
         for process in started:
             process.send_signal(number)

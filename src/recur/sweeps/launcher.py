@@ -19,7 +19,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from recur.cli import handling
+from recur.cli import QUEUE, handling
 from recur.config.compose import conf_dir, quoted, repeats_a_recorded_command, typed_words
 from recur.errors import UserError
 from recur.runs import journal, marks, trust
@@ -33,7 +33,7 @@ from recur.sweeps.job import Job, Needs, SweepId, needs_of
 from recur.sweeps.locks import HeldError, Lock
 from recur.sweeps.progress import SweepProgress
 from recur.sweeps.runner import Executor, Listed, Outcome, Source, WithCode, run_jobs
-from recur.sweeps.signals import QUEUE, Heard, queue_again
+from recur.sweeps.signals import Heard, queue_again
 from recur.sweeps.snapshot import Code
 from recur.sweeps.space import check_count, difference
 

@@ -5,11 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from recur.cli import ECHO, QUEUE
 from recur.config.compose import typed_words
 from recur.runs.requeue import keep_place
-
-_ECHO = 0.5  # seconds in which two signals count as one
-QUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # SLURM's before a job's time is up
 
 
 class Heard:
@@ -35,7 +33,7 @@ class Heard:
             if self.number in QUEUE and number == signal.SIGTERM and not self._followed:
                 self._followed, self._at = True, now
                 return
-            if now - self._at <= _ECHO:
+            if now - self._at <= ECHO:
                 return
         else:
             self.number, self._at = number, now

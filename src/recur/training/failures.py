@@ -26,16 +26,14 @@ from annotated_types import Ge
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from recur.cli import explain, notify, rank
+from recur.cli import ECHO, QUEUE, explain, notify, rank
 from recur.data.loader import ResumableLoader
 from recur.errors import UserError
 from recur.nn.packed import Batch
 from recur.runs.requeue import keep_place
 from recur.tasks.base import Restorable
 
-QUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # SLURM's before a job's time is up; the second is what submitit asks for
 HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *QUEUE)
-_ECHO = 0.5  # seconds in which the same signal again counts as one: `timeout` and others send it twice
 
 
 class NotFiniteError(UserError):
@@ -273,7 +271,7 @@ class Stop:
                 self._followed, self._at = True, now  # SLURM's or a sweep's, for the same end: it is on its way
             elif self.number == signal.SIGTERM and number in QUEUE:
                 self.number = number  # the warning comes second where a job is preempted
-            elif now - self._at > _ECHO:
+            elif now - self._at > ECHO:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return

@@ -154,9 +154,13 @@ class Spent:
     memory_mib: float
 
 
+def _throughput(trainer: pl.Trainer) -> Throughput | None:
+    return next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+
+
 def spent(trainer: pl.Trainer) -> Spent:
     """What a run has cost so far."""
-    speed = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+    speed = _throughput(trainer)
     return Spent(speed.wall_seconds if speed else None, peak_memory_mib(trainer.strategy.root_device))
 
 
@@ -187,13 +191,13 @@ def closing(
         baseline: what a model of n-grams reaches, see `recur.training.baselines`.
         pruned: whether a study ended the run before its time.
     """
-    speed = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+    speed = _throughput(trainer)
     rate = speed.tokens / speed.seconds if speed and speed.seconds else None
     wall = spent.wall_seconds
     useful = speed.flop / speed.seconds if speed and speed.seconds else math.nan
     place = trainer.strategy.root_device  # the task has left it
     limit = matrix_rate("16" in str(trainer.precision), place) * trainer.world_size if useful > 0 else math.nan
-    ceiling_of = getattr(data, "ceiling_of", lambda split: data.ceiling)  # a data module of one's own may lack it
+    ceiling_of = getattr(data, "ceiling_of", lambda split: data.ceiling)  # of others all splits have the same
     ceilings = {split: dict(ceiling_of(split)) for split in results}
     record = {
         **results,
