@@ -127,6 +127,15 @@ def test_other_ways_of_measuring_are_named_with_what_they_mean():
     assert figures.adapted({"evaluation": {}}) == {}
 
 
+def test_an_average_with_other_runs_names_them():
+    with_both = {
+        "with": [{"name": "imdb_fast", "seed": 1}, {"name": "imdb_strong", "seed": 0}],
+        "test": {"accuracy": 0.925, "loss": 0.2},
+    }
+    record = {"name": "imdb_fast", "runs": {"0": {}, "1": {}}, "evaluation": with_both}
+    assert figures.adapted(record) == {"test of seed 0 averaged with seed 1, `imdb_strong`": "92.50 %"}
+
+
 def test_the_guides_log_stands_beside_the_curve_of_their_recipe():
     log = publish.reference("imdb_guide")["accuracy"]["guide's log"]
     assert [epoch for epoch, _ in log] == list(range(1, 31))

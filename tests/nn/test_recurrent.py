@@ -154,6 +154,9 @@ def test_auto_picks_by_device_dtype_and_shape():
     assert pick_engine("auto", "lstm", rows.double(), even, 256) == "fused"
     assert pick_engine("auto", "lstm", rows.bfloat16(), uneven, 256) == "torch"
     assert pick_engine("auto", "gru", rows, even, 256) == "fused"
+    assert pick_engine("auto", "rnn", rows, even, 256) == "torch"  # few steps, and cheap ones
+    assert pick_engine("auto", "rnn", rows, Layout(torch.tensor([64] * 50)), 256) == "fused"
+    assert pick_engine("auto", "rnn", rows, uneven, 256) == "fused"
     assert pick_engine("auto", "lstm", rows.to("meta"), uneven, 256) == "torch"
     assert pick_engine("torch", "lstm", rows, uneven, 256) == "torch"
     assert pick_engine("auto", "lstm", rows, tiny, 64) == "torch"
@@ -173,7 +176,8 @@ def test_auto_picks_by_device_dtype_and_shape():
         (1, 10, 200, 1, "torch"),  # small steps
         (2, 20, 200, 1, "torch"),  # the engine would use one thread, torch's float32 products two
         (2, 40, 200, 1, "fused"),  # two parts of the batch
-        (2, 20, 200, 2, "fused"),  # a direction each
+        (2, 20, 200, 2, "torch"),  # a direction each, and small steps
+        (2, 32, 200, 2, "fused"),
         (2, 20, 400, 1, "fused"),
         (16, 64, 256, 2, "fused"),
         (16, 20, 1024, 1, "torch"),

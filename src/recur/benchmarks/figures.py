@@ -127,7 +127,10 @@ def _begun_from(config: Mapping[str, Any]) -> list[str]:
 def _evaluation(folder: Path) -> dict[str, Any]:
     path = folder / "evaluation.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {split: record[split] for split in ("val", "test") if split in record}
+    own = {split: record[split] for split in ("val", "test") if split in record}
+    if others := record.get("with"):
+        own["with"] = [{key: (read_record(Path(other)) or {}).get(key) for key in ("name", "seed")} for other in others]
+    return own
 
 
 def _short(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,7 +193,10 @@ def of_ngrams(record: Mapping[str, Any]) -> str:
 
 
 def adapted(record: Mapping[str, Any]) -> dict[str, str]:
-    """The figures of a language model that is measured in another way besides, by split and way."""
+    """The figures of a run that is measured in another way besides, by split and way.
+
+    A language model may be at a temperature or with a cache, a classifier averaged with others.
+    """
     ways = {
         "each_window_alone": "in windows of {window} from empty states",
         "temperature": "at a temperature of {temperature:.3g}",
@@ -199,11 +205,22 @@ def adapted(record: Mapping[str, Any]) -> dict[str, str]:
     }
     runs = record.get("runs") or {}
     several = f" of seed {min(runs, key=int)}" if len(runs) > 1 else ""
+    evaluation = record.get("evaluation") or {}
+    if others := evaluation.get("with"):
+        names = [
+            f"seed {other['seed']}" if other["name"] == record["name"] else f"`{other['name']}`" for other in others
+        ]
+        way = f"{several} averaged with {', '.join(names)}"
+        return {
+            f"{word}{way}": spread({"runs": {"0": {"of": evaluation[split]}}}, "of")
+            for split, word in (("val", "validation"), ("test", "test"))
+            if split in evaluation
+        }
     return {
         f"{word} {ways[way].format(**own[way])}{several}": spread({"runs": {"0": {"of": own[way]}}}, "of")
         for split, word in (("val", "validation"), ("test", "test"))
         for way in ways
-        if way in (own := (record.get("evaluation") or {}).get(split, {}))
+        if way in (own := evaluation.get(split, {}))
     }
 
 

@@ -40,8 +40,8 @@ def pick_engine(engine: str, cell: str, rows: Tensor, layout: Layout, hidden_siz
     torch has a dense pass to offer: for the LSTM in float32 oneDNN's whole-layer kernel, which the engine beats in
     bfloat16 alone, and for the others less overhead, which shows while steps are small or few. torch's products use
     every thread, the engine one for each direction and part of the batch: where those are fewer, a step must be the
-    larger. The limits were measured on two Zen 4 and Zen 5 cores; `python -m recur.bench shapes` measures both sides
-    anywhere.
+    larger, and so it must where two directions share the memory. The limits were measured on two Zen 4 and Zen 5 cores;
+    `python -m recur.bench shapes` measures both sides anywhere.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine is one of {', '.join(ENGINES)}, got {engine!r}")
@@ -58,7 +58,12 @@ def pick_engine(engine: str, cell: str, rows: Tensor, layout: Layout, hidden_siz
         low = low and kernels and products.micro_kernel(True) is not None
         threads = torch.get_num_threads()
         used = min(threads, directions * max(1, layout.batch // compiled.SPLIT_ROWS))
-        return "fused" if low and layout.batch * hidden_size * used >= 4000 * threads else "torch"
+        least = (4000 if min(directions, threads) == 1 else 5000) * threads
+        return "fused" if low and layout.batch * hidden_size * used >= least else "torch"
+    cheap = cell in ("rnn", "rnn_relu") or (cell == "gru" and not torch.is_grad_enabled())
+    few = layout.even and len(layout.sizes) < 40 and hidden_size <= 512  # too few to pay for laying out the weights
+    if few and cheap and not low and dtype == torch.float32:
+        return "torch"
     if torch.is_grad_enabled():
         return "torch" if layout.rows * hidden_size**2 < 200_000 else "fused"
     if kernels and layout.even:
