@@ -149,6 +149,9 @@ def shapes(seed: int) -> list[dict[str, Any]]:
     output, (h, c) = two(x)
     output_gru, h_gru = gru(x)
     output_both, (h_both, _) = both(x)
+    notebook = nn.LSTM(100, 256, batch_first=True, bidirectional=True)  # of the notebook's BiLSTM_Classifier
+    output_notebook, (h_notebook, _) = notebook(torch.randn(4, 10, 100))
+    logits = nn.Linear(512, 2)(torch.cat([h_notebook[-2], h_notebook[-1]], 1))
     wrong = [
         tuple(got.shape) != wanted
         for got, wanted in (
@@ -160,10 +163,13 @@ def shapes(seed: int) -> list[dict[str, Any]]:
             (h_gru, (2, 32, 100)),
             (output_both, (32, 10, 200)),
             (h_both, (4, 32, 100)),
+            (output_notebook, (4, 10, 512)),
+            (h_notebook, (2, 4, 256)),
+            (logits, (4, 2)),
         )
     ]
     dropped = nn.LSTM(50, 100, num_layers=4, batch_first=True, dropout=0.3)
-    one = Recurrent(50, 100, 2, bidirectional=True)
+    one = Recurrent(50, 100, 2, bidirectional=True, engine="fused")  # not torch's own pass against itself
     one.load_state_dict(both.state_dict())
     ours, final = one(pack_sequence(list(x)))
     distances = {
