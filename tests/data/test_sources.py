@@ -277,8 +277,15 @@ def test_a_folder_with_a_readme_follows_it(tmp_path, cache):
     splits = find_splits(tmp_path, cache=cache)
     assert {name: len(split.read()) for name, split in splits.items()} == {"train": 2, "extra": 1}
     assert sorted(path.name for path in tmp_path.rglob("*") if "cache" not in path.parts) == before
-    with pytest.raises(ValueError, match="must be a folder whose splits are clear"):
+    with pytest.raises(ValueError, match=r"must be a folder whose splits are clear.*data\.subset=null"):
         find_splits(tmp_path, "fancy", cache=cache)
+
+
+def test_plain_files_are_read_whatever_subset_the_config_names(tmp_path, cache):
+    (tmp_path / "wikitext").mkdir()
+    for name in ("train", "valid", "test"):
+        write(tmp_path / "wikitext" / f"{name}.txt", "a b\n")
+    assert set(find_splits(tmp_path / "wikitext", "wikitext-2-v1", cache=cache)) == {"train", "validation", "test"}
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["just written", "long ago"])

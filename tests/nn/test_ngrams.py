@@ -26,7 +26,7 @@ def _grams(text: list[int], max_n: int) -> set[tuple[int, ...]]:
     return {tuple(text[i : i + n]) for n in range(1, max_n + 1) for i in range(len(text) - n + 1)}
 
 
-def _sklearn(texts, labels, others, max_n, *, strength=0.3, rare=2, known=None):
+def _sklearn(texts, labels, others, max_n, *, strength=0.3, rare=2, known=None, class_weight=None):
     """Scores of `others` by scikit-learn's logistic regression, `(others, 1)`; `known` are the n-grams that count."""
     from sklearn.linear_model import LogisticRegression
 
@@ -43,7 +43,7 @@ def _sklearn(texts, labels, others, max_n, *, strength=0.3, rare=2, known=None):
     x, y = matrix(texts), np.array(labels)
     counts = [x[y == k].sum(0) for k in (0, 1)]
     ratios = np.subtract(*(np.log(c + 1) - np.log(c.sum() + 1) for c in reversed(counts)))
-    model = LogisticRegression(C=strength, tol=1e-10, max_iter=10_000).fit(x * ratios, y)
+    model = LogisticRegression(C=strength, tol=1e-10, max_iter=10_000, class_weight=class_weight).fit(x * ratios, y)
     return model.decision_function(matrix(others) * ratios)[:, None]
 
 
@@ -63,6 +63,20 @@ def test_scores_are_those_of_a_logistic_regression_on_scaled_presence(settings):
     texts, others, labels = _texts(40), _texts(15, seed=1), _labels(40)
     given = _fitted(texts, labels, 2, **settings)(_pack(others))
     np.testing.assert_allclose(given.detach().numpy(), _sklearn(texts, labels, others, **settings), atol=2e-3)
+
+
+def test_class_weights_are_those_of_a_logistic_regression():
+    texts, others = _texts(60), _texts(20, seed=1)
+    labels = [int(sum(text) % 7 < 2) for text in texts]  # unbalanced
+    counts = np.bincount(labels)
+    balanced = len(labels) / (2 * counts)
+    scores = NgramScores(2, max_n=2).eval()
+    packed = _pack(texts)
+    scores.fit([(packed, torch.tensor(labels)[packed.sorted_indices])], class_weights=torch.from_numpy(7 * balanced))
+    wanted = _sklearn(texts, labels, others, 2, class_weight="balanced")
+    np.testing.assert_allclose(scores(_pack(others)).numpy(), wanted, atol=2e-3)
+    without = _fitted(texts, labels, 2, max_n=2)(_pack(others)).numpy()
+    assert np.abs(without - wanted).max() > 0.1
 
 
 def test_scores_of_several_classes_are_where_no_step_makes_the_objective_smaller():

@@ -23,6 +23,9 @@ def test_a_share_is_what_the_trainer_asks_for():
     assert share([Needs("gpu", 2, 2), Needs("gpu", None, 1)], "auto", 4) == Share(2, 4)
     assert share([Needs("cpu", None, 1)], "auto", 1) == Share(0, 1)
     assert share([Needs("gpu", 1, 1)], 0.5, 1) == Share(0.5, 1)
+    assert share([Needs("gpu", None, 1, True)], 4, 1) == Share(4, 1)
+    with pytest.raises(UserError, match=r"trainer\.devices"):
+        share([Needs("gpu", None, 1, True)], "auto", 1)
     with pytest.raises(ValueError, match="cpus_per_job"):
         share([], "auto", 0)
     assert share([Needs()], 0, 1) == Share(0, 1)

@@ -367,6 +367,23 @@ def test_averaging_begins_when_validation_stalls_and_is_what_validation_and_chec
     assert task.net.decoder.weight is task.net.embedding.weight
 
 
+def test_averaging_from_the_first_step_is_the_mean_of_all(tmp_path):
+    steps = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            steps.append(weights(pl_module))
+
+    task, data = new_task(text_data()), text_data()
+    averaging = NonMonotonicAveraging(interval=0)
+    new_trainer(tmp_path, max_epochs=2, limit_train_batches=3, callbacks=[averaging, Watch()]).fit(
+        task, datamodule=data
+    )
+    assert averaging.began_at == 0 and len(steps) == 6
+    for name, value in weights(task).items():
+        torch.testing.assert_close(value, torch.stack([step[name] for step in steps]).mean(0), rtol=1e-4, atol=1e-5)
+
+
 def test_before_averaging_nothing_is_swapped(tmp_path):
     data = text_data()
     plain, watched = new_task(data), new_task(data)

@@ -6,10 +6,26 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from recur.errors import UserError
 from recur.tasks.base import Taken, step_plan
-from recur.tasks.schedulers import StepPlan, linear, one_cycle, plateau
+from recur.tasks.schedulers import StepPlan, linear, multistep, one_cycle, plateau
 
 PLAN = StepPlan(total=9, per_epoch=3)
+
+
+def test_multistep_shrinks_the_rate_after_the_epochs_it_is_given():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    config = multistep(optimizer, PLAN, epochs=[4, 2], gamma=0.1)
+    assert config["interval"] == "epoch"
+    rates = []
+    for _ in range(5):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        config["scheduler"].step()
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    for wrong in ([], [0], [2, 2], [1.5]):
+        with pytest.raises(UserError, match="different whole numbers"):
+            multistep(optimizer, PLAN, epochs=wrong, gamma=0.1)
 
 
 @pytest.mark.parametrize(

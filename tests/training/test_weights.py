@@ -154,6 +154,15 @@ def test_a_rate_is_suggested_and_nothing_is_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_rates_up_to_ten_times_the_recipes_own_are_tried(tmp_path: Path) -> None:
+    words = ["data=synthetic_text", "model=language_model", "model.net.embedding_dim=8", "model.net.hidden_size=8"]
+    words += ["optimizer=sgd", "optimizer.lr=20", "data.synthetic.train_size=2000", "trainer.accelerator=cpu"]
+    done = run_command("train", *words, "find_lr=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    tried = [float(line.split()[0]) for line in re.findall(r"^ *\d\.\d\de.*$", done.stdout, re.MULTILINE)]
+    assert max(tried) > 1, done.stdout
+
+
 def test_a_rate_is_not_looked_for_where_each_layer_has_its_own(tmp_path: Path) -> None:
     done = run_command("train", *EASY, "find_lr=true", "model.layer_rate=0.4", cwd=tmp_path)
     assert done.returncode == 2 and "model.layer_rate=0.4" in done.stderr

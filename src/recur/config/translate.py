@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import yaml
@@ -86,7 +86,7 @@ def _unknown_key(error: Any, whole: Callable[[], dict[str, Any]]) -> UserError:
     siblings = {str(name): f"{prefix}.{name!s}" if prefix else str(name) for name in parent}
     if full in NOT_FOR_TRAINER:
         return UserError(full, ABSENT, *NOT_FOR_TRAINER[full])
-    if _takes(parent, key):
+    if _takes(parent, key) or (prefix == "hydra.launcher.parameters" and not _resembles(key, siblings)):
         return UserError(full, rule="is not in the config", remedy=f"to add it, type +{full}=...")
     if close := difflib.get_close_matches(key, siblings, n=1, cutoff=0.5):
         return UserError(full, rule="is no setting", remedy=f"did you mean {siblings[close[0]]}?")
@@ -95,6 +95,11 @@ def _unknown_key(error: Any, whole: Callable[[], dict[str, Any]]) -> UserError:
     hint = f": did you mean {same[0]}?" if same else nearest(full, everywhere)
     rule = hint or f"; {prefix or 'the config'} has {', '.join(siblings.values())} (a + before a key adds it)"
     return UserError(full, rule="is no setting" + rule)
+
+
+def _resembles(key: str, others: Iterable[str]) -> bool:
+    """Whether a key is one of the others with a slip of the pen."""
+    return bool(difflib.get_close_matches(key, others, n=1, cutoff=0.85))
 
 
 def _takes(node: DictConfig, key: str) -> bool:

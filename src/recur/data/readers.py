@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 DELIMITED = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
 PICKLES = (".pkl", ".pickle")
+_NOT_UTF8 = "is not UTF-8"
+_CONVERT = "convert the file, for instance with iconv -f cp1252 -t utf-8"
 SUFFIXES = (*DELIMITED, *JSON_LINES, ".json", ".parquet", ".txt", *PICKLES)
 
 
@@ -102,10 +104,14 @@ class Rows:
         if name not in self.columns:
             first = self.origins[0].file if self.origins else "no file"
             where, available = self.lacking.get(name, (first, self.available))
+            if not all(_is_utf8(str(one)) for one in available):
+                raise UserError(where, rule="has names of columns that are not UTF-8", remedy=_CONVERT)
             there = ", ".join(map(_shown, available[:20])) or "none"
             remedy = f"set {setting}"
             if (sign := other_delimiter(available)) and setting.startswith("data."):
                 remedy = f"set 'data.delimiter={json.dumps(sign)}', by which these are separated"
+            elif setting == "data.label_column" and where.lower().endswith(".txt"):
+                remedy = "a .txt is one text: give a csv, tsv or jsonl with labels, or a folder for each class"
             elif where.lower().endswith(tuple(DELIMITED)) and isinstance(name, str) and setting.startswith("data."):
                 numbers = "data.text_column=1 data.label_column=2"
                 remedy += f"; if the first line is a row already, give column numbers, such as {numbers}"
@@ -257,9 +263,9 @@ def _bad_row(rows: Rows, bad: dict[int, Fault]) -> UserError:
     different = len(bad) - like - 1
     others = f" and {like} more like it" if like else ""
     others += f", {different} bad in other ways" if different else ""
-    return UserError(
-        f"{rows.where(row)}{others}:", rule=str(fault), remedy="correct the file or set data.on_bad_row=skip"
-    )
+    # Where most texts are in another encoding, skipping would leave nothing but those in plain ASCII.
+    remedy = _CONVERT if fault.reason.endswith(_NOT_UTF8) else "correct the file or set data.on_bad_row=skip"
+    return UserError(f"{rows.where(row)}{others}:", rule=str(fault), remedy=remedy)
 
 
 def _wrong_text(text: Any, allow_empty: bool) -> str | None:
@@ -311,7 +317,7 @@ def _utf8_or_absent(value: Any) -> Any:
 
 def _not_utf8(what: str, text: str, value: Any = ABSENT) -> Fault:
     byte = next(ord(c) - 0xDC00 for c in text if 0xDC80 <= ord(c) <= 0xDCFF)
-    return Fault(f"{what} is not UTF-8".lstrip(), value, f"byte 0x{byte:02x}")
+    return Fault(f"{what} {_NOT_UTF8}".lstrip(), value, f"byte 0x{byte:02x}")
 
 
 def joined(parts: list[Rows]) -> Rows:

@@ -68,8 +68,10 @@ def find_in_repository(folder: Path, name: str | None, cache: Path) -> dict[str,
         where = os.path.abspath(folder)  # it takes the last name of the path for the data's, and "." has none
         builder = datasets.load_dataset_builder(where, name, cache_dir=str(cache / "datasets"))
     except Exception as error:  # it raises its own kinds, FileNotFoundError and ValueError for the same mistakes
-        message = " ".join(str(error).split())
-        raise UserError("data.path", str(folder), "must be a folder whose splits are clear", message[:300]) from None
+        if name is not None and not (folder / "README.md").is_file() and not any(p.is_dir() for p in folder.iterdir()):
+            return find_in_repository(folder, None, cache)  # plain files, which are no subset of anything
+        message = " ".join(str(error).split())[:300] + ("" if name is None else ": or set data.subset=null")
+        raise UserError("data.path", str(folder), "must be a folder whose splits are clear", message) from None
     files = builder.config.data_files or {}
     names = {
         column: list(feature.names)

@@ -34,7 +34,7 @@ class NgramScores(nn.Module):
 
     where `p_fk = (c_fk + smoothing) / (n_k + smoothing)`, `c_fk` is the number of training texts of class k that hold
     f, `n_k` the number of n-grams of all texts of class k, and `q_fk` the same of all other classes. `w` and `b`
-    minimise `strength * (sum of the texts' cross-entropies) + |w|^2 / 2`.
+    minimise `strength * (sum of the texts' cross-entropies) + |w|^2 / 2`; a text may weigh what its class does.
 
     Args:
         num_classes: at least 2.
@@ -151,13 +151,20 @@ class NgramScores(nn.Module):
         return torch.cat(places), torch.cat(keys), ends
 
     @torch.no_grad()
-    def fit(self, batches: Iterable[tuple[PackedSequence, Tensor]], tokens: int = 0) -> None:
+    def fit(
+        self,
+        batches: Iterable[tuple[PackedSequence, Tensor]],
+        tokens: int = 0,
+        class_weights: Tensor | None = None,
+    ) -> None:
         """Fit the scores, on a CPU.
 
         Args:
             batches: packed ids and the class of each text, `(batch,)` in the packed order. All of their n-grams are
                 kept in memory, some 40 bytes each.
             tokens: of all training texts, from which `max_n` is chosen where it is None.
+            class_weights: of a text's cross-entropy, `(num_classes,)`; what counts is their ratio, since they are
+                scaled to a mean over the texts of 1.
         """
         self.longest.fill_(self.max_n or (_FEW if tokens < _MANY_TOKENS else _FEW + 1))
         sizes, keys, labels = [], [], []
@@ -172,11 +179,11 @@ class NgramScores(nn.Module):
             return
         known, held = _Held.of(torch.cat(sizes), torch.cat(keys), torch.cat(labels), self.rare)
         self._make_room(len(known))
-        values, offset = self._solve(held)
+        values, offset = self._solve(held, class_weights)
         for own, value in ((self.known, known), (self.table, values), (self.offset, offset)):
             own.copy_(value)
 
-    def _solve(self, held: "_Held") -> tuple[Tensor, Tensor]:
+    def _solve(self, held: "_Held", class_weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scores of the n-grams and of every text, `(n-grams, outputs)` and `(outputs,)`."""
         classes = F.one_hot(held.labels, self.num_classes).float()  # (texts, classes)
         counts = held.by_ngram(classes)  # (n-grams, classes)
@@ -188,6 +195,8 @@ class NgramScores(nn.Module):
             ratios, targets = ratios[:, 1:], classes[:, 1:]
         weights, offset = torch.zeros_like(ratios), torch.zeros(ratios.shape[1])
         size = len(classes)
+        each = torch.ones(size) if class_weights is None else class_weights.float().cpu()[held.labels]
+        each = each / each.mean().clamp(min=1e-30)  # (texts,)
         penalty = 1 / (self.strength * size)  # of the mean over texts, so that tolerances are a text's
         solver = torch.optim.LBFGS(
             [weights, offset], max_iter=_STEPS, tolerance_change=1e-7, history_size=10, line_search_fn="strong_wolfe"
@@ -196,11 +205,11 @@ class NgramScores(nn.Module):
         def objective() -> Tensor:
             scores = held.by_text(weights * ratios) + offset  # (texts, outputs)
             if two:
-                mean = F.binary_cross_entropy_with_logits(scores, targets)
-                error = (scores.sigmoid() - targets) / size
+                mean = F.binary_cross_entropy_with_logits(scores, targets, each[:, None])
+                error = (scores.sigmoid() - targets) * each[:, None] / size
             else:
-                mean = F.cross_entropy(scores, held.labels)
-                error = (scores.softmax(1) - targets) / size
+                mean = (each * F.cross_entropy(scores, held.labels, reduction="none")).mean()
+                error = (scores.softmax(1) - targets) * each[:, None] / size
             weights.grad = held.by_ngram(error) * ratios + penalty * weights
             offset.grad = error.sum(0)
             return mean + penalty / 2 * weights.square().sum()

@@ -44,11 +44,13 @@ class Needs:
         accelerator: `cpu`, `gpu` or `auto`.
         devices: how many GPUs, None for whatever the place has.
         ranks: processes it will start by itself.
+        spread: whether it is meant for all the GPUs that there are, as `trainer=ddp` is.
     """
 
     accelerator: str = "auto"
     devices: int | None = None
     ranks: int = 1
+    spread: bool = False
 
 
 @dataclass(frozen=True)
@@ -272,9 +274,13 @@ def needs_of(cfg: DictConfig) -> Needs:
     """The devices and processes that a run with this config needs.
 
     Raises:
-        UserError: it names GPUs by numbers that a job in a slot does not see.
+        UserError: it names GPUs by numbers that a job in a slot does not see, or wants several machines.
     """
     trainer = cfg.get("trainer") or {}
+    nodes = trainer.get("num_nodes", 1)
+    if isinstance(nodes, int) and nodes > 1:  # it would wait for a machine that nobody asked for
+        rule = "wants several machines, and a job of a sweep has one"
+        raise UserError("trainer.num_nodes", nodes, rule, "start such a run by itself, with srun python -m recur.train")
     accelerator = str(trainer.get("accelerator", "auto"))
     accelerator = "gpu" if accelerator == "cuda" else accelerator
     devices = trainer.get("devices", "auto")
@@ -288,7 +294,8 @@ def needs_of(cfg: DictConfig) -> Needs:
             rule=f"trainer.devices={devices}: a job of a sweep sees the GPUs of its own slot alone, numbered from 0",
             remedy=f"say how many, trainer.devices={count}, and which, hydra.launcher.gpus=[...]",
         )
-    return Needs(accelerator, count, count or 1)
+    spread = count is None and "ddp" in str(trainer.get("strategy"))
+    return Needs(accelerator, count, count or 1, spread)
 
 
 def _count(devices: Any) -> int | None:

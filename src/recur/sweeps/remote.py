@@ -76,6 +76,11 @@ def share(needs: Sequence[Needs], gpus_per_job: Any, cpus_per_job: int) -> Share
             "hydra.launcher.gpus_per_job", gpus_per_job, "must be a number where trainer.accelerator=auto",
             "set it, 0 for CPUs; or set trainer=gpu or trainer=cpu",
         )  # fmt: skip
+    if any(need.accelerator == "gpu" and need.spread for need in needs):
+        raise UserError(
+            "hydra.launcher.gpus_per_job", gpus_per_job, "must be a number where trainer=ddp takes all GPUs there are",
+            "set it, or trainer.devices",
+        )  # fmt: skip
     wanted = [need.devices or 1 for need in needs if need.accelerator == "gpu"]
     return Share(max(wanted, default=0), cpus_per_job)
 

@@ -44,6 +44,15 @@ def step(optimizer: Optimizer, plan: StepPlan, *, every_epochs: int, gamma: floa
     return {"scheduler": lr_scheduler.StepLR(optimizer, every_epochs, gamma), "interval": "epoch"}
 
 
+def multistep(optimizer: Optimizer, plan: StepPlan, *, epochs: list[int], gamma: float) -> dict[str, Any]:
+    """Multiply the learning rate by `gamma` after each of the given numbers of epochs."""
+    wrong = [epoch for epoch in epochs if type(epoch) is not int or epoch < 1]
+    if wrong or not epochs or len(set(epochs)) < len(epochs):
+        raise UserError("scheduler.epochs", list(epochs), "must be different whole numbers of at least 1")
+    _check_factor(gamma=gamma)
+    return {"scheduler": lr_scheduler.MultiStepLR(optimizer, sorted(epochs), gamma), "interval": "epoch"}
+
+
 def plateau(
     optimizer: Optimizer, plan: StepPlan, *, monitor: str, mode: str, factor: float, patience: int, min_lr: float
 ) -> dict[str, Any]:

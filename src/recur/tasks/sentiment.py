@@ -244,7 +244,7 @@ class SentimentTask(Stepping):
                 packed, placed = texts.pack(order[first : first + _FITTED_AT_ONCE])
                 yield packed, torch.from_numpy(labels[placed])
 
-        self.net.ngrams.fit(batches(), tokens)
+        self.net.ngrams.fit(batches(), tokens, self._weights)
         number, longest = len(self.net.ngrams.known), int(self.net.ngrams.longest)
         rank_zero_only(log.info)(
             "n-grams    %s of up to %d tokens, fitted before the network is trained", f"{number:,}", longest

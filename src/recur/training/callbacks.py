@@ -338,10 +338,11 @@ class NonMonotonicAveraging(_OnTheDevice):
 
     Args:
         monitor: loss to watch.
-        interval: validations without a new best before averaging begins (the paper's n).
+        interval: validations without a new best before averaging begins (the paper's n); 0 averages from the first
+            step on, as Polyak & Juditsky (1992).
     """
 
-    def __init__(self, monitor: str = "val/loss", interval: Annotated[int, Ge(1)] = 5) -> None:
+    def __init__(self, monitor: str = "val/loss", interval: Annotated[int, Ge(0)] = 5) -> None:
         # The default average is the equally weighted one. Buffers have whole numbers, of which there is no mean.
         super().__init__(use_buffers=False)
         self.monitor, self.interval = monitor, interval
@@ -355,6 +356,12 @@ class NonMonotonicAveraging(_OnTheDevice):
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """After every step, once averaging has begun."""
         return step_idx is not None and self.began_at is not None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin averaging at once where nothing is waited for."""
+        super().on_train_start(trainer, pl_module)
+        if not self.interval and self.began_at is None:
+            self.began_at = self._latest_update_step = trainer.global_step
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin averaging when the loss has not improved for long enough."""

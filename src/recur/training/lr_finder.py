@@ -40,7 +40,7 @@ class RangeTest:
 
 
 def find(data: Any, task: Any, config: dict[str, Any]) -> RangeTest:
-    """Test rates from `LOWEST` to `HIGHEST` in `STEPS` steps of training.
+    """Test rates from `LOWEST` to `HIGHEST`, or to ten times the config's own, in `STEPS` steps of training.
 
     Args:
         data: the data module, set up.
@@ -55,7 +55,8 @@ def find(data: Any, task: Any, config: dict[str, Any]) -> RangeTest:
         raise UserError("find_lr", rule=rule, remedy="set model.layer_rate=1 while you look for a rate")
     if isinstance(task, Stepping):
         task.prepare(data)
-    settings = config["trainer"]
+    settings, own = config["trainer"], (config.get("optimizer") or {}).get("lr")
+    highest = max(HIGHEST, 10.0 * own) if isinstance(own, (int, float)) else HIGHEST  # an SGD of language models has 20
     with tempfile.TemporaryDirectory() as scratch:
         trainer = pl.Trainer(
             accelerator=settings.get("accelerator", "auto"),
@@ -74,7 +75,7 @@ def find(data: Any, task: Any, config: dict[str, Any]) -> RangeTest:
         )
         task.learning_rate = LOWEST  # Lightning asks for the attribute, and sets it at the end
         finder: Any = Tuner(trainer).lr_find(
-            task, datamodule=data, min_lr=LOWEST, max_lr=HIGHEST, num_training=STEPS, update_attr=False
+            task, datamodule=data, min_lr=LOWEST, max_lr=highest, num_training=STEPS, update_attr=False
         )
     rate = None if finder is None else finder.suggestion(skip_begin=10, skip_end=5)
     if rate is None:
