@@ -158,6 +158,18 @@ def test_a_run_with_max_steps_that_ended_with_an_epoch_goes_on_with_the_next(tmp
     assert [difference for difference in found if "/done:" not in difference] == []  # the part of the whole run
 
 
+@pytest.mark.slow
+def test_a_run_that_ended_with_averaged_weights_goes_on_with_its_own(tmp_path):
+    """They are put in place when training ends, after the weights of training were saved."""
+    words = [*language(tmp_path), "callbacks.averaging.interval=0", "scheduler=none"]
+    words += ["trainer.num_sanity_val_steps=0", "test=false"]
+    torture(tmp_path / "whole", [*words, "trainer.max_epochs=4"], 1, [])
+    torture(tmp_path / "parts", [*words, "trainer.max_epochs=2"], 1, [])
+    extended(tmp_path / "parts", "trainer.max_epochs=4")
+    found = compare(tmp_path / "whole", tmp_path / "parts")
+    assert [difference for difference in found if "/done:" not in difference] == []  # the part of the whole run
+
+
 def test_a_run_killed_before_it_can_go_on_begins_without_the_curves_of_before(tmp_path):
     """Between the first best.ckpt and the first last.ckpt, then the same command again."""
     words = [*SENTIMENT, "trainer.val_check_interval=1.0", "callbacks.last.every_steps=null"]

@@ -68,17 +68,33 @@ def test_a_naive_loop_gives_the_same_loss_and_gradients(zipf):
     torch.manual_seed(2)
     ids, log_inclusion, place = sampled.candidates(targets)
     assert ids[place].equal(targets)
-    each = []
+    each, reported = [], []
     for x, y in zip(features, targets, strict=True):
-        total = sum((weight[w] @ x + bias[w]).exp() / pi for w, pi in zip(ids, log_inclusion.exp(), strict=True))
-        each.append(total.log() - (weight[y] @ x + bias[y]))
+        terms = {int(w): (weight[w] @ x + bias[w]).exp() for w in ids}
+        shares = dict(zip(ids.tolist(), log_inclusion.exp().tolist(), strict=True))
+        each.append(sum(term / shares[w] for w, term in terms.items()).log() - terms[int(y)].log())
+        once = sum(term / (1 if w == y else shares[w]) for w, term in terms.items())  # it is a candidate for certain
+        reported.append(once.log() - terms[int(y)].log())
     naive = torch.stack(each)
-    torch.testing.assert_close(got.nll, naive.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got.loss, naive.mean(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got.nll, torch.stack(reported).detach(), rtol=1e-5, atol=1e-5)
     for one, other in zip(mine, torch.autograd.grad(naive.mean(), (features, weight, bias)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     left_out = torch.ones(VOCABULARY, dtype=torch.bool)
     left_out[ids] = False
     assert left_out.any() and not mine[1][left_out].any()
+
+
+def test_what_is_reported_of_a_sure_and_rare_target_is_what_the_model_gives_it(zipf):
+    sampled = sampler(zipf, 12)
+    rare = int(torch.bincount(zipf, minlength=VOCABULARY).argmin())
+    weight, bias = torch.zeros(VOCABULARY, FEATURES), torch.zeros(VOCABULARY)
+    bias[rare] = 8.0  # .98 for it
+    exact = float(F.cross_entropy(bias[None], torch.tensor([rare])))
+    torch.manual_seed(0)
+    draws = [sampled(torch.ones(1, FEATURES), weight, bias, torch.tensor([rare])) for _ in range(400)]
+    assert float(torch.cat([draw.nll for draw in draws]).mean()) == pytest.approx(exact, rel=0.1)
+    assert float(draws[0].loss) > 5 * exact  # its term over pi
 
 
 def test_with_every_word_drawn_it_is_exact(zipf):

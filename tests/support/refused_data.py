@@ -106,7 +106,9 @@ ROWS["data"] = {
     "NUL byte": Row(FILES, ("a.csv row 1 (line 2)", "NUL", "'a\\x00b'"), {"a.csv": "text,label\na\0b,1\nc,0\n"}),
     "not UTF-8": Row(FILES, ("row 2 (line 3)", "0xe9", "UTF-8", "iconv"), {"a.csv": b"text,label\na,1\ncaf\xe9,0\n"}),
     "a column's name not UTF-8": Row(FILES, ("a.csv", "names of columns", "iconv"), {"a.csv": b"text,l\xe9bel\na,1\n"}),
-    "one text and no labels": Row(FILES, ("a.txt", "'label'", "a .txt is one text"), {"a.txt": "__label__x a film"}),
+    "one text and no labels": Row(
+        "data=files data.train=a.txt", ("a.txt", "'label'", "a .txt is one text"), {"a.txt": "__label__x a film"}
+    ),
     "UTF-16": Row(FILES, ("a.csv is UTF-16", "iconv"), {"a.csv": LABELLED.encode("utf-16")}),
     "UTF-16 without its mark": Row(FILES, ("a.csv is UTF-16", "iconv"), {"a.csv": LABELLED.encode("utf-16-be")}),
     "no tokens": Row(

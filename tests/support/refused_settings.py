@@ -189,7 +189,17 @@ ROWS["language config"] = settings(
     ("model.activation_penalty=-1", ("model.activation_penalty", "-1", "at least 0")),
     ("callbacks.samples.tokens=-1", ("callbacks.samples.tokens", "-1", "at least 0")),
     ("callbacks.samples.temperature=-1", ("callbacks.samples.temperature", "-1", "at least 0")),
-    ("model=awd_lstm callbacks.averaging.interval=0", ("callbacks.averaging.interval", "0", "at least 1")),
+    ("model=awd_lstm callbacks.averaging.interval=-1", ("callbacks.averaging.interval", "-1", "at least 0")),
+    ("model=awd_lstm callbacks.averaging.monitor=val/accuracy", ("callbacks.averaging.monitor", "falls", "val/loss")),
+    (
+        "model=awd_lstm model.net.project=true callbacks.ema.decay=0.9",
+        ("callbacks.ema", "two averages", "callbacks.averaging=null"),
+    ),
+    ("callbacks.ema.decay=0.9 trainer.precision=bf16-true", ("trainer.precision", "bf16-true", "bf16-mixed")),
+    (
+        "model.sampled_softmax=9 model.exact_epochs=1 trainer.max_steps=9",
+        ("model.exact_epochs", "trainer.max_steps=-1"),
+    ),
     ("data.synthetic.train_size=10", ("tokens", "data.batch_size")),
     ("data.path=book.txt", ("data.path", "'book.txt'", "data.synthetic", "data=text_files")),
     ("data=sentence data.test=book.txt", ("data.test", "'book.txt'", "data.text")),

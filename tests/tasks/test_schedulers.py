@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recur.errors import UserError
-from recur.tasks.base import Taken, step_plan
+from recur.tasks.base import Stepping, Taken, step_plan
 from recur.tasks.schedulers import StepPlan, linear, multistep, one_cycle, plateau
 
 PLAN = StepPlan(total=9, per_epoch=3)
@@ -26,6 +26,23 @@ def test_multistep_shrinks_the_rate_after_the_epochs_it_is_given():
     for wrong in ([], [0], [2, 2], [1.5]):
         with pytest.raises(UserError, match="different whole numbers"):
             multistep(optimizer, PLAN, epochs=wrong, gamma=0.1)
+
+
+def test_a_cycle_that_was_made_longer_begins_where_its_plan_is():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = one_cycle(optimizer, PLAN, rise=0.5, start_div=25.0, end_div=1e4)["scheduler"]
+    for _ in range(9):
+        optimizer.step()
+        schedule.step()
+    longer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    longer.load_state_dict(optimizer.state_dict())
+    resumed = one_cycle(longer, PLAN._replace(total=18), rise=0.5, start_div=25.0, end_div=1e4)["scheduler"]
+    longer.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(schedule.state_dict())
+    assert longer.param_groups[0]["lr"] < 1e-4  # the former cycle's end
+    task = SimpleNamespace(trainer=SimpleNamespace(lr_scheduler_configs=[SimpleNamespace(scheduler=resumed)]))
+    Stepping.on_train_start(task)
+    assert longer.param_groups[0]["lr"] == pytest.approx(1.0, abs=0.05)  # half of 18 steps: the peak
 
 
 @pytest.mark.parametrize(

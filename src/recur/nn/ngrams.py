@@ -7,7 +7,7 @@ Cheng et al. (2016), the scores would leave it little to learn.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -86,6 +86,15 @@ class NgramScores(nn.Module):
         self.register_buffer("table", torch.zeros(0, outputs))
         self.register_buffer("offset", torch.zeros(outputs))
         self.register_buffer("longest", torch.tensor(max_n or _FEW))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Follow a module to its device, but stay in float32: a text's score is a sum of hundreds."""
+
+        def kept(value: Tensor) -> Tensor:
+            moved = fn(value)
+            return moved if moved.dtype == value.dtype else value.to(moved.device)
+
+        return super()._apply(kept, recurse)
 
     def make_room_for(self, state: Mapping[str, Any], prefix: str) -> None:
         """Take on the size of what a checkpoint has, `state` with names that begin with `prefix`."""

@@ -12,7 +12,9 @@ sum right in the mean (Horvitz & Thompson 1952), which is the "logQ correction" 
 
     nll ~ log(sum over w in C of exp(z_w - log pi_w)) - z_y
 
-The gradients are those of the fused loss over the candidates' rows of the output weights.
+The gradients are those of the fused loss over the candidates' rows of the output weights. Right in the mean is the
+sum over the draws; a row's own target is a candidate for certain. Its term divided by `pi` moves no minimum, but would
+make a good model look worse than it is: what is reported counts it once, undivided.
 """
 
 import math
@@ -100,7 +102,8 @@ class SampledSoftmax(nn.Module):
             targets: `(rows,)` int64.
 
         Returns:
-            Mean loss to differentiate and each row's estimated negative log-likelihood, in nats.
+            Mean loss to differentiate, and to be reported each row's estimated negative log-likelihood, in nats, which
+            is never above the loss.
         """
         ids, log_inclusion, place = self.candidates(targets)
         self.candidates_taken = len(ids)
@@ -108,4 +111,7 @@ class SampledSoftmax(nn.Module):
         exact = linear_cross_entropy(features, rows, offsets, place)
         # The fused loss subtracts the corrected logit of the target; its own is meant.
         correction = log_inclusion[place]
-        return TokenLoss(exact.loss - correction.mean(), exact.nll - correction, None)
+        nll = exact.nll - correction
+        share = (-nll - correction).exp()  # of the estimated sum that is the target's, divided by its pi
+        own = (1 - correction.exp()) * share  # of it what the division added
+        return TokenLoss(exact.loss - correction.mean(), nll + torch.log1p(-own.clamp(max=1 - 1e-6)), None)

@@ -6,6 +6,7 @@ To add a metric, compute it in the task of its family under the name that `recur
 """
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -14,7 +15,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 from torchmetrics import Metric
 
 from recur.errors import UserError
@@ -272,6 +273,12 @@ class Stepping(Remembering, pl.LightningModule):
                 parts = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
                 for group, rate, factor in parts:
                     group["lr"] = rate * factor(schedule.last_epoch)
+            elif isinstance(schedule, OneCycleLR):
+                with warnings.catch_warnings():  # the rate is asked for between steps, and sets the momentum on the way
+                    warnings.filterwarnings("ignore", message="To get the last learning rate")
+                    rates = schedule.get_lr()
+                for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate
 
     def on_validation_end(self) -> None:
         """Note that there is a new figure."""

@@ -171,9 +171,12 @@ class LanguageModelingTask(Stepping):
         """Refuse a last epoch of a run that does not know which that is.
 
         Raises:
-            UserError: `exact_epochs` of a run without `max_epochs`.
+            UserError: `exact_epochs` of a run without `max_epochs`, or with `max_steps`.
         """
         last = trainer.max_epochs
+        if self.sampled_softmax is not None and self.exact_epochs and trainer.max_steps >= 0:
+            rule = "counts whole epochs from the end of the run, which trainer.max_steps may bring before them"
+            raise UserError("model.exact_epochs", self.exact_epochs, rule, "set trainer.max_steps=-1")
         if self.sampled_softmax is not None and self.exact_epochs and (last is None or last < 0):
             rule = "counts from the end of the run, which trainer.max_epochs must give"
             raise UserError("model.exact_epochs", self.exact_epochs, rule, "set trainer.max_epochs")
@@ -215,7 +218,7 @@ class LanguageModelingTask(Stepping):
         hidden = self.read(batch, "train")
         loss, nll, _ = self.training_loss(hidden, batch.targets)
         self.train_statistics.update(nll)
-        self.log_step("train/loss", loss.detach(), prog_bar=True, batch_size=len(nll))
+        self.log_step("train/loss", nll.detach().mean(), prog_bar=True, batch_size=len(nll))
         if self.activation_weight:
             loss = loss + self.activation_weight * activation_penalty(hidden.dropped)
         if self.temporal_weight:

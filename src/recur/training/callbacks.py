@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from recur.cli import going_on_unread
 from recur.data.corpus import readable
+from recur.errors import UserError
 from recur.render import escape_controls
 from recur.runs import journal
 from recur.runs.metrics import METRICS, format_value
@@ -50,6 +51,21 @@ def early_stopping(monitor: str, mode: str, patience: Annotated[int, Ge(0)] | No
 
 class _OnTheDevice(WeightAveraging):
     """An average that lies where the weights are trained: Lightning makes it before it has moved the weights there."""
+
+    def check_fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse what no average can be taken with.
+
+        Raises:
+            UserError: a second average, which would swap this one in and out as if it were the weights, or weights in
+                16 bits, in which a share of a thousandth is rounded away.
+        """
+        averages = [part for part in trainer.callbacks if isinstance(part, WeightAveraging)]  # type: ignore[attr-defined]
+        if len(averages) > 1:
+            remedy = "set callbacks.ema.decay=null or callbacks.averaging=null"
+            raise UserError("callbacks.ema and callbacks.averaging", rule="are two averages", remedy=remedy)
+        if str(trainer.precision) in ("bf16-true", "16-true"):
+            rule = "keeps the weights in 16 bits, in which their average would stand still"
+            raise UserError("trainer.precision", trainer.precision, rule, "set bf16-mixed, or callbacks.ema.decay=null")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Move it; the count of averages, which the host looks at, stays."""

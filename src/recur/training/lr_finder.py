@@ -4,11 +4,14 @@ The range test of Smith (2017), as Lightning has it: the rate grows from step to
 is a good one. The weights and the run's folder are left as they were.
 """
 
+import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.tuner import Tuner
 
@@ -16,6 +19,8 @@ from recur.errors import UserError
 from recur.tasks.base import Stepping
 
 LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100
+_KEPT = 0.98  # of Lightning's running average, by a step
+_FIRST, _LAST = 10, 5  # steps at either end that tell nothing
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,9 @@ def find(data: Any, task: Any, config: dict[str, Any]) -> RangeTest:
     if (rate := getattr(task, "layer_rate", 1.0)) != 1:
         rule = f"tries one rate for all layers, and model.layer_rate={rate} gives each its own"
         raise UserError("find_lr", rule=rule, remedy="set model.layer_rate=1 while you look for a rate")
+    if (group := config["trainer"].get("accumulate_grad_batches", 1)) != 1:
+        rule = f"tries steps of one batch, and trainer.accumulate_grad_batches={group} makes larger ones"
+        raise UserError("find_lr", rule=rule, remedy="look with data.batch_size as much larger, and without it")
     if isinstance(task, Stepping):
         task.prepare(data)
     settings, own = config["trainer"], (config.get("optimizer") or {}).get("lr")
@@ -77,7 +85,31 @@ def find(data: Any, task: Any, config: dict[str, Any]) -> RangeTest:
         finder: Any = Tuner(trainer).lr_find(
             task, datamodule=data, min_lr=LOWEST, max_lr=highest, num_training=STEPS, update_attr=False
         )
-    rate = None if finder is None else finder.suggestion(skip_begin=10, skip_end=5)
-    if rate is None:
+    results = {"lr": [], "loss": []} if finder is None else finder.results
+    losses = corrected(results["loss"])
+    place = steepest(losses)
+    if place is None:
         raise UserError("find_lr", rule="saw the loss fall at no rate", remedy="set optimizer.lr yourself")
-    return RangeTest(rate, list(finder.results["lr"]), list(finder.results["loss"]))
+    return RangeTest(results["lr"][place], list(results["lr"]), losses)
+
+
+def corrected(losses: Sequence[float]) -> list[float]:
+    """Lightning's smoothed losses without their bias.
+
+    Its running average begins at zero and is to be divided by 1 - .98^k after k steps; it divides by 1 - .98^(k + 1).
+    """
+    return [loss * (1 - _KEPT ** (k + 1)) / (1 - _KEPT**k) for k, loss in enumerate(losses, start=1)]
+
+
+def steepest(losses: Sequence[float]) -> int | None:
+    """Where the loss falls fastest from one rate to the next, each the same factor above the last; None for nowhere.
+
+    Lightning's own suggestion takes the slope over the rates themselves, which is divided by the rate: a tremor at the
+    lowest rates then beats any real fall.
+    """
+    places = [i for i in range(_FIRST, len(losses) - _LAST) if math.isfinite(losses[i])]
+    if len(places) < 2:
+        return None
+    slopes = torch.gradient(torch.tensor([losses[i] for i in places], dtype=torch.float64))[0]
+    lowest = int(slopes.argmin())
+    return places[lowest] if slopes[lowest] < 0 else None

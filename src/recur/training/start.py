@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 
 from recur import cli
@@ -271,6 +271,8 @@ def _callbacks(composed: Composed, data: Any, stop: Stop) -> list[Any]:
     config = composed.config
     built = [build(node, f"callbacks.{name}") for name, node in config["callbacks"].items()]
     built = [part(stop=stop) if isinstance(part, Part) else part for part in built if part is not None]
+    # What keeps the weights of training has to come before what puts averages in their place, wherever each is named.
+    built.sort(key=lambda part: isinstance(part, WeightAveraging))
     described = {key: v for key, v in data.model_arguments().items() if not isinstance(v, torch.Tensor)}
     content = SelfContained(composed.record(), data.tokenizer.to_json(), described, fingerprint.fingerprint(data))
     return [*built, content, PlannedNoise(config["seed"]), ValidationLog(composed.folder)]
