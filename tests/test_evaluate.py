@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -46,6 +47,25 @@ def own_split(trained_run: Path) -> tuple[list[str], list[int]]:
     texts = [data.text("test", row) for row in range(len(data.texts("test")))]
     labels = data.labels("test").tolist()
     return texts, [1 - label if row % 7 == 0 else label for row, label in enumerate(labels)]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_mistakes_are_listed_the_surest_first(run_command, trained_run, own_split, tmp_path, suffix) -> None:
+    texts, labels = own_split
+    frame = pd.DataFrame({"text": texts, "label": [load(trained_run).task.class_names[label] for label in labels]})
+    frame.to_csv(tmp_path / "own.csv", index=False)
+    out = tmp_path / f"mistakes.{suffix}"
+    words = (trained_run, "--data", tmp_path / "own.csv", "--mistakes", out)
+    figures = run_command(*words).told["test"]
+    listed = pd.read_csv(out) if suffix == "csv" else pd.read_json(out, lines=True)
+    assert len(listed) == figures["texts"] - np.trace(figures["confusion"]) > 20
+    assert (listed["label"] != listed["predicted"]).all() and listed["probability"].is_monotonic_decreasing
+    for one in listed.itertuples():
+        assert texts[one.row - 1] == one.text and frame["label"][one.row - 1] == one.label
+        assert one.probability + one.of_label == pytest.approx(1)
+    again = run_command(*words)
+    assert again.code == 2 and "--mistakes must not exist" in again.err
+    assert run_command(*words, "--overwrite").code == 0
 
 
 def test_gives_what_the_run_wrote_down(run_command, trained_run) -> None:

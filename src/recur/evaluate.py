@@ -38,6 +38,12 @@ def _parser() -> argparse.ArgumentParser:
     cli.add_others(parser)
     parser.add_argument("--data", metavar="PATH", help="file or folder to read instead of the run's own data")
     parser.add_argument("--split", metavar="S", help="train, val or test (default: val and test, or all there is)")
+    parser.add_argument(
+        "--mistakes",
+        metavar="FILE",
+        help="write the texts that a classifier labels wrongly to a csv, tsv or jsonl file, the surest first",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="let --mistakes replace a file")
     language = parser.add_argument_group("language runs, reported beside the plain figure")
     language.add_argument(
         "--dynamic",
@@ -73,8 +79,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> None:
     _check(arguments)
-    from recur.inference import evaluation
-    from recur.inference.ensemble import check_settings, ensemble_of
+    from recur.inference import evaluation, io
+    from recur.inference.ensemble import check_settings, ensemble_of, mistakes
     from recur.inference.run import load
     from recur.runs import precision
     from recur.runs.metrics import finite, plain
@@ -90,6 +96,9 @@ def _run(arguments: argparse.Namespace) -> None:
         for option, wanted in (("--cache", cache), ("--dynamic", dynamic)):
             if wanted and run.task.window is not None:
                 raise UserError(option, rule="needs states along a text, and this run reads each window by itself")
+    if arguments.mistakes:
+        run.require("sentiment", "evaluate --mistakes")
+        io.check_out(arguments.mistakes, arguments.overwrite, arguments.data, "--mistakes")
     ensemble = ensemble_of(run, arguments.others, arguments.device)
     if ensemble:
         check_settings(arguments.settings)
@@ -129,6 +138,12 @@ def _run(arguments: argparse.Namespace) -> None:
                 figures["precision"] = WITHOUT_AUTOCAST
     if not arguments.data and data.ceiling:
         record["ceiling"] = data.ceiling
+    if arguments.mistakes:
+        rows = [row for split in splits for row in mistakes(ensemble or run, data, split)]
+        with io.open_out(arguments.mistakes) as stream:
+            writer = io.records(stream, arguments.mistakes)
+            for row in sorted(rows, key=lambda row: -row["probability"]):
+                writer.write({}, row)
     json.dump(finite(plain(record)), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
     print(flush=True)
 
@@ -157,6 +172,8 @@ def _check(arguments: argparse.Namespace) -> None:
         given = [getattr(arguments, f"{option}_{name}") for name in others]
         if getattr(arguments, option) == "tune" and given != [None, None]:
             raise UserError(f"--{option} tune", rule="chooses the other settings itself", remedy="leave them out")
+    if arguments.overwrite and not arguments.mistakes:
+        raise UserError("--overwrite", rule="does nothing without --mistakes", remedy="give both")
     if arguments.window is not None and arguments.window < 1:
         raise UserError("--window", arguments.window, "must be above 0")
     if isinstance(arguments.temperature, float) and not 0 < arguments.temperature < math.inf:

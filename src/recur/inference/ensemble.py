@@ -148,6 +148,33 @@ class Ensemble:
         }
 
 
+def mistakes(model: Run | Ensemble, data: Any, split: str) -> Iterator[dict[str, Any]]:
+    """The texts of a split that a classifier labels otherwise than the data does.
+
+    Args:
+        model: a sentiment run, or several as one; its `predict` is asked.
+        data: opened for it.
+        split: with labels.
+
+    Yields:
+        Split, row in its source, text, label of the data, label and probability that are predicted, and the probability
+        of the data's label.
+    """
+    labels, names = data.labels(split).tolist(), [str(name) for name in data.class_names]
+    answers = model.predict(data.text(split, row) for row in range(len(labels)))
+    for row, (label, answer) in enumerate(zip(labels, answers, strict=True)):
+        if label >= 0 and answer.label != names[label]:
+            yield {
+                "split": split,
+                "row": data.source_row(split, row),
+                "text": answer.text,
+                "label": names[label],
+                "predicted": answer.label,
+                "probability": answer.probability,
+                "of_label": answer.probabilities[names[label]],
+            }
+
+
 def ensemble_of(run: Run, others: Sequence[str], device: str) -> Ensemble | None:
     """A run and others, by their paths, as one classifier; None where there are no others.
 

@@ -357,25 +357,26 @@ def _cell(value: Any) -> Any:
     return _as_json(value) if isinstance(value, (Mapping, list, tuple)) else value
 
 
-def check_out(path: str, overwrite: bool, source: str | None = None) -> None:
+def check_out(path: str, overwrite: bool, source: str | None = None, option: str = "--out") -> None:
     """Refuse a file for answers that cannot be written or holds something.
 
     Args:
         path: the file.
         overwrite: whether what it holds may go.
         source: the file of the texts.
+        option: that names the file.
 
     Raises:
         UserError: another suffix than `OUT_SUFFIXES`, no such folder, or it exists.
     """
     out = Path(path)
     if out.suffix.lower() not in OUT_SUFFIXES:
-        raise UserError("--out", path, f"must end in one of {' '.join(OUT_SUFFIXES)}")
-    check_folder("--out", path)
+        raise UserError(option, path, f"must end in one of {' '.join(OUT_SUFFIXES)}")
+    check_folder(option, path)
     if source is not None and out.exists() and out.samefile(source):
-        raise UserError("--out", path, "is the file of the texts", "give another one")
+        raise UserError(option, path, "is the file of the texts", "give another one")
     if out.exists() and not overwrite:
-        raise UserError("--out", path, "must not exist", "give another name or --overwrite")
+        raise UserError(option, path, "must not exist", "give another name or --overwrite")
 
 
 def check_folder(option: str, path: str) -> None:
