@@ -294,7 +294,7 @@ def _check_metrics(config: Mapping[str, Any]) -> None:
     for owner, node in owners.items():
         monitor = str(node.get("monitor", ""))
         check_metric(monitor, family, key=f"{owner}.monitor".lstrip("."))
-        if str(node.get("_target_")).endswith(".NonMonotonicAveraging") and direction(monitor) == "max":
+        if str(node.get("_target_")).endswith(".NonMonotonicAveraging") and monitor and direction(monitor) == "max":
             rule = "must be a metric that falls while the model gets better"
             raise UserError(f"{owner}.monitor", monitor, rule, "set val/loss")
         _check_direction(monitor, node.get("mode"), f"{owner}.mode".lstrip("."))
