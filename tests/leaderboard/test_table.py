@@ -107,17 +107,45 @@ def test_one_folder_named_in_two_ways_counts_once(tmp_path):
     assert sorted(result.value for result in leaderboard.results) == [0.5, 0.6]
 
 
-def test_importance_is_optunas_and_none_for_few_runs(tmp_path):
+def graded(lr=str, size=str, model=str, seeds=1):
+    """Jobs of 54 settings: all of the best have one `lr`, and neither of the others; the functions spell the values."""
+    return [
+        ([f"lr={lr(a)}", f"size={size(b)}", f"model={model(c)}", f"seed={seed}"], a / 10 + 5 * b % 9 / 1e3 + c / 1e4)
+        for a in (1, 2, 3) for b in range(1, 10) for c in (0, 1) for seed in range(seeds)
+    ]  # fmt: skip
+
+
+def test_importance_is_optunas_and_none_for_few_settings(tmp_path):
     pytest.importorskip("optuna")
-    assert importance(Leaderboard.of([make_sweep(tmp_path / "few", JOBS)])) == {}
-    jobs = [([f"lr={lr}", f"size={size}", f"model={model}"], 0.5 + 10 * lr + 0.0001 * size + 0.001 * (model == "b"))
-            for lr in (0.01, 0.02, 0.03) for size in (1, 2, 3, 4) for model in ("a", "b")]  # fmt: skip
-    shares = importance(Leaderboard.of([make_sweep(tmp_path / "s", jobs)]))
+    few = [job for job in graded(seeds=3) if "lr=1" not in job[0]]
+    assert len(few) > 100 and importance(Leaderboard.of([make_sweep(tmp_path / "few", few)])) == {}
+    shares = importance(Leaderboard.of([make_sweep(tmp_path / "s", graded())]))
     assert next(iter(shares)) == "lr"
     assert shares["lr"] > 0.5
     assert math.isclose(sum(shares.values()), 1)
-    alike = [(overrides, 0.5) for overrides, _ in jobs]
+    alike = [(overrides, 0.5) for overrides, _ in graded()]
     assert importance(Leaderboard.of([make_sweep(tmp_path / "alike", alike)])) == {}
+
+
+def test_importance_asks_neither_how_values_are_spelled_nor_how_often_they_were_run(tmp_path):
+    pytest.importorskip("optuna")
+    plain = importance(Leaderboard.of([make_sweep(tmp_path / "plain", graded())]))
+    spelled = (
+        graded(lr=lambda value: "abc"[value - 1], model=lambda value: ("gru", "lstm")[value]),
+        graded(lr=lambda value: f"1e{value}", size=lambda value: f"{value**3}.0"),
+        graded(seeds=2),
+    )
+    for number, jobs in enumerate(spelled):
+        shares = importance(Leaderboard.of([make_sweep(tmp_path / str(number), jobs)]))
+        assert shares == pytest.approx(plain), number
+
+
+def test_a_word_of_each_run_explains_nothing(tmp_path):
+    """Each value was only ever run once: those of the best are the best's by definition."""
+    pytest.importorskip("optuna")
+    jobs = [([*overrides, f"note=n{n}"], value) for n, (overrides, value) in enumerate(graded())]
+    shares = importance(Leaderboard.of([make_sweep(tmp_path / "s", jobs)]))
+    assert next(iter(shares)) == "lr" and shares["note"] == 0
 
 
 def test_what_did_not_end_well_is_shown_and_never_ranked(tmp_path):

@@ -8,7 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from recur.leaderboard.importance import importance, spans_decades
+from recur.leaderboard.importance import importance
 from recur.leaderboard.reading import numbers
 from recur.leaderboard.table import Group, Leaderboard, brief, short
 from recur.render import shortened
@@ -124,12 +124,17 @@ def _done(leaderboard: Leaderboard) -> list[tuple[Group, float]]:
     return [(group, r.value) for group in leaderboard.groups for r in group.done if r.value is not None]
 
 
+def _spans_decades(values: list[float]) -> bool:
+    """Whether positive numbers lie so far apart that they are read on a logarithmic axis."""
+    return min(values) > 0 and max(values) / min(values) >= 30
+
+
 def _positions(texts: Sequence[str]) -> tuple[list[float], list[str] | None, bool]:
     """Places on an axis: (of each text, tick labels where they are words, whether the axis is logarithmic)."""
     values = numbers(texts)
     distinct = sorted(set(values)) if values is not None else []
     if values is not None and len(distinct) > max(4, len(texts) / 2):
-        return values, None, spans_decades(values)
+        return values, None, _spans_decades(values)
     order = sorted(dict.fromkeys(texts), key=float if values is not None else None)
     return [float(order.index(text)) for text in texts], order, False
 
