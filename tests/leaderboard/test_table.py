@@ -376,6 +376,27 @@ def test_runs_of_their_own_are_compared_alone_together_and_with_sweeps(tmp_path)
     assert 'href="../outputs/imdb/a"' in page
 
 
+def test_runs_that_look_at_another_metric_are_ranked_with_others_when_asked_alone(tmp_path):
+    """A language run's val/loss and a classifier's are one name for two things, and both write it."""
+    for name, value in (("a", 0.3), ("b", 0.4), ("c", 0.5)):
+        make_run(tmp_path / name, value, f"optimizer.lr={value}", monitor="val/loss")
+    make_sweep(tmp_path / "s", [(["optimizer.lr=0.9"], 0.9), (["optimizer.lr=0.8"], 0.8)])
+    leaderboard = Leaderboard.of([tmp_path])
+    assert [group.mean for group in leaderboard.groups] == [0.3, 0.4, 0.5]
+    assert "left out: s, which is compared by val/accuracy (--metric val/accuracy)" in as_text(leaderboard)
+    assert len(Leaderboard.of([tmp_path], "val/loss").groups) == 5
+
+
+def test_of_many_runs_that_are_left_out_a_few_are_named(tmp_path):
+    for number in range(6):
+        make_run(tmp_path / f"run{number}", 0.5, monitor="val/accuracy" if number == 5 else "val/perplexity")
+    make_sweep(tmp_path / "s", [(["lr=1"], 0.5)] * 6)
+    lines = Leaderboard.of([tmp_path]).differences()
+    assert lines == [
+        "left out: run0, run1, run2 and 2 more, which are compared by val/perplexity (--metric val/perplexity)"
+    ]
+
+
 def test_runs_of_other_config_files_are_no_repeats_of_one_another(tmp_path):
     """Nothing was typed, and a config file edited between the first two and the third."""
     for name, size, seed, lay in (("a", 8, 0, "x"), ("b", 8, 1, "y"), ("c", 16, 0, "x")):

@@ -13,6 +13,7 @@ from recur.leaderboard.reading import Result, Source, add_differences, fill_from
 from recur.runs.metrics import direction, format_value, metric, metric_info, metric_names
 
 _MOST_COLUMNS = 6  # of settings; a comparison with more says less
+_MOST_NAMES = 3  # of what was left out
 STATES = ("done", "pruned", "unfinished", "stopped", "failed")  # in the order of the leaderboard
 
 
@@ -150,8 +151,9 @@ class Leaderboard:
         wanted = metric or monitors.most_common(1)[0][0]
         results_of = {id(source): source.results(wanted) for source in sources}
         left_out = {}
-        for source in sources:
-            if source.monitor != wanted and all(result.value is None for result in results_of[id(source)]):
+        for source in sources:  # val/loss of two families is one name for two things: it must be asked for
+            lacks = all(result.value is None for result in results_of[id(source)])
+            if source.monitor != wanted and (metric is None or lacks):
                 left_out[source.name] = source.monitor
         results = [result for s in sources if s.name not in left_out for result in results_of[id(s)]]
         if not results or (metric is not None and metric not in written(results)):
@@ -236,10 +238,15 @@ class Leaderboard:
             for name, settings in reversed(firsts.items())
             if self.between
         ]
-        return lines + [
-            f"left out: {name}, which is compared by {monitor} (--metric {monitor})"
-            for name, monitor in self.left_out.items()
-        ]
+        by_monitor: dict[str, list[str]] = {}
+        for name, monitor in self.left_out.items():
+            by_monitor.setdefault(monitor, []).append(name)
+        for monitor, names in by_monitor.items():
+            more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+            named = ", ".join(names[:_MOST_NAMES]) + more
+            which = "which is" if len(names) == 1 else "which are"
+            lines.append(f"left out: {named}, {which} compared by {monitor} (--metric {monitor})")
+        return lines
 
 
 def _direction(wanted: str, sources: Sequence[Source]) -> str:
