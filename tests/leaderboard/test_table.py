@@ -13,11 +13,13 @@ import pytest
 
 import recur
 from recur import results
+from recur.leaderboard.columns import Column, columns
 from recur.leaderboard.importance import importance
-from recur.leaderboard.page import write
+from recur.leaderboard.page import render, write
 from recur.leaderboard.plots import settings
+from recur.leaderboard.reading import Result, Source
 from recur.leaderboard.table import Leaderboard
-from recur.leaderboard.text import as_text, rows, titles
+from recur.leaderboard.text import as_markdown, as_text, rows, titles
 from recur.runs import journal
 from recur.runs.journal import Journal, read
 from recur.runs.marks import Mark, write_mark
@@ -462,6 +464,55 @@ def test_settings_that_tie_are_said_to_tie(tmp_path):
     page = write(leaderboard, tmp_path / "out").read_text()
     assert "tie of 3 settings" in page
     assert page.count('class="best"') == 3
+
+
+class Counted(Result):
+    """A result that counts how often something of it is looked at."""
+
+    looks = 0
+
+    def __getattribute__(self, name):
+        if name in ("value", "record", "state"):
+            Counted.looks += 1
+        return super().__getattribute__(name)
+
+
+def many(tmp_path, count, state="done"):
+    """A leaderboard of so many settings in one sweep, each of one run."""
+    source = Source(tmp_path, "s", "val/accuracy", "max", {"jobs": count}, [])
+    results = [
+        Counted("s", str(n), tmp_path / str(n), state, {"lr": str(n), "seed": "0"},
+                {"val": {"accuracy": n / count}, "wall_seconds": 1.0, "seed": 0}, n % 1000 / 1000, "why")
+        for n in range(count)
+    ]  # fmt: skip
+    return Leaderboard([source], results, "val/accuracy", "max")
+
+
+def test_work_grows_with_the_settings_and_not_with_their_square(tmp_path):
+    looks = []
+    for count in (300, 3000):
+        Counted.looks = 0
+        leaderboard = many(tmp_path, count)
+        as_text(leaderboard, 20), as_markdown(leaderboard), render(leaderboard, [], tmp_path)
+        looks.append(Counted.looks)
+    assert looks[1] <= 11 * looks[0] and looks[1] <= 200 * 3000
+    assert [leaderboard.rank(group) for group in leaderboard.groups[:4]] == ["1", "1", "1", "4"]
+
+
+def test_columns_are_found_once_and_only_rows_that_are_shown_are_made(tmp_path, monkeypatch):
+    leaderboard, asked = many(tmp_path, 300), []
+    made = columns(leaderboard)
+    cell = Column("one", lambda leaderboard, group: asked.append(group) or "text")
+    monkeypatch.setattr("recur.leaderboard.text.columns", lambda leaderboard: asked.append("columns") or [*made, cell])
+    assert "... and 295 more settings" in as_text(leaderboard, 5)
+    assert asked == ["columns", *leaderboard.groups[:5]]
+
+
+def test_of_many_failures_as_many_are_printed_as_settings(tmp_path):
+    leaderboard = many(tmp_path, 50, state="failed")
+    text = as_text(leaderboard, 5)
+    assert text.count("failed, why; log") == 5 and "... and 45 more failed" in text
+    assert as_text(leaderboard).count("failed, why; log") == 50
 
 
 def test_a_complete_run_is_done_whatever_the_journal_says_or_has_lost(tmp_path):

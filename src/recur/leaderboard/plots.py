@@ -136,7 +136,8 @@ def _positions(texts: Sequence[str]) -> tuple[list[float], list[str] | None, boo
     if values is not None and len(distinct) > max(4, len(texts) / 2):
         return values, None, _spans_decades(values)
     order = sorted(dict.fromkeys(texts), key=float if values is not None else None)
-    return [float(order.index(text)) for text in texts], order, False
+    place = {text: float(index) for index, text in enumerate(order)}
+    return [place[text] for text in texts], order, False
 
 
 def _clip(text: str, length: int = 22) -> str:
@@ -184,7 +185,10 @@ def _setting(
         place.set_xscale("log")
     place.scatter(xs, values, s=22, color=SERIES[0], alpha=0.8 if labels is None else 0.45, linewidths=0)
     if labels is not None:
-        means = [_mean([v for x, v in zip(xs, values, strict=True) if x == i]) for i in range(len(labels))]
+        alike: list[list[float]] = [[] for _ in labels]
+        for x, value in zip(xs, values, strict=True):
+            alike[int(x)].append(value)
+        means = [sum(same) / len(same) for same in alike]
         ordered = numbers(labels) is not None
         mark: dict[str, Any] = {"marker": "o", "markersize": 4} if ordered else {"marker": "_", "markersize": 22}
         place.plot(
@@ -218,10 +222,6 @@ def _value_axis(place: "Axes", leaderboard: Leaderboard, values: Sequence[float]
             xycoords=("axes fraction", "data"), textcoords="offset points",
             ha="left", va="top" if leaderboard.mode == "max" else "bottom", fontsize=9, color=SERIES[1],
         )  # fmt: skip
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
 
 
 def curves(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure | None":

@@ -5,6 +5,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,19 @@ _MOST_NAMES = 3  # of what was left out
 STATES = ("done", "pruned", "unfinished", "stopped", "failed")  # in the order of the leaderboard
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that differ in nothing but their seed."""
+    """Runs that differ in nothing but their seed; what is asked of them often is computed once."""
 
-    settings: dict[str, str]
-    results: list[Result]
+    settings: Mapping[str, str]
+    results: Sequence[Result]
 
-    @property
+    @cached_property
     def done(self) -> list[Result]:
         """Those that came to their end with a value."""
         return [result for result in self.results if result.state == "done" and result.value is not None]
 
-    @property
+    @cached_property
     def of_seeds(self) -> list[float]:
         """The metric of each seed that came to its end: runs that repeat a seed count once, by their mean."""
         return self._of_seeds([result.value for result in self.done])
@@ -42,17 +43,17 @@ class Group:
                 seeds.setdefault(result.seed, []).append(value)
         return [statistics.fmean(seed) for seed in seeds.values()]
 
-    @property
+    @cached_property
     def mean(self) -> float | None:
         """Mean of the metric over seeds."""
         return statistics.fmean(self.of_seeds) if self.of_seeds else None
 
-    @property
+    @cached_property
     def deviation(self) -> float | None:
         """Sample standard deviation over seeds, None for one seed."""
         return statistics.stdev(self.of_seeds) if len(self.of_seeds) > 1 else None
 
-    @property
+    @cached_property
     def state(self) -> str:
         """`done` where any run is, else what most of them are."""
         states = [result.state for result in self.results]
@@ -119,17 +120,23 @@ class Leaderboard:
         if several:
             rows = [{"sweep": result.source, **row} for result, row in zip(results, rows, strict=True)]
         keys = [key for key in varied_keys(rows) if key != "seed"]
-        inside = {key for name in {r.source for r in results} for key in varied_keys(_of(results, name))}
+        of_source: dict[str, list[dict[str, str]]] = {}
+        for result in results:
+            of_source.setdefault(result.source, []).append(result.settings)
+        inside = {key for own in of_source.values() for key in varied_keys(own)}
         constant = [key for key in keys if key not in inside and key != "sweep"]
         self.between = constant if len(keys) > _MOST_COLUMNS and several else []
         self.varied = [key for key in keys if key not in self.between]
-        groups: dict[tuple[str | None, ...], Group] = {}  # a setting that a run lacks is none that is empty
+        alike: dict[tuple[str | None, ...], list[Result]] = {}  # a setting that a run lacks is none that is empty
         for result, row in zip(results, rows, strict=True):
-            settings = {key: row.get(key, "") for key in self.varied}
-            groups.setdefault(tuple(map(row.get, self.varied)), Group(settings, [])).results.append(result)
+            alike.setdefault(tuple(map(row.get, self.varied)), []).append(result)
+        groups = [
+            Group({key: value or "" for key, value in zip(self.varied, values, strict=True)}, same)
+            for values, same in alike.items()
+        ]
         sign = -1 if mode == "max" else 1
         self.groups = sorted(
-            groups.values(), key=lambda g: (STATES.index(g.state), sign * g.mean if g.mean is not None else math.inf)
+            groups, key=lambda g: (STATES.index(g.state), sign * g.mean if g.mean is not None else math.inf)
         )
 
     @classmethod
@@ -174,23 +181,38 @@ class Leaderboard:
         """The first group that came to its end."""
         return self.groups[0] if self.groups and self.groups[0].mean is not None else None
 
-    @property
+    @cached_property
     def tied(self) -> list[Group]:
         """All groups with the best mean."""
         return [group for group in self.groups if self.best is not None and group.mean == self.best.mean]
 
+    @cached_property
+    def means(self) -> list[float]:
+        """The means of the groups that came to their end, the best first."""
+        return [group.mean for group in self.groups if group.mean is not None]
+
+    @cached_property
+    def extremes(self) -> tuple[float, float] | None:
+        """The smallest and the largest mean, None where there is none."""
+        return (min(self.means), max(self.means)) if self.means else None
+
+    @cached_property
+    def _ranks(self) -> dict[float, int]:
+        """The rank of each mean: that of the first group that has it."""
+        ranks: dict[float, int] = {}
+        for rank, mean in enumerate(self.means, start=1):
+            ranks.setdefault(mean, rank)
+        return ranks
+
     def rank(self, group: Group) -> str:
         """A group's rank, from 1; groups with one mean share it. Empty for one that did not come to its end."""
-        if group.mean is None:
-            return ""
-        means = [other.mean for other in self.groups if other.mean is not None]
-        return str(1 + sum(mean > group.mean if self.mode == "max" else mean < group.mean for mean in means))
+        return "" if group.mean is None else str(self._ranks[group.mean])
 
     def count(self, state: str) -> int:
         """Runs in this state."""
         return sum(result.state == state for result in self.results)
 
-    @property
+    @cached_property
     def missing(self) -> int:
         """Jobs that never began."""
         planned = [(metric(source.header, "jobs") or 0.0, len(source.jobs)) for source in self.sources]
@@ -202,7 +224,7 @@ class Leaderboard:
         parts = [f"{n} {state}" for state in order if (n := self.count(state))]
         return ", ".join(parts + ([f"{self.missing} not started"] if self.missing else []))
 
-    @property
+    @cached_property
     def seconds(self) -> float:
         """Time all runs took together."""
         taken = [metric(r.record, "wall_seconds") if r.record else r.seconds for r in self.results]
@@ -220,7 +242,7 @@ class Leaderboard:
         test = "test/" + self.metric.rpartition("/")[2]
         return [name for name in dict.fromkeys([*objectives, test]) if name != self.metric and "/" in name]
 
-    @property
+    @cached_property
     def ceiling(self) -> float | None:
         """The best value that the data allows, where the runs know one and the same."""
         split, _, name = self.metric.rpartition("/")
@@ -260,10 +282,6 @@ def _direction(wanted: str, sources: Sequence[Source]) -> str:
 def written(results: Sequence[Result]) -> list[str]:
     """Names of all metrics that runs wrote."""
     return list(dict.fromkeys(name for r in results if r.record is not None for name in metric_names(r.record)))
-
-
-def _of(results: Sequence[Result], source: str) -> list[dict[str, str]]:
-    return [result.settings for result in results if result.source == source]
 
 
 def varied_keys(rows: Sequence[Mapping[str, str]]) -> list[str]:
