@@ -323,6 +323,31 @@ def test_of_many_failures_as_many_are_printed_as_settings(tmp_path):
     assert as_text(leaderboard).count("failed, why; log") == 50
 
 
+def test_a_run_of_its_own_that_exploded_is_there_and_says_why(tmp_path):
+    make_run(tmp_path / "a", 0.5, "optimizer.lr=1")
+    for name, files in (("b", ()), ("c", ("checkpoints",)), ("d", ("metrics.json",))):
+        run = make_run(tmp_path / name, 0.6, f"optimizer.lr={2 if name == 'd' else 9}")
+        (run / "not_finite.txt").write_text("loss nan, gradient norm inf at step 3:\n  lower optimizer.lr\n")
+        if "metrics.json" not in files:
+            (run / "metrics.json").unlink()
+        if "checkpoints" in files:
+            (run / "checkpoints").mkdir()
+    leaderboard = Leaderboard.of([tmp_path])
+    assert {result.label: result.state for result in leaderboard.results} == {
+        "a": "done", "b": "failed", "c": "failed", "d": "done"
+    }  # fmt: skip
+    assert as_text(leaderboard).count("failed, loss nan, gradient norm inf at step 3: lower optimizer.lr; log") == 2
+    assert Leaderboard.of([tmp_path / "b"]).count("failed") == 1
+
+
+def test_a_job_that_exploded_after_its_line_was_lost_is_no_unfinished_one(tmp_path):
+    folder = make_sweep(tmp_path / "s", [(["lr=1"], "unfinished"), (["lr=2"], "failed"), (["lr=3"], "stopped")])
+    for number in range(3):
+        (folder / str(number) / "not_finite.txt").write_text("loss nan")
+    found = [(result.state, result.reason[:8]) for result in Leaderboard.of([folder]).results]
+    assert found == [("failed", "loss nan"), ("failed", "exit cod"), ("stopped", "exit cod")]
+
+
 def test_a_complete_run_is_done_whatever_the_journal_says_or_has_lost(tmp_path):
     folder = make_sweep(tmp_path / "s", [([f"lr={lr}"], lr / 10) for lr in (1, 2, 3)])
     lines = (folder / "sweep.jsonl").read_text().splitlines()

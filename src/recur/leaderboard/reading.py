@@ -10,10 +10,13 @@ from typing import Any
 
 from recur.errors import UserError
 from recur.runs import journal, marks
+from recur.runs.files import read_regular
+from recur.runs.folder import NOT_FINITE
 from recur.runs.limits import read_yaml
 from recur.runs.metrics import direction, metric, read_record
 
 _DEEPEST = 6  # folders below a given one in which runs are looked for
+_MOST_BYTES = 100_000  # of a file that says why a run ended
 _STOPPED = ("failed", "stopped")
 LEFT_OUT = "left out"  # the text of a setting that was typed as `~callbacks.ema`
 _READ = ("train", "val", "classes")  # what runs are compared by of what their records say of the data
@@ -109,7 +112,9 @@ class Source:
         state, reason = str(end.get("state")), str(end.get("reason", ""))
         value = None if record is None else metric(record, wanted)
         if record is None:
-            state = state if state in _STOPPED else "unfinished"
+            exploded = "" if state in _STOPPED else _why_not_finite(folder)
+            state = state if state in _STOPPED else "failed" if exploded else "unfinished"
+            reason = reason or exploded
         elif record.get("pruned"):
             state, reason = "pruned", ""
             value = None if value is not None and not math.isfinite(value) else value  # no order has a place for it
@@ -126,6 +131,17 @@ class Source:
         spent = metric(end, "seconds")
         seconds = spent if spent is not None and math.isfinite(spent) else 0.0
         return Result(source, label, folder, state, settings, record, value, reason, curve, seconds)
+
+
+def _why_not_finite(folder: Path) -> str:
+    """What a run says that ended by a loss or gradient that is not finite, on one line; empty for others."""
+    try:
+        text = read_regular(folder / NOT_FINITE, _MOST_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    except ValueError:
+        text = ""
+    return " ".join(text.split()) or "a loss or gradient is not finite"
 
 
 def _split(override: str) -> tuple[str, str]:
@@ -178,7 +194,7 @@ def _is_sweep(folder: Path) -> bool:
 
 def _is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file() and (
-        (folder / "metrics.json").is_file() or (folder / "checkpoints").is_dir()
+        (folder / "metrics.json").is_file() or (folder / "checkpoints").is_dir() or (folder / NOT_FINITE).is_file()
     )
 
 
