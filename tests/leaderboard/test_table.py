@@ -12,7 +12,7 @@ from recur.leaderboard.page import render, write
 from recur.leaderboard.reading import Result, Source
 from recur.leaderboard.table import Leaderboard
 from recur.leaderboard.text import as_markdown, as_text, rows, titles
-from recur.runs.journal import Journal, read
+from recur.runs.journal import Journal, append_validation, read
 from recur.runs.marks import Mark, write_mark
 from support.leaderboards import JOBS, make_run, make_sweep
 
@@ -321,6 +321,25 @@ def test_of_many_failures_as_many_are_printed_as_settings(tmp_path):
     text = as_text(leaderboard, 5)
     assert text.count("failed, why; log") == 5 and "... and 45 more failed" in text
     assert as_text(leaderboard).count("failed, why; log") == 50
+
+
+def test_the_time_of_every_attempt_counts(tmp_path):
+    """Of a job that was started again, and of a run of its own that was resumed and killed."""
+    folder = make_sweep(tmp_path / "s", [(["lr=1"], 0.5), (["lr=2"], "failed"), (["lr=3"], "failed")])
+    book = Journal(folder)
+    for number, seconds in ((1, 10.0), (1, math.nan), (2, 100.0), (2, None)):  # None: it is running
+        book.add("start", job=number, overrides=[f"lr={number + 1}"], folder=str(number))
+        if seconds is not None:
+            book.add("end", job=number, state="failed", seconds=seconds, reason="why")
+    book.close()
+    assert Leaderboard.of([folder]).seconds == 60 + (1 + 10) + (1 + 100)
+    run = make_run(tmp_path / "a", 0.5)
+    (run / "metrics.json").unlink()
+    (run / "checkpoints").mkdir()
+    for step, seconds in enumerate((5.0, 9.0, 4.0, 7.0, 11.0, 2.0), start=1):
+        entry = {"step": step, "epoch": step, "done": 0.1, "seconds": seconds, "metrics": {"val/accuracy": 0.5}}
+        append_validation(run, entry)
+    assert Leaderboard.of([run]).seconds == 9 + 11 + 2
 
 
 def test_a_run_of_its_own_that_exploded_is_there_and_says_why(tmp_path):
