@@ -230,6 +230,12 @@ def test_exploded_runs_get_a_logarithmic_axis_and_a_known_ceiling_a_line(tmp_pat
         path.write_text(json.dumps(json.loads(path.read_text()) | splits))
     assert drawn(Leaderboard.of([calm]), "lr").lines[-1].get_ydata()[0] == 0.96
     assert any("97.00 %" in text.get_text() for text in place.texts)
+    for number in range(3):
+        path = calm / str(number) / "metrics.json"
+        splits = {"ceiling_by_split": {"val": {}, "test": {"accuracy": 0.97}}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | splits))
+    assert Leaderboard.of([calm]).ceiling is None, "nothing is known of this split"
+    assert len(drawn(Leaderboard.of([calm]), "lr").lines) == lines
 
 
 def test_the_wheel_has_the_templates():

@@ -247,7 +247,7 @@ class Leaderboard:
         """The best value that the data allows, where the runs know one and the same."""
         split, _, name = self.metric.rpartition("/")
         records = [result.record for result in self.results if result.record is not None]
-        ceilings = [_part(record.get("ceiling_by_split"), split) or record.get("ceiling") for record in records]
+        ceilings = [_ceiling(record, split) for record in records]
         known = {metric(ceiling, name) if isinstance(ceiling, Mapping) else None for ceiling in ceilings}
         return next(iter(known)) if len(known) == 1 else None
 
@@ -290,8 +290,10 @@ def varied_keys(rows: Sequence[Mapping[str, str]]) -> list[str]:
     return [key for key in keys if len({row.get(key) for row in rows}) > 1]
 
 
-def _part(content: Any, key: str) -> Any:
-    return content.get(key) if isinstance(content, Mapping) else None
+def _ceiling(record: Mapping[str, Any], split: str) -> Any:
+    """What bounds a split's metrics: nothing known of this one is no reason to take another split's."""
+    by_split = record.get("ceiling_by_split")
+    return by_split[split] if isinstance(by_split, Mapping) and split in by_split else record.get("ceiling")
 
 
 def short(key: str, others: Iterable[str] = ()) -> str:
