@@ -14,7 +14,7 @@ import recur
 from recur import results
 from recur.leaderboard.importance import importance
 from recur.leaderboard.page import write
-from recur.leaderboard.plots import settings
+from recur.leaderboard.plots import coordinates, settings
 from recur.leaderboard.table import Leaderboard
 from recur.runs.journal import read
 from support.leaderboards import JOBS, make_run, make_sweep
@@ -213,7 +213,10 @@ def test_settings_whose_names_end_alike_are_both_named(tmp_path):
 
 
 def test_exploded_runs_get_a_logarithmic_axis_and_a_known_ceiling_a_line(tmp_path):
-    folder = make_sweep(tmp_path / "s", [([f"lr={lr}"], value) for lr, value in ((1, 90.0), (2, 95.0), (3, 1e6))])
+    jobs = [([f"lr={lr}"], value) for lr, value in ((1, 90.0), (2, 95.0), (3, 1e6))]
+    folder = make_sweep(tmp_path / "s", jobs, "val/perplexity", "min")
+    for number, (_, value) in enumerate(jobs):
+        (folder / str(number) / "metrics.json").write_text(json.dumps({"val": {"perplexity": value}}))
     assert drawn(Leaderboard.of([folder]), "lr").get_yscale() == "log"
     calm = make_sweep(tmp_path / "t", [([f"lr={lr}"], 0.1 * lr) for lr in (1, 2, 3)])
     assert drawn(Leaderboard.of([calm]), "lr").get_yscale() == "linear"
@@ -236,6 +239,24 @@ def test_exploded_runs_get_a_logarithmic_axis_and_a_known_ceiling_a_line(tmp_pat
         path.write_text(json.dumps(json.loads(path.read_text()) | splits))
     assert Leaderboard.of([calm]).ceiling is None, "nothing is known of this split"
     assert len(drawn(Leaderboard.of([calm]), "lr").lines) == lines
+
+
+def test_a_run_that_learned_nothing_gives_the_others_no_logarithmic_axis(tmp_path):
+    """More is better: what is a hundredth of the best is a bad run, and no reason to press the good ones together."""
+    jobs = [([f"lr={lr}", f"n={n}"], 0.001 if lr == 1 else 0.8 + lr / 100) for lr in (1, 2, 3) for n in (1, 2)]
+    leaderboard = Leaderboard.of([make_sweep(tmp_path / "s", jobs)])
+    assert drawn(leaderboard, "lr").get_yscale() == "linear"
+    texts = [text.get_text() for text in coordinates(leaderboard, (9, 3)).axes[0].texts]
+    assert "41.55 %" in texts, "the middle of a linear axis"
+
+
+def test_numbers_are_numbers_however_often_each_was_run(tmp_path):
+    for values, ticks in ((9, None), (8, 8), (5, 5)):
+        for repeats in (1, 3):
+            jobs = [([f"lr={lr}", f"n={n}"], lr / 10) for lr in range(1, values + 1) for n in range(repeats)]
+            place = drawn(Leaderboard.of([make_sweep(tmp_path / f"{values}.{repeats}", jobs)]), "lr")
+            assert bool(place.lines) == (ticks is not None), "each value has a mark and a tick"
+            assert ticks is None or len(place.get_xticks()) == ticks
 
 
 def test_the_wheel_has_the_templates():

@@ -24,6 +24,7 @@ FAINT = "#8a8f98"
 SERIES = ("#2f7ed8", "#d9662b", "#2a9d6f", "#a15fc9", "#c2912a")
 PANEL, HALF, WIDE = (4.0, 3.0), (6.4, 3.8), (9.0, 3.6)  # inches
 EXPLODED = 100  # times the best value: then the others would be one line at the bottom
+_MOST_VALUES = 8  # of numbers that an axis shows one by one, with their mean
 STYLE = {
     "font.size": 10.5,
     "font.family": "DejaVu Sans",
@@ -132,8 +133,8 @@ def _spans_decades(values: list[float]) -> bool:
 def _positions(texts: Sequence[str]) -> tuple[list[float], list[str] | None, bool]:
     """Places on an axis: (of each text, tick labels where they are words, whether the axis is logarithmic)."""
     values = numbers(texts)
-    distinct = sorted(set(values)) if values is not None else []
-    if values is not None and len(distinct) > max(4, len(texts) / 2):
+    distinct = set(values) if values is not None else set()
+    if values is not None and len(distinct) > _MOST_VALUES:
         return values, None, _spans_decades(values)
     order = sorted(dict.fromkeys(texts), key=float if values is not None else None)
     place = {text: float(index) for index, text in enumerate(order)}
@@ -205,12 +206,20 @@ def _setting(
     _value_axis(place, leaderboard, values)
 
 
+def _exploded(leaderboard: Leaderboard, values: Sequence[float]) -> bool:
+    """Whether some values are so much worse than the best that only a logarithmic axis tells the others apart.
+
+    Where more is better, the worst are small, and a logarithmic axis would be theirs.
+    """
+    return leaderboard.mode == "min" and min(values) > 0 and max(values) / min(values) >= EXPLODED
+
+
 def _value_axis(place: "Axes", leaderboard: Leaderboard, values: Sequence[float]) -> None:
     """The metric's axis: percent where shown so, logarithmic where runs exploded, with the best possible value."""
     from matplotlib.ticker import PercentFormatter
 
     info = metric_info(leaderboard.metric)
-    if min(values) > 0 and max(values) / min(values) >= EXPLODED:
+    if _exploded(leaderboard, values):
         place.set_yscale("log")
     elif info is not None and info.format.endswith("%"):
         place.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -274,7 +283,7 @@ def coordinates(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure 
         return None
     values = [value for _, value in done]
     ground = LinearSegmentedColormap.from_list("good", ["#9aa0a8", "#7fa6d0", "#2f7ed8", "#e07b1f"])
-    exploded = min(values) > 0 and max(values) / min(values) >= EXPLODED
+    exploded = _exploded(leaderboard, values)
     scale = LogNorm if exploded else Normalize
     norm = scale(min(values), max(values)) if min(values) < max(values) else Normalize(0, 1)
     colours = ScalarMappable(norm, ground if leaderboard.mode == "max" else ground.reversed())
