@@ -10,7 +10,7 @@ import recur
 from recur.leaderboard.columns import Column, columns
 from recur.leaderboard.page import render, write
 from recur.leaderboard.reading import Result, Source
-from recur.leaderboard.table import Leaderboard
+from recur.leaderboard.table import Leaderboard, brief
 from recur.leaderboard.text import as_markdown, as_text, rows, titles
 from recur.runs.journal import Journal, append_validation, read
 from recur.runs.marks import Mark, write_mark
@@ -365,6 +365,27 @@ def test_a_job_that_exploded_after_its_line_was_lost_is_no_unfinished_one(tmp_pa
         (folder / str(number) / "not_finite.txt").write_text("loss nan")
     found = [(result.state, result.reason[:8]) for result in Leaderboard.of([folder]).results]
     assert found == [("failed", "loss nan"), ("failed", "exit cod"), ("stopped", "exit cod")]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("0.999962", "0.999962"),
+        ("0.99996234567", "0.99996235"),
+        ("1.0000000", "1"),
+        ("0.0012345678", "0.001235"),
+        ("0.5012345678", "0.5012"),
+        ("-1.2345e-05", "-1.234e-05"),
+        ("12345678", "12345678"),
+        ("-12345678.0", "-12345678"),
+        ("12345678.9", "1.235e+07"),
+        ("0.3", "0.3"),
+        ("infinity", "infinity"),
+        ("adaptive", "adaptive"),
+    ],
+)
+def test_a_setting_is_shown_with_the_digits_that_count(text, shown):
+    assert brief(text) == shown
 
 
 def test_a_complete_run_is_done_whatever_the_journal_says_or_has_lost(tmp_path):

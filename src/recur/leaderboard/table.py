@@ -1,6 +1,7 @@
 """The leaderboard: runs grouped over seeds and ranked."""
 
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,8 @@ from recur.runs.metrics import direction, format_value, metric, metric_info, met
 
 _MOST_COLUMNS = 6  # of settings; a comparison with more says less
 _MOST_NAMES = 3  # of what was left out
+_TOLERANCE = 1e-3  # by which a shown setting may differ from the real one
+_WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
 STATES = ("done", "pruned", "unfinished", "stopped", "failed")  # in the order of the leaderboard
 
 
@@ -306,8 +309,18 @@ def short(key: str, others: Iterable[str] = ()) -> str:
 
 
 def brief(text: str) -> str:
-    """A setting's value; a long number with four digits that count."""
+    """A setting's value; a long number with the digits that count, four or more; all of a whole number.
+
+    Of 0.999962 it is the distance to 1 that counts, as for a momentum or a decay.
+    """
+    if len(text) <= 7:
+        return text
+    if _WHOLE.fullmatch(text):
+        return text.partition(".")[0]
     try:
-        return f"{float(text):.4g}" if len(text) > 7 else text
+        value = float(text)
     except ValueError:
         return text
+    allowed = _TOLERANCE * min(abs(value), abs(1 - value))
+    shown = (f"{value:.{digits}g}" for digits in range(4, 18))
+    return next((figures for figures in shown if abs(float(figures) - value) <= allowed), text)
