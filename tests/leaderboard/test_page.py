@@ -104,6 +104,15 @@ def test_the_page_stands_alone_and_escapes(tmp_path):
     assert rows[0]["name"] == evil
 
 
+def test_no_plot_of_an_earlier_leaderboard_stays_beside_a_new_one(tmp_path):
+    out = tmp_path / "out"
+    write(Leaderboard.of([make_sweep(tmp_path / "s", JOBS)]), out)
+    (out / "notes.png").touch()
+    assert {"settings.png", "curves.png", "coordinates.png"} <= {path.name for path in out.iterdir()}
+    write(Leaderboard.of([make_run(tmp_path / "a", 0.5)]), out)
+    assert [path.name for path in out.glob("*.png")] == ["notes.png"]
+
+
 def test_the_command_prints_writes_and_refuses_in_one_line(tmp_path, capsys, monkeypatch):
     folder = make_sweep(tmp_path / "s", JOBS)
     monkeypatch.setattr(sys, "argv", ["results", str(folder)])

@@ -70,24 +70,27 @@ FILES = tuple(f"{stem}.png" for stem in ("settings", "curves", "importance", "co
 
 
 def draw(leaderboard: Leaderboard, folder: Path) -> list[Plot]:
-    """Write every plot that the leaderboard has matter for as PNG; return them for the page."""
+    """Write every plot that the leaderboard has matter for as PNG; return them for the page.
+
+    Those that an earlier call wrote, and that this leaderboard has no matter for, are removed.
+    """
     from matplotlib import rc_context
 
-    name, share = leaderboard.metric, "Importance of each setting, as Optuna estimates it"
-    plots = []
+    metric, share = leaderboard.metric, "Importance of each setting, as Optuna estimates it"
+    plots, written = [], set()
     with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # a setting in a script the font lacks
         shares = importance(leaderboard)
         whole = settings(leaderboard, leaderboard.varied, shares)
         if whole is not None:
-            _save(whole, folder / "settings.png")
+            written.add(_save(whole, folder, "settings"))
             panels = [settings(leaderboard, [key], shares) for key in leaderboard.varied]
             svgs = [_inline(one, f"settings{i}") for i, one in enumerate(panels) if one is not None]
-            plots.append(Plot(f"{name} against each setting", svgs, len(svgs) > 1))
+            plots.append(Plot(f"{metric} against each setting", svgs, len(svgs) > 1))
         alone = len(shares) < 2 and len(leaderboard.varied) != 1  # then the curves have no neighbour
         for title, stem, figure, wide in (
             (
-                f"{name} during training, the best settings in colour",
+                f"{metric} during training, the best settings in colour",
                 "curves",
                 curves(leaderboard, WIDE if alone else HALF),
                 alone,
@@ -101,13 +104,19 @@ def draw(leaderboard: Leaderboard, folder: Path) -> list[Plot]:
             ),
         ):
             if figure is not None:
-                _save(figure, folder / f"{stem}.png")
+                written.add(_save(figure, folder, stem))
                 plots.append(Plot(title, [_inline(figure, stem)], wide))
+    for name in set(FILES) - written:
+        if not (folder / name).is_dir():
+            (folder / name).unlink(missing_ok=True)
     return plots
 
 
-def _save(figure: "Figure", path: Path) -> None:
-    figure.savefig(path, dpi=150, facecolor="white")
+def _save(figure: "Figure", folder: Path, stem: str) -> str:
+    """Write one of `FILES`; return its name."""
+    name = f"{stem}.png"
+    figure.savefig(folder / name, dpi=150, facecolor="white")
+    return name
 
 
 def _inline(figure: "Figure", name: str) -> str:
