@@ -34,7 +34,7 @@ def importance(leaderboard: Leaderboard) -> dict[str, float]:
     except ImportError:
         return {}
     columns = {key: _categories([settings[key] for settings, _ in done]) for key in keys}
-    distributions = {
+    distributions: dict[str, optuna.distributions.BaseDistribution] = {
         key: optuna.distributions.CategoricalDistribution(sorted(set(column))) for key, column in columns.items()
     }
     level = optuna.logging.get_verbosity()
