@@ -111,6 +111,7 @@ def terminal(shaded: Shaded, colours: str | None) -> "Text":
     from rich.text import Text
 
     line = Text()
+    top = max(map(abs, shaded.values), default=0.0)
     for index, (token, strength) in enumerate(zip(shaded.tokens, shaded.strengths(), strict=True)):
         if index:
             line.append(shaded.separator)
@@ -121,7 +122,7 @@ def terminal(shaded: Shaded, colours: str | None) -> "Text":
         # Dark ink on every shaded token: readable whatever the terminal's own colours are.
         ink = Style(color="rgb(16,16,16)", bgcolor=Color.from_rgb(*_on_white(strength))) if strength else Style()
         if colours == "standard":  # sixteen colours have no shades: only what is strong gets one
-            far = abs(shaded.values[index]) > max(map(abs, shaded.values)) / 3
+            far = abs(shaded.values[index]) > top / 3
             ink = Style(color="black", bgcolor="cyan" if shaded.values[index] > 0 else "yellow") if far else Style()
         line.append(token, ink + Style(underline=shaded.is_unknown(index)))
     return line

@@ -24,6 +24,7 @@ from recur.runs.files import write_atomic
 
 _LONGEST_TEXT = 200  # characters of a text in a table
 _LONGEST_TOKEN = 30
+PAGE_CHARACTERS = 20_000  # of a text on a page of likelihoods, where each token is an element with a note of its own
 
 
 class Display(Protocol):
@@ -252,12 +253,17 @@ class LanguageDisplay:
         self._shaded: list[Shaded] = []
 
     def check(self, chunk: list[Given]) -> list[Given]:
-        """The same texts, those that have no tokens with that as their problem."""
-        tokenizer = self._run.tokenizer
-        return [
-            given if given.problem or read_tokens(tokenizer, given.text)[0] else _without_tokens(given)
-            for given in chunk
-        ]
+        """The same texts, those that have no tokens, or are too long for a page, with that as their problem."""
+        return [self._checked(given) for given in chunk]
+
+    def _checked(self, given: Given) -> Given:
+        if given.problem:
+            return given
+        if self._options.page and len(given.text) > PAGE_CHARACTERS:
+            rule = f"must have at most {PAGE_CHARACTERS:,} characters to be shown on a page, got {len(given.text):,}"
+            remedy = "shorten it, or give --skip-bad-rows"
+            return replace(given, problem=UserError(given.where, rule=rule, remedy=remedy))
+        return given if read_tokens(self._run.tokenizer, given.text)[0] else _without_tokens(given)
 
     def answer(self, chunk: Sequence[Given]) -> None:
         """Answer good texts and show the answers, in order."""

@@ -129,7 +129,7 @@ def render(leaderboard: Leaderboard, plots: Sequence[Plot], folder: Path) -> str
 
 
 def _kind(leaderboard: Leaderboard, group: Group) -> str:
-    return "best" if any(group is one for one in leaderboard.tied) else group.state if group.mean is None else ""
+    return group.state if group.mean is None else "best" if leaderboard.rank(group) == "1" else ""
 
 
 def _cells(leaderboard: Leaderboard, group: Group, shown: Sequence[Column]) -> Iterator[Cell]:
@@ -140,10 +140,10 @@ def _cells(leaderboard: Leaderboard, group: Group, shown: Sequence[Column]) -> I
 
 
 def _bar(leaderboard: Leaderboard, value: float | None) -> int | None:
-    means = [group.mean for group in leaderboard.groups if group.mean is not None]
-    if value is None or min(means) == max(means):
+    if value is None or leaderboard.extremes is None:
         return None
-    return round(6 + 54 * (value - min(means)) / (max(means) - min(means)))
+    low, high = leaderboard.extremes
+    return round(6 + 54 * (value - low) / (high - low)) if low < high else None
 
 
 def _tiles(leaderboard: Leaderboard) -> Iterator[tuple[str, str]]:

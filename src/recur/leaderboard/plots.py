@@ -8,7 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from recur.leaderboard.importance import importance, spans_decades
+from recur.leaderboard.importance import importance
 from recur.leaderboard.reading import numbers
 from recur.leaderboard.table import Group, Leaderboard, brief, short
 from recur.render import shortened
@@ -24,6 +24,7 @@ FAINT = "#8a8f98"
 SERIES = ("#2f7ed8", "#d9662b", "#2a9d6f", "#a15fc9", "#c2912a")
 PANEL, HALF, WIDE = (4.0, 3.0), (6.4, 3.8), (9.0, 3.6)  # inches
 EXPLODED = 100  # times the best value: then the others would be one line at the bottom
+_MOST_VALUES = 8  # of numbers that an axis shows one by one, with their mean
 STYLE = {
     "font.size": 10.5,
     "font.family": "DejaVu Sans",
@@ -69,24 +70,27 @@ FILES = tuple(f"{stem}.png" for stem in ("settings", "curves", "importance", "co
 
 
 def draw(leaderboard: Leaderboard, folder: Path) -> list[Plot]:
-    """Write every plot that the leaderboard has matter for as PNG; return them for the page."""
+    """Write every plot that the leaderboard has matter for as PNG; return them for the page.
+
+    Those that an earlier call wrote, and that this leaderboard has no matter for, are removed.
+    """
     from matplotlib import rc_context
 
-    name, share = leaderboard.metric, "Importance of each setting, as Optuna estimates it"
-    plots = []
+    metric, share = leaderboard.metric, "Importance of each setting, as Optuna estimates it"
+    plots, written = [], set()
     with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # a setting in a script the font lacks
         shares = importance(leaderboard)
         whole = settings(leaderboard, leaderboard.varied, shares)
         if whole is not None:
-            _save(whole, folder / "settings.png")
+            written.add(_save(whole, folder, "settings"))
             panels = [settings(leaderboard, [key], shares) for key in leaderboard.varied]
             svgs = [_inline(one, f"settings{i}") for i, one in enumerate(panels) if one is not None]
-            plots.append(Plot(f"{name} against each setting", svgs, len(svgs) > 1))
+            plots.append(Plot(f"{metric} against each setting", svgs, len(svgs) > 1))
         alone = len(shares) < 2 and len(leaderboard.varied) != 1  # then the curves have no neighbour
         for title, stem, figure, wide in (
             (
-                f"{name} during training, the best settings in colour",
+                f"{metric} during training, the best settings in colour",
                 "curves",
                 curves(leaderboard, WIDE if alone else HALF),
                 alone,
@@ -100,13 +104,19 @@ def draw(leaderboard: Leaderboard, folder: Path) -> list[Plot]:
             ),
         ):
             if figure is not None:
-                _save(figure, folder / f"{stem}.png")
+                written.add(_save(figure, folder, stem))
                 plots.append(Plot(title, [_inline(figure, stem)], wide))
+    for name in set(FILES) - written:
+        if not (folder / name).is_dir():
+            (folder / name).unlink(missing_ok=True)
     return plots
 
 
-def _save(figure: "Figure", path: Path) -> None:
-    figure.savefig(path, dpi=150, facecolor="white")
+def _save(figure: "Figure", folder: Path, stem: str) -> str:
+    """Write one of `FILES`; return its name."""
+    name = f"{stem}.png"
+    figure.savefig(folder / name, dpi=150, facecolor="white")
+    return name
 
 
 def _inline(figure: "Figure", name: str) -> str:
@@ -124,14 +134,20 @@ def _done(leaderboard: Leaderboard) -> list[tuple[Group, float]]:
     return [(group, r.value) for group in leaderboard.groups for r in group.done if r.value is not None]
 
 
+def _spans_decades(values: list[float]) -> bool:
+    """Whether positive numbers lie so far apart that they are read on a logarithmic axis."""
+    return min(values) > 0 and max(values) / min(values) >= 30
+
+
 def _positions(texts: Sequence[str]) -> tuple[list[float], list[str] | None, bool]:
     """Places on an axis: (of each text, tick labels where they are words, whether the axis is logarithmic)."""
     values = numbers(texts)
-    distinct = sorted(set(values)) if values is not None else []
-    if values is not None and len(distinct) > max(4, len(texts) / 2):
-        return values, None, spans_decades(values)
+    distinct = set(values) if values is not None else set()
+    if values is not None and len(distinct) > _MOST_VALUES:
+        return values, None, _spans_decades(values)
     order = sorted(dict.fromkeys(texts), key=float if values is not None else None)
-    return [float(order.index(text)) for text in texts], order, False
+    place = {text: float(index) for index, text in enumerate(order)}
+    return [place[text] for text in texts], order, False
 
 
 def _clip(text: str, length: int = 22) -> str:
@@ -179,7 +195,10 @@ def _setting(
         place.set_xscale("log")
     place.scatter(xs, values, s=22, color=SERIES[0], alpha=0.8 if labels is None else 0.45, linewidths=0)
     if labels is not None:
-        means = [_mean([v for x, v in zip(xs, values, strict=True) if x == i]) for i in range(len(labels))]
+        alike: list[list[float]] = [[] for _ in labels]
+        for x, value in zip(xs, values, strict=True):
+            alike[int(x)].append(value)
+        means = [sum(same) / len(same) for same in alike]
         ordered = numbers(labels) is not None
         mark: dict[str, Any] = {"marker": "o", "markersize": 4} if ordered else {"marker": "_", "markersize": 22}
         place.plot(
@@ -196,12 +215,20 @@ def _setting(
     _value_axis(place, leaderboard, values)
 
 
+def _exploded(leaderboard: Leaderboard, values: Sequence[float]) -> bool:
+    """Whether some values are so much worse than the best that only a logarithmic axis tells the others apart.
+
+    Where more is better, the worst are small, and a logarithmic axis would be theirs.
+    """
+    return leaderboard.mode == "min" and min(values) > 0 and max(values) / min(values) >= EXPLODED
+
+
 def _value_axis(place: "Axes", leaderboard: Leaderboard, values: Sequence[float]) -> None:
     """The metric's axis: percent where shown so, logarithmic where runs exploded, with the best possible value."""
     from matplotlib.ticker import PercentFormatter
 
     info = metric_info(leaderboard.metric)
-    if min(values) > 0 and max(values) / min(values) >= EXPLODED:
+    if _exploded(leaderboard, values):
         place.set_yscale("log")
     elif info is not None and info.format.endswith("%"):
         place.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -213,10 +240,6 @@ def _value_axis(place: "Axes", leaderboard: Leaderboard, values: Sequence[float]
             xycoords=("axes fraction", "data"), textcoords="offset points",
             ha="left", va="top" if leaderboard.mode == "max" else "bottom", fontsize=9, color=SERIES[1],
         )  # fmt: skip
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
 
 
 def curves(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure | None":
@@ -269,7 +292,7 @@ def coordinates(leaderboard: Leaderboard, size: tuple[float, float]) -> "Figure 
         return None
     values = [value for _, value in done]
     ground = LinearSegmentedColormap.from_list("good", ["#9aa0a8", "#7fa6d0", "#2f7ed8", "#e07b1f"])
-    exploded = min(values) > 0 and max(values) / min(values) >= EXPLODED
+    exploded = _exploded(leaderboard, values)
     scale = LogNorm if exploded else Normalize
     norm = scale(min(values), max(values)) if min(values) < max(values) else Normalize(0, 1)
     colours = ScalarMappable(norm, ground if leaderboard.mode == "max" else ground.reversed())

@@ -1,5 +1,6 @@
 """Folders of sweeps and of single runs, read back as results."""
 
+import itertools
 import math
 import os
 import re
@@ -10,10 +11,13 @@ from typing import Any
 
 from recur.errors import UserError
 from recur.runs import journal, marks
+from recur.runs.files import read_regular
+from recur.runs.folder import NOT_FINITE
 from recur.runs.limits import read_yaml
 from recur.runs.metrics import direction, metric, read_record
 
 _DEEPEST = 6  # folders below a given one in which runs are looked for
+_MOST_BYTES = 100_000  # of a file that says why a run ended
 _STOPPED = ("failed", "stopped")
 LEFT_OUT = "left out"  # the text of a setting that was typed as `~callbacks.ema`
 _READ = ("train", "val", "classes")  # what runs are compared by of what their records say of the data
@@ -43,7 +47,7 @@ class Result:
         value: the metric, None where it has none.
         reason: of a failure.
         curve: its validations.
-        seconds: that the sweep spent on it, where it has no record of its own.
+        seconds: that the sweep spent on it, or a run of its own until its last validation; for one without a record.
     """
 
     source: str
@@ -85,7 +89,7 @@ class Source:
         monitor: the metric by which its runs are compared.
         mode: `max` or `min`.
         header: the first line of a sweep's journal; empty for a run.
-        jobs: label, folder, overrides and last event of each run.
+        jobs: label, folder, overrides and last event of each run, with the seconds of all its attempts.
     """
 
     folder: Path
@@ -109,7 +113,9 @@ class Source:
         state, reason = str(end.get("state")), str(end.get("reason", ""))
         value = None if record is None else metric(record, wanted)
         if record is None:
-            state = state if state in _STOPPED else "unfinished"
+            exploded = "" if state in _STOPPED else _why_not_finite(folder)
+            state = state if state in _STOPPED else "failed" if exploded else "unfinished"
+            reason = reason or exploded
         elif record.get("pruned"):
             state, reason = "pruned", ""
             value = None if value is not None and not math.isfinite(value) else value  # no order has a place for it
@@ -123,9 +129,31 @@ class Source:
         settings = {key: text for key, text in map(_split, overrides) if key != "sweep"}
         curve = tuple(journal.read_validations(folder))
         source = self.name if self.is_sweep else ""
-        spent = metric(end, "seconds")
-        seconds = spent if spent is not None and math.isfinite(spent) else 0.0
+        seconds = _seconds(end) if self.is_sweep else _seconds_of_curve(curve)
         return Result(source, label, folder, state, settings, record, value, reason, curve, seconds)
+
+
+def _seconds(entry: Mapping[str, Any]) -> float:
+    """What an event or a validation says of the time that was spent; 0 where that is no number."""
+    seconds = metric(entry, "seconds")
+    return seconds if seconds is not None and math.isfinite(seconds) else 0.0
+
+
+def _seconds_of_curve(curve: Sequence[Mapping[str, Any]]) -> float:
+    """Time until a run's last validation. Each process of a resumed run counts its own from 0."""
+    spent = [*map(_seconds, curve), 0.0]
+    return sum(now for now, then in itertools.pairwise(spent) if then < now)
+
+
+def _why_not_finite(folder: Path) -> str:
+    """What a run says that ended by a loss or gradient that is not finite, on one line; empty for others."""
+    try:
+        text = read_regular(folder / NOT_FINITE, _MOST_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    except ValueError:
+        text = ""
+    return " ".join(text.split()) or "a loss or gradient is not finite"
 
 
 def _split(override: str) -> tuple[str, str]:
@@ -178,7 +206,7 @@ def _is_sweep(folder: Path) -> bool:
 
 def _is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file() and (
-        (folder / "metrics.json").is_file() or (folder / "checkpoints").is_dir()
+        (folder / "metrics.json").is_file() or (folder / "checkpoints").is_dir() or (folder / NOT_FINITE).is_file()
     )
 
 
@@ -189,16 +217,21 @@ def _source(folder: Path, name: str) -> Source | None:
     header = events[0]
     starts: dict[int, tuple[Path, list[str]]] = {}
     ends: dict[int, dict[str, Any]] = {}
-    for event in events:  # the last event of a job counts
+    spent: dict[int, float] = {}
+    for event in events:  # the last event of a job counts, and the time of all its attempts
         if event["event"] == "start":
             starts[event["job"]] = (folder / event["folder"], list(map(str, event["overrides"])))
             ends.pop(event["job"], None)
         elif event["event"] == "end":
             ends[event["job"]] = event
+            spent[event["job"]] = spent.get(event["job"], 0.0) + _seconds(event)
     if marks.is_key(header.get("id")):  # jobs whose lines the journal has lost
         for number, (place, mark) in marks.marked_folders(folder, header["id"]).items():
             starts.setdefault(number, (place, list(mark.overrides)))
-    jobs = [(str(n), place, overrides, ends.get(n, {})) for n, (place, overrides) in sorted(starts.items())]
+    jobs = [
+        (str(n), place, overrides, {**ends.get(n, {}), "seconds": spent.get(n, 0.0)})
+        for n, (place, overrides) in sorted(starts.items())
+    ]
     return Source(folder, name, str(header["monitor"]), str(header["mode"]), header, jobs)
 
 

@@ -1,10 +1,12 @@
 """The leaderboard: runs grouped over seeds and ranked."""
 
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +15,25 @@ from recur.leaderboard.reading import Result, Source, add_differences, fill_from
 from recur.runs.metrics import direction, format_value, metric, metric_info, metric_names
 
 _MOST_COLUMNS = 6  # of settings; a comparison with more says less
+_MOST_NAMES = 3  # of what was left out
+_TOLERANCE = 1e-3  # by which a shown setting may differ from the real one
+_WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
 STATES = ("done", "pruned", "unfinished", "stopped", "failed")  # in the order of the leaderboard
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that differ in nothing but their seed."""
+    """Runs that differ in nothing but their seed; what is asked of them often is computed once."""
 
-    settings: dict[str, str]
-    results: list[Result]
+    settings: Mapping[str, str]
+    results: Sequence[Result]
 
-    @property
+    @cached_property
     def done(self) -> list[Result]:
         """Those that came to their end with a value."""
         return [result for result in self.results if result.state == "done" and result.value is not None]
 
-    @property
+    @cached_property
     def of_seeds(self) -> list[float]:
         """The metric of each seed that came to its end: runs that repeat a seed count once, by their mean."""
         return self._of_seeds([result.value for result in self.done])
@@ -41,17 +46,17 @@ class Group:
                 seeds.setdefault(result.seed, []).append(value)
         return [statistics.fmean(seed) for seed in seeds.values()]
 
-    @property
+    @cached_property
     def mean(self) -> float | None:
         """Mean of the metric over seeds."""
         return statistics.fmean(self.of_seeds) if self.of_seeds else None
 
-    @property
+    @cached_property
     def deviation(self) -> float | None:
         """Sample standard deviation over seeds, None for one seed."""
         return statistics.stdev(self.of_seeds) if len(self.of_seeds) > 1 else None
 
-    @property
+    @cached_property
     def state(self) -> str:
         """`done` where any run is, else what most of them are."""
         states = [result.state for result in self.results]
@@ -118,17 +123,23 @@ class Leaderboard:
         if several:
             rows = [{"sweep": result.source, **row} for result, row in zip(results, rows, strict=True)]
         keys = [key for key in varied_keys(rows) if key != "seed"]
-        inside = {key for name in {r.source for r in results} for key in varied_keys(_of(results, name))}
+        of_source: dict[str, list[dict[str, str]]] = {}
+        for result in results:
+            of_source.setdefault(result.source, []).append(result.settings)
+        inside = {key for own in of_source.values() for key in varied_keys(own)}
         constant = [key for key in keys if key not in inside and key != "sweep"]
         self.between = constant if len(keys) > _MOST_COLUMNS and several else []
         self.varied = [key for key in keys if key not in self.between]
-        groups: dict[tuple[str | None, ...], Group] = {}  # a setting that a run lacks is none that is empty
+        alike: dict[tuple[str | None, ...], list[Result]] = {}  # a setting that a run lacks is none that is empty
         for result, row in zip(results, rows, strict=True):
-            settings = {key: row.get(key, "") for key in self.varied}
-            groups.setdefault(tuple(map(row.get, self.varied)), Group(settings, [])).results.append(result)
+            alike.setdefault(tuple(map(row.get, self.varied)), []).append(result)
+        groups = [
+            Group({key: value or "" for key, value in zip(self.varied, values, strict=True)}, same)
+            for values, same in alike.items()
+        ]
         sign = -1 if mode == "max" else 1
         self.groups = sorted(
-            groups.values(), key=lambda g: (STATES.index(g.state), sign * g.mean if g.mean is not None else math.inf)
+            groups, key=lambda g: (STATES.index(g.state), sign * g.mean if g.mean is not None else math.inf)
         )
 
     @classmethod
@@ -150,8 +161,9 @@ class Leaderboard:
         wanted = metric or monitors.most_common(1)[0][0]
         results_of = {id(source): source.results(wanted) for source in sources}
         left_out = {}
-        for source in sources:
-            if source.monitor != wanted and all(result.value is None for result in results_of[id(source)]):
+        for source in sources:  # val/loss of two families is one name for two things: it must be asked for
+            lacks = all(result.value is None for result in results_of[id(source)])
+            if source.monitor != wanted and (metric is None or lacks):
                 left_out[source.name] = source.monitor
         results = [result for s in sources if s.name not in left_out for result in results_of[id(s)]]
         if not results or (metric is not None and metric not in written(results)):
@@ -172,23 +184,38 @@ class Leaderboard:
         """The first group that came to its end."""
         return self.groups[0] if self.groups and self.groups[0].mean is not None else None
 
-    @property
+    @cached_property
     def tied(self) -> list[Group]:
         """All groups with the best mean."""
         return [group for group in self.groups if self.best is not None and group.mean == self.best.mean]
 
+    @cached_property
+    def means(self) -> list[float]:
+        """The means of the groups that came to their end, the best first."""
+        return [group.mean for group in self.groups if group.mean is not None]
+
+    @cached_property
+    def extremes(self) -> tuple[float, float] | None:
+        """The smallest and the largest mean, None where there is none."""
+        return (min(self.means), max(self.means)) if self.means else None
+
+    @cached_property
+    def _ranks(self) -> dict[float, int]:
+        """The rank of each mean: that of the first group that has it."""
+        ranks: dict[float, int] = {}
+        for rank, mean in enumerate(self.means, start=1):
+            ranks.setdefault(mean, rank)
+        return ranks
+
     def rank(self, group: Group) -> str:
         """A group's rank, from 1; groups with one mean share it. Empty for one that did not come to its end."""
-        if group.mean is None:
-            return ""
-        means = [other.mean for other in self.groups if other.mean is not None]
-        return str(1 + sum(mean > group.mean if self.mode == "max" else mean < group.mean for mean in means))
+        return "" if group.mean is None else str(self._ranks[group.mean])
 
     def count(self, state: str) -> int:
         """Runs in this state."""
         return sum(result.state == state for result in self.results)
 
-    @property
+    @cached_property
     def missing(self) -> int:
         """Jobs that never began."""
         planned = [(metric(source.header, "jobs") or 0.0, len(source.jobs)) for source in self.sources]
@@ -200,7 +227,7 @@ class Leaderboard:
         parts = [f"{n} {state}" for state in order if (n := self.count(state))]
         return ", ".join(parts + ([f"{self.missing} not started"] if self.missing else []))
 
-    @property
+    @cached_property
     def seconds(self) -> float:
         """Time all runs took together."""
         taken = [metric(r.record, "wall_seconds") if r.record else r.seconds for r in self.results]
@@ -218,12 +245,12 @@ class Leaderboard:
         test = "test/" + self.metric.rpartition("/")[2]
         return [name for name in dict.fromkeys([*objectives, test]) if name != self.metric and "/" in name]
 
-    @property
+    @cached_property
     def ceiling(self) -> float | None:
         """The best value that the data allows, where the runs know one and the same."""
         split, _, name = self.metric.rpartition("/")
         records = [result.record for result in self.results if result.record is not None]
-        ceilings = [_part(record.get("ceiling_by_split"), split) or record.get("ceiling") for record in records]
+        ceilings = [_ceiling(record, split) for record in records]
         known = {metric(ceiling, name) if isinstance(ceiling, Mapping) else None for ceiling in ceilings}
         return next(iter(known)) if len(known) == 1 else None
 
@@ -236,10 +263,15 @@ class Leaderboard:
             for name, settings in reversed(firsts.items())
             if self.between
         ]
-        return lines + [
-            f"left out: {name}, which is compared by {monitor} (--metric {monitor})"
-            for name, monitor in self.left_out.items()
-        ]
+        by_monitor: dict[str, list[str]] = {}
+        for name, monitor in self.left_out.items():
+            by_monitor.setdefault(monitor, []).append(name)
+        for monitor, names in by_monitor.items():
+            more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+            named = ", ".join(names[:_MOST_NAMES]) + more
+            which = "which is" if len(names) == 1 else "which are"
+            lines.append(f"left out: {named}, {which} compared by {monitor} (--metric {monitor})")
+        return lines
 
 
 def _direction(wanted: str, sources: Sequence[Source]) -> str:
@@ -255,18 +287,16 @@ def written(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(name for r in results if r.record is not None for name in metric_names(r.record)))
 
 
-def _of(results: Sequence[Result], source: str) -> list[dict[str, str]]:
-    return [result.settings for result in results if result.source == source]
-
-
 def varied_keys(rows: Sequence[Mapping[str, str]]) -> list[str]:
     """Keys whose values differ between rows, in the order of their first appearance."""
     keys = dict.fromkeys(key for row in rows for key in row)
     return [key for key in keys if len({row.get(key) for row in rows}) > 1]
 
 
-def _part(content: Any, key: str) -> Any:
-    return content.get(key) if isinstance(content, Mapping) else None
+def _ceiling(record: Mapping[str, Any], split: str) -> Any:
+    """What bounds a split's metrics: nothing known of this one is no reason to take another split's."""
+    by_split = record.get("ceiling_by_split")
+    return by_split[split] if isinstance(by_split, Mapping) and split in by_split else record.get("ceiling")
 
 
 def short(key: str, others: Iterable[str] = ()) -> str:
@@ -279,8 +309,18 @@ def short(key: str, others: Iterable[str] = ()) -> str:
 
 
 def brief(text: str) -> str:
-    """A setting's value; a long number with four digits that count."""
+    """A setting's value; a long number with the digits that count, four or more; all of a whole number.
+
+    Of 0.999962 it is the distance to 1 that counts, as for a momentum or a decay.
+    """
+    if len(text) <= 7:
+        return text
+    if _WHOLE.fullmatch(text):
+        return text.partition(".")[0]
     try:
-        return f"{float(text):.4g}" if len(text) > 7 else text
+        value = float(text)
     except ValueError:
         return text
+    allowed = _TOLERANCE * min(abs(value), abs(1 - value))
+    shown = (f"{value:.{digits}g}" for digits in range(4, 18))
+    return next((figures for figures in shown if abs(float(figures) - value) <= allowed), text)

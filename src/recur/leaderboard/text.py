@@ -22,30 +22,41 @@ def titles(leaderboard: Leaderboard) -> list[str]:
 
 def rows(leaderboard: Leaderboard) -> list[list[str]]:
     """The table, one row a group."""
-    return [[column.text(leaderboard, group) for column in columns(leaderboard)] for group in leaderboard.groups]
+    return _table(leaderboard)[1]
+
+
+def _table(leaderboard: Leaderboard, limit: int | None = None) -> tuple[list[str], list[list[str]]]:
+    """Titles, and the rows of so many groups."""
+    shown = columns(leaderboard)
+    cells = [[column.text(leaderboard, group) for column in shown] for group in leaderboard.groups[:limit]]
+    return [column.title for column in shown], cells
 
 
 def as_text(leaderboard: Leaderboard, limit: int | None = None) -> str:
-    """The leaderboard for a terminal."""
+    """The leaderboard for a terminal.
+
+    Args:
+        leaderboard: what to show.
+        limit: how many settings to show, and how many runs that failed; None for all.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
-    every = rows(leaderboard)
-    shown = every if limit is None else every[:limit]
-    for title in titles(leaderboard):
+    heads, shown = _table(leaderboard, limit)
+    for title in heads:
         table.add_column(Text(printable(title)), no_wrap=True)
     for row in shown:
         table.add_row(*[Text(printable(cell)) for cell in row])  # settings may hold any text
     out = io.StringIO()
     Console(file=out, width=10_000, color_system=None, legacy_windows=False).print(table)
     lines = ["", *(line.rstrip() for line in out.getvalue().splitlines())]
-    if len(shown) < len(every):
-        lines.append(f"... and {len(every) - len(shown)} more settings")
+    if rest := len(leaderboard.groups) - len(shown):
+        lines.append(f"... and {rest} more settings")
     if len(leaderboard.tied) > 1:
         lines.append(f"{len(leaderboard.tied)} settings tie for the best {leaderboard.metric}")
-    lines += [
-        f"{_of_job(result)} failed, {result.reason}; log {result.log}"
-        for result in leaderboard.results
-        if result.state == "failed"
-    ]
+    failed = [result for result in leaderboard.results if result.state == "failed"]
+    named = failed[:limit]
+    lines += [f"{_of_job(result)} failed, {result.reason}; log {result.log}" for result in named]
+    if rest := len(failed) - len(named):
+        lines.append(f"... and {rest} more failed")
     lines += leaderboard.differences()
     lines += [f"{leaderboard.states_text()}; {seconds_in_words(leaderboard.seconds)} of computing", ""]
     return "\n".join(map(printable, lines))
@@ -57,8 +68,8 @@ def as_markdown(leaderboard: Leaderboard) -> str:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(map(markdown_cell, cells)) + " |"
 
-    rule = "|" + "---|" * len(titles(leaderboard))
-    return "\n".join([line(titles(leaderboard)), rule, *map(line, rows(leaderboard))]) + "\n"
+    heads, cells = _table(leaderboard)
+    return "\n".join([line(heads), "|" + "---|" * len(heads), *map(line, cells)]) + "\n"
 
 
 def as_csv(leaderboard: Leaderboard) -> str:

@@ -1,0 +1,44 @@
+"""What a display refuses before it answers, and what showing a text costs."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from recur.inference.display import PAGE_CHARACTERS, LanguageDisplay, Options
+from recur.inference.io import Given
+from recur.render import Shaded, terminal
+
+
+@pytest.mark.parametrize("page", [None, "a.html"])
+def test_only_a_page_has_a_longest_text_of_a_language_run(page, monkeypatch):
+    monkeypatch.setattr("recur.inference.display.read_tokens", lambda tokenizer, text: (text.split(), None))
+    display = LanguageDisplay(SimpleNamespace(tokenizer=None), Options(None, explain=False, page=page))
+    texts = ("a" * PAGE_CHARACTERS, "b" * (PAGE_CHARACTERS + 1), " " * 5)
+    fits, long, empty = display.check([Given(f"line {n}", text) for n, text in enumerate(texts)])
+    assert fits.problem is None and "has no tokens" in str(empty.problem)
+    if page is None:
+        assert long.problem is None
+    else:
+        assert "line 1 must have at most 20,000 characters to be shown on a page, got 20,001" in str(long.problem)
+        assert "--skip-bad-rows" in str(long.problem)
+
+
+class Counted(list):
+    """A list that counts how often it was read from its beginning."""
+
+    reads = 0
+
+    def __iter__(self):
+        self.reads += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("colours", ["standard", "256", "truecolor", None])
+def test_a_text_is_shaded_in_a_number_of_passes_that_its_length_does_not_change(colours):
+    passes = []
+    for length in (10, 1000):
+        values = Counted([(-1) ** n * n / length for n in range(length)])
+        line = terminal(Shaded("title", ["w"] * length, values, [""] * length), colours)
+        passes.append(values.reads)
+        assert line.plain.count("w") == length
+    assert passes[0] == passes[1]
