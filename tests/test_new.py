@@ -2,11 +2,14 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 import recur
 from conftest import ROOT
@@ -27,11 +30,45 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_file_is_named_and_filled(project: Path) -> None:
     texts = [path.read_text() for path in project.rglob("*") if path.is_file()]
     assert len(texts) == 14
-    assert not any("@NAME@" in text for text in texts)
+    assert not any("@NAME@" in text or "@VERSIONS@" in text for text in texts)
     assert not list(project.rglob("*.in"))
     assert (project / "src" / "outsiders" / "cells.py").is_file()
     for path in project.rglob("*.py"):
         compile(path.read_text(), str(path), "exec")
+
+
+def test_it_wants_the_recur_that_wrote_it(project: Path) -> None:
+    """The index has another project of this name, which must at least not do for a version that is not there."""
+    wanted = tomllib.loads((project / "pyproject.toml").read_text())["project"]["dependencies"]
+    major, minor = (int(part) for part in recur.__version__.split(".")[:2])
+    assert wanted == [f"recur>={major}.{minor},<{major}.{minor + 1}"]
+    assert "Install recur first" in (project / "README.md").read_text()
+
+
+def test_its_makefile_takes_another_python(project: Path) -> None:
+    done = subprocess.run(
+        ["make", "-n", "train", "PYTHON=other"], cwd=project, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("other -m recur.train")
+
+
+@pytest.mark.parametrize("more", [[], ["data=outsiders"]], ids=["embedded", "own data"])
+def test_its_own_metric_chooses_the_checkpoint_and_any_trainer_can_be_chosen(project: Path, more: list[str]) -> None:
+    words = ["--config-dir", str(project / "conf"), "experiment=outsiders", *more]
+    config = recur.compose(words)
+    assert (config["monitor"], config["mode"]) == ("val/mean_recall", "max")
+    assert config["callbacks"]["best"]["monitor"] == "val/mean_recall"
+    assert config["trainer"]["accelerator"] == "cpu"
+    assert recur.compose([*words, "trainer=gpu"])["trainer"]["accelerator"] == "gpu"
+
+
+def test_its_network_begins_with_the_word_vectors_it_is_given(project: Path) -> None:
+    build = runpy.run_path(str(project / "src" / "outsiders" / "model.py"))["AttentionClassifier"]
+    vectors = torch.randn(50, 32)
+    net = build(50, 3, vectors)
+    assert torch.equal(net.embedding.weight, vectors) and net.embedding.weight.requires_grad
+    with pytest.raises(ValueError, match=r"word vectors have the shape \(50, 16\), the model wants \(50, 32\)"):
+        build(50, 3, vectors[:, :16])
 
 
 @pytest.mark.parametrize(
@@ -144,6 +181,7 @@ def test_the_whole_life_of_an_installed_project(project: Path, tmp_path: Path) -
     run = tmp_path / "sweep" / "0"
     record = json.loads((run / "metrics.json").read_text())
     assert {"mean_recall", "accuracy"} <= set(record["val"])
+    assert "monitor: val/mean_recall\n" in (run / "config.yaml").read_text()
 
     # Installed it is trusted: nothing has to be said.
     predicted = environment.run("-m", "recur.predict", run, "a good film", "--explain", "--json", cwd=tmp_path)

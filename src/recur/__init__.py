@@ -15,7 +15,7 @@ Everything is imported when it is first used, so that `import recur` takes no ti
 
 import os
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from recur.api import compose, fit
@@ -37,13 +37,15 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'recur' has no attribute {name!r}")
-    if os.name == "nt":
-        raise ImportError("recur needs Linux or macOS: on Windows run it in WSL")
-    value = globals()[name] = getattr(import_module(_HOME[name]), name)
-    return value
+if not TYPE_CHECKING:  # mypy would take every name for one that is there
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOME:
+            raise AttributeError(f"module 'recur' has no attribute {name!r}")
+        if os.name == "nt":
+            raise ImportError("recur needs Linux or macOS: on Windows run it in WSL")
+        value = globals()[name] = getattr(import_module(_HOME[name]), name)
+        return value
 
 
 def __dir__() -> list[str]:

@@ -14,7 +14,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from recur import cli
+from recur import __version__, cli
 from recur.errors import UserError
 from recur.runs.files import write_atomic
 
@@ -85,14 +85,24 @@ def _taken() -> dict[str, set[str]]:
     return {"config": set().union(*group_options().values()), "cell": set(CELLS), "tokenizer": tokenizers}
 
 
+def versions() -> str:
+    """The versions of recur that a project written by this one may have: up to the next minor one, without it."""
+    major, minor = __version__.split(".")[:2]
+    return f">={major}.{minor},<{major}.{int(minor) + 1}"
+
+
 def _copy(source: Traversable, target: Path, name: str) -> None:
     target.mkdir(parents=True)
+    words = {"@NAME@": name, "@VERSIONS@": versions()}
     for entry in source.iterdir():
         place = target / entry.name.replace("@NAME@", name).removesuffix(".in")
         if entry.is_dir():
             _copy(entry, place, name)
         else:
-            write_atomic(place, entry.read_text(encoding="utf-8").replace("@NAME@", name))
+            text = entry.read_text(encoding="utf-8")
+            for mark, word in words.items():
+                text = text.replace(mark, word)
+            write_atomic(place, text)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,18 @@ def own_configs(tmp_path: Path) -> Path:
     return folder
 
 
+def test_an_installed_package_takes_its_own_configs_and_no_strangers(tmp_path: Path) -> None:
+    """As `pip install --target vendor` lays it out: the stranger's folder is where a checkout has its configs."""
+    package = tmp_path / "vendor" / "recur"
+    for folder in (tmp_path / "conf", package / "conf"):
+        folder.mkdir(parents=True)
+        (folder / "train.yaml").touch()
+    assert conf_dir(package) == package / "conf"
+    (package / "conf" / "train.yaml").unlink()
+    assert conf_dir(package) == tmp_path / "conf"
+    assert (conf_dir() / "train.yaml").is_file()
+
+
 @pytest.mark.parametrize("flag", ["--config-path", "-cp"])
 def test_another_folder_of_configs_makes_a_run(own_configs: Path, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
     """As a job of a sweep with that flag is started, and relative to where it is typed."""

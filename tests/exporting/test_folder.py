@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import train
 from recur.errors import UserError
@@ -14,6 +15,7 @@ from recur.exporting import agreement, folder
 from recur.exporting.scripts import _cut
 from recur.inference.classification import classify
 from recur.runs.run import Run
+from recur.tasks.sentiment import SentimentTask
 from support.commands import run_command
 
 pytestmark = pytest.mark.slow  # every format of both families is written first; CI runs it
@@ -189,6 +191,22 @@ def test_what_answers_differently_is_not_written(trained_run: Path, tmp_path: Pa
     with pytest.raises(UserError, match="--texts does nothing with --format safetensors"):
         folder.export(Run.open(trained_run), "safetensors", tmp_path / "new", texts=texts)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_probabilities_of_ones_own_are_refused_where_logits_alone_are_kept(
+    kind: str, trained_run: Path, tmp_path: Path
+) -> None:
+    class Sharper(SentimentTask):
+        def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+            return super().probabilities(2 * logits)
+
+    run = Run.open(trained_run)
+    run.task.__class__ = Sharper
+    with pytest.raises(UserError, match=f"--format {kind} cannot hold the probabilities of Sharper"):
+        folder.export(run, kind, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    folder.export(run, "safetensors", tmp_path / "out")
 
 
 def test_texts_that_are_not_utf8_are_refused(trained_run: Path, tmp_path: Path) -> None:

@@ -4,15 +4,19 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import get_overloads, get_type_hints
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import recur
 from recur.errors import UserError
 from recur.exporting.folder import export
+from recur.inference.classification import Prediction
 from recur.inference.curves import draw
 from support.torture import scalars
 
@@ -24,6 +28,39 @@ def test_importing_recur_is_light() -> None:
     assert {"load", "Run"} <= set(dir(recur))
     with pytest.raises(AttributeError, match="has no attribute 'lode'"):
         recur.lode  # noqa: B018
+
+
+def test_a_type_checker_sees_a_misspelt_name(tmp_path: Path) -> None:
+    uses = tmp_path / "uses.py"
+    uses.write_text("import recur\nrecur.load\nrecur.laod\n")
+    words = ["--follow-imports=skip", f"--cache-dir={tmp_path}", recur.__file__, str(uses)]
+    done = subprocess.run([sys.executable, "-m", "mypy", *words], capture_output=True, text=True, cwd=tmp_path)
+    assert 'uses.py:3: error: Module has no attribute "laod"' in done.stdout
+    assert "Found 1 error" in done.stdout
+
+
+@pytest.mark.parametrize("kind", [recur.Run, recur.Ensemble])
+def test_what_has_a_length_is_typed_to_give_a_list(kind: type) -> None:
+    first, second = (get_type_hints(one) for one in get_overloads(kind.predict))
+    assert first == {"texts": Collection[str], "return": list[Prediction]}
+    assert second == {"texts": Iterable[str], "return": Iterator[Prediction]}
+
+
+def test_what_has_a_length_gives_a_list_and_one_text_is_refused(trained_run: Path) -> None:
+    run = recur.load(trained_run)
+    texts = {"a good film": 0, "a bad film": 1}.keys()  # neither a sequence nor read once
+    assert [one.label for one in run.predict(texts)] == [one.label for one in run.predict(list(texts))]
+    assert isinstance(run.predict(texts), list)
+    with pytest.raises(TypeError, match="give \\[text\\]"):
+        run.predict("a good film")
+
+
+def test_to_open_a_run_moves_no_random_numbers(trained_run: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    recur.load(trained_run)
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_a_run_gives_its_record_and_its_history(trained_run: Path) -> None:

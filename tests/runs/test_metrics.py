@@ -2,15 +2,19 @@
 
 import json
 import math
+import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 
+import recur
 from recur.errors import UserError
 from recur.runs.metrics import (
     METRICS,
     check_metric,
+    describe_commit,
     direction,
     family_of,
     format_value,
@@ -19,6 +23,7 @@ from recur.runs.metrics import (
     metric,
     metric_info,
     metric_names,
+    provenance,
     read_record,
     recorded,
     write_metrics,
@@ -95,3 +100,35 @@ def test_a_sweep_may_compare_what_a_run_records_too() -> None:
     check_metric("wall_seconds", "language", resources=True)
     check_metric("test/perplexity", "language", resources=True)
     check_metric("anything", family_of("mine.Task"))
+
+
+def test_sources_that_were_not_installed_say_where_they_are_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a training this must not be what fails."""
+
+    def absent(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", absent)
+    versions = provenance(torch.device("cpu"))["versions"]
+    assert versions.pop("recur") == recur.__version__
+    assert "torch" in versions and set(versions.values()) == {None}
+
+
+def test_the_commit_is_that_of_a_work_tree_which_has_the_package(tmp_path: Path) -> None:
+    package = tmp_path / "vendor" / "recur"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (tmp_path / "own.txt").touch()
+    name = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(tmp_path), *name, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    git("add", "own.txt")
+    git("commit", "-q", "-m", "theirs")
+    assert describe_commit(package) is None
+    git("add", ".")
+    git("commit", "-q", "-m", "with recur")
+    assert describe_commit(package) == git("rev-parse", "--short=12", "HEAD")

@@ -7,6 +7,7 @@ import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import lightning.pytorch as pl
 import numpy as np
@@ -22,6 +23,7 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_g
 from tensorboard.util import tensor_util
 from torch.nn.utils.rnn import unpack_sequence
 
+import recur
 from conftest import EASY, train
 from recur.config.compose import build
 from recur.data.sentiment import SentimentData
@@ -95,6 +97,27 @@ def test_every_curve_is_there(easy) -> None:
     wanted |= {f"{split}/{name}" for split in ("val", "test") for name in ("loss", "accuracy", "f1", "auroc")}
     assert wanted <= tags
     assert any(tag.startswith("lr-") for tag in tags)
+
+
+def test_a_curve_has_one_point_a_validation(easy) -> None:
+    """The best checkpoint, which is validated after fitting, adds none: it is not what the last step made."""
+    for name in ("val/loss", "val/accuracy", "val/auroc"):
+        assert [point.step for point in easy.Scalars(name)] == [39, 79, 119]  # as Lightning counts
+
+
+def test_what_is_validated_by_hand_is_told_and_drawn(trained_run: Path, tmp_path: Path) -> None:
+    run = recur.load(trained_run)
+    opened = build(run.config["data"])
+    opened.use(run.tokenizer, run.data["class_names"])
+    opened.setup("fit")
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    trainer = pl.Trainer(logger=logger, accelerator="cpu", use_distributed_sampler=False, **quiet)
+    with warnings.catch_warnings():
+        report.quiet()
+        (found,) = trainer.validate(run.task, datamodule=opened, verbose=False)
+    assert found["val/accuracy"] == pytest.approx(run.metrics["val"]["accuracy"])
+    assert "val/accuracy" in events(tmp_path).Tags()["scalars"]
 
 
 def test_pictures_curves_and_texts_are_there_for_both_splits(easy, trained_run) -> None:
@@ -269,6 +292,41 @@ def test_confusion_counts_and_pictures() -> None:
     assert image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
     many = pages.confusion_image(np.eye(40, dtype=np.int64), [str(i) for i in range(40)], "many")
     assert max(many.shape) < 1400
+
+
+@pytest.mark.parametrize(("classes", "every"), [(40, 1), (41, 2), (500, 13)])
+def test_names_along_the_matrix_can_be_read(classes: int, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[list[str]] = []
+
+    def keep(self: Any, ticks: Any, labels: list[str], **_: Any) -> None:
+        written.append([f"{tick} {label}" for tick, label in zip(ticks, labels, strict=True)])
+
+    for axis in ("x", "y"):
+        monkeypatch.setattr(f"matplotlib.axes.Axes.set_{axis}ticks", keep)
+    pages.confusion_image(np.eye(classes, dtype=np.int64), [f"n{i}" for i in range(classes)], "many")
+    assert written == [[f"{i} n{i}" for i in range(0, classes, every)]] * 2
+    assert len(written[0]) <= 40
+
+
+def test_curves_are_of_the_most_frequent_classes() -> None:
+    labels = np.repeat(np.arange(30), np.arange(30))
+    assert pages.most_frequent(labels, 31) == list(range(20, 30))
+    assert pages.most_frequent(np.array([2, 0]), 3) == [0, 1, 2]
+    assert pages.most_frequent(np.zeros(0, dtype=np.int64), 20) == list(range(10))
+
+
+def test_pictures_say_whose_weights_they_show(three_classes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles = []
+    monkeypatch.setattr(pages, "_writer", lambda trainer: MagicMock(log_dir=str(three_classes)))
+    monkeypatch.setattr(pages, "_save_image", lambda *_: None)
+    monkeypatch.setattr(pages, "confusion_image", lambda counts, names, title: titles.append(title))
+    task = MagicMock(family="sentiment", class_names=["a", "b"])
+    for fn in ("fit", "validate"):
+        page = pages.Pages(mistakes=0, projector_tokens=0)
+        page._seen = [(np.array([0]), np.array([1]), np.array([0.5]))]
+        trainer = MagicMock(world_size=1, global_step=1200, state=MagicMock(fn=fn))
+        page._draw(trainer, task, "val", None)
+    assert titles == ["val split, step 1,200", "val split, best checkpoint"]
 
 
 def test_no_mistakes_is_said() -> None:

@@ -32,6 +32,7 @@ from recur.runs.build import build as build_plain
 from recur.runs.checkpoint import LAST, PREVIOUS
 from recur.runs.limits import read_yaml
 
+_PACKAGE = Path(__file__).resolve().parents[1]
 _KEY = re.compile(r"\+{0,2}[A-Za-z_]\w*(\.\w+)*")
 _NAMES_FILES = re.compile(
     r"(hydra\.sweeper\.params\.)?(data\.(path|train|val|test|unlabelled|pseudo_labelled|vectors)|init_from)$"
@@ -46,11 +47,14 @@ _ONCE = {
 }  # settings of one command, not of the run
 
 
-def conf_dir() -> Path:
-    """Folder of the YAML configs: beside `src` in a checkout, inside the package once installed."""
-    package = Path(__file__).resolve().parents[1]
-    checkout = package.parents[1] / "conf"
-    return checkout if (checkout / "train.yaml").is_file() else package / "conf"
+def conf_dir(package: Path = _PACKAGE) -> Path:
+    """Folder of the YAML configs: inside the package once installed, beside `src` in a checkout.
+
+    Args:
+        package: this one.
+    """
+    own = package / "conf"  # asked first: what lies two folders above an installed package is anybody's
+    return own if (own / "train.yaml").is_file() else package.parents[1] / "conf"
 
 
 def build(node: Any, path: str = "", **arguments: Any) -> Any:

@@ -196,7 +196,7 @@ def _limits(run: Run) -> str:
 
 def _cite(run: Run, record: dict[str, Any]) -> str:
     versions = record.get("versions") or {}
-    made = [f"{name} {version}" for name, version in versions.items()]
+    made = [f"{name} {version}" for name, version in versions.items() if version]
     lines = ["## How to cite", "", "```bibtex", "@software{recur,", "  title = {recur: recurrent text models},"]
     lines += [f"  version = {{{versions.get('recur', '')}}},", "}", "```", ""]
     if record.get("commit"):

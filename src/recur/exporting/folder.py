@@ -24,6 +24,7 @@ from recur.runs.files import is_inside, naming
 from recur.runs.limits import read_json
 from recur.runs.metrics import finite
 from recur.runs.run import Run, load_checkpoint
+from recur.tasks.sentiment import SentimentTask
 
 FORMATS = ("onnx", "torch", "safetensors")
 # All that any of them writes; a folder with anything else is not replaced.
@@ -31,6 +32,7 @@ _NAMES = (
     *("model.onnx", "model.int8.onnx", "model.pt2", hub.WEIGHTS, hub.CONFIG, hub.TOKENIZER),
     *("README.md", "use.py", "metrics.json"),
 )
+_PROBABILITIES = SentimentTask.probabilities
 _LARGEST = 2**31 - 2**20  # bytes of an ONNX file, which is a protocol buffer
 
 
@@ -87,6 +89,10 @@ def export(
     _check_free(folder, force)
     if kind != "safetensors" and run.tokenizer.kind in own_tokenizers.names():
         rule = f"cannot hold the tokenizer {run.tokenizer.kind!r}, a function of another package"
+        raise UserError(f"--format {kind}", rule=rule, remedy="--format safetensors keeps its name")
+    # A program that uses these takes probabilities from logits as `SentimentTask` does; only logits are compared.
+    if kind != "safetensors" and getattr(type(run.task), "probabilities", _PROBABILITIES) is not _PROBABILITIES:
+        rule = f"cannot hold the probabilities of {type(run.task).__name__}, whose code computes them from the logits"
         raise UserError(f"--format {kind}", rule=rule, remedy="--format safetensors keeps its name")
     run.task.cpu().float().eval()
     texts = texts if texts is not None else agreement.drawn_texts(run.tokenizer.vocab_size)

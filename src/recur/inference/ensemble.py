@@ -1,6 +1,6 @@
 """Several classifiers as one, whose probabilities are averaged: seeds, or runs of other recipes on the same classes."""
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -56,7 +56,7 @@ class Ensemble:
         return [names.index(name) for name in self.class_names]
 
     @overload
-    def predict(self, texts: Sequence[str]) -> list[Prediction]: ...  # type: ignore[overload-overlap]
+    def predict(self, texts: Collection[str]) -> list[Prediction]: ...  # type: ignore[overload-overlap]
     @overload
     def predict(self, texts: Iterable[str]) -> Iterator[Prediction]: ...
     def predict(self, texts: Iterable[str]) -> list[Prediction] | Iterator[Prediction]:

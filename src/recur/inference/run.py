@@ -7,7 +7,7 @@ run.evaluate(split="test")["test"]["accuracy"]
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +42,7 @@ class Run(runs.Run):
 
     # ---- sentiment runs
     @overload
-    def predict(self, texts: Sequence[str]) -> list[Prediction]: ...  # type: ignore[overload-overlap]
+    def predict(self, texts: Collection[str]) -> list[Prediction]: ...  # type: ignore[overload-overlap]
     @overload
     def predict(self, texts: Iterable[str]) -> Iterator[Prediction]: ...
     def predict(self, texts: Iterable[str]) -> list[Prediction] | Iterator[Prediction]:

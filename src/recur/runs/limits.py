@@ -132,27 +132,31 @@ def check_tensors(state: Any) -> None:
             raise ValueError(f"its weight {name} claims more numbers than it holds")
 
 
-def check_counts(model: Any, tensors: int) -> None:
+def check_counts(model: Any, tensors: int, ours: bool = True) -> None:
     """Look at how many layers, or rounds of a mogrifier, a checkpoint's model has: each has weights of its own.
 
-    What other numbers a cell of somebody else's takes, and what they mean, is not known here.
+    What other numbers a cell of somebody else's takes, and what they mean, is not known here, nor whether the layers
+    of somebody else's network share their weights.
 
     Args:
         model: the model's description.
         tensors: how many weights the checkpoint has.
+        ours: whether what this describes a part of is of this package.
 
     Raises:
         ValueError: there are fewer weights than that.
     """
     inner = model if isinstance(model, Mapping) else {}
+    if "_target_" in inner:
+        ours = str(inner["_target_"]).startswith("recur.")
     for key, value in inner.items():
-        counts = {"num_layers": value} if key == "num_layers" else {}
+        counts = {"num_layers": value} if key == "num_layers" and ours else {}
         if key == "cell_options" and isinstance(value, Mapping) and inner.get("cell") == "mogrifier":
             counts = {"rounds": value.get("rounds")}
         for name, number in counts.items():
             if isinstance(number, (int, float)) and number > tensors:
                 raise ValueError(f"{name} is {number}, and it has {tensors} weights")
-        check_counts(value, tensors)
+        check_counts(value, tensors, ours)
 
 
 def check_shapes(state: Mapping[str, Any], model: Any) -> None:

@@ -17,12 +17,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from recur import __version__
 from recur.errors import ABSENT, UserError, nearest
 from recur.runs.files import write_atomic
 from recur.runs.limits import read_json
 
 Direction = Literal["max", "min"]
 SENTIMENT, LANGUAGE = "sentiment", "language"
+_PACKAGE = Path(__file__).resolve().parents[1]
 COMMIT = "RECUR_COMMIT"  # variable that says from which commit a sweep's snapshot of the code is
 
 
@@ -191,24 +193,39 @@ def provenance(device: Any = None) -> dict[str, Any]:
 
     on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
 
-    packages = ("recur", "torch", "lightning", "hydra-core", "torchmetrics", "datasets", "tokenizers")
+    packages = ("torch", "lightning", "hydra-core", "torchmetrics", "datasets", "tokenizers")
     return {
         "commit": os.environ.get(COMMIT) or describe_commit(),
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in packages},
+        "versions": {"recur": __version__, **{name: _version(name) for name in packages}},
         "device": torch.cuda.get_device_name(device) if on_gpu else _cpu_name(),
         "threads": torch.get_num_threads(),
     }
 
 
-def describe_commit() -> str | None:
-    """The commit of the checkout as `git describe` has it, `-dirty` where files differ; None outside of one."""
-    here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+def _version(name: str) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # imported from its sources
+        return None
+
+
+def describe_commit(package: Path = _PACKAGE) -> str | None:
+    """The commit of the checkout as `git describe` has it, `-dirty` where files differ; None outside of one.
+
+    Args:
+        package: this one. Installed below somebody else's work tree it is no part of that: git does not track it.
+    """
+    try:
+        _git(package, "ls-files", "--error-unmatch", "__init__.py")
+        return _git(package, "describe", "--always", "--dirty", "--abbrev=12")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
     return done.stdout.strip()
 
 

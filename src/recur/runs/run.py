@@ -219,11 +219,14 @@ def _built(checkpoint: Path, model: dict[str, Any], data: dict[str, Any]) -> Any
     Raises:
         UserError: its classes refuse the description.
     """
+    import torch
+
     try:
         net = {**model["net"]}
         if net.get("freeze_vectors"):  # the vectors are in the weights
             net["freeze_vectors"] = False
-        with _WARNINGS, warnings.catch_warnings():
+        # Initial weights are drawn, and then replaced: to open a run must not move the caller's random numbers.
+        with _WARNINGS, warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")  # what was odd about the settings was said when it was trained
             return build({**model, "net": net, "_partial_": True}, "model")(**data)
     except Exception as error:  # with a description of unknown origin a constructor can raise anything

@@ -200,9 +200,11 @@ class Stepping(Remembering, pl.LightningModule):
 
     Attributes:
         skipped: whether the last step was not made, because it had no finite gradient.
+        draws: whether figures of validation become points of the loggers' curves.
     """
 
     skipped = False
+    draws = True
     net: nn.Module
     _multiplications = 0  # counted once
     _plan: StepPlan | None = None
@@ -254,6 +256,13 @@ class Stepping(Remembering, pl.LightningModule):
             return loss
         left = trainer.num_training_batches - batch_idx // most * most
         return loss * (most / left) if 0 < left < most else loss
+
+    def log(
+        self, name: str, value: Any, prog_bar: bool = False, logger: bool | None = None, *more: Any, **settings: Any
+    ) -> None:
+        """Log as Lightning does, and to no logger what is validated while `draws` is false."""
+        drawn = logger if self.draws or not name.startswith("val/") else False
+        super().log(name, value, prog_bar, drawn, *more, **settings)
 
     def log_step(self, name: str, value: Any, **settings: Any) -> None:
         """Log a training step's value, if this step is one that is written: logging in vain takes a millisecond."""

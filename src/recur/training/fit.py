@@ -1,6 +1,7 @@
 """Training: what `recur.train` and a notebook call with a data module, a task and a trainer that they have built."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,13 +81,27 @@ def train(
         elif checkpoint is not None and (content := load_checkpoint(checkpoint))["global_step"] == trainer.global_step:
             task.load_state_dict(content["state_dict"])  # nothing was left to train, so no average was swapped in
         if trainer.limit_val_batches:
-            trainer.validate(task, datamodule=data, verbose=False, weights_only=True)
+            with _undrawn(task):
+                trainer.validate(task, datamodule=data, verbose=False, weights_only=True)
             results["val"] = metrics_of(trainer, "val/")
         if test and getattr(data, "has_test", True) and trainer.limit_test_batches:
             trainer.test(task, datamodule=data, verbose=False, weights_only=True)
             results["test"] = metrics_of(trainer, "test/")
     final = {f"{split}/{name}": value for split, values in results.items() for name, value in values.items()}
     return Trained(results, score, {**logged, **final})
+
+
+@contextmanager
+def _undrawn(task: pl.LightningModule) -> Iterator[None]:
+    """Add no points to curves of validation: they are of the weights at each step, not of the best checkpoint."""
+    if not isinstance(task, Stepping):
+        yield
+        return
+    task.draws = False
+    try:
+        yield
+    finally:
+        task.draws = True
 
 
 def check_place(data: Any, trainer: pl.Trainer, checkpoint: Path) -> None:

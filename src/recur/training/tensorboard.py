@@ -39,7 +39,8 @@ _PLUMBING = re.compile(
     r"_partial_$|_dir$|dirpath$|^(data|trainer)\.(.*\.)?_target_$|^callbacks\.(?!(early_stopping\.patience|ema\.(?!_)))"
     r"|^trainer\.(enable_|limit_|num_sanity|log_every|use_distributed|detect_anomaly)"
 )
-_MOST_CURVES = 10  # classes with a precision-recall curve of their own
+_MOST_CURVES = 10  # classes with a precision-recall curve of their own, the most frequent
+_MOST_TICKS = 40  # names that can be read along the confusion matrix
 _MOST_NUMBERS = 20  # classes up to which the confusion matrix has its counts written in
 _TEXT = 600  # characters of a mistaken text that are shown
 
@@ -116,10 +117,11 @@ class Pages(pl.Callback):
         step = trainer.global_step
 
         counts = confusion(labels, scores)
-        image = confusion_image(counts, names, f"{split} split after {step:,} steps")
+        best = trainer.state.fn != "fit"  # which was loaded for this
+        image = confusion_image(counts, names, f"{split} split, " + ("best checkpoint" if best else f"step {step:,}"))
         writer.add_image(f"{split}/confusion", image, step, dataformats="HWC")
         _save_image(image, Path(writer.log_dir) / "plots" / f"{split}_confusion.png")
-        for number in [1] if len(names) == 2 else range(min(len(names), _MOST_CURVES)):
+        for number in [1] if len(names) == 2 else most_frequent(labels, len(names)):
             tag = f"{split}/precision_recall" + ("" if len(names) == 2 else f"/{names[number]}")
             writer.add_pr_curve(tag, labels == number, scores[:, number], step)
         if self.mistakes:
@@ -129,7 +131,7 @@ class Pages(pl.Callback):
                 labels, scores, names, lambda i: tokenizer.decode(texts[int(rows[i])].tolist()), self.mistakes
             )
             writer.add_text(f"{split}/mistakes", page, step)
-        if trainer.state.fn != "fit":  # the best checkpoint, which was loaded for this
+        if best:
             self._project(Path(writer.log_dir), task, trainer)
         writer.flush()
 
@@ -268,6 +270,17 @@ def confusion(labels: NDArray[np.int64], scores: NDArray[Any]) -> NDArray[np.int
     return counts
 
 
+def most_frequent(labels: NDArray[np.int64], classes: int) -> list[int]:
+    """The classes with most texts, by their numbers; the same at every validation of a split.
+
+    Args:
+        labels: true classes, `(texts,)`.
+        classes: how many there are.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    return sorted(np.argsort(-counts, kind="stable")[:_MOST_CURVES].tolist())
+
+
 def confusion_image(counts: NDArray[np.int64], names: list[str], title: str) -> NDArray[np.uint8]:
     """The confusion matrix as pixels, `(height, width, 3)`: counts, shaded by their share of the true class."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -280,8 +293,8 @@ def confusion_image(counts: NDArray[np.int64], names: list[str], title: str) -> 
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, label="share of the true class")
-    ticks = np.arange(len(names))
-    labels = [shortened(name, 16) for name in names]
+    ticks = np.arange(0, len(names), math.ceil(len(names) / _MOST_TICKS))
+    labels = [shortened(names[tick], 16) for tick in ticks]
     # Names come from the data: `$` in one must not start a formula.
     crowded = len(names) > 4
     axes.set_xticks(ticks, labels, rotation=60 if crowded else 0, ha="right" if crowded else "center", parse_math=False)
