@@ -202,13 +202,8 @@ def test_the_whole_life_of_an_installed_project(project: Path, tmp_path: Path) -
         (tmp_path / f"{name}.signed").write_text("\n".join(lines) + "\n")
     own = [*words[:2], "experiment=outsiders", "data=outsiders", f"data.train={tmp_path / 'reviews.signed'}"]
     own += [f"data.test={tmp_path / 'others.signed'}", "data.batch_size=8", "trainer.max_epochs=2"]
-    own += [
-        "optimizer.lr=1e-2,2e-2",
-        f"hydra.sweep.dir={tmp_path / 'own'}",
-        "trainer=cpu",
-        "hydra.launcher.cpu_slots=1",
-        "-m",
-    ]
+    own += ["optimizer.lr=1e-2,2e-2", f"hydra.sweep.dir={tmp_path / 'own'}", "trainer=cpu"]
+    own += ["hydra.launcher.cpu_slots=1", "-m"]
     done = environment.run("-m", "recur.train", *own, cwd=project)
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "own" / "1"

@@ -60,7 +60,7 @@ def importance(leaderboard: Leaderboard) -> dict[str, float]:
 def _categories(texts: Sequence[str]) -> list[str]:
     """A setting's values as a few categories: a number by its quarter, or itself where there are few; a rare word last.
 
-    Numbers are told from words one by one: `null` among learning rates leaves the others numbers.
+    Each value is a number or a word by itself: `null` among learning rates leaves the others numbers.
     """
     known = [None if (parsed := numbers([text])) is None else parsed[0] for text in texts]
     values = [value for value in known if value is not None]

@@ -17,7 +17,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from recur import __version__
 from recur.errors import ABSENT, UserError, nearest
 from recur.runs.files import write_atomic
 from recur.runs.limits import read_json
@@ -192,12 +191,12 @@ def provenance(device: Any = None) -> dict[str, Any]:
     import torch
 
     on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
-
+    own = sys.modules["recur"].__version__  # not imported: the package's own file imports this one in the end
     packages = ("torch", "lightning", "hydra-core", "torchmetrics", "datasets", "tokenizers")
     return {
         "commit": os.environ.get(COMMIT) or describe_commit(),
         "python": platform.python_version(),
-        "versions": {"recur": __version__, **{name: _version(name) for name in packages}},
+        "versions": {"recur": own, **{name: _version(name) for name in packages}},
         "device": torch.cuda.get_device_name(device) if on_gpu else _cpu_name(),
         "threads": torch.get_num_threads(),
     }
