@@ -87,7 +87,7 @@ def test_standard_input_and_files_give_the_same_answers_in_order(run_command, tr
 
 def test_many_lines_come_in_order_across_chunks(run_command, trained_run, monkeypatch) -> None:
     monkeypatch.setattr("recur.inference.io.CHUNK", 4)
-    monkeypatch.setattr("recur.inference.classification.BATCH_TOKENS", 10)
+    monkeypatch.setattr("recur.inference.batches.BATCH_TOKENS", 10)
     texts = [f"{'very ' * (i % 5)}film {GOOD if i % 2 else BAD}" for i in range(11)]
     told = records(run_command(trained_run, "--json", stdin="\n".join(texts).encode()).out)
     assert [record["text"] for record in told] == texts

@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 import recur
 from recur.errors import UserError
 from recur.exporting.folder import export
 from recur.inference.classification import Prediction
 from recur.inference.curves import draw
+from recur.inference.language import read_tokens
 from support.torture import scalars
 
 
@@ -190,6 +192,51 @@ def test_evaluating_from_python_gives_what_the_run_wrote_down(trained_run: Path)
         run.evaluate(batch_sise=3)
     with pytest.raises(UserError, match="must be one of the data's splits"):
         run.evaluate(split="dev")
+
+
+def test_features_of_a_classifier_are_what_its_head_reads(trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = recur.load(trained_run)
+    texts = ["a good film", "bad", "the plot is a mess but the cast is good , and so is the end"]
+    vectors = run.features(texts)
+    assert vectors.dtype == np.float32
+    head = run.task.net.head
+    assert run.task.net.ngrams is None
+    scores = torch.sigmoid(torch.from_numpy(vectors) @ head.weight.T + head.bias)[:, 0]
+    positive = [one.probabilities[list(one.probabilities)[1]] for one in run.predict(texts)]
+    assert scores.tolist() == pytest.approx(positive, rel=1e-5)
+    monkeypatch.setattr("recur.inference.batches.BATCH_TOKENS", 4)
+    np.testing.assert_allclose(run.features(pd.Series(texts[::-1]))[::-1], vectors, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_features_of_a_language_model_are_its_states_pooled(language_run: Path, reverse: bool) -> None:
+    run = recur.load(language_run)
+    run.config["data"]["reverse"] = reverse
+    texts = ["the cat sat", "on", "a mat and another cat"]
+    vectors = run.features(texts)
+    for text, vector in zip(texts, vectors, strict=True):
+        ids = read_tokens(run.tokenizer, text)[0]
+        state, outputs = None, []
+        for index in reversed(ids) if reverse else ids:  # one token after the other
+            with torch.no_grad():
+                hidden = run.task.net(PackedSequence(torch.tensor([index]), torch.tensor([1])), state)
+            state = hidden.state
+            outputs.append(hidden.raw.data[0].numpy())
+        expected = [outputs[-1], np.max(outputs, axis=0), np.mean(outputs, axis=0)]
+        np.testing.assert_allclose(vector, np.concatenate(expected), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["trained_run", "language_run"])
+def test_features_refuse_what_is_no_text(kind: str, request: pytest.FixtureRequest) -> None:
+    run = recur.load(request.getfixturevalue(kind))
+    with pytest.raises(TypeError, match="give \\[text\\]"):
+        run.features("a good film")
+    with pytest.raises(UserError, match="texts are none: give at least one"):
+        run.features([])
+    with pytest.raises(UserError, match=r"text 2 .*must have at least one token"):
+        run.features(["a good film", ""])
+    with pytest.raises(UserError, match="text 1 must be a text, got nan"):
+        run.features([float("nan")])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("name", ["meta", "abacus", "cuda:99"])

@@ -2,6 +2,7 @@
 
     run.py             `load` and `Run`: a trained model with its methods; what the commands call too
     classification.py  labels and probabilities; each token's contribution by integrated gradients
+    batches.py         texts in batches of about equally many tokens
     language.py        negative log-likelihood and rank of each token; sampling and beam search
     ensemble.py        several classifiers as one
     curves.py          a run's training curves as a figure

@@ -13,16 +13,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from recur.data.buckets import Texts
-from recur.data.cache import Ragged
 from recur.data.tables import is_table
 from recur.errors import ABSENT, UserError
+from recur.inference.batches import BATCH_TOKENS, as_texts, batches, vectors
 from recur.nn.classifier import Classifier
 from recur.runs import run as runs
 
 if TYPE_CHECKING:
     from captum.attr import IntegratedGradients
 
-BATCH_TOKENS = 32768  # rows a forward pass, padding-free; a longer text is a batch of its own
 SORTED_TOGETHER = 8192  # texts that are sorted by length and batched together
 EXPLAIN_TOKENS = 5000  # integrated gradients read the text some hundred times
 PATH_POINTS = 16  # on each piece of the path
@@ -120,13 +119,7 @@ def classify(run: "runs.Run", texts: Sequence[str], before: int = 0) -> list[Pre
     """
     if not texts:
         return []
-    other = next((number for number, text in enumerate(texts) if not isinstance(text, str)), None)
-    if other is not None:  # such as the NaN that pandas has in the place of an empty cell
-        raise UserError(f"text {before + other + 1}", texts[other], "must be a text", "leave it out, or give str(...)")
-    arrays = run.tokenizer.encode_batch(list(texts))
-    empty = next((number for number, array in enumerate(arrays) if not len(array)), None)
-    if empty is not None:
-        raise UserError(f"text {before + empty + 1}", texts[empty][:40], "must have at least one token")
+    arrays = _encoded(run, texts, before)
     cut = _cut(arrays, run)
     scores, unknown = _read(run, cut)
     names = class_names(run)
@@ -135,6 +128,18 @@ def classify(run: "runs.Run", texts: Sequence[str], before: int = 0) -> list[Pre
         Prediction(text, names[best], int(best), dict(zip(names, row, strict=True)), len(array), length, number)
         for text, array, best, row, length, number in rows
     ]
+
+
+def _encoded(run: "runs.Run", texts: Sequence[str], before: int = 0) -> list[NDArray[np.int32]]:
+    """Token ids of each text; arguments and errors as in `classify`."""
+    other = next((number for number, text in enumerate(texts) if not isinstance(text, str)), None)
+    if other is not None:  # such as the NaN that pandas has in the place of an empty cell
+        raise UserError(f"text {before + other + 1}", texts[other], "must be a text", "leave it out, or give str(...)")
+    arrays = run.tokenizer.encode_batch(list(texts))
+    empty = next((number for number, array in enumerate(arrays) if not len(array)), None)
+    if empty is not None:
+        raise UserError(f"text {before + empty + 1}", texts[empty][:40], "must have at least one token")
+    return arrays
 
 
 def classify_stream(run: "runs.Run", texts: Iterable[str]) -> Iterator[Prediction]:
@@ -148,19 +153,34 @@ def classify_stream(run: "runs.Run", texts: Iterable[str]) -> Iterator[Predictio
 
 def _cut(arrays: Sequence[NDArray[np.int32]], run: "runs.Run") -> Texts:
     """The texts' token arrays, cut as the run's data cuts them."""
-    offsets = np.zeros(len(arrays) + 1, dtype=np.int64)
-    np.cumsum([len(array) for array in arrays], out=offsets[1:])
     settings = run.config["data"]
-    return Texts(
-        Ragged(np.concatenate(arrays), offsets),
-        max_length=settings.get("max_length"),
-        keep=settings.get("keep", "head"),
-    )
+    return as_texts(arrays, settings.get("max_length"), settings.get("keep", "head"))
 
 
 def places_read(run: "runs.Run", length: int) -> NDArray[np.int32]:
     """Places of the tokens that a classifier reads of a text of so many, which its data's settings may cut."""
     return _cut([np.arange(length, dtype=np.int32)], run)[0]
+
+
+def features(run: "runs.Run", texts: Sequence[str]) -> NDArray[np.float32]:
+    """What a classifier's head reads of each text: the pooled states of its recurrent layers.
+
+    Args:
+        run: an open sentiment run.
+        texts: one or more, each with at least one token.
+
+    Returns:
+        `(texts, width)`; with `pooling=concat` last state, maximum and mean beside each other. Scores of n-grams are no
+        part of it.
+
+    Raises:
+        UserError: as in `classify`, and for a net of one's own without a method `features`.
+    """
+    net = run.task.net
+    if not callable(getattr(net, "features", None)):
+        remedy = "give it features(text), as recur.nn.classifier.Classifier has it"
+        raise UserError("net", type(net).__name__, "cannot say what its head reads", remedy)
+    return vectors(_cut(_encoded(run, texts), run), net.features, run.task.device)
 
 
 @torch.inference_mode()
@@ -170,15 +190,9 @@ def _read(run: "runs.Run", texts: Texts) -> tuple[NDArray[np.float64], NDArray[n
     Returns:
         probability of each class of each text, `(texts, classes)`, and unknown tokens of each text, `(texts,)`.
     """
-    order = np.argsort(-texts.lengths, kind="stable")
-    total = np.cumsum(texts.lengths[order])
-    scores = np.empty((len(order), run.task.num_classes))
-    unknown = np.zeros(len(order), dtype=np.int64)
-    first = 0
-    while first < len(order):
-        before = total[first - 1] if first else 0
-        end = max(first + 1, int(np.searchsorted(total, before + BATCH_TOKENS, side="right")))
-        packed, rows = texts.pack(order[first:end])
+    scores = np.empty((len(texts.lengths), run.task.num_classes))
+    unknown = np.zeros(len(scores), dtype=np.int64)
+    for packed, rows in batches(texts):
         logits = run.task.net(packed.to(run.task.device))  # (texts, classes), or (texts, 1) with two classes
         scores[rows] = run.task.probabilities(logits.double()).cpu().numpy()
         # A packed row's text is its place in its step.
@@ -186,7 +200,6 @@ def _read(run: "runs.Run", texts: Texts) -> tuple[NDArray[np.float64], NDArray[n
         ends = np.cumsum(packed.batch_sizes.numpy())
         steps = np.searchsorted(ends, places, side="right")
         unknown[rows] = np.bincount(places - (ends - packed.batch_sizes.numpy())[steps], minlength=len(rows))
-        first = end
     return scores, unknown
 
 

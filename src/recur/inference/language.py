@@ -5,11 +5,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from recur.data import corpus
 from recur.data.text import Tokenizer, joins_words
 from recur.errors import UserError
+from recur.inference.batches import as_texts, vectors
+from recur.nn.classifier import pooled
 from recur.runs import run as runs
 
 MOST_SAMPLES = 1000  # at once: a sample has a row of logits as wide as the vocabulary
@@ -83,6 +89,37 @@ def token_nll(run: "runs.Run", text: str) -> TokenScores:
         ranks=run.task.ranks(numbers, start).tolist(),
         unknown=[index == run.tokenizer.unk_id for index in ids],
     )
+
+
+def features(run: "runs.Run", texts: Sequence[str]) -> NDArray[np.float32]:
+    """What a language run's states say of each text, as a classifier that is fine-tuned from it pools them.
+
+    Args:
+        run: an open language run; one with `data.reverse=true` reads from the end.
+        texts: one or more, each with at least one token.
+
+    Returns:
+        Of the top layer the last state, the maximum and the mean over the text's tokens (Howard & Ruder 2018), beside
+        each other: `(texts, 3 * width)`.
+
+    Raises:
+        UserError: a text without tokens.
+    """
+    arrays = []
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            raise UserError(f"text {number}", text, "must be a text", "leave it out, or give str(...)")
+        ids, _ = read_tokens(run.tokenizer, text)
+        if not ids:
+            raise UserError(f"text {number}", text[:40], "must have at least one token")
+        arrays.append(np.array(ids[::-1] if run.config["data"].get("reverse") else ids, dtype=np.int32))
+    net = run.task.net
+
+    def read(packed: PackedSequence) -> Tensor:
+        hidden = net(packed)
+        return pooled(net.recurrent, hidden.raw, hidden.state, "concat")
+
+    return vectors(as_texts(arrays), read, run.task.device)
 
 
 # ------------------------------------------------------------------------------------------------------------ sampling

@@ -13,7 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from recur import cli
 from recur.config import data_settings
@@ -124,6 +126,29 @@ class Run(runs.Run):
         return language.beam_search(self, prompt, beams, tokens, no_unknown=no_unknown)
 
     # ---- both families
+    def features(self, texts: Collection[str]) -> NDArray[np.float32]:
+        """Texts as vectors, for another program: to cluster, to search, or for a linear model.
+
+        A sentiment run gives what its last, linear layer reads. A language run gives last state, maximum and mean of
+        its top layer's states, which is what a classifier reads that begins with its weights.
+
+        Args:
+            texts: one or more, such as a list or a column of a DataFrame; all are held in memory.
+
+        Returns:
+            One row a text, in order, `(texts, width)`; none depends on the other texts.
+
+        Raises:
+            UserError: no text, or one without tokens.
+            TypeError: one text or a whole table in place of several texts.
+        """
+        classification.check_several(texts)
+        several = list(texts)
+        if not several:
+            raise UserError("texts", rule="are none", remedy="give at least one")
+        family = classification if self.family == "sentiment" else language
+        return family.features(self, several)
+
     def evaluate(
         self,
         data: "str | Path | pd.DataFrame | datasets.Dataset | None" = None,

@@ -3,7 +3,7 @@
 import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from recur.nn.arguments import ArgumentError
 from recur.nn.ngrams import NgramScores
 from recur.nn.packed import Layout, max_over_time, mean_over_time
-from recur.nn.recurrent import Recurrent
+from recur.nn.recurrent import Recurrent, State
 from recur.nn.regularization import dropout, locked_dropout
 
 POOLINGS = ("last", "max", "mean", "concat")
@@ -165,27 +165,50 @@ class Classifier(nn.Module):
             `(batch, 1)` for two classes, else `(batch, num_classes)`, in the order the texts were given.
         """
         states, final = self.recurrent(PackedSequence(vectors, text.batch_sizes))  # rows: (tokens, width)
-        pooled: Sequence[Tensor]
-        if self.pooling in ("last", "concat"):
-            last = self.recurrent.last_outputs(states, final)  # (batch, width)
-        if self.pooling == "last":
-            pooled = [last]
-        elif self.pooling == "max":
-            pooled = [max_over_time(states)]
-        elif self.pooling == "mean":
-            pooled = [mean_over_time(states)]
-        else:
-            pooled = [last, max_over_time(states), mean_over_time(states)]
-        features = torch.cat(list(pooled), dim=1)  # (batch, width or 3 * width)
+        features = pooled(self.recurrent, states, final, self.pooling)
         with torch.autocast(features.device.type, enabled=False):  # scores of three digits would tie
             features = features.to(self.head.weight.dtype)
             logits: Tensor = self.head(dropout(features, self.head_dropout) if self.training else features)
         return logits if text.unsorted_indices is None else logits[text.unsorted_indices]
 
+    def features(self, text: PackedSequence) -> Tensor:
+        """What the head reads of each of several texts.
+
+        Args:
+            text: packed ids, `data` of shape `(tokens,)` int64.
+
+        Returns:
+            The pooled text, `(batch, width or 3 * width)`, in the order the texts were given.
+        """
+        states, final = self.recurrent(PackedSequence(self.embed(text), text.batch_sizes))
+        features = pooled(self.recurrent, states, final, self.pooling)
+        return features if text.unsorted_indices is None else features[text.unsorted_indices]
+
     def forward(self, text: PackedSequence) -> Tensor:
         """Logits of packed token ids; see `classify` for the shapes. In training those of the network alone."""
         logits = self.classify(self.embed(text), text)
         return logits if self.ngrams is None or self.training else self.ngrams.average(logits, text)
+
+
+def pooled(recurrent: Recurrent, states: PackedSequence, final: State, pooling: str) -> Tensor:
+    """One vector a text from the states of its steps.
+
+    Args:
+        recurrent: what read the texts.
+        states: its top layer's, rows `(tokens, width)`.
+        final: the states that it ended with.
+        pooling: one of `POOLINGS`.
+
+    Returns:
+        `(batch, width)`, or `(batch, 3 * width)` for `concat`, in packed order.
+    """
+    if pooling == "last":
+        return recurrent.last_outputs(states, final)
+    if pooling == "max":
+        return max_over_time(states)
+    if pooling == "mean":
+        return mean_over_time(states)
+    return torch.cat([recurrent.last_outputs(states, final), max_over_time(states), mean_over_time(states)], dim=1)
 
 
 def _ngram_scores(num_classes: int, settings: Mapping[str, Any]) -> NgramScores:
