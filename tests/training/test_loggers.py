@@ -83,6 +83,14 @@ def test_a_run_in_aim_and_its_resumption(tmp_path: Path) -> None:
     assert "val/loss" in figures
 
 
+def test_the_confusion_matrix_is_a_file_with_any_logger(tmp_path: Path) -> None:
+    words = ["logger=csv", *EASY, "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
+    done = run_command("train", *words, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "run" / "plots").iterdir()} == {"val_confusion.png", "test_confusion.png"}
+    assert not list((tmp_path / "run").glob("events.out*"))
+
+
 @pytest.mark.slow
 def test_one_run_in_four_loggers_and_its_resumption(tmp_path: Path) -> None:
     words = ["logger=[csv,wandb,mlflow,tensorboard]", "logger.wandb.offline=true", *EASY, "trainer.max_epochs=1"]
@@ -90,6 +98,7 @@ def test_one_run_in_four_loggers_and_its_resumption(tmp_path: Path) -> None:
     done = run_command("train", *words, "name=four", f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
+    assert len(list(run.rglob("media/images/test/confusion_*.png"))) == 1
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     accuracy = json.loads((run / "metrics.json").read_text())["test"]["accuracy"]
     assert float(rows[-1]["result/test/accuracy"]) == accuracy
@@ -109,7 +118,7 @@ def test_one_run_in_four_loggers_and_its_resumption(tmp_path: Path) -> None:
     assert dict(query("select key, value from tags"))["tags"] == "first_try, wide"
 
     written = b"".join(path.read_bytes() for path in run.rglob("*.wandb"))
-    for text in (b"four run", b"optimizer.lr", b"result/test/accuracy", b"first_try"):
+    for text in (b"four run", b"optimizer.lr", b"result/test/accuracy", b"first_try", b"test/confusion"):
         assert text in written
     assert list(run.glob("events.out.tfevents.*"))
 

@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from numpy.typing import NDArray
 
 from recur.cli import rank
 from recur.runs.extras import lacks
@@ -71,6 +73,7 @@ def wandb(
     name: str,
     tags: Sequence[str] = (),
     project: str = "recur",
+    entity: str | None = None,
     offline: bool = False,
     log_model: bool = False,
 ) -> Logger:
@@ -81,6 +84,7 @@ def wandb(
         name: of the run, to which what tells it from others is added.
         tags: words by which the run is found again.
         project: of W&B.
+        entity: user or team that has the project; None for W&B's default.
         offline: keep everything in the folder; `wandb sync` sends it later.
         log_model: send the checkpoints too.
 
@@ -97,6 +101,7 @@ def wandb(
             name=run_name(place, name),
             save_dir=folder,
             project=project,
+            entity=entity,
             group=sweep_of(place),
             tags=[str(tag) for tag in tags] or None,
             offline=offline,
@@ -106,6 +111,13 @@ def wandb(
         )
     except ModuleNotFoundError as error:
         raise lacks("wandb", error.name or "wandb", "logger=wandb") from None
+
+
+def show_image(loggers: Sequence[Logger], name: str, image: NDArray[np.uint8], step: int) -> None:
+    """Give an image, `(height, width, 3)`, to the loggers that show it beside their curves: W&B's."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, [image], step=step)
 
 
 def mlflow(

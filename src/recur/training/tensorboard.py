@@ -1,6 +1,6 @@
 """What TensorBoard shows of a text classifier besides curves: where it errs, how sure it is, what its words mean.
 
-- Images: `<split>/confusion`, also as `plots/<split>_confusion.png`
+- Images: `<split>/confusion`, also as `plots/<split>_confusion.png`, which any logger has, and in W&B
 - PR curves: `<split>/precision_recall`, one a class where there are more than two
 - Text: `<split>/mistakes`, the wrong answers given with the greatest confidence
 - Projector: the word vectors of the most frequent tokens, and the model's answer to each alone
@@ -33,6 +33,7 @@ from recur.render import markdown, printable, shortened
 from recur.runs.files import create, naming, write_atomic
 from recur.runs.metrics import hparam_metrics
 from recur.training.callbacks import averaged_weights
+from recur.training.loggers import show_image
 
 # Settings that say nothing about a result: they would push the others out of sight.
 _PLUMBING = re.compile(
@@ -46,7 +47,7 @@ _TEXT = 600  # characters of a mistaken text that are shown
 
 
 class Pages(pl.Callback):
-    """Draws the pages above into the run's TensorBoard; does nothing for a run of another family or without one.
+    """Draws the pages above into the run's TensorBoard, without one the images; nothing for a run of another family.
 
     Args:
         mistakes: how many mistakes a page lists.
@@ -107,7 +108,7 @@ class Pages(pl.Callback):
             return
         seen, self._seen = _from_all_ranks(self._seen, trainer.world_size), []
         writer = _writer(trainer)
-        if writer is None or not seen:
+        if not seen or not trainer.is_global_zero or not trainer.loggers:
             return
         rows, labels, scores = (np.concatenate(parts) for parts in zip(*seen, strict=True))
         rows, labels = rows.astype(np.int64), labels.astype(np.int64)
@@ -119,8 +120,12 @@ class Pages(pl.Callback):
         counts = confusion(labels, scores)
         best = trainer.state.fn != "fit"  # which was loaded for this
         image = confusion_image(counts, names, f"{split} split, " + ("best checkpoint" if best else f"step {step:,}"))
+        folder = Path(trainer.default_root_dir if writer is None else writer.log_dir)
+        _save_image(image, folder / "plots" / f"{split}_confusion.png")
+        show_image(trainer.loggers, f"{split}/confusion", image, step)
+        if writer is None:
+            return
         writer.add_image(f"{split}/confusion", image, step, dataformats="HWC")
-        _save_image(image, Path(writer.log_dir) / "plots" / f"{split}_confusion.png")
         for number in [1] if len(names) == 2 else most_frequent(labels, len(names)):
             tag = f"{split}/precision_recall" + ("" if len(names) == 2 else f"/{names[number]}")
             writer.add_pr_curve(tag, labels == number, scores[:, number], step)
