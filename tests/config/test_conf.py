@@ -96,6 +96,10 @@ def test_own_texts_bring_a_model_and_callbacks_until_others_are_chosen(model):
     assert composed("data=files", f"model={model}").model == composed(f"model={model}").model
     assert composed("data=files", "callbacks=default").callbacks.early_stopping.patience is None
     assert composed("data=files", "experiment=imdb_fast").callbacks.ema.decay == 0.998
+    for experiment in ("imdb_fast", "imdb_guide", "imdb_strong"):
+        named = f"experiment={experiment}"
+        assert composed(named, "data=files").callbacks == composed(named).callbacks
+    assert composed("data=files", "debug=overfit").callbacks.early_stopping.patience is None
     for option in ("imdb", "synthetic_reviews"):
         assert composed(f"data={option}").model == composed().model
         assert composed(f"data={option}").callbacks == composed().callbacks
