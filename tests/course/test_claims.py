@@ -19,8 +19,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from conftest import ROOT
+from recur.course import checks, experiment
 from recur.course import claim as claims
-from recur.course import experiment
 from recur.course.blocks import blocks
 from recur.course.page import chart, write
 from recur.course.record import arm_tables, entry, short_table, table, update, with_texts
@@ -119,6 +119,25 @@ def test_the_command_of_a_claim_is_a_grid_of_its_arms(one):
     assert places == {
         (arm, x, seed) for arm in one.sweep.arms for x in one.sweep.values or [""] for seed in one.sweep.seeds
     }
+
+
+def test_a_run_is_of_the_arm_whose_settings_are_in_force():
+    arms = {"none": ("a.dropout=0",), "half": ("a.dropout=0.5",), "text": ("a.text=schöne neue welt",)}
+    sweep = replace(claims.load(FOLDER, "carry_state").sweep, base=("a.dropout=0",), arms=arms)
+    assert experiment._place(sweep, ["a.dropout=0", "a.dropout=0.5", "seed=1"]) == ("half", "", 1)
+    assert experiment._place(sweep, ["a.dropout=0", "a.dropout=0", "seed=2"]) == ("none", "", 2)
+    one = replace(claims.load(FOLDER, "carry_state"), sweep=sweep)
+    (cases,) = [word for word in experiment.command(one, Path("out")) if word.startswith("hydra.sweeper.cases=")]
+    assert OmegaConf.to_container(composed(cases).hydra.sweeper.cases)[2] == ["a.text=schöne neue welt"]
+    with pytest.raises(UserError, match="fits no arm"):
+        experiment._place(replace(sweep, arms={"half": arms["half"]}), ["a.dropout=0", "seed=1"])
+
+
+def test_two_arms_that_are_the_same_are_refused():
+    one = claims.load(FOLDER, "carry_state")
+    arms = {**one.sweep.arms, "again": one.sweep.arms["carried"]}
+    with pytest.raises(UserError, match=r"sweep\.arms\.\w+ is the same as"):
+        checks.check(FOLDER / "carry_state.yaml", replace(one, sweep=replace(one.sweep, arms=arms)))
 
 
 def test_the_budgets_of_the_short_claims_fit_into_45_minutes():

@@ -153,6 +153,9 @@ def check(path: Path, claim: Any) -> None:
     sweep = claim.sweep
     assert sweep is not None
     _check_probe(path, sweep)
+    for name, own in sweep.arms.items():
+        if same := next((other for other in sweep.arms if other != name and set(sweep.arms[other]) == set(own)), None):
+            raise UserError(_key(path, f"sweep.arms.{name}"), rule=f"is the same as {same}", remedy="leave one out")
     for place, condition in enumerate(claim.rule, start=1):
         named = {"of": condition.of, "minus": condition.minus, "over": condition.over}
         for key, arm in named.items():

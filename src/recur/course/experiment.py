@@ -42,7 +42,7 @@ def command(claim: Claim, folder: Path) -> list[str]:
     words = [*sweep.base]
     cases = [list(words) for words in sweep.arms.values()]
     if cases != [[]]:
-        lists = ",".join("[" + ",".join(json.dumps(word) for word in case) + "]" for case in cases)
+        lists = ",".join("[" + ",".join(json.dumps(word, ensure_ascii=False) for word in case) + "]" for case in cases)
         words.append(f"hydra.sweeper.cases=[{lists}]")
     if sweep.vary:
         words.append(f"{sweep.vary}={','.join(sweep.values)}")
@@ -311,7 +311,12 @@ def _place(sweep: Sweep, words: Sequence[str]) -> tuple[str, str, int]:
     """The arm, the x value and the seed of a run, by its overrides."""
     seed = next(int(word.removeprefix("seed=")) for word in words if word.startswith("seed="))
     x = next((word.partition("=")[2] for word in words if sweep.vary and word.startswith(f"{sweep.vary}=")), "")
-    fits = [arm for arm, own in sweep.arms.items() if all(word in words for word in own)]
+    last = {
+        word.partition("=")[0].lstrip("+~"): word for word in words
+    }  # of a setting given twice the last is in force
+    fits = [arm for arm, own in sweep.arms.items() if all(word in last.values() for word in own)]
+    if not fits:
+        raise UserError(" ".join(words), rule="fits no arm", remedy="quote it in the claim's file as Hydra reads it")
     return max(fits, key=lambda arm: len(sweep.arms[arm])), x, seed
 
 
