@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--imdb", metavar="FOLDER", help="IMDB as on the hub: real texts for `train`, real lengths")
     parser.add_argument("--wikitext", metavar="PATH", help="WikiText as on the hub, or its id, for `language`")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
-    parser.add_argument("--out", default="outputs/bench", help="folder of bench.json and bench.png")
+    parser.add_argument("--out", default="outputs/bench", help="folder of bench.json and bench.png (--quick: below it)")
     arguments = parser.parse_args(argv)
     cli.guard(lambda: _run(arguments))
 

@@ -87,11 +87,11 @@ def test_a_section_writes_tables_json_and_a_plot(tmp_path, capsys):
     bench.main(["loader", "--quick", "--device", "cpu", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert "| ranks |" in printed
-    record = json.loads((tmp_path / "bench.json").read_text())
+    record = json.loads((tmp_path / "quick" / "bench.json").read_text())
     section = record["sections"]["loader"]
     assert section["machine"]["torch"] == torch.__version__
     assert {bar["name"] for bar in section["bars"]} >= {"64 ranks: fullest rank above the mean"}
-    assert (tmp_path / "bench.png").stat().st_size > 1000
+    assert (tmp_path / "quick" / "bench.png").stat().st_size > 1000
 
 
 def test_a_section_that_measures_nothing_leaves_what_was_measured_before(tmp_path):
@@ -101,7 +101,7 @@ def test_a_section_that_measures_nothing_leaves_what_was_measured_before(tmp_pat
     again = Record(Settings(quick=True, repeats=1, device="cpu", out=str(tmp_path)))
     for name in ("language", "bandwidth"):
         again.measure(name, lambda settings, report: None)
-    sections = json.loads((tmp_path / "bench.json").read_text())["sections"]
+    sections = json.loads((tmp_path / "quick" / "bench.json").read_text())["sections"]
     assert list(sections) == ["language"] and list(sections["language"]["tables"]) == ["epochs"]
 
 
@@ -110,7 +110,7 @@ LOW_LOSSES = {"fused, bf16-mixed", "plain, bf16-mixed"}  # where the processor m
 
 def test_loss_rivals_agree_and_are_measured(tmp_path):
     bench.main(["loss", "--quick", "--device", "cpu", "--repeats", "1", "--out", str(tmp_path)])
-    tables = json.loads((tmp_path / "bench.json").read_text())["sections"]["loss"]["tables"]
+    tables = json.loads((tmp_path / "quick" / "bench.json").read_text())["sections"]["loss"]["tables"]
     (rows,) = tables.values()
     assert {"fused", "plain"} <= {row[""] for row in rows} <= {"fused", "plain", *LOW_LOSSES}
     assert all(row["extra MB"] > 0 for row in rows)
@@ -125,7 +125,7 @@ def test_bandwidth_counts_tokens_bytes_and_threads(tmp_path):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-    tables = json.loads((tmp_path / "bench.json").read_text())["sections"]["bandwidth"]["tables"]
+    tables = json.loads((tmp_path / "quick" / "bench.json").read_text())["sections"]["bandwidth"]["tables"]
     generation, scans, threads = tables.values()
     exact = [row for row in generation if "float32" in row[""]]
     # weights of one LSTM layer and of the output layer, in panels whose last one is padded
@@ -149,7 +149,7 @@ def test_mistakes_are_one_line(words, tmp_path, capsys):
 @pytest.mark.parametrize("section", ["engine", "shapes", "train", "startup"])
 def test_every_section_runs(section, tmp_path):
     bench.main([section, "--quick", "--repeats", "1", "--device", "cpu", "--out", str(tmp_path)])
-    record = json.loads((tmp_path / "bench.json").read_text())["sections"][section]
+    record = json.loads((tmp_path / "quick" / "bench.json").read_text())["sections"][section]
     assert record["bars"]
     assert all(bar["met"] is None for bar in record["bars"])
 

@@ -2,12 +2,14 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from conftest import ROOT, train
 from recur.benchmarks import figures, publish
-from recur.config.compose import conf_dir
+from recur.config.compose import command_line, compose_run, conf_dir
+from recur.errors import UserError
 
 RESULTS = ROOT / ".github" / "results"
 NAMES = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
@@ -113,6 +115,59 @@ def test_three_seeds_become_one_record_with_mean_and_deviation(tmp_path):
     train(other, "experiment=char_sentence", *SHORT, "seed=2", "model.net.hidden_size=9")
     with pytest.raises(Exception, match="has other settings"):
         figures.record_of([*runs, other])
+
+
+def written(folder: Path, *words: str, **metrics: object) -> Path:
+    """A run's settings and figures, as training leaves them."""
+    composed = compose_run(command_line(words))
+    (folder / ".hydra").mkdir(parents=True)
+    for name, content in composed.hydra_files().items():
+        (folder / ".hydra" / name).write_text(content)
+    (folder / "config.yaml").write_text(composed.config_text)
+    record = json.loads((RESULTS / "lm.json").read_text(encoding="utf-8"))
+    (folder / "metrics.json").write_text(json.dumps({**record, "seed": 0, **metrics}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["experiment=lm", "optimizer=sgd", "optimizer.lr=5"],
+        ["experiment=imdb_fast", "scheduler=none"],
+        ["experiment=lm", "+callbacks.averaging={_target_:recur.training.callbacks.NonMonotonicAveraging}"],
+        ["experiment=lm", "~callbacks.samples", "model=awd_lstm", "model.net.output_size=128"],
+    ],
+)
+def test_the_command_of_a_run_with_other_groups_gives_its_settings(words, tmp_path):
+    run = written(tmp_path / "run", *words)
+    settings = figures.settings_of(compose_run(command_line(words)).config)
+    typed = figures.words_of(words[0].removeprefix("experiment="), settings, run)
+    assert figures.settings_of(compose_run(command_line(typed)).config) == settings
+    assert sorted(typed) == sorted(words)
+
+
+def test_runs_that_cannot_be_one_record_are_refused(tmp_path):
+    run = written(tmp_path / "one", "experiment=lm")
+    assert figures.record_of([run])["command"] == "python -m recur.train experiment=lm"
+    for number, (metrics, message) in enumerate(
+        [
+            ({}, "has the seed 0 of"),
+            ({"seed": 1, "precision": "64-true"}, "has other settings than"),
+            ({"seed": 1, "world_size": 2}, "has other settings than"),
+            ({"seed": 1, "tokens_per_second": None}, "has no times: publish a run with callbacks.throughput"),
+        ]
+    ):
+        other = written(tmp_path / str(number), "experiment=lm", **metrics)
+        with pytest.raises(UserError, match=message):
+            figures.record_of([run, other])
+
+
+def test_quick_figures_of_speed_are_refused(tmp_path):
+    (tmp_path / "bench.json").write_text('{"sections": {"engine": {"quick": true}}}')
+    before = publish.BENCH.read_bytes()
+    with pytest.raises(UserError, match=r"has quick figures \(engine\)"):
+        publish._run([tmp_path])
+    assert publish.BENCH.read_bytes() == before
 
 
 def test_other_ways_of_measuring_are_named_with_what_they_mean():

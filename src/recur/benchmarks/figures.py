@@ -18,17 +18,21 @@ import statistics
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recur.errors import ABSENT, UserError
 from recur.runs.journal import read_validations
 from recur.runs.limits import read_yaml
 from recur.runs.metrics import read_record
 
+if TYPE_CHECKING:
+    from recur.config.compose import Composed
+
 # Settings of one machine or one command, which say nothing about the experiment.
 _OWN = ("hydra", "seed", "resume", "tags", "overwrite", "accept_data_change", "find_lr", "extras", "logger", "name")
 _PLACES = ("data.path", "data.train", "data.val", "data.test", "data.cache_dir", "init_from")
 _MACHINE = ("data.seed", "trainer.precision", "trainer.accelerator", "trainer.devices", "trainer.default_root_dir")
+_GROUPS = ("data", "model", "optimizer", "scheduler", "callbacks")  # of settings that make a run's figures
 _SHOWN = ("epoch", "train/epoch_loss", "train/epoch_accuracy", "val/loss", "val/accuracy", "val/perplexity")
 _WIDTH, _INDENT = 118, " " * 10
 
@@ -57,9 +61,37 @@ def of_experiment(name: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such experiment.
     """
+    return settings_of(_composed([f"experiment={name}"]).config)
+
+
+def _composed(words: Sequence[str]) -> "Composed":
     from recur.config.compose import command_line, compose_run
 
-    return settings_of(compose_run(command_line([f"experiment={name}"])).config)
+    return compose_run(command_line(words))
+
+
+def words_of(name: str, settings: Mapping[str, Any], folder: Path) -> list[str]:
+    """What is typed to get an experiment's run with these settings, without where its data lies.
+
+    Raises:
+        UserError: the run has settings that this would not give.
+    """
+    from recur.config.compose import begun_with
+
+    words = [f"experiment={name}"]
+    typed, chosen = begun_with(folder)
+    usual = _composed(words).hydra.runtime.choices
+    words += [
+        f"{group}={chosen[group]}" for group in _GROUPS if chosen.get(group, usual.get(group)) != usual.get(group)
+    ]
+    words += [word for word in typed if word.startswith(("+", "~"))]
+    changes = changes_of(settings, settings_of(_composed(words).config))
+    words += [f"{key}={_typed(value)}" for key, value in changes.items()]
+    got = settings_of(_composed(words).config)
+    if other := next((key for key in settings if key in got and got[key] != settings[key]), None):
+        rule = f"has {other}={settings[other]!r}, which `{shlex.join(words)}` does not give"
+        raise UserError(str(folder), ABSENT, rule, "make it an experiment's file of its own")
+    return words
 
 
 def changes_of(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,26 +119,32 @@ def record_of(folders: Sequence[Path]) -> dict[str, Any]:
     Raises:
         UserError: a folder is no finished run, or the runs differ in more than their seeds.
     """
-    by_seed = {}
+    by_seed: dict[int, tuple[dict[str, Any], Any, Path]] = {}
     for folder in folders:
         if not (folder / "metrics.json").is_file():
             raise UserError(
                 str(folder), ABSENT, "has no metrics.json and no bench.json", "give the folder of a finished run"
             )
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        by_seed[int(metrics["seed"])] = (metrics, read_yaml(folder / "config.yaml"), folder)
+        seed = int(metrics["seed"])
+        if seed in by_seed:
+            raise UserError(str(folder), ABSENT, f"has the seed {seed} of {by_seed[seed][2]}", "publish one run a seed")
+        if None in (metrics.get("train_seconds"), metrics.get("tokens_per_second")):
+            raise UserError(str(folder), ABSENT, "has no times", "publish a run with callbacks.throughput")
+        by_seed[seed] = (metrics, read_yaml(folder / "config.yaml"), folder)
     (metrics, config, folder), settings = by_seed[min(by_seed)], settings_of(by_seed[min(by_seed)][1])
-    for _, other, place in by_seed.values():
-        if settings_of(other) != settings:
+    for figures, other, place in by_seed.values():
+        same = all(figures.get(key) == metrics.get(key) for key in ("precision", "world_size"))
+        if settings_of(other) != settings or not same:
             raise UserError(str(place), ABSENT, f"has other settings than {folder}", "publish runs that differ by seed")
-    wanted, name = of_experiment(metrics["name"]), metrics["name"]
-    changes = changes_of(settings, wanted)
+    name = metrics["name"]
+    first, *others = words_of(name, settings, folder)
     return {
         **metrics,
-        "command": _command(name, config, changes),
+        "command": shlex.join(["python", "-m", "recur.train", first, *_places(config), *others]),
         "begins_from": _begun_from(config),
         "settings": settings,
-        "epochs_of": wanted["trainer.max_epochs"],
+        "epochs_of": of_experiment(name)["trainer.max_epochs"],
         "evaluation": _evaluation(folder),
         "runs": {str(seed): _short(by_seed[seed][0]) for seed in sorted(by_seed)},
         "history": [
@@ -138,8 +176,9 @@ def _short(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return own | {"commit": metrics["commit"]}
 
 
-def _command(name: str, config: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
-    words = [f"experiment={name}"]
+def _places(config: Mapping[str, Any]) -> list[str]:
+    """Where a run's data lies, as a reader types it."""
+    words = []
     for place in _PLACES:
         value = dict(flat(config)).get(place)
         if place == "init_from" and value and not isinstance(value, str):
@@ -148,8 +187,7 @@ def _command(name: str, config: Mapping[str, Any], changes: Mapping[str, Any]) -
             words.append(
                 f"{place}={'RUN' if place == 'init_from' else Path(value).name if Path(value).suffix else 'FOLDER'}"
             )
-    words += [f"{key}={_typed(value)}" for key, value in changes.items()]
-    return shlex.join(["python", "-m", "recur.train", *words])
+    return words
 
 
 def _typed(value: Any) -> str:

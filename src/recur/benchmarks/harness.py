@@ -106,14 +106,14 @@ def _figure(value: Any) -> str:
 
 
 class Record:
-    """`bench.json` and `bench.png` of a folder; sections measured before stay.
+    """`bench.json` and `bench.png` of a folder, quick ones of `quick` in it; sections measured before stay.
 
     Args:
         settings: of the benchmarks.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings, self._folder = settings, Path(settings.out)
+        self._settings, self._folder = settings, Path(settings.out, "quick" if settings.quick else "")
         self._folder.mkdir(parents=True, exist_ok=True)
         self._path = self._folder / "bench.json"
         self._content = json.loads(self._path.read_text()) if self._path.is_file() else {"sections": {}}

@@ -18,6 +18,7 @@ from recur.benchmarks import figures
 from recur.course import record as course
 from recur.course.claim import load as load_claim
 from recur.course.claim import names as claim_names
+from recur.errors import ABSENT, UserError
 from recur.runs import metrics
 from recur.runs.files import write_atomic
 
@@ -43,6 +44,9 @@ def _run(runs: Sequence[Path]) -> None:
     by_name: dict[str, list[Path]] = {}
     for run in runs:
         if (run / "bench.json").is_file():
+            sections = json.loads((run / "bench.json").read_text(encoding="utf-8"))["sections"]
+            if quick := [name for name, section in sections.items() if section["quick"]]:
+                raise UserError(str(run), ABSENT, f"has quick figures ({quick[0]})", "measure them without --quick")
             shutil.copy(run / "bench.json", BENCH)
         else:
             by_name.setdefault(str((metrics.read_record(run) or {}).get("name")), []).append(run)

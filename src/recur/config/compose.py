@@ -347,7 +347,7 @@ class Composed:
         kept = OmegaConf.merge(self.cfg, once)
         hydra, overrides = self.hydra, list(self.overrides)
         if self.resumed:
-            former, choices = _begun_with(self.folder)
+            former, choices = begun_with(self.folder)
             overrides = _with_later(former, overrides)
             hydra = copy.deepcopy(hydra)
             OmegaConf.set_readonly(hydra, False)
@@ -440,7 +440,7 @@ def _check_groups_stay(typed: Sequence[str]) -> None:
             raise UserError(key, value, rule, "set these, such as trainer.devices=2 trainer.strategy=ddp")
 
 
-def _begun_with(folder: Path) -> tuple[list[str], dict[str, str]]:
+def begun_with(folder: Path) -> tuple[list[str], dict[str, str]]:
     """The overrides and the choices of groups of a run that goes on: text of unknown origin, never applied."""
     try:
         overrides = read_yaml(folder / ".hydra" / "overrides.yaml")
