@@ -1,6 +1,8 @@
 """A run that was killed and resumed ends as one that never was, bit for bit. `make torture` does it forty times."""
 
 import csv
+import json
+import signal
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from conftest import EASY
 from recur.runs.run import load_checkpoint
 from support.commands import run_command
-from support.torture import Moment, compare, scalars, torture
+from support.torture import Moment, compare, finish, scalars, start, torture
 
 FEW = [
     "data.synthetic.train_size=104",
@@ -200,6 +202,33 @@ def test_a_schedule_goes_on_to_the_end_on_another_number_of_processes(tmp_path):
     curve = next(curve for name, curve in scalars(tmp_path / "run").items() if name.startswith("lr"))
     rates = [value for step, value in curve if step > steps]
     assert rates[0] > 0.003 and all(a > b > 0 for a, b in pairwise(rates))  # of .01
+
+
+def test_a_signal_in_the_last_validation_awaits_its_end(tmp_path):
+    """A restart after `max_steps` trains nothing, and so would validate nothing."""
+    words = [*SENTIMENT, "trainer.accumulate_grad_batches=1", "scheduler=none", "trainer.num_sanity_val_steps=0"]
+    words += [
+        "trainer.max_steps=6",
+        "data.eval_batch_size=1000",
+        "trainer.val_check_interval=3",
+        "trainer.check_val_every_n_epoch=null",
+    ]
+    torture(tmp_path / "whole", words, 1, [])
+    (kill,) = torture(tmp_path / "parts", words, 1, [Moment("validation", 2, signal=signal.SIGTERM)])
+    assert kill["step"] == 6
+    found = compare(tmp_path / "whole", tmp_path / "parts")
+    assert [difference for difference in found if not difference.startswith("curves")] == []  # the part epoch's own
+
+
+def test_a_run_whose_patience_ends_before_min_epochs_is_known_to_be_over_when_it_goes_on(tmp_path):
+    """A validation that is better would else have it train on."""
+    words = [*SENTIMENT, "scheduler=none", "trainer.max_epochs=5", "+trainer.min_epochs=3", "optimizer.lr=1e-12"]
+    words += ["callbacks.early_stopping.patience=1", "callbacks.ema.decay=null", "trainer.num_sanity_val_steps=0"]
+    assert start(tmp_path / "run", words, 1, Moment("training", 18, signal=signal.SIGTERM)).hit["step"] > 7
+    last = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert last["reached"]["place"] == "between" and last["reached"]["over"]["patience"] == [1]
+    finish(tmp_path / "run", words)
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"] == 3
 
 
 def test_what_the_validation_of_a_run_out_of_time_found_is_known_when_it_goes_on(tmp_path):

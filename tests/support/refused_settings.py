@@ -105,6 +105,8 @@ ROWS["config"] = settings(
     ("model.net.forget_bias=1e40", ("model.net.forget_bias", "1e+40", "1000", "or be null")),
     ("optimizer.betas=[.9]", ("optimizer.betas", "[0.9]", "a list of 2 values")),
     ("scheduler=cosine trainer.max_epochs=-1", ("trainer.max_epochs", "max_steps")),
+    ("trainer.enable_checkpointing=false", ("trainer.enable_checkpointing", "~callbacks.best ~callbacks.last")),
+    ("+trainer.reload_dataloaders_every_n_epochs=1", ("trainer.reload_dataloaders_every_n_epochs", "leave it out")),
     ("trainer.max_epochs=0", ("trainer.max_epochs", "0", "at least 1")),
     ("trainer.max_epochs=-5", ("max_epochs", "-5")),
     ("trainer.max_steps=0", ("trainer.max_steps", "0", "at least 1")),

@@ -90,6 +90,35 @@ def test_a_tie_keeps_the_checkpoint_of_lower_loss(tmp_path: Path, scores, kept: 
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_validation_after_every_batch_is_one_of_those_watched(tmp_path: Path) -> None:
+    """The whole number 1 is no whole epoch."""
+
+    class Validated(_Scores):
+        def validation_step(self, batch, number):
+            self.log("val/loss", self.scores[self.global_step - 1][1])
+
+    class Kept(pl.Callback):
+        def on_save_checkpoint(self, trainer, task, checkpoint):
+            checkpoint["recur"] = {"format": 2}
+
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        val_check_interval=1,
+        callbacks=[best_checkpoint("val/loss", "min", str(tmp_path)), Kept()],
+        plugins=[Files()],
+    )
+    scores = [(0.0, 3.0), (0.0, 1.0), (0.0, 2.0)]
+    trainer.fit(Validated(scores), DataLoader(torch.ones(3, 1)), DataLoader(torch.ones(1, 1)))
+    assert trainer.checkpoint_callback.best_model_score == 1
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["global_step"] == 2
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("settings", [{"val_check_interval": 0.5}, {"check_val_every_n_epoch": 2}])
 def test_what_is_measured_in_training_is_watched_at_the_end_of_each_epoch(tmp_path: Path, settings) -> None:
     """Not at a validation, which has no figure of the present epoch."""

@@ -258,6 +258,9 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
     for key in ("max_epochs", "max_steps"):
         if trainer.get(key) == 0:
             raise UserError(f"trainer.{key}", 0, "must be at least 1, or -1 for no such end")
+    if trainer.get("enable_checkpointing") is False:
+        remedy = "leave it out, and add ~callbacks.best ~callbacks.last"
+        raise UserError("trainer.enable_checkpointing", False, "is decided by the callbacks", remedy)
     for path, (rule, remedy) in NOT_FOR_TRAINER.items():
         if path.removeprefix("trainer.") in trainer:
             raise UserError(path, ABSENT, rule, remedy)

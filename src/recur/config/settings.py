@@ -58,6 +58,7 @@ _ABSENT = object()
 # What Lightning's trainer takes and a run does not: the rule, and what to type in its place.
 NOT_FOR_TRAINER = {
     "trainer.callbacks": ("is made of the config's own key", "set callbacks.NAME=... instead"),
+    "trainer.reload_dataloaders_every_n_epochs": ("is not needed: each epoch is laid out anew", "leave it out"),
     "trainer.logger": ("is made of the config's own key", "set logger.NAME=... instead"),
 }
 

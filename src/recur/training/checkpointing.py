@@ -109,8 +109,10 @@ class BestCheckpoint(ModelCheckpoint):
             Files.settle(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save where something was measured: not after an epoch that `max_steps` ended before its validation."""
-        if self.monitor is None or self.monitor in trainer.callback_metrics:
+        """Save where something was measured: not after an epoch that `max_steps` ended before its end or validation."""
+        of_training = str(self.monitor).startswith("train/")  # whose figure is of a whole epoch
+        partial = of_training and not internals.epoch_is_whole(trainer)
+        if not partial and (self.monitor is None or self.monitor in trainer.callback_metrics):
             super().on_train_epoch_end(trainer, pl_module)
         Files.settle(trainer)
 
@@ -274,7 +276,8 @@ def best_checkpoint(monitor: str, mode: str, dirpath: str) -> BestCheckpoint:
         monitor=monitor,
         mode=mode,
         save_top_k=1,
-        save_on_train_epoch_end=True if monitor.startswith("train/") else None,
+        # Left to itself Lightning takes an interval of 1 batch for a whole epoch, and sees its last validation only.
+        save_on_train_epoch_end=monitor.startswith("train/"),
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )
@@ -375,8 +378,8 @@ class LastCheckpoint(Callback):
         if not signalled:
             return
         if not trainer.sanity_checking:
-            if internals.accumulates(trainer):
-                return  # gradients half accumulated are in no checkpoint: a few batches more
+            if internals.accumulates(trainer) or internals.trains_no_more(trainer):
+                return  # no checkpoint has gradients half accumulated, and a restart without training validates nothing
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, WeightAveraging):  # the model has the average's weights now
                     callback.on_validation_epoch_end(trainer, pl_module)
@@ -435,7 +438,7 @@ class LastCheckpoint(Callback):
             "curves": {path.name: synced_size(path) for path in curves(self.path.parent.parent)},
             "tables": tables(trainer),
             "metrics": internals.as_tensors(trainer.callback_metrics),
-            "over": bounds(trainer) if self._place in ("end", "cut") and trainer.should_stop else None,
+            "over": bounds(trainer) if trainer.should_stop else None,  # also where `min_epochs` has it go on
         }
 
     def on_load_checkpoint(

@@ -26,6 +26,13 @@ def epoch_is_whole(trainer: pl.Trainer) -> bool:
     return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
 
 
+def trains_no_more(trainer: pl.Trainer) -> bool:
+    """Whether training is over once the validation under way has ended."""
+    loop = trainer.fit_loop
+    reached = trainer.max_steps >= 0 and trainer.global_step >= trainer.max_steps
+    return reached or (trainer.should_stop and loop._can_stop_early)
+
+
 def end_restart(trainer: pl.Trainer) -> None:
     """Let schedules that watch a metric go on in the first epoch after a restart, whose metrics are there now."""
     trainer.fit_loop._restarting = False
