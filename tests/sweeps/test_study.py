@@ -14,7 +14,7 @@ from recur.errors import UserError  # noqa: E402
 from recur.runs import marks  # noqa: E402
 from recur.runs.journal import read_validations  # noqa: E402
 from recur.sweeps.job import TRIAL, Job, SweepId  # noqa: E402
-from recur.sweeps.runner import Outcome  # noqa: E402
+from recur.sweeps.runner import Outcome, judge  # noqa: E402
 from recur.sweeps.space import parse  # noqa: E402
 from recur.sweeps.study import (  # noqa: E402
     JOURNAL,
@@ -153,6 +153,23 @@ def test_several_objectives_make_a_front(tmp_path):
     source.put(source.take(), done(0.9))  # without the second metric
     assert sorted(trial.number for trial in study(tmp_path).best_trials) == [0, 1]
     assert study(tmp_path).trials[3].state.name == "FAIL"
+
+
+def test_a_job_is_judged_by_the_first_objective_whatever_its_run_monitors(tmp_path):
+    source = trials(tmp_path, {"val/loss": "min", "tokens_per_second": "max"})
+    for record, expected in (
+        ({"val": {"accuracy": 0.9, "loss": 0.2}, "tokens_per_second": 5.0}, ("done", 0.2, "")),
+        ({"val": {"accuracy": 0.9}}, ("failed", None, "it wrote no val/loss into metrics.json")),
+    ):
+        job = source.take()
+        run_trial(job)
+        (job.folder / "metrics.json").write_text(json.dumps(record))
+        outcome = judge(job, 0, 1.0)
+        assert (outcome.state, outcome.value, outcome.reason) == expected
+        source.put(job, outcome)
+    assert [job.monitor for job in trials(tmp_path, {"val/loss": "min", "tokens_per_second": "max"}).completed()] == [
+        "val/loss"
+    ]
 
 
 @pytest.mark.filterwarnings("ignore")
