@@ -88,6 +88,15 @@ def test_what_did_not_end_well_is_shown_and_never_ranked(tmp_path):
     assert "&lt;b&gt;no&lt;/b&gt;" in page
 
 
+def test_jobs_that_a_sweep_was_extended_by_are_missed(tmp_path):
+    folder = make_sweep(tmp_path / "s", [(["lr=1"], 0.5), (["lr=2"], "stopped")], total=2)
+    book = Journal(folder)
+    for jobs in (9, 4):
+        book.add("extended", jobs=jobs, argv=["-m", f"hydra.sweeper.n_trials={jobs}"])
+    book.close()
+    assert Leaderboard.of([folder]).states_text() == "1 done, 1 stopped, 2 not started"
+
+
 def test_a_run_that_was_pruned_is_so_whatever_its_metric(tmp_path):
     """As the sweep says of it (`recur.sweeps.runner.judge`)."""
     folder = make_sweep(tmp_path / "s", [(["lr=1"], 0.5), (["lr=2"], math.nan), (["lr=3"], 0.4)])

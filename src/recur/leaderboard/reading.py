@@ -88,7 +88,7 @@ class Source:
         name: what tells it from the others.
         monitor: the metric by which its runs are compared.
         mode: `max` or `min`.
-        header: the first line of a sweep's journal; empty for a run.
+        header: the first line of a sweep's journal, its jobs as they were last asked for; empty for a run.
         jobs: label, folder, overrides and last event of each run, with the seconds of all its attempts.
     """
 
@@ -214,7 +214,7 @@ def _source(folder: Path, name: str) -> Source | None:
     if not _is_sweep(folder):
         return _run(folder, name)
     events = journal.read(folder)
-    header = events[0]
+    header = journal.last_typed(events)
     starts: dict[int, tuple[Path, list[str]]] = {}
     ends: dict[int, dict[str, Any]] = {}
     spent: dict[int, float] = {}

@@ -298,9 +298,13 @@ class FreshProcessLauncher(Launcher):
 
     def _begin(self, plan: Plan) -> Journal:
         self._compare(plan)  # again, now that the folder is locked
-        if self.resuming or self._begun:
-            return Journal(self.folder)
-        self._begun = True
+        first, self._begun = not self._begun, True
+        if self.resuming or not first:
+            entries = Journal(self.folder)
+            if first and not repeats_a_recorded_command():  # it may ask for more jobs: `resume=` alone repeats it now
+                argv = [word for word in sys.argv[1:] if not word.startswith("resume=")]
+                entries.add("extended", jobs=plan.total, argv=argv)
+            return entries
         if self.snapshot:
             self._code = snapshots.take(self.folder, _config_dirs(self.config))
         code = None if self._code is None else self._code.summary()
