@@ -139,3 +139,22 @@ def test_cases_are_points_of_the_grid_and_not_a_product():
     other.cases = [("cell=rnn", "layers=1")]
     assert "cases" in difference(space.as_record(), other.as_record())
     assert not difference(space.as_record(), space.as_record())
+
+
+def test_what_is_set_once_is_where_cases_begin():
+    space = parse({}, ["layers=3", "seed=0,1"])
+    space.cases = [("cell=rnn",), ("cell=lstm", "+layers=2")]
+    assert space.grid()[::2] == [("layers=3", "cell=rnn", "seed=0"), ("layers=3", "cell=lstm", "+layers=2", "seed=0")]
+
+
+@pytest.mark.parametrize(
+    ("typed", "key"),
+    [("layers=1,2", "layers"), ("++layers=1,2", "layers"), ("cell=gru", "cell"), ("+cell=gru", "cell")],
+)
+def test_a_setting_of_the_cases_is_not_set_beside_them_where_one_would_be_lost(typed, key):
+    """The case lost without a word where values were listed beside it, and what every case sets where it was typed."""
+    space = parse({}, [typed])
+    space.cases = [("cell=rnn",), ("++cell=lstm", "layers=2")]
+    with pytest.raises(UserError) as raised:
+        space.grid()
+    assert str(raised.value) == f"{key} is set by hydra.sweeper.cases and beside them: set it in one place"

@@ -57,7 +57,10 @@ class Dimension:
 
 @dataclass
 class Space:
-    """What a sweep sets once (`fixed`, override texts by key) and varies: dimensions, and cases of many overrides."""
+    """What a sweep sets once (`fixed`, override texts by key) and varies: dimensions, and cases of many overrides.
+
+    What is set once is where every case begins: a case may set it otherwise.
+    """
 
     fixed: dict[str, str] = field(default_factory=dict)
     dimensions: list[Dimension] = field(default_factory=list)
@@ -67,8 +70,10 @@ class Space:
         """Every combination, the last dimension fastest.
 
         Raises:
-            UserError: an interval has no list of values, or there are too many combinations.
+            UserError: an interval has no list of values, there are too many combinations, or a setting would be lost
+                since the cases set it too.
         """
+        self._check_cases()
         for dimension in self.dimensions:
             if dimension.low is not None:
                 raise UserError(
@@ -79,6 +84,19 @@ class Space:
         check_count(math.prod(len(dimension.texts) for dimension in self.dimensions))
         rows = itertools.product(*[[f"{d.key}={text}" for text in d.texts] for d in self.dimensions])
         return [(*self.fixed.values(), *case, *row) for case, row in itertools.product(self.cases or [()], rows)]
+
+    def _check_cases(self) -> None:
+        """Refuse what cases set and a dimension sets again, and what is set once and again by every case.
+
+        Raises:
+            UserError: names the first such setting.
+        """
+        sets = [{word.partition("=")[0].lstrip("+") for word in case} for case in self.cases]
+        varied = [d.key for d in self.dimensions if any(d.key.lstrip("+") in keys for keys in sets)]
+        once = [key for key in self.fixed if sets and all(key.lstrip("+") in keys for keys in sets)]
+        for key in (*varied, *once):
+            rule = "is set by hydra.sweeper.cases and beside them"
+            raise UserError(key.lstrip("+"), rule=rule, remedy="set it in one place")
 
     def sample(self, count: int, seed: int) -> list[tuple[str, ...]]:
         """`count` different settings at random; a list of seeds is crossed with each of them.

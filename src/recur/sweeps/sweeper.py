@@ -80,6 +80,9 @@ class OwnSweeper(Sweeper):
 class Grid(OwnSweeper):
     """Every combination of the listed values, within each case where there are cases.
 
+    What is set once beside the cases is where each of them begins, and a case may set it otherwise. A setting that
+    every case sets, or that is listed beside a case which sets it, is refused: one of the two would be lost.
+
     Args:
         params: settings and their values.
         cases: lists of overrides that belong together, such as `[cell=rnn, num_layers=1]` and `[cell=lstm,
