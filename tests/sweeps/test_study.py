@@ -32,12 +32,12 @@ SPACE = parse({}, ["lr=tag(log,interval(1e-4,1))", "size=range(8,65,8)", "model=
 ONE = {"val/accuracy": "max"}
 
 
-def trials(folder, objectives=ONE, n_trials=6, pruning=None, known=None):
+def trials(folder, objectives=ONE, n_trials=6, pruning=None, known=None, space=SPACE):
     def make(number, overrides):
         return Job(number, overrides, folder / str(number), SweepId(folder, "0" * 32), monitor="val/accuracy")
 
     settings = SearchSettings(objectives, n_trials, "tpe", 2, 0, Pruner.of(pruning or {}))
-    return Trials(folder, SPACE, make, settings, known)
+    return Trials(folder, space, make, settings, known)
 
 
 def done(value, **more):
@@ -256,6 +256,21 @@ def test_a_trial_goes_on_with_the_recorded_words_of_its_job(tmp_path):
     cut = again.take()
     assert (cut.number, cut.overrides) == (1, known[1])
     cut.check_folder()
+
+
+def test_a_study_goes_on_with_its_choices_in_another_order(tmp_path):
+    """Optuna said that its categorical distribution does not support a dynamic value space."""
+    first = trials(tmp_path, space=parse({}, ["cell=lstm,gru", "lr=interval(0,1)"]))
+    known = {}
+    for value in (0.1, 0.2, 0.3):
+        job = first.take()
+        known[job.number] = job.overrides
+        first.put(job, done(value))
+    again = trials(tmp_path, known=known, space=parse({}, ["lr=interval(0,1)", "cell=gru,lstm"]))
+    for _ in range(3):
+        again.put(again.take(), done(0.5))
+    assert {trial.params["cell"] for trial in study(tmp_path).trials} == {"lstm", "gru"}
+    assert again.take() is None
 
 
 def test_a_study_of_other_settings_is_refused(tmp_path):

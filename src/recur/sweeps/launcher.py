@@ -176,6 +176,11 @@ class FreshProcessLauncher(Launcher):
                 known.setdefault(event["job"], tuple(map(str, event["overrides"])))
         return known
 
+    def recorded_space(self) -> Mapping[str, Any]:
+        """What a sweep that is resumed searched when it began; empty for one that begins."""
+        space = journal.read(self.folder)[0].get("space") if self.resuming else None
+        return space if isinstance(space, dict) else {}
+
     def compose(self, number: int, overrides: Sequence[str]) -> DictConfig:
         """The config this job will see."""
         cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))

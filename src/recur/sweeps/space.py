@@ -4,7 +4,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from recur.errors import UserError
@@ -121,10 +121,24 @@ class Space:
         return [(*self.fixed.values(), *row, *([s] if s else [])) for row in drawn for s in (seeds or [""])]
 
     def as_record(self) -> dict[str, Any]:
-        """Plain values by which two spaces are compared."""
+        """Plain values by which two spaces are compared, and the order of the values that are listed."""
         varied = {d.key: sorted(d.texts) if d.low is None else "".join(d.spec.split()) for d in self.dimensions}
         cases = {"cases": sorted(" ".join(case) for case in self.cases)} if self.cases else {}
-        return {"fixed": dict(self.fixed), "varied": {**varied, **cases}}
+        order = {d.key: list(d.texts) for d in self.dimensions if d.texts}
+        return {"fixed": dict(self.fixed), "varied": {**varied, **cases}, "order": order}
+
+    def in_order(self, record: Mapping[str, Any]) -> "Space":
+        """The same space with its dimensions and their values in the order of a record, on which draws depend."""
+        varied, order = (part if isinstance(part := record.get(name), dict) else {} for name in ("varied", "order"))
+        places = {key: place for place, key in enumerate(varied)}
+        dimensions = sorted(self.dimensions, key=lambda d: places.get(d.key, len(places)))
+        return replace(self, dimensions=[_reordered(d, order.get(d.key)) for d in dimensions])
+
+
+def _reordered(dimension: Dimension, texts: Any) -> Dimension:
+    """A dimension with the same values in this order; as it is where they are others."""
+    same = isinstance(texts, list) and sorted(map(str, texts)) == sorted(dimension.texts)
+    return replace(dimension, texts=tuple(map(str, texts))) if same else dimension
 
 
 def check_count(count: float) -> None:

@@ -62,7 +62,7 @@ class OwnSweeper(Sweeper):
             UserError: what is to be searched makes no sense; nothing was started.
         """
         space = spaces.parse(self.params, arguments, self.context.config_loader)
-        return self.search(space)
+        return self.search(space.in_order(self.launcher.recorded_space()))
 
     @abstractmethod
     def search(self, space: spaces.Space) -> Any:
