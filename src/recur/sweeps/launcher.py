@@ -569,8 +569,14 @@ def _exclusively(folder: Path, resuming: bool) -> Iterator[None]:
         held.release()
 
 
-def leave(outcomes: Mapping[int, Outcome], total: int, folder: Path) -> None:
+def leave(outcomes: Mapping[int, Outcome], total: int, folder: Path, replaced: bool = False) -> None:
     """End the process with exit code 1 where a job failed or was never run.
+
+    Args:
+        outcomes: by job number.
+        total: number of jobs.
+        folder: of the sweep.
+        replaced: whether a resumed sweep tries others in the place of jobs that failed.
 
     Raises:
         SystemExit: 1 where a job failed or was never run.
@@ -580,7 +586,8 @@ def leave(outcomes: Mapping[int, Outcome], total: int, folder: Path) -> None:
         named = ", ".join(map(str, failed[:10])) + (", ..." if len(failed) > 10 else "")
         # A job that wrote its result is complete, even where that holds no number to compare.
         complete = all(outcome.record is not None for outcome in outcomes.values())
-        again = f"run them again with: {resume_command(folder)}"
-        again = "they ran to their end, so a resumed sweep would not run them again" if complete else again
+        again = f"{'others are tried in their place' if replaced else 'run them again'} with: {resume_command(folder)}"
+        if complete and not replaced:
+            again = "they ran to their end, so a resumed sweep would not run them again"
         print(f"recur: {len(failed)} of {total} jobs failed ({named}); {again}", file=sys.stderr)
         raise SystemExit(1)

@@ -194,7 +194,7 @@ class Optuna(OwnSweeper):
         source = study.Trials(launcher.folder, space, launcher.job, settings, launcher.known_jobs())
         executor = launcher.executor([job.needs for job in probes], total)
         outcomes = launcher.run(source, plan, executor, lambda: launcher.check_new_folders(probes[0], total))
-        leave(outcomes, plan.total, launcher.folder)
+        leave(outcomes, plan.total, launcher.folder, replaced=True)
         return {number: outcome.value for number, outcome in outcomes.items()}
 
     def _with_objectives(self, checked: Plan, config: DictConfig) -> Any:
