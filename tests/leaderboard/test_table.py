@@ -88,6 +88,18 @@ def test_what_did_not_end_well_is_shown_and_never_ranked(tmp_path):
     assert "&lt;b&gt;no&lt;/b&gt;" in page
 
 
+def test_every_objective_of_a_search_has_one_column(tmp_path):
+    folder = make_sweep(tmp_path / "s", [(["lr=1"], 0.5), (["lr=2"], 0.6)])
+    lines = (folder / "sweep.jsonl").read_text().splitlines()
+    objectives = {"val/accuracy": "max", "epochs": "min", "val/loss": "min", "parameters": "min", "wall_seconds": "min"}
+    lines[0] = json.dumps(json.loads(lines[0]) | {"objectives": objectives})
+    (folder / "sweep.jsonl").write_text("\n".join(lines) + "\n")
+    leaderboard = Leaderboard.of([folder])
+    measured = ["rank", "val/accuracy", "epochs", "val/loss", "test/accuracy"]
+    assert titles(leaderboard) == [*measured, "lr", "runs", "time", "parameters"]
+    assert rows(leaderboard)[0][2:4] == ["3", "0.4000"]
+
+
 def test_jobs_that_a_sweep_was_extended_by_are_missed(tmp_path):
     folder = make_sweep(tmp_path / "s", [(["lr=1"], 0.5), (["lr=2"], "stopped")], total=2)
     book = Journal(folder)

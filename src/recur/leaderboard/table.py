@@ -16,6 +16,7 @@ from recur.runs.metrics import direction, format_value, metric, metric_info, met
 
 _MOST_COLUMNS = 6  # of settings; a comparison with more says less
 _MOST_NAMES = 3  # of what was left out
+_OWN_COLUMN = ("wall_seconds", "parameters", "peak_memory_mib")  # which every leaderboard has
 _TOLERANCE = 1e-3  # by which a shown setting may differ from the real one
 _WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
 STATES = ("done", "pruned", "unfinished", "stopped", "failed")  # in the order of the leaderboard
@@ -243,7 +244,7 @@ class Leaderboard:
         headers = [source.header.get("objectives") for source in self.sources]
         objectives = [str(name) for header in headers if isinstance(header, Mapping) for name in header]
         test = "test/" + self.metric.rpartition("/")[2]
-        return [name for name in dict.fromkeys([*objectives, test]) if name != self.metric and "/" in name]
+        return [name for name in dict.fromkeys([*objectives, test]) if name not in (self.metric, *_OWN_COLUMN)]
 
     @cached_property
     def ceiling(self) -> float | None:
