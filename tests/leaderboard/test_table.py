@@ -218,6 +218,25 @@ def test_runs_that_look_at_another_metric_are_ranked_with_others_when_asked_alon
     assert len(Leaderboard.of([tmp_path], "val/loss").groups) == 5
 
 
+def test_runs_of_two_families_are_ranked_with_one_another_when_asked_alone(tmp_path):
+    """Nats a token and nats a text were one column where both looked at val/loss."""
+    tasks = {"lm": "language_modeling.LanguageModeling", "text": "sentiment.SentimentTask", "own": "mine.Task"}
+    for number, name in enumerate(("lm", "text", "lm", "own")):
+        run = make_run(tmp_path / f"{name}{number}", 1.0 + number, f"optimizer.lr={number}", monitor="val/loss")
+        config = json.loads((run / "config.yaml").read_text())
+        target = f"recur.tasks.{tasks[name]}" if name != "own" else tasks[name]
+        (run / "config.yaml").write_text(json.dumps(config | {"model": {"_target_": target}}))
+    folder = make_sweep(tmp_path / "s", [(["optimizer.lr=9"], 0.9)], monitor="val/loss", mode="min")
+    (folder / "0" / "config.yaml").write_text('{"model": {"_target_": "recur.tasks.sentiment.SentimentTask"}}')
+    leaderboard = Leaderboard.of([tmp_path / name for name in ("lm0", "text1", "lm2", "own3")])
+    assert [group.mean for group in leaderboard.groups] == [1.0, 3.0, 4.0]
+    assert "left out: text1, which is compared by val/loss of sentiment (--metric val/loss)" in as_text(leaderboard)
+    both = Leaderboard.of([tmp_path / "text1", folder, tmp_path / "own3"])
+    assert not both.left_out and len(both.groups) == 3
+    assert Leaderboard.of([tmp_path / "lm0", folder, tmp_path / "lm2"]).left_out == {"s": ("val/loss", "sentiment")}
+    assert len(Leaderboard.of([tmp_path], "val/loss").groups) == 5
+
+
 def test_of_many_runs_that_are_left_out_a_few_are_named(tmp_path):
     for number in range(6):
         make_run(tmp_path / f"run{number}", 0.5, monitor="val/accuracy" if number == 5 else "val/perplexity")
