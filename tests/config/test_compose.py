@@ -156,6 +156,22 @@ def test_a_sweep_of_files_beside_it_goes_on_where_they_are(tmp_path: Path, monke
     assert "data.train=reviews.csv" in command_line(["-m", f"resume={home / 's'}"]).words
 
 
+def test_a_sweep_goes_on_with_what_was_typed_last_as_far_as_that_is_to_be_trusted(tmp_path: Path) -> None:
+    journal = Journal.begin(
+        tmp_path, monitor="val/loss", mode="min", argv=["-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}"]
+    )
+    typed = ["-m", "seed=0,1", "hydra.sweeper.n_trials=6"]
+    journal.add("extended", jobs=6, argv=typed)
+    assert command_line(["-m", f"resume={tmp_path}"]).words == (*typed, f"resume={tmp_path}")
+    journal.add("extended", jobs=6, argv=["-m", "hydra.run.dir=elsewhere"])
+    with pytest.raises(UserError, match="sets what is Hydra's own"):
+        command_line(["-m", f"resume={tmp_path}"])
+    journal.add("extended", jobs=6, argv="-m seed=0,1")
+    with pytest.raises(UserError, match="is damaged"):
+        command_line(["-m", f"resume={tmp_path}"])
+    journal.close()
+
+
 def test_a_file_is_typed_as_the_shell_completes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("Bücher.csv", "reviews (1).csv", "it's.csv", "plain.csv"):

@@ -88,6 +88,27 @@ def test_what_did_not_end_well_is_shown_and_never_ranked(tmp_path):
     assert "&lt;b&gt;no&lt;/b&gt;" in page
 
 
+def test_every_objective_of_a_search_has_one_column(tmp_path):
+    folder = make_sweep(tmp_path / "s", [(["lr=1"], 0.5), (["lr=2"], 0.6)])
+    lines = (folder / "sweep.jsonl").read_text().splitlines()
+    objectives = {"val/accuracy": "max", "epochs": "min", "val/loss": "min", "parameters": "min", "wall_seconds": "min"}
+    lines[0] = json.dumps(json.loads(lines[0]) | {"objectives": objectives})
+    (folder / "sweep.jsonl").write_text("\n".join(lines) + "\n")
+    leaderboard = Leaderboard.of([folder])
+    measured = ["rank", "val/accuracy", "epochs", "val/loss", "test/accuracy"]
+    assert titles(leaderboard) == [*measured, "lr", "runs", "time", "parameters"]
+    assert rows(leaderboard)[0][2:4] == ["3", "0.4000"]
+
+
+def test_jobs_that_a_sweep_was_extended_by_are_missed(tmp_path):
+    folder = make_sweep(tmp_path / "s", [(["lr=1"], 0.5), (["lr=2"], "stopped")], total=2)
+    book = Journal(folder)
+    for jobs in (9, 4):
+        book.add("extended", jobs=jobs, argv=["-m", f"hydra.sweeper.n_trials={jobs}"])
+    book.close()
+    assert Leaderboard.of([folder]).states_text() == "1 done, 1 stopped, 2 not started"
+
+
 def test_a_run_that_was_pruned_is_so_whatever_its_metric(tmp_path):
     """As the sweep says of it (`recur.sweeps.runner.judge`)."""
     folder = make_sweep(tmp_path / "s", [(["lr=1"], 0.5), (["lr=2"], math.nan), (["lr=3"], 0.4)])
@@ -194,6 +215,25 @@ def test_runs_that_look_at_another_metric_are_ranked_with_others_when_asked_alon
     leaderboard = Leaderboard.of([tmp_path])
     assert [group.mean for group in leaderboard.groups] == [0.3, 0.4, 0.5]
     assert "left out: s, which is compared by val/accuracy (--metric val/accuracy)" in as_text(leaderboard)
+    assert len(Leaderboard.of([tmp_path], "val/loss").groups) == 5
+
+
+def test_runs_of_two_families_are_ranked_with_one_another_when_asked_alone(tmp_path):
+    """Nats a token and nats a text were one column where both looked at val/loss."""
+    tasks = {"lm": "language_modeling.LanguageModeling", "text": "sentiment.SentimentTask", "own": "mine.Task"}
+    for number, name in enumerate(("lm", "text", "lm", "own")):
+        run = make_run(tmp_path / f"{name}{number}", 1.0 + number, f"optimizer.lr={number}", monitor="val/loss")
+        config = json.loads((run / "config.yaml").read_text())
+        target = f"recur.tasks.{tasks[name]}" if name != "own" else tasks[name]
+        (run / "config.yaml").write_text(json.dumps(config | {"model": {"_target_": target}}))
+    folder = make_sweep(tmp_path / "s", [(["optimizer.lr=9"], 0.9)], monitor="val/loss", mode="min")
+    (folder / "0" / "config.yaml").write_text('{"model": {"_target_": "recur.tasks.sentiment.SentimentTask"}}')
+    leaderboard = Leaderboard.of([tmp_path / name for name in ("lm0", "text1", "lm2", "own3")])
+    assert [group.mean for group in leaderboard.groups] == [1.0, 3.0, 4.0]
+    assert "left out: text1, which is compared by val/loss of sentiment (--metric val/loss)" in as_text(leaderboard)
+    both = Leaderboard.of([tmp_path / "text1", folder, tmp_path / "own3"])
+    assert not both.left_out and len(both.groups) == 3
+    assert Leaderboard.of([tmp_path / "lm0", folder, tmp_path / "lm2"]).left_out == {"s": ("val/loss", "sentiment")}
     assert len(Leaderboard.of([tmp_path], "val/loss").groups) == 5
 
 

@@ -20,6 +20,7 @@ from recur.sweeps import locks, signals
 from recur.sweeps.job import TRIAL, Job, SweepId
 from recur.sweeps.launcher import reaching_out
 from recur.sweeps.signals import Heard
+from recur.sweeps.space import parse
 from support.commands import run_command
 from support.real_sweeps import TINY, environment, sweep
 
@@ -207,6 +208,28 @@ def begun(folder, *starts):
         *({"event": "start", "job": n, "overrides": [*TINY, f"seed={n}"], **s} for n, s in enumerate(starts)),
     ]
     (folder / journal.NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_sweep_that_was_extended_goes_on_as_it_was_typed_last(tmp_path):
+    """`-m resume=SWEEP`, printed when it is stopped, asked for the jobs of its first command."""
+    varied = "optimizer.lr=tag(log,interval(1e-3,1e-1))"
+    typed = [*TINY, "hydra/sweeper=random", varied, "hydra.launcher.snapshot=false"]
+    begun(tmp_path)
+    space = parse({}, [*TINY, varied])
+    header = json.loads((tmp_path / journal.NAME).read_text())
+    header |= {"search": "random, seed 0", "space": space.as_record(), "jobs": 2}
+    header |= {"argv": ["-m", *typed, "hydra.sweeper.n_trials=2"]}
+    (tmp_path / journal.NAME).write_text(json.dumps(header) + "\n")
+    for number, row in enumerate(space.sample(3, seed=0)):  # complete: nothing is left to run
+        job = Job(number, row, tmp_path / str(number), SweepId(tmp_path, "0" * 32))
+        job.prepare()
+        (job.folder / "metrics.json").write_text('{"val": {"accuracy": 0.5}}')
+    assert "2 of 2 jobs were complete before" in sweep(tmp_path, f"resume={tmp_path}").stdout
+    extended = sweep(tmp_path, *typed, "hydra.sweeper.n_trials=3", f"resume={tmp_path}")
+    assert "3 of 3 jobs were complete before" in extended.stdout
+    assert "3 of 3 jobs were complete before" in sweep(tmp_path, f"resume={tmp_path}").stdout
+    events = [event for event in journal.read(tmp_path) if event["event"] == "extended"]
+    assert [(event["jobs"], event["argv"]) for event in events] == [(3, ["-m", *typed, "hydra.sweeper.n_trials=3"])]
 
 
 def test_the_jobs_of_a_resumed_sweep_stay_in_their_folders(tmp_path):

@@ -19,7 +19,7 @@ from recur.runs import marks
 from recur.runs.journal import Journal
 from recur.sweeps import local, supervisor
 from recur.sweeps.job import Job, Needs, SweepId, clean_environment
-from recur.sweeps.launcher import leave
+from recur.sweeps.launcher import leave, resume_command
 from recur.sweeps.local import Machine, Slot, SlotLauncher, SlotSettings, cgroup_quota, cores, plan, visible_gpus
 from recur.sweeps.runner import Listed, Outcome, judge, run_jobs
 
@@ -241,6 +241,10 @@ def test_the_way_to_run_a_failed_job_again_is_told_where_a_resumed_sweep_would(t
         with pytest.raises(SystemExit):
             leave(outcomes, 2, tmp_path)
         assert ("resume=" in capsys.readouterr().err) == told
+        with pytest.raises(SystemExit):  # a study does not count what failed, and asks for other settings
+            leave(outcomes, 2, tmp_path, replaced=True)
+        said = capsys.readouterr().err
+        assert f"others are tried in their place with: {resume_command(tmp_path)}" in said and "run them" not in said
 
 
 def kept(folder):

@@ -1,5 +1,6 @@
 """What is varied: read from Hydra's syntax, listed, drawn, compared."""
 
+import json
 import math
 import re
 from collections import Counter
@@ -57,6 +58,18 @@ def test_draws_stay_inside_repeat_by_seed_and_cross_with_seeds():
 def test_seeds_typed_with_a_prefix_are_crossed_too():
     rows = parse({}, [LR, "++seed=0,1"]).sample(5, seed=1)
     assert [row[-1] for row in rows] == ["++seed=0", "++seed=1"] * 5 and len({row[0] for row in rows}) == 5
+
+
+def test_draws_of_a_sweep_that_is_resumed_do_not_depend_on_how_it_is_typed():
+    """With two settings or values exchanged, a random sweep drew others and began anew."""
+    began, again = parse({}, [LR, "b=1,2,3", "seed=0,1"]), parse({}, ["seed=1,0", "b=3,1,2", LR])
+    record = json.loads(json.dumps(began.as_record()))
+    assert difference(record, again.as_record()) == ""
+    assert again.sample(6, seed=0) != began.sample(6, seed=0) == again.in_order(record).sample(6, seed=0)
+    del record["order"]  # of an earlier version
+    assert parse({}, ["seed=0,1", "b=1,2,3", LR]).in_order(record) == began
+    for damaged in ({}, {"varied": 5, "order": "b"}, {"varied": {"x": 1}, "order": {"b": ["1", "9"], "seed": 0}}):
+        assert again.in_order(damaged) == again
 
 
 def test_a_small_list_is_taken_whole():
@@ -139,3 +152,22 @@ def test_cases_are_points_of_the_grid_and_not_a_product():
     other.cases = [("cell=rnn", "layers=1")]
     assert "cases" in difference(space.as_record(), other.as_record())
     assert not difference(space.as_record(), space.as_record())
+
+
+def test_what_is_set_once_is_where_cases_begin():
+    space = parse({}, ["layers=3", "seed=0,1"])
+    space.cases = [("cell=rnn",), ("cell=lstm", "+layers=2")]
+    assert space.grid()[::2] == [("layers=3", "cell=rnn", "seed=0"), ("layers=3", "cell=lstm", "+layers=2", "seed=0")]
+
+
+@pytest.mark.parametrize(
+    ("typed", "key"),
+    [("layers=1,2", "layers"), ("++layers=1,2", "layers"), ("cell=gru", "cell"), ("+cell=gru", "cell")],
+)
+def test_a_setting_of_the_cases_is_not_set_beside_them_where_one_would_be_lost(typed, key):
+    """The case lost without a word where values were listed beside it, and what every case sets where it was typed."""
+    space = parse({}, [typed])
+    space.cases = [("cell=rnn",), ("++cell=lstm", "layers=2")]
+    with pytest.raises(UserError) as raised:
+        space.grid()
+    assert str(raised.value) == f"{key} is set by hydra.sweeper.cases and beside them: set it in one place"

@@ -14,7 +14,7 @@ from recur.errors import UserError  # noqa: E402
 from recur.runs import marks  # noqa: E402
 from recur.runs.journal import read_validations  # noqa: E402
 from recur.sweeps.job import TRIAL, Job, SweepId  # noqa: E402
-from recur.sweeps.runner import Outcome  # noqa: E402
+from recur.sweeps.runner import Outcome, judge  # noqa: E402
 from recur.sweeps.space import parse  # noqa: E402
 from recur.sweeps.study import (  # noqa: E402
     JOURNAL,
@@ -32,12 +32,12 @@ SPACE = parse({}, ["lr=tag(log,interval(1e-4,1))", "size=range(8,65,8)", "model=
 ONE = {"val/accuracy": "max"}
 
 
-def trials(folder, objectives=ONE, n_trials=6, pruning=None, known=None):
+def trials(folder, objectives=ONE, n_trials=6, pruning=None, known=None, space=SPACE):
     def make(number, overrides):
         return Job(number, overrides, folder / str(number), SweepId(folder, "0" * 32), monitor="val/accuracy")
 
     settings = SearchSettings(objectives, n_trials, "tpe", 2, 0, Pruner.of(pruning or {}))
-    return Trials(folder, SPACE, make, settings, known)
+    return Trials(folder, space, make, settings, known)
 
 
 def done(value, **more):
@@ -155,6 +155,23 @@ def test_several_objectives_make_a_front(tmp_path):
     assert study(tmp_path).trials[3].state.name == "FAIL"
 
 
+def test_a_job_is_judged_by_the_first_objective_whatever_its_run_monitors(tmp_path):
+    source = trials(tmp_path, {"val/loss": "min", "tokens_per_second": "max"})
+    for record, expected in (
+        ({"val": {"accuracy": 0.9, "loss": 0.2}, "tokens_per_second": 5.0}, ("done", 0.2, "")),
+        ({"val": {"accuracy": 0.9}}, ("failed", None, "it wrote no val/loss into metrics.json")),
+    ):
+        job = source.take()
+        run_trial(job)
+        (job.folder / "metrics.json").write_text(json.dumps(record))
+        outcome = judge(job, 0, 1.0)
+        assert (outcome.state, outcome.value, outcome.reason) == expected
+        source.put(job, outcome)
+    assert [job.monitor for job in trials(tmp_path, {"val/loss": "min", "tokens_per_second": "max"}).completed()] == [
+        "val/loss"
+    ]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_study_opens_in_optuna_dashboard(tmp_path):
     dashboard = pytest.importorskip("optuna_dashboard")
@@ -239,6 +256,21 @@ def test_a_trial_goes_on_with_the_recorded_words_of_its_job(tmp_path):
     cut = again.take()
     assert (cut.number, cut.overrides) == (1, known[1])
     cut.check_folder()
+
+
+def test_a_study_goes_on_with_its_choices_in_another_order(tmp_path):
+    """Optuna said that its categorical distribution does not support a dynamic value space."""
+    first = trials(tmp_path, space=parse({}, ["cell=lstm,gru", "lr=interval(0,1)"]))
+    known = {}
+    for value in (0.1, 0.2, 0.3):
+        job = first.take()
+        known[job.number] = job.overrides
+        first.put(job, done(value))
+    again = trials(tmp_path, known=known, space=parse({}, ["lr=interval(0,1)", "cell=gru,lstm"]))
+    for _ in range(3):
+        again.put(again.take(), done(0.5))
+    assert {trial.params["cell"] for trial in study(tmp_path).trials} == {"lstm", "gru"}
+    assert again.take() is None
 
 
 def test_a_study_of_other_settings_is_refused(tmp_path):

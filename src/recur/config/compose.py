@@ -134,7 +134,7 @@ def parser() -> cli.Parser:
 def command_line(words: Sequence[str], environment: Mapping[str, str] = os.environ) -> CommandLine:
     """Read the command line of `recur.train`.
 
-    `-m resume=SWEEP` alone repeats the command that the sweep was started with. A job that SLURM started once more
+    `-m resume=SWEEP` alone repeats the command that the sweep was last started with. A job that SLURM started once more
     goes on with the run that the same command began.
 
     Raises:
@@ -238,12 +238,12 @@ def _with_quotes(word: str) -> str:
 
 
 def recorded_arguments(folder: str) -> list[str]:
-    """The arguments a sweep was started with, for `-m resume=SWEEP` without any of its own.
+    """The arguments a sweep was last started with, for `-m resume=SWEEP` without any of its own.
 
     Raises:
         UserError: the folder is no sweep, or it recorded no arguments.
     """
-    given = journal.read(Path(os.path.expanduser(folder)))[0].get("argv")
+    given = journal.last_typed(journal.read(Path(os.path.expanduser(folder)))).get("argv")
     if not isinstance(given, list):
         raise UserError(folder, rule="has no recorded command line: it is damaged", remedy="type the command again")
     own = ("resume=", "hydra.sweep.dir=")

@@ -14,7 +14,7 @@ from recur.runs import journal, marks
 from recur.runs.files import read_regular
 from recur.runs.folder import NOT_FINITE
 from recur.runs.limits import read_yaml
-from recur.runs.metrics import direction, metric, read_record
+from recur.runs.metrics import direction, family_of, metric, read_record
 
 _DEEPEST = 6  # folders below a given one in which runs are looked for
 _MOST_BYTES = 100_000  # of a file that says why a run ended
@@ -88,8 +88,9 @@ class Source:
         name: what tells it from the others.
         monitor: the metric by which its runs are compared.
         mode: `max` or `min`.
-        header: the first line of a sweep's journal; empty for a run.
+        header: the first line of a sweep's journal, its jobs as they were last asked for; empty for a run.
         jobs: label, folder, overrides and last event of each run, with the seconds of all its attempts.
+        family: of the task that its runs train; None where no config says so, and for a task from elsewhere.
     """
 
     folder: Path
@@ -98,6 +99,7 @@ class Source:
     mode: str
     header: dict[str, Any]
     jobs: list[tuple[str, Path, list[str], dict[str, Any]]]
+    family: str | None = None
 
     @property
     def is_sweep(self) -> bool:
@@ -214,7 +216,7 @@ def _source(folder: Path, name: str) -> Source | None:
     if not _is_sweep(folder):
         return _run(folder, name)
     events = journal.read(folder)
-    header = events[0]
+    header = journal.last_typed(events)
     starts: dict[int, tuple[Path, list[str]]] = {}
     ends: dict[int, dict[str, Any]] = {}
     spent: dict[int, float] = {}
@@ -232,7 +234,9 @@ def _source(folder: Path, name: str) -> Source | None:
         (str(n), place, overrides, {**ends.get(n, {}), "seconds": spent.get(n, 0.0)})
         for n, (place, overrides) in sorted(starts.items())
     ]
-    return Source(folder, name, str(header["monitor"]), str(header["mode"]), header, jobs)
+    configs = (plain_config(place) for _, place, _, _ in jobs)
+    family = _family(next((config for config in configs if isinstance(config, dict)), {}))
+    return Source(folder, name, str(header["monitor"]), str(header["mode"]), header, jobs, family)
 
 
 def _run(folder: Path, name: str) -> Source | None:
@@ -248,7 +252,11 @@ def _run(folder: Path, name: str) -> Source | None:
     own = [text for text in overrides if not text.lstrip("+~").startswith(_SAYS_NOTHING)]
     monitor = str(config.get("monitor", ""))
     mode = str(config.get("mode", direction(monitor)))
-    return Source(folder, name, monitor, mode, {}, [(name, folder, own, {})])
+    return Source(folder, name, monitor, mode, {}, [(name, folder, own, {})], _family(config))
+
+
+def _family(config: Any) -> str | None:
+    return family_of(str(_at(config, "model._target_", default="")))
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

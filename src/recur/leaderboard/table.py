@@ -16,6 +16,7 @@ from recur.runs.metrics import direction, format_value, metric, metric_info, met
 
 _MOST_COLUMNS = 6  # of settings; a comparison with more says less
 _MOST_NAMES = 3  # of what was left out
+_OWN_COLUMN = ("wall_seconds", "parameters", "peak_memory_mib")  # which every leaderboard has
 _TOLERANCE = 1e-3  # by which a shown setting may differ from the real one
 _WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
 STATES = ("done", "pruned", "unfinished", "stopped", "failed")  # in the order of the leaderboard
@@ -100,7 +101,8 @@ class Leaderboard:
         results: every run of those that are compared.
         metric: by which runs are ranked.
         mode: `max` or `min`.
-        left_out: names of sources that are compared by another metric, with it.
+        left_out: names of sources that are compared by another metric, or by that of another family: with the metric,
+            and with the family where that is why.
 
     Attributes:
         varied: settings that differ between runs, without the seed.
@@ -114,7 +116,7 @@ class Leaderboard:
         results: list[Result],
         metric: str,
         mode: str,
-        left_out: Mapping[str, str] | None = None,
+        left_out: Mapping[str, tuple[str, str]] | None = None,
     ) -> None:
         self.sources, self.results, self.metric, self.mode = list(sources), results, metric, mode
         self.left_out = dict(left_out or {})
@@ -148,23 +150,26 @@ class Leaderboard:
 
         Args:
             folders: of sweeps or runs, or with some below them.
-            metric: by which to rank; None for the runs' own `monitor`.
+            metric: by which to rank; None for the runs' own `monitor`, of the family that most of them are of.
             mode: `max` or `min`; None for the metric's own direction.
 
         Raises:
             UserError: there is no sweep or run, nothing ran yet, or no run wrote the metric.
         """
         sources = find_sources(folders)
-        monitors = Counter(source.monitor for source in sources for _ in source.jobs)
-        if not monitors:
+        kinds = Counter((source.monitor, source.family) for source in sources for _ in source.jobs).most_common()
+        if not kinds:
             raise UserError("", rule=f"no job of {', '.join(map(str, folders))} has run yet")
-        wanted = metric or monitors.most_common(1)[0][0]
+        wanted = metric or kinds[0][0][0]
+        family = next((family for (monitor, family), _ in kinds if monitor == wanted and family), None)
         results_of = {id(source): source.results(wanted) for source in sources}
-        left_out = {}
+        left_out: dict[str, tuple[str, str]] = {}
         for source in sources:  # val/loss of two families is one name for two things: it must be asked for
             lacks = all(result.value is None for result in results_of[id(source)])
             if source.monitor != wanted and (metric is None or lacks):
-                left_out[source.name] = source.monitor
+                left_out[source.name] = (source.monitor, "")
+            elif metric is None and source.family not in (family, None):
+                left_out[source.name] = (source.monitor, str(source.family))
         results = [result for s in sources if s.name not in left_out for result in results_of[id(s)]]
         if not results or (metric is not None and metric not in written(results)):
             names = written([result for results in results_of.values() for result in results])
@@ -243,7 +248,7 @@ class Leaderboard:
         headers = [source.header.get("objectives") for source in self.sources]
         objectives = [str(name) for header in headers if isinstance(header, Mapping) for name in header]
         test = "test/" + self.metric.rpartition("/")[2]
-        return [name for name in dict.fromkeys([*objectives, test]) if name != self.metric and "/" in name]
+        return [name for name in dict.fromkeys([*objectives, test]) if name not in (self.metric, *_OWN_COLUMN)]
 
     @cached_property
     def ceiling(self) -> float | None:
@@ -263,14 +268,15 @@ class Leaderboard:
             for name, settings in reversed(firsts.items())
             if self.between
         ]
-        by_monitor: dict[str, list[str]] = {}
-        for name, monitor in self.left_out.items():
-            by_monitor.setdefault(monitor, []).append(name)
-        for monitor, names in by_monitor.items():
+        alike: dict[tuple[str, str], list[str]] = {}
+        for name, kind in self.left_out.items():
+            alike.setdefault(kind, []).append(name)
+        for (monitor, family), names in alike.items():
             more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
             named = ", ".join(names[:_MOST_NAMES]) + more
             which = "which is" if len(names) == 1 else "which are"
-            lines.append(f"left out: {named}, {which} compared by {monitor} (--metric {monitor})")
+            measured = f"{monitor} of {family}" if family else monitor
+            lines.append(f"left out: {named}, {which} compared by {measured} (--metric {monitor})")
         return lines
 
 

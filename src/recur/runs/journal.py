@@ -3,6 +3,7 @@
     {"event": "sweep", ...}   first line: what the sweep is
     {"event": "start", "job": 3, "overrides": [...], "folder": "3", "place": "gpu 1", "time": ...}
     {"event": "end", "job": 3, "state": "done" | "pruned" | "failed" | "stopped", "seconds": ..., "reason": ...}
+    {"event": "extended", "jobs": 6, "argv": [...]}  the sweep was resumed by a command with settings of its own
 
 Whether a run is complete is seen from its own `metrics.json`; the journal says what there should be.
 """
@@ -26,6 +27,7 @@ _FIELDS: dict[str, dict[str, type]] = {
     "sweep": {"monitor": str, "mode": str},
     "start": {"job": int, "overrides": list, "folder": str},
     "end": {"job": int, "state": str},
+    "extended": {"jobs": int, "argv": list},
 }
 
 
@@ -114,6 +116,15 @@ def read(folder: Path) -> list[dict[str, Any]]:
             what = f"event {number} has folder {event['folder']!r}, which leads out of {folder}"
             raise UserError(str(path), rule=f"is damaged: {what}")
     return events
+
+
+def last_typed(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first line of a sweep's events, with the number of jobs and the arguments that were typed last."""
+    header = dict(events[0])
+    for event in events:
+        if event["event"] == "extended":
+            header |= {key: event[key] for key in ("jobs", "argv")}
+    return header
 
 
 def _is_name(text: str) -> bool:

@@ -176,6 +176,11 @@ class FreshProcessLauncher(Launcher):
                 known.setdefault(event["job"], tuple(map(str, event["overrides"])))
         return known
 
+    def recorded_space(self) -> Mapping[str, Any]:
+        """What a sweep that is resumed searched when it began; empty for one that begins."""
+        space = journal.read(self.folder)[0].get("space") if self.resuming else None
+        return space if isinstance(space, dict) else {}
+
     def compose(self, number: int, overrides: Sequence[str]) -> DictConfig:
         """The config this job will see."""
         cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -298,9 +303,13 @@ class FreshProcessLauncher(Launcher):
 
     def _begin(self, plan: Plan) -> Journal:
         self._compare(plan)  # again, now that the folder is locked
-        if self.resuming or self._begun:
-            return Journal(self.folder)
-        self._begun = True
+        first, self._begun = not self._begun, True
+        if self.resuming or not first:
+            entries = Journal(self.folder)
+            if first and not repeats_a_recorded_command():  # it may ask for more jobs: `resume=` alone repeats it now
+                argv = [word for word in sys.argv[1:] if not word.startswith("resume=")]
+                entries.add("extended", jobs=plan.total, argv=argv)
+            return entries
         if self.snapshot:
             self._code = snapshots.take(self.folder, _config_dirs(self.config))
         code = None if self._code is None else self._code.summary()
@@ -560,8 +569,14 @@ def _exclusively(folder: Path, resuming: bool) -> Iterator[None]:
         held.release()
 
 
-def leave(outcomes: Mapping[int, Outcome], total: int, folder: Path) -> None:
+def leave(outcomes: Mapping[int, Outcome], total: int, folder: Path, replaced: bool = False) -> None:
     """End the process with exit code 1 where a job failed or was never run.
+
+    Args:
+        outcomes: by job number.
+        total: number of jobs.
+        folder: of the sweep.
+        replaced: whether a resumed sweep tries others in the place of jobs that failed.
 
     Raises:
         SystemExit: 1 where a job failed or was never run.
@@ -571,7 +586,8 @@ def leave(outcomes: Mapping[int, Outcome], total: int, folder: Path) -> None:
         named = ", ".join(map(str, failed[:10])) + (", ..." if len(failed) > 10 else "")
         # A job that wrote its result is complete, even where that holds no number to compare.
         complete = all(outcome.record is not None for outcome in outcomes.values())
-        again = f"run them again with: {resume_command(folder)}"
-        again = "they ran to their end, so a resumed sweep would not run them again" if complete else again
+        again = f"{'others are tried in their place' if replaced else 'run them again'} with: {resume_command(folder)}"
+        if complete and not replaced:
+            again = "they ran to their end, so a resumed sweep would not run them again"
         print(f"recur: {len(failed)} of {total} jobs failed ({named}); {again}", file=sys.stderr)
         raise SystemExit(1)

@@ -4,7 +4,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from recur.errors import UserError
@@ -57,7 +57,10 @@ class Dimension:
 
 @dataclass
 class Space:
-    """What a sweep sets once (`fixed`, override texts by key) and varies: dimensions, and cases of many overrides."""
+    """What a sweep sets once (`fixed`, override texts by key) and varies: dimensions, and cases of many overrides.
+
+    What is set once is where every case begins: a case may set it otherwise.
+    """
 
     fixed: dict[str, str] = field(default_factory=dict)
     dimensions: list[Dimension] = field(default_factory=list)
@@ -67,8 +70,10 @@ class Space:
         """Every combination, the last dimension fastest.
 
         Raises:
-            UserError: an interval has no list of values, or there are too many combinations.
+            UserError: an interval has no list of values, there are too many combinations, or a setting would be lost
+                since the cases set it too.
         """
+        self._check_cases()
         for dimension in self.dimensions:
             if dimension.low is not None:
                 raise UserError(
@@ -79,6 +84,19 @@ class Space:
         check_count(math.prod(len(dimension.texts) for dimension in self.dimensions))
         rows = itertools.product(*[[f"{d.key}={text}" for text in d.texts] for d in self.dimensions])
         return [(*self.fixed.values(), *case, *row) for case, row in itertools.product(self.cases or [()], rows)]
+
+    def _check_cases(self) -> None:
+        """Refuse what cases set and a dimension sets again, and what is set once and again by every case.
+
+        Raises:
+            UserError: names the first such setting.
+        """
+        sets = [{word.partition("=")[0].lstrip("+") for word in case} for case in self.cases]
+        varied = [d.key for d in self.dimensions if any(d.key.lstrip("+") in keys for keys in sets)]
+        once = [key for key in self.fixed if sets and all(key.lstrip("+") in keys for keys in sets)]
+        for key in (*varied, *once):
+            rule = "is set by hydra.sweeper.cases and beside them"
+            raise UserError(key.lstrip("+"), rule=rule, remedy="set it in one place")
 
     def sample(self, count: int, seed: int) -> list[tuple[str, ...]]:
         """`count` different settings at random; a list of seeds is crossed with each of them.
@@ -103,10 +121,24 @@ class Space:
         return [(*self.fixed.values(), *row, *([s] if s else [])) for row in drawn for s in (seeds or [""])]
 
     def as_record(self) -> dict[str, Any]:
-        """Plain values by which two spaces are compared."""
+        """Plain values by which two spaces are compared, and the order of the values that are listed."""
         varied = {d.key: sorted(d.texts) if d.low is None else "".join(d.spec.split()) for d in self.dimensions}
         cases = {"cases": sorted(" ".join(case) for case in self.cases)} if self.cases else {}
-        return {"fixed": dict(self.fixed), "varied": {**varied, **cases}}
+        order = {d.key: list(d.texts) for d in self.dimensions if d.texts}
+        return {"fixed": dict(self.fixed), "varied": {**varied, **cases}, "order": order}
+
+    def in_order(self, record: Mapping[str, Any]) -> "Space":
+        """The same space with its dimensions and their values in the order of a record, on which draws depend."""
+        varied, order = (part if isinstance(part := record.get(name), dict) else {} for name in ("varied", "order"))
+        places = {key: place for place, key in enumerate(varied)}
+        dimensions = sorted(self.dimensions, key=lambda d: places.get(d.key, len(places)))
+        return replace(self, dimensions=[_reordered(d, order.get(d.key)) for d in dimensions])
+
+
+def _reordered(dimension: Dimension, texts: Any) -> Dimension:
+    """A dimension with the same values in this order; as it is where they are others."""
+    same = isinstance(texts, list) and sorted(map(str, texts)) == sorted(dimension.texts)
+    return replace(dimension, texts=tuple(map(str, texts))) if same else dimension
 
 
 def check_count(count: float) -> None:

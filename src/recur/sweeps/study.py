@@ -413,6 +413,7 @@ class Trials:
     def completed(self) -> list[Job]:
         """Open the study; jobs of the trials that have ended."""
         self._study = self._open()
+        self._take_choices()
         self._restore()
         self._study.sampler = self._settings.rule(len(self._study.get_trials(deepcopy=False)))
         states = require().trial.TrialState
@@ -427,6 +428,14 @@ class Trials:
                 else:  # the sweep was killed while it asked for this trial
                     self._study.tell(trial.number, state=states.FAIL)
         return [job for job in ended if job.record() is not None]
+
+    def _take_choices(self) -> None:
+        """Keep the choices in the order in which the study has them: Optuna takes them for others in another one."""
+        for trial in self._study.get_trials(deepcopy=False):
+            for key, stored in trial.distributions.items():
+                now, then = (getattr(one, "choices", ()) for one in (self._distributions.get(key), stored))
+                if now and all(choice in then for choice in now) and all(choice in now for choice in then):
+                    self._distributions[key] = stored
 
     def _restore(self) -> None:
         """Add the trials that the study's journal has lost: job n must stay trial n.
@@ -493,6 +502,7 @@ class Trials:
         known = self._known.get(trial.number, ())
         # The words of a job that was begun stand in the mark of its folder, whatever their order is now.
         job = self._make(trial.number, known if set(known) == set(words) else words)
+        job.monitor = next(iter(self._settings.objectives))
         if len(self._settings.objectives) == 1:  # Optuna takes no reports of a trial with several
             pruner = self._settings.pruner
             content = {"journal": str(self._journal), "trial": trial.number, "pruner": vars(pruner)}

@@ -62,7 +62,7 @@ class OwnSweeper(Sweeper):
             UserError: what is to be searched makes no sense; nothing was started.
         """
         space = spaces.parse(self.params, arguments, self.context.config_loader)
-        return self.search(space)
+        return self.search(space.in_order(self.launcher.recorded_space()))
 
     @abstractmethod
     def search(self, space: spaces.Space) -> Any:
@@ -79,6 +79,9 @@ class OwnSweeper(Sweeper):
 
 class Grid(OwnSweeper):
     """Every combination of the listed values, within each case where there are cases.
+
+    What is set once beside the cases is where each of them begins, and a case may set it otherwise. A setting that
+    every case sets, or that is listed beside a case which sets it, is refused: one of the two would be lost.
 
     Args:
         params: settings and their values.
@@ -191,7 +194,7 @@ class Optuna(OwnSweeper):
         source = study.Trials(launcher.folder, space, launcher.job, settings, launcher.known_jobs())
         executor = launcher.executor([job.needs for job in probes], total)
         outcomes = launcher.run(source, plan, executor, lambda: launcher.check_new_folders(probes[0], total))
-        leave(outcomes, plan.total, launcher.folder)
+        leave(outcomes, plan.total, launcher.folder, replaced=True)
         return {number: outcome.value for number, outcome in outcomes.items()}
 
     def _with_objectives(self, checked: Plan, config: DictConfig) -> Any:
