@@ -3,6 +3,7 @@
 What happens to a file, in this order:
 
     sources.py     which files make which split: a hub id, a folder, a zip, files by name
+    hub.py         a data set of the hub
     repository.py  a folder laid out as on the hub       cards.py       what its README may ask for
     readers.py     one file or folder -> checked rows, each with its place for messages
     labels.py      label values -> classes

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from recur.cli import notify
 from recur.config import data_settings
-from recur.data.sources import without_network
+from recur.data.hub import without_network
 from recur.data.streams import StreamLoader
 from recur.errors import ABSENT, UserError
 from recur.nn.packed import TokenWindow

@@ -15,7 +15,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 from recur import cli
 from recur.config import schema
 from recur.config.compose import Composed, build
-from recur.data.sources import without_network
+from recur.data.hub import without_network
 from recur.data.text import Tokenizer
 from recur.errors import UserError
 from recur.runs import fingerprint, precision
