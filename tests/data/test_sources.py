@@ -375,6 +375,30 @@ def test_eval_is_the_test_unless_there_is_one(tmp_path, cache, names, val, test)
     assert [len(found[split].read()) if split in found else 0 for split in ("val", "test")] == [val, test]
 
 
+@pytest.mark.parametrize(
+    ("named", "val", "test"),
+    [
+        ({"test": "test"}, 2, 1),
+        ({"test": "mine.csv"}, 2, 3),
+        ({"test": "eval"}, 0, 2),
+        ({"train": "train+test"}, 0, 2),
+        ({"test": False}, 2, 0),
+    ],
+)
+def test_eval_is_no_test_where_one_is_named(tmp_path, cache, caplog, monkeypatch, named, val, test):
+    """It was left out, as one in use, where the split `test` was named as what it is anyway."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "mine.csv", "text,label\na,b\nc,d\ne,f\n")
+    for split, count in (("train", 1), ("test", 1), ("eval", 2)):
+        (tmp_path / "home" / split / "pos").mkdir(parents=True)
+        for number in range(count):
+            write(tmp_path / "home" / split / "pos" / f"{number}.txt", "a")
+    names = {**dict.fromkeys(("train", "val", "test")), **named}
+    found = choose_splits(names, str(tmp_path / "home"), None, None, cache)
+    assert [len(found[split].read()) if split in found else 0 for split in ("val", "test")] == [val, test]
+    assert ("in use" in caplog.text) == (not val)
+
+
 def test_files_beside_folders_of_classes_do_not_hide_them(tmp_path, cache, caplog):
     home = tmp_path / "cf"
     for name in ("pos/1.txt", "pos/2.TXT", "pos/2019/1.txt", "neg/a/b/1.txt", "neg/2.txt", "README.txt"):

@@ -204,16 +204,17 @@ def choose_splits(
     given = [wanted for split, wanted in names.items() if split != "unlabelled" and isinstance(wanted, str)]
     taken = {part for wanted in given for part in (wanted, *wanted.split("+"))}
     free = {name: source for name, source in known.items() if name not in taken}
+    has_test = names.get("test") is not None and names["test"] is not False
     for split, wanted in names.items():
         if wanted is True:
             raise UserError(f"data.{split}", wanted, "must be a split, a file, null or false")
         if wanted is False:
             continue
         if wanted is None:
-            name = usual_name(split, known if split == "train" else free)
+            name = usual_name(split, known if split == "train" else free, has_test=has_test)
             if name is not None:
                 splits[split] = known[name]
-            elif (left := usual_name(split, known)) is not None:
+            elif (left := usual_name(split, known, has_test=has_test)) is not None:
                 log.warning("data.%s: the split %s is in use already, so it is not read again", split, left)
         elif is_table(wanted):
             splits[split] = Split((as_file(wanted, f"data.{split}", cache),))
