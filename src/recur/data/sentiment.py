@@ -537,7 +537,8 @@ class SentimentData(Remembering, pl.LightningDataModule):
 
         def build(folder: Path) -> None:
             if split == _PSEUDO:
-                self._build_pseudo_labelled(folder)
+                parts = folder, self._find()[_PSEUDO], self.class_names, self.tokenizer
+                pseudo_labels.write(*parts, on_bad_row=self._on_bad_row, allow_pickle=self._allow_pickle)
                 return
             rows = self._read(split)
             if split != "unlabelled":
@@ -549,19 +550,6 @@ class SentimentData(Remembering, pl.LightningDataModule):
         self._entry(split, {**key, "pseudo": True} if split == _PSEUDO else key, build)
         self._rows[split] = np.arange(len(self._encoded[split].labels))
         return self._encoded[split]
-
-    def _build_pseudo_labelled(self, folder: Path) -> None:
-        rows = self._find()[_PSEUDO].read(pseudo_labels.columns(self.class_names), allow_pickle=self._allow_pickle)
-        pseudo_labels.restore(rows)
-        good = checked(
-            rows,
-            pseudo_labels.TEXT,
-            wrong_text=lambda value: "has no token" if lacks_tokens(value, self.tokenizer.kind) else None,
-            on_bad_row=self._on_bad_row,
-        )
-        targets = pseudo_labels.class_probabilities(rows, good.numbers, self.class_names)
-        np.save(folder / "targets.npy", targets)
-        write_split(folder, good, targets.argmax(1), rows, self.tokenizer, pseudo_labels.TEXT)
 
     def _key(self, split: str) -> dict[str, Any]:
         return {"rows": self._fingerprint(split), **self._columns_key()}
