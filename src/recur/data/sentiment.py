@@ -360,16 +360,18 @@ class SentimentData(Remembering, pl.LightningDataModule):
         the batches are used.
         """
         trainer = self.trainer
-        texts, labels = self.texts(split), self.labels(split)
-        targets = None
+        texts, labels, targets = self.texts(split), self.labels(split), None
+        numbers = {"training rows" if split == "train" else f"{split} rows": self._numbers(split)}
         if shuffle and split == "train" and (pseudo := self.pseudo_labelled()) is not None:
             known = np.eye(self.num_classes, dtype=np.float32)[labels]
             targets = np.concatenate([known, pseudo[1]])
             texts, labels = Texts.joined([texts, pseudo[0]]), targets.argmax(1)
+            numbers["pseudo-labelled rows"] = self._numbers(_PSEUDO)
         return TextLoader(
             texts,
             labels,
             targets=targets,
+            numbers=numbers,
             batch_size=self._batch_size if shuffle else self._eval_batch_size,
             max_tokens=self._max_tokens,
             shuffle=shuffle,
@@ -427,6 +429,10 @@ class SentimentData(Remembering, pl.LightningDataModule):
             log.warning("the labels of the test split are not given: the run goes without a test")
             del self._find()["test"]
             self._fractions["test"] = 0.0  # nor does it take training rows for one in a run that is resumed
+
+    def _numbers(self, split: str) -> NDArray[np.int64]:
+        """Number of each text's row in its source, counted from 1."""
+        return self._open(split).numbers[self._rows[split]] + 1
 
     def _fingerprint(self, split: str) -> str:
         return self._find()[split].fingerprint(self._cache)
