@@ -221,6 +221,20 @@ def test_other_classes_or_other_texts_are_noticed(run_command, tmp_path) -> None
     assert answer.code == 2 and "its classes are excellent, poor now" in answer.err and "--data" in answer.err
 
 
+def test_texts_of_the_word_vectors_may_be_gone(run_command, tmp_path) -> None:
+    """They are never evaluated."""
+    pytest.importorskip("gensim")
+    rows = "text,label\n" + "the film was superb,good\nthe film was awful,bad\n" * 20
+    for name in ("train.csv", "more.csv"):
+        (tmp_path / name).write_text(rows)
+    words = ["data=files", f"data.train={tmp_path}/train.csv", f"data.unlabelled={tmp_path}/more.csv", "model=bilstm"]
+    small = ["data.word2vec.dim=8", "data.word2vec.min_count=1", "model.net.embedding_dim=8", "trainer.max_epochs=1"]
+    train(tmp_path / "run", *words, "data.vectors=train", *small, "baseline=false", "logger=none")
+    (tmp_path / "more.csv").unlink()
+    answer = run_command(tmp_path / "run")
+    assert answer.code == 0, answer.err
+
+
 def test_data_that_a_run_went_on_with_are_its_own(run_command, tmp_path) -> None:
     """They have a word that its vocabulary lacks."""
     file = tmp_path / "train.csv"

@@ -346,6 +346,7 @@ def test_full_imdb_is_ready_in_time(shared_data, tmp_path):
         data = SentimentData(
             str(shared_data / "imdb"),
             unlabelled="unsupervised",
+            vectors="train",
             tokenizer={"min_frequency": 2, "max_size": 30_000},
             cache_dir=str(tmp_path),
         )

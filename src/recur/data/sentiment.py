@@ -63,7 +63,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
             carves one off even where there is such a split.
         test: split name, file(s) or table for the test; None finds a split `test` or does without, as it does where
             the labels of that split are kept secret; False does without.
-        unlabelled: split name or file(s) of texts without labels, for word vectors.
+        unlabelled: split name or file(s) of texts without labels, for `vectors=train`.
         pseudo_labelled: file(s) of texts with a model's probability of each class, as `python -m recur.predict --out`
             writes them, or a table of this form: trained on beside the labelled ones, with these probabilities as
             targets (self-training; see `recur.data.pseudo_labels`). Vocabulary, word vectors, class counts and the
@@ -144,6 +144,8 @@ class SentimentData(Remembering, pl.LightningDataModule):
         one_source(None if synthetic is None else "synthetic", **named)
         if synthetic is None and path is None and train is None:
             raise UserError("data.path", rule="must be a hub id or folder, or data.train a file")
+        if unlabelled is not None and vectors != "train":
+            raise UserError("data.unlabelled", unlabelled, "does nothing without data.vectors=train", "leave it out")
         self._place = (path, subset, revision)
         self._delimiter = one_delimiter(delimiter)
         self._names = {"train": train, "val": val, "test": test, "unlabelled": unlabelled}

@@ -221,7 +221,7 @@ def _data(composed: Composed, checkpoint: Path | None) -> Any:
     settings = composed.config["data"]
     if checkpoint is not None and _is_gone(settings.get("vectors")):
         cli.notify(f"vectors    {settings['vectors']} is not there any more: those of the checkpoint are used")
-        settings = {**settings, "vectors": None}
+        settings = {**settings, "vectors": None, "unlabelled": None}
     data = build(settings, "data")
     data.prepare_data()
     data.setup("fit")
