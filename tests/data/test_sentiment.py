@@ -300,6 +300,14 @@ def test_the_embedded_reviews_need_no_file(opened):
     assert data.describe()["train"].startswith("200 texts")
 
 
+def test_the_best_possible_accuracy_is_that_of_a_splits_own_labels(opened):
+    """Noise is a whole number of labels, and what is carved off has as many of them as it happens to get."""
+    data = opened(synthetic=SyntheticReviews(200, 50, 60), val=False, batch_size=32)
+    assert data.ceiling_of("test") == {"accuracy": 1 - 3 / 60} and data.ceiling_of("val") == {}
+    data = opened(synthetic=SyntheticReviews(200, 50, 60), test=False, test_fraction=0.1, batch_size=32)
+    assert data.ceiling == {} and data.ceiling_of("val") == {"accuracy": 1 - 2 / 50}
+
+
 def test_a_damaged_cache_does_not_reach_training(tmp_path, opened):
     path = write_csv(tmp_path / "a.csv", reviews(40))
     first = opened(train=path)

@@ -159,6 +159,8 @@ class LanguageData(Remembering, pl.LightningDataModule):
         """Loss in nats a token that no model can beat on this split of a generated text."""
         if self._synthetic is None or split not in self._facts or split not in self._find():
             return None  # what is cut off the training text is not the split that was made
+        if self._facts[split]["unknown"]:
+            return None  # one `<unk>` for many words is easier to predict than the words, of which the nats are
         return self._synthetic.split(split).nats / self._facts[split]["tokens"]
 
     @property
