@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from recur.data.language import LanguageData
+from recur.data.readers import Origin, Rows
 from recur.data.sentiment import SentimentData
 from recur.data.synthetic import SyntheticReviews
 
@@ -306,6 +307,31 @@ def test_the_best_possible_accuracy_is_that_of_a_splits_own_labels(opened):
     assert data.ceiling_of("test") == {"accuracy": 1 - 3 / 60} and data.ceiling_of("val") == {}
     data = opened(synthetic=SyntheticReviews(200, 50, 60), test=False, test_fraction=0.1, batch_size=32)
     assert data.ceiling == {} and data.ceiling_of("val") == {"accuracy": 1 - 2 / 50}
+
+
+class Rhymes:
+    """A generated corpus of somebody else, of which nothing best is known."""
+
+    def __init__(self, labelled: bool) -> None:
+        self.labelled = labelled
+
+    def split(self, name):
+        return self
+
+    def fingerprint(self, cache):
+        return f"rhymes {self.labelled}"
+
+    def read(self, columns=None, *, allow_pickle=False):
+        values = {"text": ["the cat sat", "the dog ran"] * 30} | ({"label": [0, 1] * 30} if self.labelled else {})
+        return Rows(values, list(values), [Origin("rhymes", 0, 60)])
+
+
+def test_a_generated_corpus_may_know_no_best_figure(opened, tmp_path):
+    data = opened(synthetic=Rhymes(labelled=True))
+    assert data.ceiling == data.ceiling_of("val") == {}
+    text = LanguageData(synthetic=Rhymes(labelled=False), batch_size=4, cache_dir=str(tmp_path / "cache"))
+    text.setup("fit")
+    assert text.ceiling == {} and "at best" not in text.describe()["test"]
 
 
 def test_a_damaged_cache_does_not_reach_training(tmp_path, opened):

@@ -161,7 +161,8 @@ class LanguageData(Remembering, pl.LightningDataModule):
             return None  # what is cut off the training text is not the split that was made
         if self._facts[split]["unknown"]:
             return None  # one `<unk>` for many words is easier to predict than the words, of which the nats are
-        return self._synthetic.split(split).nats / self._facts[split]["tokens"]
+        nats = getattr(self._synthetic.split(split), "nats", None)
+        return None if nats is None else nats / self._facts[split]["tokens"]
 
     @property
     def splits(self) -> list[str]:

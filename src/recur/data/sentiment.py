@@ -195,7 +195,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         """Best possible metrics on `val` or `test`, where that split was made and they are known."""
         if self._synthetic is None or split not in self._find():
             return {}  # what is carved off the training rows has labels of its own that are turned round
-        return getattr(self._synthetic.split(split), "ceiling", None) or self._synthetic.ceiling
+        return getattr(self._synthetic.split(split), "ceiling", None) or getattr(self._synthetic, "ceiling", {})
 
     @property
     def splits(self) -> list[str]:
