@@ -63,6 +63,9 @@ def test_mistakes_are_listed_the_surest_first(run_command, trained_run, own_spli
     for one in listed.itertuples():
         assert texts[one.row - 1] == one.text and frame["label"][one.row - 1] == one.label
         assert one.probability + one.of_label == pytest.approx(1)
+    cut = run_command(*words, "--overwrite", "max_length=2").told["test"]
+    rows = pd.read_csv(out) if suffix == "csv" else pd.read_json(out, lines=True)
+    assert len(rows) == cut["texts"] - np.trace(cut["confusion"]) > len(listed)
     again = run_command(*words)
     assert again.code == 2 and "--mistakes must not exist" in again.err
     assert run_command(*words, "--overwrite").code == 0
