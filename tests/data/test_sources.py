@@ -471,8 +471,44 @@ def test_a_file_named_twice_is_read_once(tmp_path, caplog, monkeypatch):
     assert find_files(["a/2.csv", "./a/2.csv", "1.csv"]).files == ("a/2.csv", "1.csv")
     assert "data.train names 1 files more than once" in caplog.text
     assert find_files("**/*.csv").files == ("1.csv", "a/2.csv", "a/b/3.csv")
+    (tmp_path / "latest.csv").symlink_to("1.csv")
+    assert find_files("*.csv").files == ("1.csv",)
     pattern = absolute_paths({"train": "a/**/3.csv"})["train"]
     assert os.path.isabs(pattern) and len(find_files(pattern).files) == 1
+
+
+def test_a_file_named_for_validation_or_the_test_is_not_trained_on(tmp_path, cache, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "books").mkdir()
+    for name in ("1", "2", "8", "9"):
+        write(tmp_path / "books" / f"{name}.txt", name)
+    (tmp_path / "v.txt").symlink_to("books/8.txt")
+
+    def texts(path=None, need_train=True, **named):
+        names = {**dict.fromkeys(("train", "val", "test")), **named}
+        found = choose_splits(names, path, None, None, cache, need_train=need_train, labelled=False)
+        return {split: found[split].read().columns["text"] for split in found}
+
+    assert texts(train="books/*.txt", val="v.txt") == {"train": ["1", "2", "9"], "val": ["8"]}
+    assert "data.val names files of the training split, which are not trained on: books/8.txt" in caplog.text
+    both = texts("books", val="books/8.txt", test=["books/9.txt", "books/2.txt"])
+    assert both == {"train": ["1"], "val": ["8"], "test": ["9", "2"]}
+    assert "not trained on: books/2.txt and 1 more" in caplog.text
+    with pytest.raises(UserError, match=r"data\.val leaves nothing to train on.*name other texts"):
+        texts(train=["v.txt"], val="books/8.txt")
+    assert texts(need_train=False, train="v.txt", test="v.txt")["train"] == ["8"]  # nothing is trained on
+
+
+def test_a_class_folder_keeps_its_classes_without_a_file_of_the_test(tmp_path, cache):
+    for label in ("neg", "pos"):
+        (tmp_path / "home" / label).mkdir(parents=True)
+        for number in range(3):
+            write(tmp_path / "home" / label / f"{number}.txt", f"{label} {number}")
+    names = {"train": None, "val": None, "test": str(tmp_path / "home" / "neg" / "1.txt")}
+    found = choose_splits(names, str(tmp_path / "home"), None, None, cache)
+    rows = found["train"].read()
+    assert rows.columns["label"] == ["neg"] * 2 + ["pos"] * 3
+    assert rows.columns["text"] == ["neg 0", "neg 2", "pos 0", "pos 1", "pos 2"]
 
 
 def test_several_files_make_one_split(tmp_path):

@@ -311,9 +311,9 @@ class LanguageData(Remembering, pl.LightningDataModule):
             elif self._text is not None:
                 self._sources = {"train": Inline(self._text)}
             else:
-                need = self._given_tokenizer is None
+                reading: dict[str, Any] = {"delimiter": self._delimiter, "labelled": False}
                 self._sources = choose_splits(
-                    self._names, *self._place, self._cache, need_train=need, delimiter=self._delimiter, labelled=False
+                    self._names, *self._place, self._cache, need_train=self._carves, **reading
                 )
         return self._sources
 

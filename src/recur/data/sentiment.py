@@ -410,9 +410,8 @@ class SentimentData(Remembering, pl.LightningDataModule):
                 made = [split for split in ("train", "val", "test") if self._names[split] is not False]
                 self._sources = {split: self._synthetic.split(split) for split in made}
             else:
-                need = self._given_model is None
                 self._sources = choose_splits(
-                    self._names, *self._place, self._cache, need_train=need, delimiter=self._delimiter
+                    self._names, *self._place, self._cache, need_train=self._carves, delimiter=self._delimiter
                 )
             if self._pseudo_labelled is not None and self._carves:
                 named = {_PSEUDO: self._pseudo_labelled}

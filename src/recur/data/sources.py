@@ -18,6 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol
 
@@ -183,6 +184,9 @@ def choose_splits(
 ) -> dict[str, Source]:
     """The splits of a data set by our names: train, val, test, unlabelled.
 
+    A file that is named for validation or the test is not trained on, though a pattern or folder of training texts has
+    it as well.
+
     Args:
         names: for each of them a split of `path`, several joined by `+`, files, or a table; None finds a split of its
             usual name, or leaves it out; False leaves it out even where there is one.
@@ -190,15 +194,16 @@ def choose_splits(
         subset: see `find_splits`.
         revision: see `find_splits`.
         cache: see `find_splits`.
-        need_train: whether there must be a training split.
+        need_train: whether there must be a training split, since a model is to be trained on it.
         delimiter: see `Split`.
         labelled: see `find_splits`.
 
     Raises:
-        UserError: no such file, no such split.
+        UserError: no such file, no such split, or nothing that remains to train on.
     """
     known = {} if path is None else find_splits(path, subset, revision=revision, cache=cache, labelled=labelled)
     splits: dict[str, Source] = {}
+    by_name: dict[str, Split] = {}  # of files that are given
     # A split that is named, alone or as a part of a join, is not found a second time as another one.
     # Texts without labels may come from anywhere, and what is trained on is always found.
     given = [wanted for split, wanted in names.items() if split != "unlabelled" and isinstance(wanted, str)]
@@ -224,12 +229,36 @@ def choose_splits(
             splits[split] = JoinedSplits(tuple(known[part] for part in wanted.split("+")))
         else:
             others = f"; {path} has the splits {', '.join(known)}" if known else ""
-            splits[split] = find_files(wanted, key=f"data.{split}", others=others)
+            splits[split] = by_name[split] = find_files(wanted, key=f"data.{split}", others=others)
     if need_train and "train" not in splits:
         raise UserError(
             "data.train", rule=f"must name a split of {path}", remedy=f"it has no 'train', only {', '.join(known)}"
         )
+    for split in ("val", "test"):
+        if need_train and split in by_name:
+            splits["train"] = _without(splits["train"], by_name[split].files, f"data.{split}")
     return splits if delimiter is None else {split: _delimited(source, delimiter) for split, source in splits.items()}
+
+
+def _without(train: Source, files: Sequence[str], key: str) -> Source:
+    """The training split less files that another split is made of.
+
+    Raises:
+        UserError: nothing remains.
+    """
+    others = {os.path.realpath(file) for file in files}
+    if not isinstance(train, Split) or not (kept := [os.path.realpath(file) not in others for file in train.files]):
+        return train
+    if not any(kept):
+        raise UserError(
+            key, list(files), "leaves nothing to train on: the files are the same", "name other texts in it"
+        )
+    if not all(kept):
+        out = list(compress(train.files, [not stays for stays in kept]))
+        more = f" and {len(out) - 1} more" if len(out) > 1 else ""
+        log.warning("%s names files of the training split, which are not trained on: %s%s", key, out[0], more)
+    classes = None if train.classes is None else tuple(compress(train.classes, kept))
+    return replace(train, files=tuple(compress(train.files, kept)), classes=classes)
 
 
 def _delimited(source: Source, delimiter: str) -> Source:
@@ -316,8 +345,8 @@ def find_files(
 ) -> Split:
     """A split made of files given by name; `*`, `?` and, for folders within folders, `**` match.
 
-    Several names make one split. A file that is named twice is read once: rows that are there twice would be trained on
-    and validated on.
+    Several names make one split. A file that is named twice, or by a link as well, is read once: rows that are there
+    twice would be trained on and validated on.
 
     Args:
         pattern: names of files.
@@ -346,7 +375,7 @@ def find_files(
         raise UserError(key, patterns, "must name at least one file")
     once: dict[str, str] = {}
     for file in files:
-        once.setdefault(os.path.abspath(file), file)
+        once.setdefault(os.path.realpath(file), file)
     if len(once) < len(files):
         log.warning("%s names %d files more than once: each is read once", key, len(files) - len(once))
     return Split(tuple(once.values()))
