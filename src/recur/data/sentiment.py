@@ -200,7 +200,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
     @property
     def splits(self) -> list[str]:
         """The labelled splits there are: of train, val, test."""
-        return [split for split in ("train", "val", "test") if split in self._find() or split in self._cut_off()]
+        return [split for split in ("train", "val", "test") if split in self._find() or split in self.cut_off()]
 
     @property
     def has_test(self) -> bool:
@@ -466,7 +466,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
 
     def _learn(self) -> None:
         """Classes, validation rows and tokenizer from the training split, then its token ids."""
-        shares = self._cut_off()
+        shares = self.cut_off()
         key = {
             **self._key("train"),
             "tokenizer": self._tokenizer_settings,
@@ -481,7 +481,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
             self._encoded[split], self._rows[split] = self._encoded["train"], np.load(folder / f"{split}_rows.npy")
         self._rows["train"] = self._limited(np.load(folder / "train_rows.npy"))
 
-    def _cut_off(self) -> dict[str, float]:
+    def cut_off(self) -> dict[str, float]:
         """Shares to carve off the training rows, for the splits that are not there."""
         if not self._carves:
             return {}
@@ -534,7 +534,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         self._leave_out_secret_test()
         if self._carves:
             encoded = self._open("train")
-            shares = self._cut_off()
+            shares = self.cut_off()
             parts = parted(encoded.labels, shares, self._split_seed)
             for split in shares:
                 self._encoded[split], self._rows[split] = encoded, parts[split]
