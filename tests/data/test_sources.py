@@ -499,18 +499,6 @@ def test_a_file_named_for_validation_or_the_test_is_not_trained_on(tmp_path, cac
     assert texts(need_train=False, train="v.txt", test="v.txt")["train"] == ["8"]  # nothing is trained on
 
 
-def test_a_class_folder_keeps_its_classes_without_a_file_of_the_test(tmp_path, cache):
-    for label in ("neg", "pos"):
-        (tmp_path / "home" / label).mkdir(parents=True)
-        for number in range(3):
-            write(tmp_path / "home" / label / f"{number}.txt", f"{label} {number}")
-    names = {"train": None, "val": None, "test": str(tmp_path / "home" / "neg" / "1.txt")}
-    found = choose_splits(names, str(tmp_path / "home"), None, None, cache)
-    rows = found["train"].read()
-    assert rows.columns["label"] == ["neg"] * 2 + ["pos"] * 3
-    assert rows.columns["text"] == ["neg 0", "neg 2", "pos 0", "pos 1", "pos 2"]
-
-
 def test_several_files_make_one_split(tmp_path):
     write(tmp_path / "a1.csv", "text,label,extra\na,1,x\n")
     write(tmp_path / "a2.csv", "label,text\n0,b\n1,\n")
