@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import zipfile
 from collections.abc import Callable
@@ -63,6 +64,9 @@ def test_mistakes_are_listed_the_surest_first(run_command, trained_run, own_spli
     for one in listed.itertuples():
         assert texts[one.row - 1] == one.text and frame["label"][one.row - 1] == one.label
         assert one.probability + one.of_label == pytest.approx(1)
+    cut = run_command(*words, "--overwrite", "max_length=2").told["test"]
+    rows = pd.read_csv(out) if suffix == "csv" else pd.read_json(out, lines=True)
+    assert len(rows) == cut["texts"] - np.trace(cut["confusion"]) > len(listed)
     again = run_command(*words)
     assert again.code == 2 and "--mistakes must not exist" in again.err
     assert run_command(*words, "--overwrite").code == 0
@@ -221,12 +225,28 @@ def test_other_classes_or_other_texts_are_noticed(run_command, tmp_path) -> None
     assert answer.code == 2 and "its classes are excellent, poor now" in answer.err and "--data" in answer.err
 
 
+def test_texts_of_the_word_vectors_may_be_gone(run_command, tmp_path) -> None:
+    """They are never evaluated."""
+    pytest.importorskip("gensim")
+    rows = "text,label\n" + "the film was superb,good\nthe film was awful,bad\n" * 20
+    for name in ("train.csv", "more.csv"):
+        (tmp_path / name).write_text(rows)
+    words = ["data=files", f"data.train={tmp_path}/train.csv", f"data.unlabelled={tmp_path}/more.csv", "model=bilstm"]
+    small = ["data.word2vec.dim=8", "data.word2vec.min_count=1", "model.net.embedding_dim=8", "trainer.max_epochs=1"]
+    train(tmp_path / "run", *words, "data.vectors=train", *small, "baseline=false", "logger=none")
+    (tmp_path / "more.csv").unlink()
+    answer = run_command(tmp_path / "run")
+    assert answer.code == 0, answer.err
+
+
 def test_data_that_a_run_went_on_with_are_its_own(run_command, tmp_path) -> None:
     """They have a word that its vocabulary lacks."""
     file = tmp_path / "train.csv"
     file.write_text("text,label\n" + "the film was superb,good\nthe film was awful,bad\n" * 20)
-    words = ["data=files", f"data.train={file}", "model=bilstm", "baseline=false", "logger=none"]
-    train(tmp_path / "run", *words, "trainer.max_epochs=1")
+    shutil.copy(file, tmp_path / "val.csv")
+    named = [f"data.train={file}", f"data.val={tmp_path}/val.csv"]
+    words = ["data=files", *named, "model=bilstm", "baseline=false", "logger=none"]
+    train(tmp_path / "run", *words, "trainer.max_epochs=1", "monitor=val/loss", "mode=min")  # the best one is the last
     with file.open("a") as stream:
         stream.writelines(f"the film was {word} marvellous,good\n" for word in ("so", "quite", "very", "really") * 2)
     for more in ([], ["eval_batch_size=7"], ["data.batch_size=7", "seed=3"]):
@@ -234,6 +254,8 @@ def test_data_that_a_run_went_on_with_are_its_own(run_command, tmp_path) -> None
         assert answer.code == 2 and "changed" in answer.err and "--data" in answer.err
     resumed = process("train", f"resume={tmp_path / 'run'}", "accept_data_change=true", "trainer.max_epochs=2")
     assert resumed.returncode == 0, resumed.stderr
+    again = process("train", f"resume={tmp_path / 'run'}", "trainer.max_epochs=3")  # on the same data as before
+    assert again.returncode == 0, again.stderr
     written = json.loads((tmp_path / "run" / "metrics.json").read_text())
     answer = run_command(tmp_path / "run", "eval_batch_size=7")
     assert answer.code == 0, answer.err
@@ -243,6 +265,23 @@ def test_data_that_a_run_went_on_with_are_its_own(run_command, tmp_path) -> None
     file.write_text(file.read_text().replace("superb", "awful", 1))
     answer = run_command(tmp_path / "run", "eval_batch_size=7")
     assert answer.code == 2 and "split changed" in answer.err
+
+
+def test_validation_rows_are_not_carved_anew_off_what_was_trained_on(tmp_path) -> None:
+    """Most of them had been trained on, and nothing was said."""
+    file = tmp_path / "train.csv"
+    file.write_text("text,label\n" + "the film was superb,good\nthe film was awful,bad\n" * 20)
+    shutil.copy(file, tmp_path / "val.csv")
+    words = ["data=files", f"data.train={file}", "model=bilstm", "baseline=false", "logger=none"]
+    train(tmp_path / "run", *words, "trainer.max_epochs=1")
+    with file.open("a") as stream:
+        stream.write("the film was superb,good\n" * 9)
+    more = [f"resume={tmp_path / 'run'}", "accept_data_change=true", "trainer.max_epochs=2"]
+    refused = process("train", *more)
+    assert refused.returncode == 2 and "carves validation rows anew" in refused.stderr
+    assert "name other texts in data.val" in refused.stderr
+    done = process("train", *more, f"data.val={tmp_path}/val.csv")
+    assert done.returncode == 0, done.stderr
 
 
 def test_as_a_program_from_another_folder(trained_run, tmp_path) -> None:

@@ -327,6 +327,8 @@ def test_the_floor_is_below_every_model_of_few_words():
     assert data.ceiling["perplexity"] == pytest.approx(math.exp(data.ceiling["loss"]))
     assert data.ceiling == data.ceiling_of("test") != data.ceiling_of("val")  # each split has its own text
     assert "perplexity at best" in data.describe()["test"]
+    few = opened(synthetic=SyntheticText(20_000, 1_000, 20_000, seed=1), tokenizer={**WORDS, "max_size": 15})
+    assert few.ceiling == {} and "at best" not in few.describe()["test"]  # a model need not tell rare words apart
 
 
 def test_the_embedded_text_is_reproducible_and_its_splits_differ():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -41,7 +42,9 @@ def write(path, texts=TEXTS, positive=POSITIVE):
 
 @pytest.fixture
 def labelled(tmp_path):
-    rows = [f"{'superb' if row % 2 else 'dull'} film number{row},{'pos' if row % 2 else 'neg'}" for row in range(40)]
+    rows = [
+        f"{'superb' if row % 2 else 'dull'} film number{row + 1},{'pos' if row % 2 else 'neg'}" for row in range(40)
+    ]
     (tmp_path / "mine.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
 
     def make(**settings):
@@ -80,7 +83,27 @@ def test_batches_hold_each_text_with_its_probabilities(tmp_path, labelled, suffi
     for ours, theirs in zip(data.val_dataloader(), plain.val_dataloader(), strict=True):
         assert ours.targets is None and torch.equal(ours.text.data, theirs.text.data)
     assert data.describe()["pseudo-labelled"].startswith(f"{len(TEXTS)} texts")
-    assert loader.where(0).startswith("training rows")
+
+
+def test_rows_in_messages_are_those_of_the_files(tmp_path, labelled):
+    """Whatever was carved off, left out or read beside them, and counted from 1 in each file."""
+    file = write(tmp_path / "theirs.jsonl", [TEXTS[0], " ", *TEXTS[1:]], [0.9, 0.5, *POSITIVE[1:]])
+    data = labelled(pseudo_labelled=file, limit_train=20, on_bad_row="skip")
+    loader, said = data.train_dataloader(), []
+    for number, batch in enumerate(loader):
+        rows = sorted(batch.rows.tolist())
+        names = [str(data.source_row("train", row)) for row in rows if row < 20]
+        assert names == [data.text("train", row).rpartition("number")[2] for row in rows if row < 20]
+        theirs = [str((1, 3, 4, 5)[row - 20]) for row in rows if row >= 20]
+        both = {"training rows": names, "pseudo-labelled rows": theirs}
+        parts = [f"{name} {', '.join(own)}" for name, own in both.items() if own]
+        assert loader.where(number) == ", ".join(parts)
+        said += rows
+    assert sorted(said) == list(range(24))
+    assert data.loader("val").where(0).startswith("val rows ")
+    many = labelled(pseudo_labelled=file, on_bad_row="skip").train_dataloader()
+    many._settings["batch_size"] = 40
+    assert re.fullmatch(r"training rows (\d+, ){7}\d+ and \d+ more", many.where(0))
 
 
 @pytest.mark.parametrize("keep", ["head", "tail", "both"])

@@ -42,6 +42,18 @@ def test_a_split_that_is_named_is_not_found_as_another(tmp_path, cache, caplog):
     assert chosen(val="test", test="test") == {"train": "train one", "val": "test one", "test": "test one"}
 
 
+def test_a_class_folder_keeps_its_classes_without_a_file_of_the_test(tmp_path, cache):
+    for label in ("neg", "pos"):
+        (tmp_path / "home" / label).mkdir(parents=True)
+        for number in range(3):
+            write(tmp_path / "home" / label / f"{number}.txt", f"{label} {number}")
+    names = {"train": None, "val": None, "test": str(tmp_path / "home" / "neg" / "1.txt")}
+    found = choose_splits(names, str(tmp_path / "home"), None, None, cache)
+    rows = found["train"].read()
+    assert rows.columns["label"] == ["neg"] * 2 + ["pos"] * 3
+    assert rows.columns["text"] == ["neg 0", "neg 2", "pos 0", "pos 1", "pos 2"]
+
+
 def test_links_to_files_without_a_suffix_keep_their_own(tmp_path, cache):
     """The hub's own cache is laid out so: a table was read as running text."""
     (tmp_path / "blobs").mkdir()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from recur.data.language import LanguageData
+from recur.data.readers import Origin, Rows
 from recur.data.sentiment import SentimentData
 from recur.data.synthetic import SyntheticReviews
 
@@ -300,6 +301,39 @@ def test_the_embedded_reviews_need_no_file(opened):
     assert data.describe()["train"].startswith("200 texts")
 
 
+def test_the_best_possible_accuracy_is_that_of_a_splits_own_labels(opened):
+    """Noise is a whole number of labels, and what is carved off has as many of them as it happens to get."""
+    data = opened(synthetic=SyntheticReviews(200, 50, 60), val=False, batch_size=32)
+    assert data.ceiling_of("test") == {"accuracy": 1 - 3 / 60} and data.ceiling_of("val") == {}
+    data = opened(synthetic=SyntheticReviews(200, 50, 60), test=False, test_fraction=0.1, batch_size=32)
+    assert data.ceiling == {} and data.ceiling_of("val") == {"accuracy": 1 - 2 / 50}
+
+
+class Rhymes:
+    """A generated corpus of somebody else, of which nothing best is known."""
+
+    def __init__(self, labelled: bool) -> None:
+        self.labelled = labelled
+
+    def split(self, name):
+        return self
+
+    def fingerprint(self, cache):
+        return f"rhymes {self.labelled}"
+
+    def read(self, columns=None, *, allow_pickle=False):
+        values = {"text": ["the cat sat", "the dog ran"] * 30} | ({"label": [0, 1] * 30} if self.labelled else {})
+        return Rows(values, list(values), [Origin("rhymes", 0, 60)])
+
+
+def test_a_generated_corpus_may_know_no_best_figure(opened, tmp_path):
+    data = opened(synthetic=Rhymes(labelled=True))
+    assert data.ceiling == data.ceiling_of("val") == {}
+    text = LanguageData(synthetic=Rhymes(labelled=False), batch_size=4, cache_dir=str(tmp_path / "cache"))
+    text.setup("fit")
+    assert text.ceiling == {} and "at best" not in text.describe()["test"]
+
+
 def test_a_damaged_cache_does_not_reach_training(tmp_path, opened):
     path = write_csv(tmp_path / "a.csv", reviews(40))
     first = opened(train=path)
@@ -346,6 +380,7 @@ def test_full_imdb_is_ready_in_time(shared_data, tmp_path):
         data = SentimentData(
             str(shared_data / "imdb"),
             unlabelled="unsupervised",
+            vectors="train",
             tokenizer={"min_frequency": 2, "max_size": 30_000},
             cache_dir=str(tmp_path),
         )

@@ -375,6 +375,30 @@ def test_eval_is_the_test_unless_there_is_one(tmp_path, cache, names, val, test)
     assert [len(found[split].read()) if split in found else 0 for split in ("val", "test")] == [val, test]
 
 
+@pytest.mark.parametrize(
+    ("named", "val", "test"),
+    [
+        ({"test": "test"}, 2, 1),
+        ({"test": "mine.csv"}, 2, 3),
+        ({"test": "eval"}, 0, 2),
+        ({"train": "train+test"}, 0, 2),
+        ({"test": False}, 2, 0),
+    ],
+)
+def test_eval_is_no_test_where_one_is_named(tmp_path, cache, caplog, monkeypatch, named, val, test):
+    """It was left out, as one in use, where the split `test` was named as what it is anyway."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "mine.csv", "text,label\na,b\nc,d\ne,f\n")
+    for split, count in (("train", 1), ("test", 1), ("eval", 2)):
+        (tmp_path / "home" / split / "pos").mkdir(parents=True)
+        for number in range(count):
+            write(tmp_path / "home" / split / "pos" / f"{number}.txt", "a")
+    names = {**dict.fromkeys(("train", "val", "test")), **named}
+    found = choose_splits(names, str(tmp_path / "home"), None, None, cache)
+    assert [len(found[split].read()) if split in found else 0 for split in ("val", "test")] == [val, test]
+    assert ("in use" in caplog.text) == (not val)
+
+
 def test_files_beside_folders_of_classes_do_not_hide_them(tmp_path, cache, caplog):
     home = tmp_path / "cf"
     for name in ("pos/1.txt", "pos/2.TXT", "pos/2019/1.txt", "neg/a/b/1.txt", "neg/2.txt", "README.txt"):
@@ -447,8 +471,32 @@ def test_a_file_named_twice_is_read_once(tmp_path, caplog, monkeypatch):
     assert find_files(["a/2.csv", "./a/2.csv", "1.csv"]).files == ("a/2.csv", "1.csv")
     assert "data.train names 1 files more than once" in caplog.text
     assert find_files("**/*.csv").files == ("1.csv", "a/2.csv", "a/b/3.csv")
+    (tmp_path / "latest.csv").symlink_to("1.csv")
+    assert find_files("*.csv").files == ("1.csv",)
     pattern = absolute_paths({"train": "a/**/3.csv"})["train"]
     assert os.path.isabs(pattern) and len(find_files(pattern).files) == 1
+
+
+def test_a_file_named_for_validation_or_the_test_is_not_trained_on(tmp_path, cache, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "books").mkdir()
+    for name in ("1", "2", "8", "9"):
+        write(tmp_path / "books" / f"{name}.txt", name)
+    (tmp_path / "v.txt").symlink_to("books/8.txt")
+
+    def texts(path=None, need_train=True, **named):
+        names = {**dict.fromkeys(("train", "val", "test")), **named}
+        found = choose_splits(names, path, None, None, cache, need_train=need_train, labelled=False)
+        return {split: found[split].read().columns["text"] for split in found}
+
+    assert texts(train="books/*.txt", val="v.txt") == {"train": ["1", "2", "9"], "val": ["8"]}
+    assert "data.val names files of the training split, which are not trained on: books/8.txt" in caplog.text
+    both = texts("books", val="books/8.txt", test=["books/9.txt", "books/2.txt"])
+    assert both == {"train": ["1"], "val": ["8"], "test": ["9", "2"]}
+    assert "not trained on: books/2.txt and 1 more" in caplog.text
+    with pytest.raises(UserError, match=r"data\.val leaves nothing to train on.*name other texts"):
+        texts(train=["v.txt"], val="books/8.txt")
+    assert texts(need_train=False, train="v.txt", test="v.txt")["train"] == ["8"]  # nothing is trained on
 
 
 def test_several_files_make_one_split(tmp_path):

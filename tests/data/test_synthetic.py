@@ -43,7 +43,7 @@ def test_noise_turns_round_exactly_its_share():
     (texts, true), (same, labels) = rows_of(clean, "train"), rows_of(noisy, "train")
     assert texts == same
     assert (true != labels).sum() == 100
-    assert noisy.ceiling == {"accuracy": 0.9}
+    assert noisy.split("train").ceiling == {"accuracy": 0.9}
 
 
 GOOD = ("brilliant", "charming", "delightful", "excellent", "gripping", "great", "moving", "superb", "touching")

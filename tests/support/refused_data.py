@@ -225,6 +225,11 @@ ROWS["data"] = {
         ("v.bin", "5 vectors", "12 bytes"),
         {"a.csv": LABELLED, "v.bin": b"5 3\nfilm \0\0\0"},
     ),
+    "texts without labels for nothing": Row(
+        FILES + "data.unlabelled=b.csv",
+        ("data.unlabelled", "does nothing without data.vectors=train"),
+        {"a.csv": LABELLED, "b.csv": LABELLED},
+    ),
     "word2vec setting": Row(
         FILES + "data.vectors=train data.word2vec.dim=0", ("data.word2vec.dim", "0"), {"a.csv": LABELLED}
     ),

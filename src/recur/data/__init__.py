@@ -3,6 +3,7 @@
 What happens to a file, in this order:
 
     sources.py     which files make which split: a hub id, a folder, a zip, files by name
+    hub.py         a data set of the hub
     repository.py  a folder laid out as on the hub       cards.py       what its README may ask for
     readers.py     one file or folder -> checked rows, each with its place for messages
     labels.py      label values -> classes
@@ -17,6 +18,8 @@ What happens to a file, in this order:
 
 To add a source of data, write a class with the two methods of `recur.data.sources.Source`, `fingerprint` and `read`,
 and return it from `find_splits` where it is recognised; `ZippedSplit`, there, is the shortest one. To add a generated
-corpus, write a class with `split(name)` that gives such a source and, where it is known, `ceiling`; then a file in
-`conf/data` names it under `synthetic`. Raise `recur.data.cache.VERSION` with every change of what is read or generated.
+corpus, write a class with `split(name)` that gives such a source; a file in `conf/data` names it under `synthetic`.
+Where the best possible metrics of labelled texts are known, the class has them as `ceiling`, by name, or the source has
+its own. The source of a language model's text has `nats`: the loss on all of it, summed, of a model that knows how it
+was made. Raise `recur.data.cache.VERSION` with every change of what is read or generated.
 """

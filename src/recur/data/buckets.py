@@ -17,7 +17,7 @@ All this is a function of the lengths and of (seed, epoch, world size); a rank a
 place in it, which is all that has to be saved to go on from there.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -278,6 +278,8 @@ class TextLoader(ResumableLoader[TextBatch]):
         texts: the texts.
         labels: class of each text, `(rows,)` int64.
         targets: probability of each class of each text to train on, `(rows, classes)` float32; None for the labels.
+        numbers: for messages, the number of each text's row in its source, from 1; one source after the other, each by
+            what its rows are called. None for the texts' own order.
         batch_size: see `plan_epoch`.
         max_tokens: see `plan_epoch`.
         shuffle: True to train, each epoch in another order; False to evaluate, always in the same order.
@@ -296,6 +298,7 @@ class TextLoader(ResumableLoader[TextBatch]):
         labels: NDArray[np.int64],
         *,
         targets: NDArray[np.float32] | None = None,
+        numbers: Mapping[str, NDArray[np.int64]] | None = None,
         batch_size: int,
         max_tokens: int | None = None,
         shuffle: bool = False,
@@ -308,6 +311,8 @@ class TextLoader(ResumableLoader[TextBatch]):
         assert len(texts) == len(labels)
         _check_processes(len(texts), world_size)  # Lightning would pass over a loader without a batch
         assert targets is None or len(targets) == len(labels)
+        self._numbers = {"training rows": np.arange(1, len(labels) + 1)} if numbers is None else numbers
+        assert sum(map(len, self._numbers.values())) == len(labels)
         self._settings: dict[str, Any] = {
             "batch_size": batch_size,
             "seed": seed,
@@ -346,7 +351,12 @@ class TextLoader(ResumableLoader[TextBatch]):
             )
 
     def where(self, number: int) -> str:
-        """Row numbers of a batch."""
-        rows = np.sort(self.plan().batch(number, self.rank)).tolist()
-        more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
-        return f"training rows {', '.join(map(str, rows[:_SHOWN]))}{more}"
+        """Rows of a batch, by their numbers in their sources."""
+        rows = np.sort(self.plan().batch(number, self.rank))
+        parts, first, shown = [], 0, 0
+        for name, numbers in self._numbers.items():
+            own = numbers[rows[(rows >= first) & (rows < first + len(numbers))] - first][: _SHOWN - shown].tolist()
+            parts += [f"{name} {', '.join(map(str, own))}"] if own else []
+            first, shown = first + len(numbers), shown + len(own)
+        more = f" and {len(rows) - shown} more" if len(rows) > shown else ""
+        return f"{', '.join(parts)}{more}"

@@ -159,7 +159,10 @@ class LanguageData(Remembering, pl.LightningDataModule):
         """Loss in nats a token that no model can beat on this split of a generated text."""
         if self._synthetic is None or split not in self._facts or split not in self._find():
             return None  # what is cut off the training text is not the split that was made
-        return self._synthetic.split(split).nats / self._facts[split]["tokens"]
+        if self._facts[split]["unknown"]:
+            return None  # one `<unk>` for many words is easier to predict than the words, of which the nats are
+        nats = getattr(self._synthetic.split(split), "nats", None)
+        return None if nats is None else nats / self._facts[split]["tokens"]
 
     @property
     def splits(self) -> list[str]:
@@ -308,9 +311,9 @@ class LanguageData(Remembering, pl.LightningDataModule):
             elif self._text is not None:
                 self._sources = {"train": Inline(self._text)}
             else:
-                need = self._given_tokenizer is None
+                reading: dict[str, Any] = {"delimiter": self._delimiter, "labelled": False}
                 self._sources = choose_splits(
-                    self._names, *self._place, self._cache, need_train=need, delimiter=self._delimiter, labelled=False
+                    self._names, *self._place, self._cache, need_train=self._carves, **reading
                 )
         return self._sources
 

@@ -8,12 +8,17 @@ the model is unsure teaches little.
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recur.data.readers import DELIMITED, Rows
+from recur.data.checks import OnBadRow
+from recur.data.encoded import write_split
+from recur.data.readers import DELIMITED, Rows, checked
+from recur.data.sources import Source
+from recur.data.text import Tokenizer, lacks_tokens
 from recur.errors import UserError
 
 TEXT = "text"  # the column that holds the text, whatever it was called in the file that was labelled
@@ -30,6 +35,41 @@ def columns(class_names: Sequence[str]) -> list[str]:
 
 def _named(class_names: Sequence[str]) -> list[str]:
     return [f"{_MAPPING}.{name}" for name in class_names]
+
+
+def write(
+    folder: Path,
+    source: Source,
+    class_names: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    on_bad_row: OnBadRow,
+    allow_pickle: bool,
+) -> None:
+    """Encode the texts, and write what `recur.data.encoded.Encoded` reads, with the probabilities as targets.
+
+    Args:
+        folder: of the cache's entry.
+        source: of the rows.
+        class_names: the classes, in order.
+        tokenizer: makes the ids.
+        on_bad_row: see `recur.data.readers.checked`.
+        allow_pickle: see `recur.data.sources.Source.read`.
+
+    Raises:
+        UserError: a row that is bad, or without a probability of each class.
+    """
+    rows = source.read(columns(class_names), allow_pickle=allow_pickle)
+    restore(rows)
+    good = checked(
+        rows,
+        TEXT,
+        wrong_text=lambda value: "has no token" if lacks_tokens(value, tokenizer.kind) else None,
+        on_bad_row=on_bad_row,
+    )
+    targets = class_probabilities(rows, good.numbers, class_names)
+    np.save(folder / "targets.npy", targets)
+    write_split(folder, good, targets.argmax(1), rows, tokenizer, TEXT)
 
 
 def restore(rows: Rows) -> None:

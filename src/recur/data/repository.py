@@ -20,11 +20,17 @@ USUAL = {
 SPLIT_NAMES = tuple(dict.fromkeys(name for names in USUAL.values() for name in names))
 
 
-def usual_name(split: str, known: Iterable[str]) -> str | None:
-    """Which of a data set's splits is our `train`, `val` or `test`, by the usual names in any case; None for none."""
+def usual_name(split: str, known: Iterable[str], *, has_test: bool = False) -> str | None:
+    """Which of a data set's splits is our `train`, `val` or `test`, by the usual names in any case; None for none.
+
+    Args:
+        split: ours.
+        known: names of the data set's.
+        has_test: whether there is a test besides these, so that `eval` is none.
+    """
     by_name = {name.lower(): name for name in sorted(known)}  # of two, the one in small letters
     usual = list(USUAL.get(split, ()))
-    if split == "val" and by_name.keys().isdisjoint(USUAL["test"][:-1]):
+    if split == "val" and not has_test and by_name.keys().isdisjoint(USUAL["test"][:-1]):
         usual.remove("eval")
     return next((by_name[name] for name in usual if name in by_name), None)
 

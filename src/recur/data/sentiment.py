@@ -63,7 +63,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
             carves one off even where there is such a split.
         test: split name, file(s) or table for the test; None finds a split `test` or does without, as it does where
             the labels of that split are kept secret; False does without.
-        unlabelled: split name or file(s) of texts without labels, for word vectors.
+        unlabelled: split name or file(s) of texts without labels, for `vectors=train`.
         pseudo_labelled: file(s) of texts with a model's probability of each class, as `python -m recur.predict --out`
             writes them, or a table of this form: trained on beside the labelled ones, with these probabilities as
             targets (self-training; see `recur.data.pseudo_labels`). Vocabulary, word vectors, class counts and the
@@ -144,6 +144,8 @@ class SentimentData(Remembering, pl.LightningDataModule):
         one_source(None if synthetic is None else "synthetic", **named)
         if synthetic is None and path is None and train is None:
             raise UserError("data.path", rule="must be a hub id or folder, or data.train a file")
+        if unlabelled is not None and vectors != "train":
+            raise UserError("data.unlabelled", unlabelled, "does nothing without data.vectors=train", "leave it out")
         self._place = (path, subset, revision)
         self._delimiter = one_delimiter(delimiter)
         self._names = {"train": train, "val": val, "test": test, "unlabelled": unlabelled}
@@ -186,13 +188,19 @@ class SentimentData(Remembering, pl.LightningDataModule):
 
     @property
     def ceiling(self) -> dict[str, float]:
-        """Best possible metrics, on any split, where the data was made and they are known."""
-        return {} if self._synthetic is None else self._synthetic.ceiling
+        """Best possible metrics on the test split, where the data was made and they are known."""
+        return self.ceiling_of("test")
+
+    def ceiling_of(self, split: str) -> dict[str, float]:
+        """Best possible metrics on `val` or `test`, where that split was made and they are known."""
+        if self._synthetic is None or split not in self._find():
+            return {}  # what is carved off the training rows has labels of its own that are turned round
+        return getattr(self._synthetic.split(split), "ceiling", None) or getattr(self._synthetic, "ceiling", {})
 
     @property
     def splits(self) -> list[str]:
         """The labelled splits there are: of train, val, test."""
-        return [split for split in ("train", "val", "test") if split in self._find() or split in self._cut_off()]
+        return [split for split in ("train", "val", "test") if split in self._find() or split in self.cut_off()]
 
     @property
     def has_test(self) -> bool:
@@ -360,16 +368,18 @@ class SentimentData(Remembering, pl.LightningDataModule):
         the batches are used.
         """
         trainer = self.trainer
-        texts, labels = self.texts(split), self.labels(split)
-        targets = None
+        texts, labels, targets = self.texts(split), self.labels(split), None
+        numbers = {"training rows" if split == "train" else f"{split} rows": self._numbers(split)}
         if shuffle and split == "train" and (pseudo := self.pseudo_labelled()) is not None:
             known = np.eye(self.num_classes, dtype=np.float32)[labels]
             targets = np.concatenate([known, pseudo[1]])
             texts, labels = Texts.joined([texts, pseudo[0]]), targets.argmax(1)
+            numbers["pseudo-labelled rows"] = self._numbers(_PSEUDO)
         return TextLoader(
             texts,
             labels,
             targets=targets,
+            numbers=numbers,
             batch_size=self._batch_size if shuffle else self._eval_batch_size,
             max_tokens=self._max_tokens,
             shuffle=shuffle,
@@ -400,9 +410,8 @@ class SentimentData(Remembering, pl.LightningDataModule):
                 made = [split for split in ("train", "val", "test") if self._names[split] is not False]
                 self._sources = {split: self._synthetic.split(split) for split in made}
             else:
-                need = self._given_model is None
                 self._sources = choose_splits(
-                    self._names, *self._place, self._cache, need_train=need, delimiter=self._delimiter
+                    self._names, *self._place, self._cache, need_train=self._carves, delimiter=self._delimiter
                 )
             if self._pseudo_labelled is not None and self._carves:
                 named = {_PSEUDO: self._pseudo_labelled}
@@ -427,6 +436,10 @@ class SentimentData(Remembering, pl.LightningDataModule):
             log.warning("the labels of the test split are not given: the run goes without a test")
             del self._find()["test"]
             self._fractions["test"] = 0.0  # nor does it take training rows for one in a run that is resumed
+
+    def _numbers(self, split: str) -> NDArray[np.int64]:
+        """Number of each text's row in its source, counted from 1."""
+        return self._open(split).numbers[self._rows[split]] + 1
 
     def _fingerprint(self, split: str) -> str:
         return self._find()[split].fingerprint(self._cache)
@@ -453,7 +466,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
 
     def _learn(self) -> None:
         """Classes, validation rows and tokenizer from the training split, then its token ids."""
-        shares = self._cut_off()
+        shares = self.cut_off()
         key = {
             **self._key("train"),
             "tokenizer": self._tokenizer_settings,
@@ -468,7 +481,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
             self._encoded[split], self._rows[split] = self._encoded["train"], np.load(folder / f"{split}_rows.npy")
         self._rows["train"] = self._limited(np.load(folder / "train_rows.npy"))
 
-    def _cut_off(self) -> dict[str, float]:
+    def cut_off(self) -> dict[str, float]:
         """Shares to carve off the training rows, for the splits that are not there."""
         if not self._carves:
             return {}
@@ -521,7 +534,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         self._leave_out_secret_test()
         if self._carves:
             encoded = self._open("train")
-            shares = self._cut_off()
+            shares = self.cut_off()
             parts = parted(encoded.labels, shares, self._split_seed)
             for split in shares:
                 self._encoded[split], self._rows[split] = encoded, parts[split]
@@ -537,7 +550,8 @@ class SentimentData(Remembering, pl.LightningDataModule):
 
         def build(folder: Path) -> None:
             if split == _PSEUDO:
-                self._build_pseudo_labelled(folder)
+                parts = folder, self._find()[_PSEUDO], self.class_names, self.tokenizer
+                pseudo_labels.write(*parts, on_bad_row=self._on_bad_row, allow_pickle=self._allow_pickle)
                 return
             rows = self._read(split)
             if split != "unlabelled":
@@ -549,19 +563,6 @@ class SentimentData(Remembering, pl.LightningDataModule):
         self._entry(split, {**key, "pseudo": True} if split == _PSEUDO else key, build)
         self._rows[split] = np.arange(len(self._encoded[split].labels))
         return self._encoded[split]
-
-    def _build_pseudo_labelled(self, folder: Path) -> None:
-        rows = self._find()[_PSEUDO].read(pseudo_labels.columns(self.class_names), allow_pickle=self._allow_pickle)
-        pseudo_labels.restore(rows)
-        good = checked(
-            rows,
-            pseudo_labels.TEXT,
-            wrong_text=lambda value: "has no token" if lacks_tokens(value, self.tokenizer.kind) else None,
-            on_bad_row=self._on_bad_row,
-        )
-        targets = pseudo_labels.class_probabilities(rows, good.numbers, self.class_names)
-        np.save(folder / "targets.npy", targets)
-        write_split(folder, good, targets.argmax(1), rows, self.tokenizer, pseudo_labels.TEXT)
 
     def _key(self, split: str) -> dict[str, Any]:
         return {"rows": self._fingerprint(split), **self._columns_key()}

@@ -9,26 +9,24 @@ To add a kind of source, write a class with the methods of `Source` and return i
 the shortest example.
 """
 
-import contextlib
 import glob
 import hashlib
 import os
 import re
-import socket
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from recur.data.cache import TokenCache, content_key
 from recur.data.checks import Column
-from recur.data.readers import SUFFIXES, Origin, Rows, class_rows, joined, log, numbered, read_file
-from recur.data.repository import SPLIT_NAMES, find_in_repository, listing, quiet_datasets, says_its_splits, usual_name
+from recur.data.hub import fingerprint_on_hub, read_on_hub, splits_on_hub
+from recur.data.readers import SUFFIXES, Rows, class_rows, joined, log, read_file
+from recur.data.repository import SPLIT_NAMES, find_in_repository, listing, says_its_splits, usual_name
 from recur.data.tables import Files, as_file, is_table
 from recur.errors import UserError
 
@@ -36,7 +34,6 @@ _IS_SPLIT = re.compile(rf"({'|'.join(SPLIT_NAMES)})\b")
 _UNLABELLED_FOLDERS = ("unsup", "unsupervised", "unlabeled", "unlabelled")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _ZIP_LIMIT = 4 << 30  # bytes that a zip may unpack to: it is held in memory
-_here_alone = False  # whether the hub is not asked: see `without_network`
 _RACY_SECONDS = 2.0  # a file changed this recently can change again without its time stamp moving
 
 
@@ -73,7 +70,7 @@ class Split:
     def fingerprint(self, cache: TokenCache) -> str:
         """Hash of the content; computed once, then kept for as long as sizes and times stay the same."""
         if self.hub is not None:
-            return _hub_fingerprint(self.hub)
+            return fingerprint_on_hub(self.hub)
         stats = [(os.path.abspath(file), os.stat(file)) for file in self.files]
         # The time of the last change of the entry too: tools that copy set that of the content to what it was.
         listing = [[name, state.st_size, state.st_mtime_ns, state.st_ctime_ns] for name, state in stats]
@@ -109,7 +106,7 @@ class Split:
             UserError: a file that cannot be read as what its name says.
         """
         if self.hub is not None:
-            return _read_hub(self.hub, columns)
+            return read_on_hub(self.hub, columns)
         if self.classes is not None:
             rows = class_rows(self.files, self.classes)
         else:
@@ -187,6 +184,9 @@ def choose_splits(
 ) -> dict[str, Source]:
     """The splits of a data set by our names: train, val, test, unlabelled.
 
+    A file that is named for validation or the test is not trained on, though a pattern or folder of training texts has
+    it as well.
+
     Args:
         names: for each of them a split of `path`, several joined by `+`, files, or a table; None finds a split of its
             usual name, or leaves it out; False leaves it out even where there is one.
@@ -194,30 +194,32 @@ def choose_splits(
         subset: see `find_splits`.
         revision: see `find_splits`.
         cache: see `find_splits`.
-        need_train: whether there must be a training split.
+        need_train: whether there must be a training split, since a model is to be trained on it.
         delimiter: see `Split`.
         labelled: see `find_splits`.
 
     Raises:
-        UserError: no such file, no such split.
+        UserError: no such file, no such split, or nothing that remains to train on.
     """
     known = {} if path is None else find_splits(path, subset, revision=revision, cache=cache, labelled=labelled)
     splits: dict[str, Source] = {}
+    by_name: dict[str, Split] = {}  # of files that are given
     # A split that is named, alone or as a part of a join, is not found a second time as another one.
     # Texts without labels may come from anywhere, and what is trained on is always found.
     given = [wanted for split, wanted in names.items() if split != "unlabelled" and isinstance(wanted, str)]
     taken = {part for wanted in given for part in (wanted, *wanted.split("+"))}
     free = {name: source for name, source in known.items() if name not in taken}
+    has_test = names.get("test") is not None and names["test"] is not False
     for split, wanted in names.items():
         if wanted is True:
             raise UserError(f"data.{split}", wanted, "must be a split, a file, null or false")
         if wanted is False:
             continue
         if wanted is None:
-            name = usual_name(split, known if split == "train" else free)
+            name = usual_name(split, known if split == "train" else free, has_test=has_test)
             if name is not None:
                 splits[split] = known[name]
-            elif (left := usual_name(split, known)) is not None:
+            elif (left := usual_name(split, known, has_test=has_test)) is not None:
                 log.warning("data.%s: the split %s is in use already, so it is not read again", split, left)
         elif is_table(wanted):
             splits[split] = Split((as_file(wanted, f"data.{split}", cache),))
@@ -227,12 +229,36 @@ def choose_splits(
             splits[split] = JoinedSplits(tuple(known[part] for part in wanted.split("+")))
         else:
             others = f"; {path} has the splits {', '.join(known)}" if known else ""
-            splits[split] = find_files(wanted, key=f"data.{split}", others=others)
+            splits[split] = by_name[split] = find_files(wanted, key=f"data.{split}", others=others)
     if need_train and "train" not in splits:
         raise UserError(
             "data.train", rule=f"must name a split of {path}", remedy=f"it has no 'train', only {', '.join(known)}"
         )
+    for split in ("val", "test"):
+        if need_train and split in by_name:
+            splits["train"] = _without(splits["train"], by_name[split].files, f"data.{split}")
     return splits if delimiter is None else {split: _delimited(source, delimiter) for split, source in splits.items()}
+
+
+def _without(train: Source, files: Sequence[str], key: str) -> Source:
+    """The training split less files that another split is made of.
+
+    Raises:
+        UserError: nothing remains.
+    """
+    others = {os.path.realpath(file) for file in files}
+    if not isinstance(train, Split) or not (kept := [os.path.realpath(file) not in others for file in train.files]):
+        return train
+    if not any(kept):
+        raise UserError(
+            key, list(files), "leaves nothing to train on: the files are the same", "name other texts in it"
+        )
+    if not all(kept):
+        out = list(compress(train.files, [not stays for stays in kept]))
+        more = f" and {len(out) - 1} more" if len(out) > 1 else ""
+        log.warning("%s names files of the training split, which are not trained on: %s%s", key, out[0], more)
+    classes = None if train.classes is None else tuple(compress(train.classes, kept))
+    return replace(train, files=tuple(compress(train.files, kept)), classes=classes)
 
 
 def _delimited(source: Source, delimiter: str) -> Source:
@@ -295,7 +321,7 @@ def find_splits(
     if not place.exists():
         if not _HUB_ID.fullmatch(text):
             raise UserError("data.path", text, "must be a file, a folder or a hub id", "no such file or folder")
-        return _find_on_hub(text, name, revision, cache)
+        return {split: Split(hub=hub) for split, hub in splits_on_hub(text, name, revision, cache).items()}
     splits = _find_class_folders(place, labelled)
     if splits:
         return splits
@@ -319,8 +345,8 @@ def find_files(
 ) -> Split:
     """A split made of files given by name; `*`, `?` and, for folders within folders, `**` match.
 
-    Several names make one split. A file that is named twice is read once: rows that are there twice would be trained on
-    and validated on.
+    Several names make one split. A file that is named twice, or by a link as well, is read once: rows that are there
+    twice would be trained on and validated on.
 
     Args:
         pattern: names of files.
@@ -349,7 +375,7 @@ def find_files(
         raise UserError(key, patterns, "must name at least one file")
     once: dict[str, str] = {}
     for file in files:
-        once.setdefault(os.path.abspath(file), file)
+        once.setdefault(os.path.realpath(file), file)
     if len(once) < len(files):
         log.warning("%s names %d files more than once: each is read once", key, len(files) - len(once))
     return Split(tuple(once.values()))
@@ -482,117 +508,3 @@ def is_one_split(file: str | os.PathLike[str]) -> bool:
     """
     place = Path(os.path.expanduser(file))
     return place.is_file() and (place.suffix.lower() != ".zip" or set(_find_in_zip(place)) == {"train"})
-
-
-@contextlib.contextmanager
-def without_network(active: bool = True) -> Iterator[None]:
-    """Take hub data sets from this machine's cache alone: a config of unknown origin may not have anything fetched.
-
-    Args:
-        active: whether to do so; False does nothing.
-    """
-    global _here_alone
-    before, _here_alone = _here_alone, active or _here_alone
-    try:
-        yield
-    finally:
-        _here_alone = before
-
-
-@contextlib.contextmanager
-def _hub() -> Iterator[Any]:
-    """The `datasets` library, set to work offline where the hub is not to be asked."""
-    datasets = quiet_datasets()
-    if not _here_alone:
-        yield datasets
-        return
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield datasets
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
-
-
-def _hub_commit(path: str, revision: str | None) -> str | None:
-    """The commit that a hub data set's revision stands for today, or None where the hub does not say.
-
-    Without a network the libraries would wait and retry for half a minute before each look into their own cache: then
-    they are set to work offline.
-    """
-    import huggingface_hub
-
-    huggingface_hub.logging.set_verbosity_error()
-    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
-        return revision
-    if _here_alone or huggingface_hub.constants.HF_HUB_OFFLINE:
-        return None
-    host = urlsplit(huggingface_hub.constants.ENDPOINT).hostname
-    try:
-        if not getproxies():
-            socket.getaddrinfo(host, None)
-        commit: str | None = huggingface_hub.HfApi().dataset_info(path, revision=revision, timeout=20).sha
-    except socket.gaierror:
-        huggingface_hub.constants.HF_HUB_OFFLINE = True
-        import datasets
-
-        datasets.config.HF_HUB_OFFLINE = True
-        return None
-    except Exception as error:  # no such id, gated, refused: `datasets` says it better
-        log.debug("the hub does not say the commit of %s: %s", path, error)
-        return None
-    return commit
-
-
-def _find_on_hub(path: str, name: str | None, revision: str | None, cache: TokenCache) -> dict[str, Split]:
-    commit = _hub_commit(path, revision)
-
-    def split_names() -> list[str]:
-        try:
-            with _hub() as datasets:
-                known = datasets.get_dataset_split_names(path, name, revision=commit or revision)
-            return [str(split) for split in known]
-        except Exception as error:  # no network, no such id, gated, several configs: each of another kind
-            if _here_alone:
-                rule = "is no file or folder here, and a run's own config may not have it fetched from the hub"
-                raise UserError("data.path", path, rule, f"to fetch it, type data.path={path} too") from None
-            message = " ".join(str(error).split())
-            raise UserError(
-                "data.path",
-                path,
-                f"must be a file, a folder or a hub id: it is no file or folder, and as a hub id: {message[:300]}",
-                "set data.path to a local copy where the hub cannot be reached",
-            ) from None
-
-    names = split_names() if commit is None else cache.fact({"hub": path, "name": name, "at": commit}, split_names)
-    return {split: Split(hub=(path, name, commit or revision, split)) for split in names}
-
-
-def _hub_fingerprint(hub: tuple[str, str | None, str | None, str]) -> str:
-    """The commit of a hub data set, or, offline, the hash under which `datasets` keeps its copy."""
-    path, name, revision, split = hub
-    if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
-        with _hub() as datasets:
-            revision = str(datasets.load_dataset_builder(path, name, revision=revision).hash)
-    return f"hub {path} {name} {revision} {split}"
-
-
-def _read_hub(hub: tuple[str, str | None, str | None, str], columns: Sequence[Column] | None) -> Rows:
-    datasets = quiet_datasets()
-    path, name, revision, split = hub
-    if numbered(columns):
-        raise UserError(path, rule="is no csv or tsv file, whose columns could be numbered", remedy="give their names")
-    with _hub():
-        data = datasets.load_dataset(path, name, revision=revision, split=split)
-    wanted = [column for column in data.column_names if columns is None or column in columns]
-    rows = Rows(
-        {column: data[column][:] for column in wanted},
-        list(data.column_names),
-        [Origin(f"{path} split {split}", 0, len(data))],
-    )
-    for column in wanted:
-        if isinstance(data.features[column], datasets.ClassLabel):
-            rows.class_names[column] = list(data.features[column].names)
-    return rows

@@ -121,7 +121,7 @@ def classify(run: "runs.Run", texts: Sequence[str], before: int = 0) -> list[Pre
         return []
     arrays = _encoded(run, texts, before)
     cut = _cut(arrays, run)
-    scores, unknown = _read(run, cut)
+    scores, unknown = read(run, cut)
     names = class_names(run)
     rows = zip(texts, arrays, scores.argmax(1), scores.tolist(), cut.lengths.tolist(), unknown.tolist(), strict=True)
     return [
@@ -184,8 +184,12 @@ def features(run: "runs.Run", texts: Sequence[str]) -> NDArray[np.float32]:
 
 
 @torch.inference_mode()
-def _read(run: "runs.Run", texts: Texts) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def read(run: "runs.Run", texts: Texts) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Read texts in batches of about `BATCH_TOKENS` tokens.
+
+    Args:
+        run: an open sentiment run.
+        texts: their token ids, cut as they are to be read.
 
     Returns:
         probability of each class of each text, `(texts, classes)`, and unknown tokens of each text, `(texts,)`.

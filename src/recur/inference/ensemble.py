@@ -152,7 +152,8 @@ def mistakes(model: Run | Ensemble, data: Any, split: str) -> Iterator[dict[str,
     """The texts of a split that a classifier labels otherwise than the data does.
 
     Args:
-        model: a sentiment run, or several as one; its `predict` is asked.
+        model: a sentiment run, which reads the texts cut as `data` has them, or several as one, each of which cuts them
+            as it was trained to: as they are evaluated.
         data: opened for it.
         split: with labels.
 
@@ -160,19 +161,23 @@ def mistakes(model: Run | Ensemble, data: Any, split: str) -> Iterator[dict[str,
         Split, row in its source, text, label of the data, label and probability that are predicted, and the probability
         of the data's label.
     """
-    labels, names = data.labels(split).tolist(), [str(name) for name in data.class_names]
-    answers = model.predict(data.text(split, row) for row in range(len(labels)))
-    for row, (label, answer) in enumerate(zip(labels, answers, strict=True)):
-        if label >= 0 and answer.label != names[label]:
-            yield {
-                "split": split,
-                "row": data.source_row(split, row),
-                "text": answer.text,
-                "label": names[label],
-                "predicted": answer.label,
-                "probability": answer.probability,
-                "of_label": answer.probabilities[names[label]],
-            }
+    labels, names = data.labels(split), [str(name) for name in data.class_names]
+    if isinstance(model, Ensemble):
+        answers = model.predict(data.text(split, row) for row in range(len(labels)))
+        scores = np.array([list(answer.probabilities.values()) for answer in answers])
+    else:
+        scores, _ = classification.read(model, data.texts(split))
+    predicted = scores.argmax(1)  # (texts, classes) -> (texts,)
+    for row in np.flatnonzero((labels >= 0) & (predicted != labels)).tolist():
+        yield {
+            "split": split,
+            "row": data.source_row(split, row),
+            "text": data.text(split, row),
+            "label": names[labels[row]],
+            "predicted": names[predicted[row]],
+            "probability": float(scores[row, predicted[row]]),
+            "of_label": float(scores[row, labels[row]]),
+        }
 
 
 def ensemble_of(run: Run, others: Sequence[str], device: str) -> Ensemble | None:

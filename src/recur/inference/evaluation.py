@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from recur.cli import notify
 from recur.config import data_settings
-from recur.data.sources import without_network
+from recur.data.hub import without_network
 from recur.data.streams import StreamLoader
 from recur.errors import ABSENT, UserError
 from recur.nn.packed import TokenWindow
@@ -46,6 +46,7 @@ SPLITS = ("train", "val", "test")
 _FURTHER = 4  # times that a search for a cache's flatness goes on beyond its end
 # Settings of the data that change how it is read and not what it is.
 _SAME_CONTENT = frozenset(("batch_size", "eval_batch_size", "max_tokens", "eval_bptt", "cache_dir", "seed"))
+_TRAINED_ON = ("unlabelled", "pseudo_labelled")
 _OTHER_DATA = "name the data to evaluate on with --data"
 _STATISTICS_BATCHES = 400  # of training text, to measure how large each weight's gradients are
 _TUNING_WINDOWS = 2000  # of validation text, on which settings of dynamic evaluation are compared
@@ -155,9 +156,8 @@ def _read(run: "runs.Run", settings: dict[str, Any], *, own: bool = False, carve
 
 def settings_of_data(run: "runs.Run", path: str | None = None, settings: Sequence[str] = ()) -> dict[str, Any]:
     """The settings with which `open_data` opens it; arguments and errors as there."""
-    own = run.config["data"]
-    if own.get("pseudo_labelled") is not None:  # trained on and never evaluated, so it may be gone
-        own = {**own, "pseudo_labelled": None}
+    # What was trained on and is never evaluated may be gone.
+    own = {key: None if key in _TRAINED_ON else value for key, value in run.config["data"].items()}
     return data_settings.changed(own, settings, run.place(run.folder or run.checkpoint.parent), path)
 
 

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,8 @@ from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 from recur import cli
 from recur.config import schema
 from recur.config.compose import Composed, build
-from recur.data.sources import without_network
+from recur.data.hub import without_network
+from recur.data.sentiment import SentimentData
 from recur.data.text import Tokenizer
 from recur.errors import UserError
 from recur.runs import fingerprint, precision
@@ -221,17 +222,35 @@ def _data(composed: Composed, checkpoint: Path | None) -> Any:
     settings = composed.config["data"]
     if checkpoint is not None and _is_gone(settings.get("vectors")):
         cli.notify(f"vectors    {settings['vectors']} is not there any more: those of the checkpoint are used")
-        settings = {**settings, "vectors": None}
+        settings = {**settings, "vectors": None, "unlabelled": None}
     data = build(settings, "data")
     data.prepare_data()
     data.setup("fit")
     if checkpoint is not None:
         before = load_checkpoint(checkpoint)["recur"]["fingerprint"]
         now = fingerprint.fingerprint(data)
-        if before != now and composed.config["accept_data_change"]:
-            return _data_of_before(composed, checkpoint)
+        if composed.config["accept_data_change"] and before != now:
+            data = _data_of_before(composed, checkpoint)
+            if before.get("train") != fingerprint.fingerprint(data)["train"]:
+                _check_carved(data, composed.folder)
+            return data
+        if before.get("vocabulary") != now["vocabulary"]:  # the run may have gone on with these data already
+            with suppress(UserError):  # of a new class: the line below says that the data has changed
+                data = _data_of_before(composed, checkpoint)
+                now = fingerprint.fingerprint(data)
         fingerprint.compare(before, now, str(composed.folder))
     return data
+
+
+def _check_carved(data: Any, folder: Path) -> None:
+    """Refuse to carve validation rows off training rows that have changed.
+
+    Raises:
+        UserError: it would.
+    """
+    if isinstance(data, SentimentData) and data.cut_off():
+        rule = f"carves validation rows anew, most of which {folder} was trained on"
+        raise UserError("accept_data_change", rule=rule, remedy="name other texts in data.val (and data.test)")
 
 
 def _is_gone(vectors: str | None) -> bool:
@@ -241,7 +260,9 @@ def _is_gone(vectors: str | None) -> bool:
 def _data_of_before(composed: Composed, checkpoint: Path) -> Any:
     """Other data than the run began with, read with the run's vocabulary and classes."""
     own = load_checkpoint(checkpoint)["recur"]
-    data = build(composed.config["data"], "data")
+    settings = composed.config["data"]
+    unread = {key: None for key in ("vectors", "unlabelled") if key in settings}  # the weights hold what they gave
+    data = build({**settings, **unread}, "data")
     names = [own["data"]["class_names"]] if "class_names" in own["data"] else []
     data.use(Tokenizer.from_json(own["tokenizer"]), *names, carve=True)
     data.prepare_data()

@@ -26,6 +26,7 @@ def _trained(arena: Arena, kind: str, *more: str) -> Path:
     """A run on a file of its own, which its config names by where it lies: so it is trained where it is changed."""
     if kind == "table":
         _csv(arena.path("a.csv"), _ROWS)
+        _csv(arena.path("v.csv"), _ROWS)
         words: tuple[str, ...] = ("data=files", "data.train=a.csv")
     else:
         arena.path("a.txt").write_text("".join(f"{text} {label}\n" for text, label in _ROWS * 5))
@@ -56,7 +57,7 @@ def _cut(change: Callable[[list[tuple[str, int]]], list[tuple[str, int]]]) -> Ca
     """A run that has ended in the middle of an epoch, whose other batches would not be those of before."""
 
     def plant(arena: Arena) -> None:
-        _trained(arena, "table", "trainer.max_epochs=4", "trainer.max_steps=2", "data.batch_size=10")
+        _trained(arena, "table", "data.val=v.csv", "trainer.max_epochs=4", "trainer.max_steps=2", "data.batch_size=10")
         _csv(arena.path("a.csv"), change(list(_ROWS)))
 
     return plant
@@ -95,10 +96,11 @@ CASES += [
     Case("a text that is gone", _gone("a.txt", "text"), _RESUME, codes=(2,)),
     Case("a table that is as it was", _table(lambda rows: rows), _RESUME, codes=(0,)),
     Case("a text that is as it was", _text(lambda text: text), _RESUME, codes=(0,)),
+    Case("swapped labels that are accepted, validated on", _table(TABLES["swapped labels"]), _ACCEPT, codes=(2,)),
     Case(
         "swapped labels that are accepted",
         _table(TABLES["swapped labels"]),
-        _ACCEPT,
+        ((*_ACCEPT[0], "data.val=v.csv"),),
         codes=(0,),
     ),
     *(
@@ -112,7 +114,7 @@ CASES += [
         for name, change, code, more in (
             ("more rows", TABLES["more rows"], 2, ()),
             ("fewer rows", TABLES["fewer rows"], 2, ()),
-            ("swapped labels", TABLES["swapped labels"], 2, ()),  # another validation split is carved off
+            ("swapped labels", TABLES["swapped labels"], 0, ()),  # the batches are the same
             ("other processes", lambda rows: rows, 2, ("trainer.devices=2", "trainer.strategy=ddp")),
         )
     ),
