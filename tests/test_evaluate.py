@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -251,6 +253,23 @@ def test_as_a_program_from_another_folder(trained_run, tmp_path) -> None:
     assert json.loads(done.stdout)["test"]["accuracy"] > 0.9
     assert done.stderr == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(trained_run: Path, own_split, tmp_path: Path) -> None:
+    """In a process: there is a stack and half a JSON where they are written as they are."""
+    texts, _ = own_split
+    names = ["плохо", "schön"]
+    content = torch.load(trained_run / "checkpoints" / "best.ckpt", weights_only=True)
+    content["recur"]["data"]["class_names"] = names
+    torch.save(content, tmp_path / "best.ckpt")
+    frame = pd.DataFrame({"text": texts, "label": [names[row % 2] for row in range(len(texts))]})
+    frame.to_csv(tmp_path / "straße.csv", index=False)
+    words = [sys.executable, "-m", "recur.evaluate", "best.ckpt", "--data", "straße.csv"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["data"] == "straße.csv" and told["test"]["class_names"] == names
 
 
 # -------------------------------------------------------------------------------------------------------- language runs

@@ -144,7 +144,8 @@ def _run(arguments: argparse.Namespace) -> None:
             writer = io.records(stream, arguments.mistakes)
             for row in sorted(rows, key=lambda row: -row["probability"]):
                 writer.write({}, row)
-    json.dump(finite(plain(record)), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+    # Names of classes and files may have letters that the terminal's encoding lacks: JSON writes them in ASCII.
+    json.dump(finite(plain(record)), sys.stdout, indent=2, allow_nan=False)
     print(flush=True)
 
 
