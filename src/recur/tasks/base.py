@@ -220,7 +220,7 @@ class Stepping(Remembering, pl.LightningModule):
     def _inputs_without_gradient(self) -> int:
         """Multiplications a token that a backward pass to word vectors would take, where these are frozen."""
         embedding, recurrent = (getattr(self.net, name, None) for name in ("embedding", "recurrent"))
-        if embedding is None or recurrent is None or embedding.weight.requires_grad or getattr(self, "adversarial", 0):
+        if embedding is None or recurrent is None or embedding.weight.requires_grad:
             return 0
         return sum(own.numel() for name, own in recurrent.named_parameters() if name.startswith("weight_ih_l0"))
 
