@@ -91,7 +91,8 @@ def step_plan(trainer: pl.Trainer, before: Taken | None = None) -> StepPlan:
     totals = [epochs * per_epoch + more] if epochs is not None and epochs >= 0 else []
     if trainer.max_steps >= 0:
         totals.append(trainer.max_steps)
-    return StepPlan(min(totals), per_epoch, trainer.check_val_every_n_epoch or 1, more)
+    tried = before is not None or not (isinstance(limit, float) and limit == 1.0)  # the whole number 1 is one batch
+    return StepPlan(min(totals), per_epoch, trainer.check_val_every_n_epoch or 1, more, tried)
 
 
 class Sums(Metric, ABC):
