@@ -191,9 +191,8 @@ def typed_again(words: Sequence[str]) -> list[str]:
         words: of the command that began the run, or went on with it.
     """
     settings = [word.lstrip("+") for word in words if not word.startswith(("hydra", "-", "~"))]
-    sent = (
-        ["++logger.wandb.offline=false"] if "logger=wandb" in settings else []
-    )  # first: what was typed comes after it
+    # First, so that `offline=true`, typed as well, counts.
+    sent = ["++logger.wandb.offline=false"] if "logger=wandb" in settings else []
     return [*sent, *(f"++{word}" for word in settings if must_be_typed(word))]
 
 
