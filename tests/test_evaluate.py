@@ -348,6 +348,21 @@ def test_a_cache_and_a_temperature_are_tuned_on_validation_text(run_command, lan
     assert refused.code == 2 and "must be above 0" in refused.err
 
 
+def test_the_runs_own_text_is_read_where_the_settings_say(run_command, language_run, tmp_path) -> None:
+    """That of a run whose tokens lie outside its folder is opened beside `--data`, to choose the settings on it."""
+    content = torch.load(language_run / "checkpoints" / "best.ckpt", weights_only=True)
+    content["recur"]["config"]["data"]["cache_dir"] = str(tmp_path / "cache")
+    (tmp_path / "run").mkdir()
+    torch.save(content, tmp_path / "run" / "best.ckpt")
+    (tmp_path / "own.txt").write_text("the lazy dog jumps over the quick brown fox .\n" * 3)
+    words = (tmp_path / "run" / "best.ckpt", "--data", tmp_path / "own.txt", "--cache", "tune")
+    answer = run_command(*words)
+    assert answer.code == 2 and "data.cache_dir" in answer.err
+    answer = run_command(*words, f"cache_dir={tmp_path / 'cache'}")
+    assert answer.code == 0, answer.err
+    assert answer.told["test"]["neural_cache"]["size"] == 2000
+
+
 @pytest.mark.parametrize("best", [0.3, 6.0, 40.0])
 def test_the_search_for_a_cache_goes_on_beyond_its_end(monkeypatch, best) -> None:
     """Short states want a large flatness, and how short they are nobody knows before."""
