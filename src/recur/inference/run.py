@@ -141,7 +141,7 @@ class Run(runs.Run):
             UserError: no text, or one without tokens.
             TypeError: one text or a whole table in place of several texts.
         """
-        classification.check_several(texts)
+        classification.check_several(texts, "features")
         several = list(texts)
         if not several:
             raise UserError("texts", rule="are none", remedy="give at least one")
