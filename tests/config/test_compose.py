@@ -212,7 +212,7 @@ def test_a_job_that_would_not_find_its_run_is_not_started_again(
     monkeypatch.setattr(requeue, "write_atomic", full)
     leave(Stopped(signal.SIGUSR1), tmp_path / "run", [], saved=True)
     said = capsys.readouterr().err
-    assert "go on with: python -m recur.train resume=run (SLURM is not asked" in said and "No space left" in said
+    assert " -m recur.train resume=run (SLURM is not asked" in said and "No space left" in said
 
 
 ODD = [
