@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import EASY, ROOT, train
+from recur.config.compose import command_line, compose_run
 from support.commands import run_command
 from support.real_sweeps import TINY, environment, sweep
 
@@ -24,6 +25,17 @@ USE = ("recur.predict", "recur.evaluate", "recur.generate", "recur.export")
 def test_each_row_has_a_command() -> None:
     assert len(ROWS) > 40
     assert [there for there, cell in ROWS if "`python " not in cell] == ["`pack_padded_sequence`, pad tokens, masks"]
+
+
+def test_weights_are_averaged_at_a_rate_that_stays() -> None:
+    """NT-ASGD begins when validation has not improved for a while, which a rate that falls puts off to the end."""
+    averaged = [command for command in COMMANDS if "callbacks.averaging" in command]
+    assert len(averaged) == 2
+    for command in averaged:
+        config = compose_run(command_line(shlex.split(command)[3:])).config
+        assert config["scheduler"]["_target_"].endswith("schedulers.none")
+        interval = config["callbacks"]["averaging"]["interval"]
+        assert config["trainer"]["max_epochs"] >= 8 * max(1, interval)
 
 
 @pytest.fixture

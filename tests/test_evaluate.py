@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -292,6 +294,23 @@ def test_as_a_program_from_another_folder(trained_run, tmp_path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_names_that_the_terminal_cannot_show_are_escaped(trained_run: Path, own_split, tmp_path: Path) -> None:
+    """In a process: there is a stack and half a JSON where they are written as they are."""
+    texts, _ = own_split
+    names = ["плохо", "schön"]
+    content = torch.load(trained_run / "checkpoints" / "best.ckpt", weights_only=True)
+    content["recur"]["data"]["class_names"] = names
+    torch.save(content, tmp_path / "best.ckpt")
+    frame = pd.DataFrame({"text": texts, "label": [names[row % 2] for row in range(len(texts))]})
+    frame.to_csv(tmp_path / "straße.csv", index=False)
+    words = [sys.executable, "-m", "recur.evaluate", "best.ckpt", "--data", "straße.csv"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["data"] == "straße.csv" and told["test"]["class_names"] == names
+
+
 # -------------------------------------------------------------------------------------------------------- language runs
 
 
@@ -366,6 +385,21 @@ def test_a_cache_and_a_temperature_are_tuned_on_validation_text(run_command, lan
     assert refused.code == 2 and "chooses the other settings itself" in refused.err
     refused = run_command(language_run, "--temperature", "0")
     assert refused.code == 2 and "must be above 0" in refused.err
+
+
+def test_the_runs_own_text_is_read_where_the_settings_say(run_command, language_run, tmp_path) -> None:
+    """That of a run whose tokens lie outside its folder is opened beside `--data`, to choose the settings on it."""
+    content = torch.load(language_run / "checkpoints" / "best.ckpt", weights_only=True)
+    content["recur"]["config"]["data"]["cache_dir"] = str(tmp_path / "cache")
+    (tmp_path / "run").mkdir()
+    torch.save(content, tmp_path / "run" / "best.ckpt")
+    (tmp_path / "own.txt").write_text("the lazy dog jumps over the quick brown fox .\n" * 3)
+    words = (tmp_path / "run" / "best.ckpt", "--data", tmp_path / "own.txt", "--cache", "tune")
+    answer = run_command(*words)
+    assert answer.code == 2 and "data.cache_dir" in answer.err
+    answer = run_command(*words, f"cache_dir={tmp_path / 'cache'}")
+    assert answer.code == 0, answer.err
+    assert answer.told["test"]["neural_cache"]["size"] == 2000
 
 
 @pytest.mark.parametrize("best", [0.3, 6.0, 40.0])

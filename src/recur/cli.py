@@ -6,11 +6,14 @@ import errno
 import importlib.util
 import os
 import re
+import shlex
+import shutil
 import signal
 import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 from recur.errors import UserError, nearest, reason
@@ -263,6 +266,15 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {reason(error)}" if error.filename is not None else reason(error)
     return None
+
+
+def python() -> str:
+    """This interpreter, as a shell finds it: by its name where that is the same one."""
+    here = shutil.which("python")
+    if here is not None and os.path.samefile(here, sys.executable) and Path(here).parent == Path(sys.executable).parent:
+        return "python"
+    inside = Path(sys.executable).is_relative_to(Path.cwd())
+    return shlex.quote(os.path.relpath(sys.executable) if inside else sys.executable)
 
 
 def rank() -> int:

@@ -105,7 +105,8 @@ def _run(arguments: argparse.Namespace) -> None:
     data = evaluation.open_data(run, arguments.data, arguments.settings)
     splits = evaluation.chosen_splits(data, arguments.split)
     if dynamic or "tune" in (cache, temperature):
-        training = evaluation.open_data(run) if arguments.data else data
+        reading = evaluation.same_content(arguments.settings)
+        training = evaluation.open_data(run, settings=reading) if arguments.data else data
     if "tune" in (cache, dynamic, temperature) and "val" not in training.splits:
         raise UserError("tune", rule="needs validation text, and this run has none", remedy="give the settings")
     if temperature == "tune":
@@ -144,7 +145,8 @@ def _run(arguments: argparse.Namespace) -> None:
             writer = io.records(stream, arguments.mistakes)
             for row in sorted(rows, key=lambda row: -row["probability"]):
                 writer.write({}, row)
-    json.dump(finite(plain(record)), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+    # Names of classes and files may have letters that the terminal's encoding lacks: JSON writes them in ASCII.
+    json.dump(finite(plain(record)), sys.stdout, indent=2, allow_nan=False)
     print(flush=True)
 
 

@@ -4,6 +4,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recur.config.compose import as_text, command_line, compose_run, conf_dir, in_quotes, quoted, typed_words
+from recur.config.compose import Composed, as_text, command_line, compose_run, conf_dir, in_quotes, quoted, typed_words
 from recur.errors import UserError
 from recur.runs import requeue
 from recur.runs.journal import Journal
@@ -74,7 +75,33 @@ def test_a_job_that_slurm_starts_again_types_what_a_config_may_not_say(tmp_path:
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     typed = ["logger=wandb", "data.path=org/name", "seed=3", f"hydra.run.dir={tmp_path}"]
     line = command_line(typed, {"SLURM_RESTART_COUNT": "1"})
-    assert line.words == (f"resume={tmp_path}", "++data.path=org/name", "++logger.wandb.offline=false")
+    assert line.words == (f"resume={tmp_path}", "++logger.wandb.offline=false", "++data.path=org/name")
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["data.cache_dir={}/else where"],
+        ["data=files", "data.train={}/a.csv", "data.allow_pickle=true"],
+        ["logger=wandb"],
+        ["logger=wandb", "logger.wandb.offline=true"],
+        ["logger=mlflow", "logger.mlflow.tracking_uri=http://elsewhere:1"],
+    ],
+    ids=["cache", "pickle", "wandb", "wandb offline", "mlflow"],
+)
+def test_the_line_that_says_how_to_go_on_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str], typed) -> None:
+    """What a run's own config may not say by itself stands in it."""
+    words = [word.format(tmp_path) for word in typed]
+    (tmp_path / "a.csv").write_text("text,label\ngood,1\nbad,0\n")
+    folder = tmp_path / "run"
+    begun = compose_run(command_line([*words, "trainer=cpu", f"hydra.run.dir={folder}"]))
+    written(begun, folder)
+    leave(Stopped(signal.SIGTERM), folder, words, saved=True)
+    again = shlex.split(capsys.readouterr().err.partition("go on with: ")[2])
+    assert again[1:3] == ["-m", "recur.train"] and Path(shutil.which(again[0]) or "").samefile(sys.executable)
+    composed = compose_run(command_line(again[3:]))
+    assert composed.resumed and composed.config["data"] == begun.config["data"]
+    assert composed.config["logger"] == begun.config["logger"]
 
 
 @pytest.mark.parametrize("checkpoint", ["last.ckpt", "last.previous.ckpt"])
@@ -201,7 +228,7 @@ def test_a_job_that_would_not_find_its_run_is_not_started_again(
     monkeypatch.setattr(requeue, "write_atomic", full)
     leave(Stopped(signal.SIGUSR1), tmp_path / "run", [], saved=True)
     said = capsys.readouterr().err
-    assert "go on with: python -m recur.train resume=run (SLURM is not asked" in said and "No space left" in said
+    assert " -m recur.train resume=run (SLURM is not asked" in said and "No space left" in said
 
 
 ODD = [
@@ -252,20 +279,25 @@ def test_hydra_reads_back_what_was_quoted(text: str) -> None:
     assert read(quoted(f"/{text}")) == f"/{text}"
 
 
+def written(composed: Composed, folder: Path) -> None:
+    """Make a run's folder as it is when the run can go on, as far as composing looks at it."""
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    for name, text in composed.hydra_files().items():
+        (folder / ".hydra" / name).write_text(text)
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").touch()
+
+
 STRANGE = "jörg's runs (1)"
 
 
 @pytest.fixture
 def strange_run(tmp_path: Path) -> Path:
-    """A run's folder as it is when a run can go on, as far as composing looks at it, with a strange path."""
+    """The folder of a run that can go on, with a strange path."""
     folder = tmp_path / STRANGE / "a, b"
     composed = compose_run(command_line([f"hydra.run.dir={quoted(str(folder))}", "trainer=cpu", "seed=77"]))
     assert composed.folder == folder
-    for name, text in composed.hydra_files().items():
-        (folder / ".hydra").mkdir(parents=True, exist_ok=True)
-        (folder / ".hydra" / name).write_text(text)
-    (folder / "checkpoints").mkdir()
-    (folder / "checkpoints" / "last.ckpt").touch()
+    written(composed, folder)
     return folder
 
 

@@ -120,6 +120,14 @@ def test_an_experiment_says_how_it_is_run_and_what_to_expect():
             assert word in head, f"{path.name} does not say {word!r} at its head"
 
 
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_run_that_tries_an_experiment_validates_it(experiment):
+    """One that validates every 20 epochs would end before."""
+    for debug in ("fdr", "limit", "profiler"):
+        trainer = composed(f"experiment={experiment}", f"debug={debug}").trainer
+        assert trainer.check_val_every_n_epoch <= trainer.max_epochs and trainer.val_check_interval == 1.0
+
+
 def test_struct_mode_is_on():
     cfg = composed()
     assert OmegaConf.is_struct(cfg)

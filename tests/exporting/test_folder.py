@@ -1,5 +1,6 @@
 """What an export writes is complete, is what the run says, and is read back."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -191,6 +192,31 @@ def test_what_answers_differently_is_not_written(trained_run: Path, tmp_path: Pa
     with pytest.raises(UserError, match="--texts does nothing with --format safetensors"):
         folder.export(Run.open(trained_run), "safetensors", tmp_path / "new", texts=texts)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", folder.FORMATS)
+def test_weights_that_are_not_finite_are_refused(kind: str, trained_run: Path, tmp_path: Path) -> None:
+    content = torch.load(trained_run / "checkpoints" / "best.ckpt", weights_only=True)
+    content["state_dict"]["net.embedding.weight"][5, 0] = float("nan")  # most texts have no such token
+    torch.save(content, tmp_path / "best.ckpt")
+    with pytest.raises(UserError, match="are not all finite"):
+        folder.export(Run.open(tmp_path / "best.ckpt"), kind, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("family", ["sentiment", "language"])
+def test_an_answer_of_ours_that_is_no_number_is_seen(family: str, request: pytest.FixtureRequest) -> None:
+    run = Run.open(request.getfixturevalue({"sentiment": "trained_run", "language": "language_run"}[family]))
+    net, texts = run.task.net, [np.array([3, 4, 3]), np.array([5, 4])]
+    spoilt = copy.deepcopy(net)
+    spoilt.embedding.weight.data[5] = float("nan")
+    measured = agreement.compare(
+        lambda ids, lengths: agreement.own_answers(net, family, ids, lengths), spoilt, family, texts
+    )
+    with pytest.raises(UserError, match="would change the answers by nan"):
+        folder._require(measured, "onnx")
+    same = agreement.compare(lambda ids, lengths: agreement.own_answers(net, family, ids, lengths), net, family, texts)
+    assert same.difference == 0 and same.same_answers == 1
 
 
 @pytest.mark.parametrize("kind", ["onnx", "torch"])

@@ -53,7 +53,7 @@ def test_what_has_a_length_gives_a_list_and_one_text_is_refused(trained_run: Pat
     texts = {"a good film": 0, "a bad film": 1}.keys()  # neither a sequence nor read once
     assert [one.label for one in run.predict(texts)] == [one.label for one in run.predict(list(texts))]
     assert isinstance(run.predict(texts), list)
-    with pytest.raises(TypeError, match="give \\[text\\]"):
+    with pytest.raises(TypeError, match=r"^predict takes several texts: give \[text\]"):
         run.predict("a good film")
 
 
@@ -229,8 +229,10 @@ def test_features_of_a_language_model_are_its_states_pooled(language_run: Path, 
 @pytest.mark.parametrize("kind", ["trained_run", "language_run"])
 def test_features_refuse_what_is_no_text(kind: str, request: pytest.FixtureRequest) -> None:
     run = recur.load(request.getfixturevalue(kind))
-    with pytest.raises(TypeError, match="give \\[text\\]"):
+    with pytest.raises(TypeError, match=r"^features takes several texts: give \[text\]"):
         run.features("a good film")
+    with pytest.raises(TypeError, match=r"^features takes several texts, not a dict"):
+        run.features({"a good film": 0})
     with pytest.raises(UserError, match="texts are none: give at least one"):
         run.features([])
     with pytest.raises(UserError, match=r"text 2 .*must have at least one token"):

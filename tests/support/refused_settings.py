@@ -72,6 +72,7 @@ ROWS["config"] = settings(
     ("optimizer.betas=0.9", ("optimizer", "betas", "0.9")),
     ("optimizer=sgd optimizer.momentum=-1", ("momentum", "-1")),
     ("optimizer=sgd optimizer.nesterov=true", ("optimizer", "momentum")),
+    ("scheduler=multistep", ("scheduler.epochs", "[20, 30]", "behind the run's end, epoch 10")),
     ("scheduler=step scheduler.every_epochs=0", ("scheduler.every_epochs", "0", "at least 1")),
     ("scheduler=step scheduler.gamma=0", ("scheduler.gamma", "0", "above 0")),
     ("scheduler=exponential scheduler.gamma=-0.5", ("scheduler.gamma", "-0.5", "above 0")),

@@ -69,3 +69,18 @@ def test_a_narrow_beam_says_how_likely_its_own_are() -> None:
     greedy = task.generate(PROMPT[:, None], temperature=0)
     one, _ = task.beam_search(PROMPT, tokens=TOKENS, beams=1)
     assert one[0].tolist() == [next(greedy).item() for _ in range(TOKENS)]
+
+
+@pytest.mark.parametrize("window", [None, 2, 4, 20])
+def test_reading_a_text_says_of_its_tokens_what_the_beam_said_of_them(window: int | None) -> None:
+    """A model of single windows reads a start token only where nothing stands before."""
+    task, start = new_task(window=window), 5
+    prompt = PROMPT if window is not None else torch.cat([torch.tensor([start]), PROMPT])
+    found, logs = task.beam_search(prompt, tokens=TOKENS, beams=3)
+    for continuation, log in zip(found, logs, strict=True):
+        nll = task.token_nll(torch.cat([PROMPT, continuation]), start)[-TOKENS:]
+        assert -nll.double().sum().item() == pytest.approx(log.item(), abs=1e-5)
+    if window is not None:
+        first, read = task.token_nll(PROMPT, start)[0], PackedSequence(torch.tensor([start]), torch.tensor([1]))
+        with torch.no_grad():
+            assert first == pytest.approx(-task.net.logits(task.net(read).features).log_softmax(1)[0, 1].item())

@@ -28,6 +28,22 @@ def test_multistep_shrinks_the_rate_after_the_epochs_it_is_given():
             multistep(optimizer, PLAN, epochs=wrong, gamma=0.1)
 
 
+def test_epochs_that_a_run_does_not_reach_are_refused():
+    """Else the rate is that of `scheduler=none`, and nothing says so."""
+
+    def made(plan, *epochs):
+        return multistep(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), plan, epochs=epochs, gamma=0.1)
+
+    for plan, end in ((planned(3, 10), 10), (planned(3, 20), 20), (StepPlan(total=29, per_epoch=3), 10)):
+        with pytest.raises(UserError, match=f"all lie at or behind the run's end, epoch {end}"):
+            made(plan, 30, 20)
+    assert made(planned(3, 21), 30, 20)
+    assert made(StepPlan(total=31, per_epoch=3), 10), "the eleventh epoch has a step"
+    # A run that goes on, longer or as it was, and one on a few batches, which only tries the settings
+    assert made(planned(3, 25, Taken(3, 0, 30, 10)), 20) and made(planned(3, 12, Taken(3, 0, 30, 10)), 20)
+    assert made(planned(3, 1, limit=1), 20) and made(planned(3, 1, limit=0.5), 20)
+
+
 def test_a_cycle_that_was_made_longer_begins_where_its_plan_is():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = one_cycle(optimizer, PLAN, rise=0.5, start_div=25.0, end_div=1e4)["scheduler"]
@@ -117,10 +133,10 @@ def test_plateau_counts_validations_not_epochs():
     assert plateau(optimizer, PLAN, **settings)["frequency"] == 1
 
 
-def planned(batches, epochs, before=None):
+def planned(batches, epochs, before=None, limit=1.0):
     trainer = SimpleNamespace(
         datamodule=SimpleNamespace(train_dataloader=lambda: range(batches)),
-        limit_train_batches=1.0,
+        limit_train_batches=limit,
         accumulate_grad_batches=1,
         max_epochs=epochs,
         max_steps=-1,

@@ -209,6 +209,10 @@ def test_frozen_vectors_take_no_gradient_and_cost_none(data):
     task.net.embedding.weight.requires_grad_(False)
     spared = sum(own.numel() for name, own in layer.named_parameters() if name.startswith("weight_ih_l0"))
     assert spared == 2 * 4 * 16 * 12 and task.flop_a_token() == whole - 2 * spared
+    task.adversarial = 0.1  # the first of its two passes needs the vectors' gradients all the same
+    assert task.flop_a_token() == 2 * whole - 2 * spared
+    task.net.embedding.weight.requires_grad_(True)
+    assert task.flop_a_token() == 2 * whole
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -112,24 +112,55 @@ def test_a_run_shows_it_beside_its_own_figures(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "off" / "metrics.json").read_text(encoding="utf-8"))["baseline"] == {}
 
 
-def test_a_run_without_scikit_learn_is_trained_and_says_what_it_leaves_out(monkeypatch, tmp_path, capsys) -> None:
+def run_with_baseline(folder: Path) -> dict:
+    """Train and test for an epoch in this process; gives `metrics.json`."""
     from recur.config.compose import command_line, compose_run
-    from recur.training import baselines, start
+    from recur.training import start
     from recur.training.failures import Stop
     from recur.training.report import logging_as_before
 
-    monkeypatch.setattr(baselines, "find_spec", lambda name: None)
-    words = [
-        *EASY,
-        "baseline=true",
-        "trainer.max_epochs=1",
-        "trainer=cpu",
-        "logger=none",
-        f"hydra.run.dir={tmp_path}/r",
-    ]
+    quick = ["baseline=true", "trainer.max_epochs=1", "trainer=cpu", "logger=none"]
     with logging_as_before():
-        start.run(compose_run(command_line(words)), Stop())
+        start.run(compose_run(command_line([*EASY, *quick, f"hydra.run.dir={folder}"])), Stop())
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+def test_a_run_without_scikit_learn_is_trained_and_says_what_it_leaves_out(monkeypatch, tmp_path, capsys) -> None:
+    from recur.training import baselines
+
+    monkeypatch.setattr(baselines, "find_spec", lambda name: None)
+    record = run_with_baseline(tmp_path / "r")
     said = capsys.readouterr().err
     assert "baseline   left out: baseline=true needs scikit-learn" in said and "pip install" in said
-    record = json.loads((tmp_path / "r" / "metrics.json").read_text(encoding="utf-8"))
     assert record["baseline"] == {} and record["test"]["accuracy"] > 0.5
+
+
+def test_texts_too_many_for_the_memory_are_left_out_before_the_run(monkeypatch, tmp_path, capsys) -> None:
+    """Of both families; IMDB's training reviews, 6 million tokens, are few enough."""
+    from types import SimpleNamespace
+
+    from recur.training import baselines
+
+    pytest.importorskip("sklearn")
+    assert baselines.MOST_TOKENS > 7_000_000
+    lengths, none = np.array([12_000_000, 12_000_000]), lambda split: np.zeros(0)
+    reviews = SimpleNamespace(texts=lambda split: SimpleNamespace(lengths=lengths), labels=none)
+    for data in (reviews, SimpleNamespace(tokens=lambda split: np.zeros(24_000_000, np.uint8))):
+        assert baselines.left_out(data) == "the n-grams of 24,000,000 tokens would take 6 GB of memory"
+    monkeypatch.setattr(baselines, "MOST_TOKENS", 10)
+    assert run_with_baseline(tmp_path / "r")["baseline"] == {}
+    assert "baseline   left out: the n-grams of " in capsys.readouterr().err
+
+
+def test_a_baseline_without_memory_does_not_cost_the_figures_of_the_run(monkeypatch, tmp_path, capsys) -> None:
+    from recur.training import baselines
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    pytest.importorskip("sklearn")
+    monkeypatch.setenv("RECUR_CACHE", str(tmp_path / "cache"))  # else a former test's figures are read
+    monkeypatch.setattr(baselines, "_ngrams", full)
+    record = run_with_baseline(tmp_path / "r")
+    assert record["baseline"] == {} and record["test"]["accuracy"] > 0.5
+    assert "baseline   left out: memory ran out" in capsys.readouterr().err

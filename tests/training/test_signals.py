@@ -33,7 +33,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, which, code):
     assert f"{which.name}: saving after this step" in noted
     assert f"stopped by {which.name}, saved in {run}" in last
     command = last.partition("go on with: ")[2]
-    assert command == f"python -m recur.train resume={run}"
+    assert command.partition(" -m ")[2] == f"recur.train resume={run}"
     if which != signal.SIGTERM:
         return
     done = run_command("train", *shlex.split(command)[3:], "trainer.max_epochs=2")
@@ -108,7 +108,7 @@ def test_a_signal_that_reaches_one_rank_only(tmp_path, rank):
     words = [*LONG, "trainer=ddp_cpu"]
     ended = start(tmp_path / "run", words, 2, Moment("training", 3, rank=rank, signal=signal.SIGTERM))
     assert ended.codes == [143, 0], ended.said
-    assert ended.said.count("go on with: python -m recur.train resume=") == 1, ended.said
+    assert ended.said.count(" -m recur.train resume=") == 1, ended.said
     assert "Traceback" not in ended.said
 
 
@@ -132,7 +132,7 @@ def test_a_signal_to_one_of_the_ranks_that_lightning_started(tmp_path, rank):
     os.kill(target, signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 143, said
-    assert said.count("go on with: python -m recur.train resume=") == 1, said
+    assert said.count(" -m recur.train resume=") == 1, said
     assert "Traceback" not in said
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 import warnings
 from html.parser import HTMLParser
@@ -25,8 +26,10 @@ from torch.nn.utils.rnn import unpack_sequence
 
 import recur
 from conftest import EASY, train
+from recur.config import data_settings
 from recur.config.compose import build
 from recur.data.sentiment import SentimentData
+from recur.errors import UserError
 from recur.nn.classifier import Classifier
 from recur.nn.gradient_flow import gradient_by_lag
 from recur.runs.run import Run
@@ -186,6 +189,21 @@ def test_the_next_commands_run_as_they_are_printed(trained_run, monkeypatch) -> 
     assert "recur.predict" in predict and "recur.evaluate" in evaluate
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     assert report.next_commands(trained_run, CONFIG, SentimentLike())[0].startswith("python -m recur.predict")
+
+
+def test_a_cache_outside_of_the_run_is_typed_for_evaluate(trained_run, tmp_path) -> None:
+    def line(cache: Path) -> str:
+        config = {**CONFIG, "logger": {}, "data": {"cache_dir": str(cache)}}
+        return report.next_commands(trained_run, config, SentimentLike())[1]
+
+    assert line(trained_run / "cache").endswith(f"-m recur.evaluate {trained_run}")
+    cache = tmp_path / "its tokens"
+    words = shlex.split(line(cache))[2:]
+    assert words == ["recur.evaluate", str(trained_run), f"cache_dir={cache}"]
+    own = {**Run.open(trained_run).config["data"], "cache_dir": str(cache)}
+    assert data_settings.changed(own, words[2:], trained_run) == own
+    with pytest.raises(UserError, match=r"data\.cache_dir is .*, out of "):
+        data_settings.changed(own, [], trained_run)
 
 
 def test_a_run_without_curves_is_not_offered_to_tensorboard(trained_run) -> None:

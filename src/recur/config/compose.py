@@ -170,12 +170,7 @@ def command_line(words: Sequence[str], environment: Mapping[str, str] = os.envir
         return line
     folder = requeue.place_of(typed, line.value("hydra.run.dir"), environment)
     if folder is not None:
-        # What the run's own config may not say by itself is said again.
-        settings = [word.lstrip("+") for word in line.overrides if not word.startswith("hydra")]
-        again = [f"++{word}" for word in settings if trust.must_be_typed(word)]
-        if "logger=wandb" in settings:
-            again.append("++logger.wandb.offline=false")
-        words = [f"resume={quoted(str(folder))}", *again]
+        words = [f"resume={quoted(str(folder))}", *trust.typed_again(line.overrides)]
         return _line(words, parser().parse_intermixed_args(words))
     return line
 

@@ -181,7 +181,7 @@ def dry_run(config: Mapping[str, Any]) -> None:
         optimizer = build(config["optimizer"], "optimizer")([torch.nn.Parameter(torch.zeros(1))])
         schedule = build(config["scheduler"], "scheduler")
         if schedule is not None:
-            schedule(optimizer, StepPlan(total=100, per_epoch=10))
+            schedule(optimizer, StepPlan(total=100, per_epoch=10, tried=True))
         for part in ("callbacks", "logger"):
             for name, node in config[part].items():
                 if node is None or not str(node["_target_"]).startswith(_SERVICES):

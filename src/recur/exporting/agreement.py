@@ -161,7 +161,8 @@ def _compared(
         lambda: own_answers(net, family, np.maximum(ids, 0), lengths), lambda: theirs(ids, lengths)
     )
     precise = own_answers(exact, family, np.maximum(ids, 0), lengths)
-    real = ~np.isnan(ours).any(-1)  # not behind a text's end
+    places = np.arange(ids.shape[1]) < lengths[:, None]  # not behind a text's end
+    real = places if family == "language" else places.any(1)
     mine, yours, true = (_probabilities(logits[real].astype(np.float64), family) for logits in (ours, other, precise))
     alike = mine.argmax(-1) == yours.argmax(-1)
     return _Part(

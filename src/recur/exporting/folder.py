@@ -75,11 +75,12 @@ def export(
         texts: ids of the texts on which the exported model is compared with the run; None draws 200.
 
     Raises:
-        UserError: the folder is there already, a language model that reads from the end of texts, a model that the
-            format cannot hold, a missing extra, or answers that are not the run's.
+        UserError: the folder is there already, weights that are not finite, a language model that reads from the end of
+            texts, a model that the format cannot hold, a missing extra, or answers that are not the run's.
     """
     if kind not in FORMATS:
         raise UserError("--format", kind, f"must be one of {', '.join(FORMATS)}")
+    run.require_finite()
     if run.family == "language":
         run.require_forward()
     if int8 and kind != "onnx":

@@ -91,16 +91,21 @@ def class_names(run: "runs.Run") -> list[str]:
     return [str(name) for name in run.task.class_names]
 
 
-def check_several(texts: object) -> None:
+def check_several(texts: object, method: str = "predict") -> None:
     """Refuse what would be read letter by letter, or name of a column by name, where several texts are wanted.
+
+    Args:
+        texts: as given.
+        method: that they were given to.
 
     Raises:
         TypeError: one text, a table, or a mapping.
     """
     if isinstance(texts, str):
-        raise TypeError("predict takes several texts: give [text]")
+        raise TypeError(f"{method} takes several texts: give [text]")
     if is_table(texts) or isinstance(texts, Mapping):
-        raise TypeError(f'predict takes several texts, not a {type(texts).__name__}: give one column, as frame["text"]')
+        kind = type(texts).__name__
+        raise TypeError(f'{method} takes several texts, not a {kind}: give one column, as frame["text"]')
 
 
 def classify(run: "runs.Run", texts: Sequence[str], before: int = 0) -> list[Prediction]:

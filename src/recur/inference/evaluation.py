@@ -120,7 +120,7 @@ def open_data(run: "runs.Run", path: str | None = None, settings: Sequence[str] 
         UserError: an unknown setting or one that does nothing, or the run's own data has changed since.
     """
     described = settings_of_data(run, path, settings)
-    keys = {word.removeprefix("data.").partition("=")[0].partition(".")[0] for word in settings}
+    keys = set(map(_key, settings))
     if path is not None and "tokenizer" in keys:
         raise UserError(
             "tokenizer", rule="does nothing for other data, which the run's own reads", remedy="leave it out"
@@ -142,6 +142,15 @@ def open_data(run: "runs.Run", path: str | None = None, settings: Sequence[str] 
         kept = {split: facts for split, facts in known.items() if split != fingerprint.PSEUDO}
         fingerprint.compare(kept, fingerprint.fingerprint(data), str(run.checkpoint), _OTHER_DATA)
     return data
+
+
+def same_content(settings: Sequence[str]) -> list[str]:
+    """Those of some changes to data settings that say how or where data is read and not what it is."""
+    return [word for word in settings if _key(word) in _SAME_CONTENT]
+
+
+def _key(word: str) -> str:
+    return word.removeprefix("data.").partition("=")[0].partition(".")[0]
 
 
 def _read(run: "runs.Run", settings: dict[str, Any], *, own: bool = False, carve: bool = False) -> Any:

@@ -6,7 +6,6 @@ run.explain("This film is great").contributions
 run.evaluate(split="test")["test"]["accuracy"]
 """
 
-import math
 from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
@@ -142,7 +141,7 @@ class Run(runs.Run):
             UserError: no text, or one without tokens.
             TypeError: one text or a whole table in place of several texts.
         """
-        classification.check_several(texts)
+        classification.check_several(texts, "features")
         several = list(texts)
         if not several:
             raise UserError("texts", rule="are none", remedy="give at least one")
@@ -250,17 +249,9 @@ def load(path: str | Path, device: str = "cpu", *, trust: str | Sequence[str] = 
     place = usable_device(device)
     run = Run.open(path)
     _check_reading(run)
-    spoilt = next((name for name, tensor in run.task.state_dict().items() if not _is_finite(tensor)), None)
-    if spoilt is not None:
-        raise UserError(str(run.checkpoint), rule=f"is of no use: its weights {spoilt} are not all finite")
+    run.require_finite()
     run.task.to(place).requires_grad_(False)
     return run
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    return (
-        not tensor.is_floating_point() or math.isfinite(float(tensor.double().sum())) or bool(tensor.isfinite().all())
-    )
 
 
 def _check_reading(run: Run) -> None:

@@ -39,7 +39,8 @@ class Classifier(nn.Module):
         embedding_dropout: dropout on the embedded tokens.
         dropout: dropout between recurrent layers (needs two of them).
         head_dropout: dropout on the pooled text.
-        locked_dropout: use one mask for all steps of a sequence (Gal & Ghahramani 2016) at the first two sites.
+        locked_dropout: let `embedding_dropout` and `dropout` use one mask for all steps of a sequence (Gal & Ghahramani
+            2016).
         weight_drop: DropConnect on the hidden-to-hidden weights (Merity et al. 2018).
         pooling: `last` (final state of each direction), `max`, `mean` over the steps, or `concat` of the three.
         forget_bias: initial forget-gate bias of an LSTM; None keeps torch's own.

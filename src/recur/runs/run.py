@@ -9,6 +9,7 @@ the data; everything in it is a tensor or a plain value, so it loads with `weigh
 """
 
 import atexit
+import math
 import os
 import pickle
 import platform
@@ -202,6 +203,16 @@ class Run:
         if self.family != family:
             raise UserError("", rule=f"recur.{command} wants a {family} run, {self.checkpoint} is a {self.family} run")
 
+    def require_finite(self) -> None:
+        """Refuse weights of which some are NaN or infinite.
+
+        Raises:
+            UserError: names the first.
+        """
+        spoilt = next((name for name, tensor in self.task.state_dict().items() if not _is_finite(tensor)), None)
+        if spoilt is not None:
+            raise UserError(str(self.checkpoint), rule=f"is of no use: its weights {spoilt} are not all finite")
+
     def require_forward(self) -> None:
         """Refuse a language model that reads from the end of a text, where one is wanted that goes on with it.
 
@@ -211,6 +222,12 @@ class Run:
         if self.config["data"].get("reverse"):
             rule = "reads texts from the end (data.reverse=true), and this wants a model that continues them"
             raise UserError(str(self.checkpoint), rule=rule, remedy="name a run without data.reverse")
+
+
+def _is_finite(tensor: Any) -> bool:
+    return (
+        not tensor.is_floating_point() or math.isfinite(float(tensor.double().sum())) or bool(tensor.isfinite().all())
+    )
 
 
 def _built(checkpoint: Path, model: dict[str, Any], data: dict[str, Any]) -> Any:

@@ -184,6 +184,18 @@ def must_be_typed(word: str) -> bool:
     return "_target_" in word or "allow_pickle" in word or "${" in word or key.rpartition(".")[2] in _WRITTEN
 
 
+def typed_again(words: Sequence[str]) -> list[str]:
+    """What a command that goes on with a run says once more, since the run's own config may not say it by itself.
+
+    Args:
+        words: of the command that began the run, or went on with it.
+    """
+    settings = [word.lstrip("+") for word in words if not word.startswith(("hydra", "-", "~"))]
+    # First, so that `offline=true`, typed as well, counts.
+    sent = ["++logger.wandb.offline=false"] if "logger=wandb" in settings else []
+    return [*sent, *(f"++{word}" for word in settings if must_be_typed(word))]
+
+
 def services(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings, path to value, by which a config's loggers would send a run to a service.
 

@@ -91,7 +91,8 @@ def step_plan(trainer: pl.Trainer, before: Taken | None = None) -> StepPlan:
     totals = [epochs * per_epoch + more] if epochs is not None and epochs >= 0 else []
     if trainer.max_steps >= 0:
         totals.append(trainer.max_steps)
-    return StepPlan(min(totals), per_epoch, trainer.check_val_every_n_epoch or 1, more)
+    tried = before is not None or not (isinstance(limit, float) and limit == 1.0)  # the whole number 1 is one batch
+    return StepPlan(min(totals), per_epoch, trainer.check_val_every_n_epoch or 1, more, tried)
 
 
 class Sums(Metric, ABC):
@@ -220,7 +221,7 @@ class Stepping(Remembering, pl.LightningModule):
     def _inputs_without_gradient(self) -> int:
         """Multiplications a token that a backward pass to word vectors would take, where these are frozen."""
         embedding, recurrent = (getattr(self.net, name, None) for name in ("embedding", "recurrent"))
-        if embedding is None or recurrent is None or embedding.weight.requires_grad or getattr(self, "adversarial", 0):
+        if embedding is None or recurrent is None or embedding.weight.requires_grad:
             return 0
         return sum(own.numel() for name, own in recurrent.named_parameters() if name.startswith("weight_ih_l0"))
 

@@ -347,7 +347,8 @@ class LanguageModelingTask(Stepping):
 
         Args:
             ids: the text, `(tokens,)` int64.
-            start_id: what stands before the text; see `recur.data.corpus.start_id`.
+            start_id: what stands before the text; see `recur.data.corpus.start_id`. A model of single windows reads it
+                for the first token alone.
 
         Returns:
             `(tokens,)` float32.
@@ -374,9 +375,9 @@ class LanguageModelingTask(Stepping):
         ids = ids.to(self.device)
         inputs = torch.cat([ids.new_tensor([start_id]), ids[:-1]])
         state: State | None = None
-        if self.window is not None:
+        if self.window is not None:  # trained on windows of text, which no start token begins: it stands for no text
             for index in range(len(ids)):
-                before = inputs[max(0, index + 1 - self.window) : index + 1]
+                before = ids[max(0, index - self.window) : index] if index else inputs[:1]
                 yield self._read_alone(before, None), ids[index : index + 1]
             return
         for some, targets in zip(inputs.split(_READ_AT_ONCE), ids.split(_READ_AT_ONCE), strict=True):

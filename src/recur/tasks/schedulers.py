@@ -20,12 +20,15 @@ class StepPlan(NamedTuple):
         per_epoch: in one epoch.
         validated_every: epochs from one validation to the next, at least 1.
         more: steps in `total` beyond the epochs times `per_epoch`; see `recur.tasks.base.Taken`.
+        tried: whether a schedule that does nothing in so many steps is let pass: where epochs are cut short to try a
+            config, and where a run goes on.
     """
 
     total: int
     per_epoch: int
     validated_every: int = 1
     more: int = 0
+    tried: bool = False
 
 
 def _each_step(scheduler: lr_scheduler.LRScheduler) -> dict[str, Any]:
@@ -49,6 +52,9 @@ def multistep(optimizer: Optimizer, plan: StepPlan, *, epochs: list[int], gamma:
     wrong = [epoch for epoch in epochs if type(epoch) is not int or epoch < 1]
     if wrong or not epochs or len(set(epochs)) < len(epochs):
         raise UserError("scheduler.epochs", list(epochs), "must be different whole numbers of at least 1")
+    if min(epochs) * plan.per_epoch + plan.more >= plan.total and not plan.tried:
+        rule = f"all lie at or behind the run's end, epoch {math.ceil((plan.total - plan.more) / plan.per_epoch)}"
+        raise UserError("scheduler.epochs", sorted(epochs), rule, "lower them, or train for more epochs")
     _check_factor(gamma=gamma)
     return {"scheduler": lr_scheduler.MultiStepLR(optimizer, sorted(epochs), gamma), "interval": "epoch"}
 

@@ -219,8 +219,9 @@ class SentimentTask(Stepping):
         return logits
 
     def flop_a_token(self) -> float:
-        """See `Stepping`; an adversarial step passes over its batch twice."""
-        return super().flop_a_token() * (2 if self.adversarial else 1)
+        """See `Stepping`; an adversarial step passes over its batch twice, and once wants the vectors' gradients."""
+        once = super().flop_a_token()
+        return 2 * once + 2.0 * self._inputs_without_gradient() if self.adversarial else once
 
     def prepare(self, data: Any) -> None:
         """Fit the scores of n-grams on the training texts, for a network that has them.

@@ -234,7 +234,7 @@ def _discounts(counts: NDArray[np.float64]) -> NDArray[np.float64]:
 # ---------------------------------------------------------------------------------------------------- beside a run
 
 Baseline = dict[str, Any]
-MOST_TOKENS, _BYTES = 20_000_000, 80  # of a training text, and of memory for each of them
+MOST_TOKENS, _BYTES = 20_000_000, 230  # of all training texts, and of memory for each of them
 _VERSION = 1  # of what is computed: part of the key under which results are kept
 _CHARACTERS, _WORDS = 8, 5  # order of the n-gram model
 
@@ -246,7 +246,12 @@ def left_out(data: Any) -> str:
     """
     if isinstance(data, LabelledTexts) and find_spec("sklearn") is None:
         return str(lacks("baseline", "scikit-learn", "baseline=true"))
-    if isinstance(data, TokenStream) and (count := len(data.tokens("train"))) > MOST_TOKENS:
+    count = 0
+    if isinstance(data, LabelledTexts):
+        count = int(data.texts("train").lengths.sum())
+    elif isinstance(data, TokenStream):
+        count = len(data.tokens("train"))
+    if count > MOST_TOKENS:
         return f"the n-grams of {count:,} tokens would take {count * _BYTES / 1e9:,.0f} GB of memory"
     return ""
 

@@ -26,11 +26,12 @@ from annotated_types import Ge
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from recur.cli import ECHO, QUEUE, explain, notify, rank
+from recur.cli import ECHO, QUEUE, explain, notify, python, rank
 from recur.data.loader import ResumableLoader
 from recur.errors import UserError
 from recur.nn.packed import Batch
 from recur.runs.requeue import keep_place
+from recur.runs.trust import typed_again
 from recur.tasks.base import Restorable
 
 HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *QUEUE)
@@ -318,7 +319,7 @@ def leave(stop: Stopped, folder: Path, words: Sequence[str], *, saved: bool) -> 
         asked = requeue() if stop.number in QUEUE else None
     except OSError as error:
         asked = f"SLURM is not asked to start the job again, which would begin a new run: {explain(error)}"
-    again = f"go on with: {shlex.join(['python', '-m', 'recur.train', f'resume={shown}'])}"
+    again = f"go on with: {python()} {shlex.join(['-m', 'recur.train', f'resume={shown}', *typed_again(words)])}"
     notify(
         f"stopped by {name(stop.number)}"
         + (f", saved in {shown}; {again}" if saved else " before there was anything to save; start it again")

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import logging
 import math
-import os
 import shlex
 import shutil
 import sys
@@ -21,12 +20,12 @@ from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import FileWriter
 
-from recur.cli import discard_output
+from recur.cli import discard_output, python
 from recur.errors import UserError
 from recur.nn.costs import matrix_rate
 from recur.render import escape_controls, tree_lines
 from recur.runs.metrics import format_value, hparam_metrics, peak_memory_mib, plain, provenance, write_metrics
-from recur.runs.trust import check_targets
+from recur.runs.trust import check_paths, check_targets
 from recur.training.callbacks import Throughput
 from recur.training.loggers import log_results
 from recur.training.logging_internals import handlers_apart
@@ -313,34 +312,29 @@ def next_commands(folder: Path, config: Mapping[str, Any], task: Any) -> list[st
         pass
     else:
         if task.family == "language" and not config["data"].get("reverse"):
-            commands.append(f"{_python()} -m recur.generate {run} --tokens 200")
+            commands.append(f"{python()} -m recur.generate {run} --tokens 200")
         elif task.family != "language":
-            commands.append(f"{_python()} -m recur.predict {run} 'This film is terrible' 'This film is great'")
-        commands.append(f"{_python()} -m recur.evaluate {run}")
+            commands.append(f"{python()} -m recur.predict {run} 'This film is terrible' 'This film is great'")
+        commands.append(f"{python()} -m recur.evaluate {run}{_cache_to_type(folder, config['data'].get('cache_dir'))}")
     if not any(str(node.get("_target_")).endswith("TensorBoardLogger") for node in config["logger"].values()):
         return commands
-    program = "tensorboard" if _on_path("tensorboard") else f"{_python()} -m tensorboard.main"
+    program = "tensorboard" if _on_path("tensorboard") else f"{python()} -m tensorboard.main"
     # The folder above, where the run has a name: of one that TensorBoard calls ".", its HParams tab finds no metric.
     return [*commands, f"{program} --logdir {shlex.quote(_shown(folder.absolute().parent))}"]
 
 
-def _python() -> str:
-    """This interpreter, as a shell finds it: by its name where that is the same one."""
-    here = shutil.which("python")
-    if here is not None and os.path.samefile(here, sys.executable) and _own_folder(here):
-        return "python"
-    return shlex.quote(
-        os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else sys.executable
-    )
-
-
-def _own_folder(program: str) -> bool:
-    return Path(program).parent == Path(sys.executable).parent
+def _cache_to_type(folder: Path, cache: str | None) -> str:
+    """The setting that `evaluate` wants typed of a run that keeps its tokens outside its folder, else nothing."""
+    try:
+        check_paths({"cache_dir": cache}, "data", folder)
+    except UserError:
+        return f" {shlex.quote(f'cache_dir={cache}')}"
+    return ""
 
 
 def _on_path(name: str) -> bool:
     program = shutil.which(name)
-    return program is not None and _own_folder(program)
+    return program is not None and Path(program).parent == Path(sys.executable).parent
 
 
 def _print_table(
