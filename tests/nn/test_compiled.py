@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from recur.nn import compiled, engine, products
+from recur.nn import compiled, drop_in, engine, products
 from recur.nn.cells import CELLS
 from recur.nn.engine import FUSED_CELLS
 from recur.nn.packed import Layout
@@ -186,6 +186,18 @@ def test_a_nan_is_carried_on_and_not_clamped_away():
         output, last = compiled.layer(cell, rows, Layout(torch.tensor([2, 2])), tuple(state), weights)
         assert output[1].isnan().all() and output[3].isnan().all() and not output[0].isnan().any()
         assert last[0][0, 1].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_nan_reaches_the_gradients_of_a_rectified_state(dtype):
+    fused, reference = drop_in.RNN(5, 7, nonlinearity="relu", engine="fused"), torch.nn.RNN(5, 7, nonlinearity="relu")
+    reference.load_state_dict(fused.state_dict())
+    for module in (fused.to(dtype), reference.to(dtype)):
+        with torch.no_grad():
+            module.bias_hh_l0[2] = torch.nan
+        module(torch.ones(3, 2, 5, dtype=dtype))[0].sum().backward()
+    for mine, other in zip(fused.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(mine.grad.isnan(), other.grad.isnan())
 
 
 def test_gates_far_beyond_saturation_stay_exact():

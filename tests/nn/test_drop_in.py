@@ -189,6 +189,26 @@ def test_no_sequences_at_all_are_refused_in_a_line():
 
 
 @pytest.mark.parametrize("name", PAIRS)
+def test_transforms_of_functions_are_torchs(name):
+    mine, reference = pair(name, 4, 64, engine="fused")
+    x = torch.randn(20, 16, 4)
+    found = []
+    for module in (mine, reference):
+        own = {key: value.detach() for key, value in module.named_parameters()}
+        loss = lambda given, module=module: torch.func.functional_call(module, given, (x,))[0].square().sum()
+        found.append(torch.func.grad(loss)(own))
+    for key, gradient in found[1].items():
+        torch.testing.assert_close(found[0][key], gradient)
+
+
+def test_a_packed_batch_that_grows_is_refused():
+    """Some rows of the output would be whatever the memory held."""
+    sequence = PackedSequence(torch.randn(1000, 16), torch.tensor([20] * 20 + [30] * 20))
+    with pytest.raises(ValueError, match="batch sizes must not increase and be at least 1, got 20, 20"):
+        LSTM(16, 64, engine="fused")(sequence)
+
+
+@pytest.mark.parametrize("name", PAIRS)
 def test_what_is_exported_or_traced_is_torchs(name):
     mine, reference = pair(name, 4, 64, engine="fused")
     mine, reference = mine.eval(), reference.eval()

@@ -124,6 +124,23 @@ def test_autocast_runs_the_products_low_and_the_softmax_high():
         torch.testing.assert_close(mine, theirs, rtol=0.05, atol=1e-3)
 
 
+@pytest.mark.parametrize("vocabulary", [500, 2000])
+@pytest.mark.parametrize("certainty", [8.0, 16.0])
+def test_the_gradient_of_targets_that_are_nearly_sure_survives_bfloat16(vocabulary, certainty):
+    """Of a probability near 1, less 1, bfloat16 has nothing left."""
+    torch.manual_seed(0)
+    w = torch.nn.functional.normalize(torch.randn(vocabulary, 64), dim=1)
+    target = torch.randint(vocabulary, (256,))
+    x = certainty * w[target] + 0.05 * torch.randn(256, 64)
+    exact = [t.double().requires_grad_() for t in (x, w)]
+    F.cross_entropy(exact[0] @ exact[1].T, target).backward()
+    low = [t.clone().requires_grad_() for t in (x, w)]
+    with torch.autocast("cpu", torch.bfloat16):
+        linear_cross_entropy(low[0], low[1], None, target).loss.backward()
+    for mine, other in zip(low, exact, strict=True):
+        assert (mine.grad.double() - other.grad).norm() < 0.05 * other.grad.norm()
+
+
 @pytest.mark.parametrize("factor", [1.0, 2.0**16])
 def test_float16_gradients_survive_until_a_loss_scalers_factor(factor):
     """Those of small numbers and a mean over many rows have few digits in float16, unless they are scaled first."""

@@ -179,6 +179,9 @@ class Blocks:
         rows = len(matrix)
         scale = x.new_zeros(count, rows)
         scale[:, : len(x)] = to_probability.mul_(self.scale)
+        if self.grad_w is not None:  # what the product will read, for the one-hot part to be rounded like it
+            highest = scale.amax(0)[: len(x), None]
+            self.rounded[block] = (x * highest).to(self.dtype).float().mul_(self.scale / highest)
         # Where no reference was raised one operand serves all ranges.
         packed = [
             products.pack(matrix * own[:, None], self.bf16) for own in (scale if logits.raised.any() else scale[:1])
@@ -214,6 +217,7 @@ class Blocks:
         """Each row's negative log-likelihood, its correctness, and the gradients of input, weight and bias."""
         nll = self.x.new_empty(len(self.x))
         correct = torch.empty(len(self.x) if with_correct else 0, dtype=torch.bool)
+        self.rounded = torch.empty_like(self.x) if self.wants[1] else None
         of_targets = self.source.index_select(0, target).to(self.dtype).float()  # which refuses what is no word
         for start in range(0, len(self.x), self.block):
             block = slice(start, min(start + self.block, len(self.x)))
@@ -232,7 +236,7 @@ class Blocks:
         if self.grad_x is not None:
             self.grad_x.sub_(of_targets, alpha=self.scale)
         if self.grad_w is not None:
-            self.grad_w.index_add_(0, target, self.x, alpha=-self.scale)
+            self.grad_w.index_add_(0, target, self.rounded, alpha=-1.0)
         if self.grad_b is not None:
             self.grad_b.index_add_(0, target, self.x.new_full((len(target),), -self.scale))
         return nll, correct, (self.grad_x, self.grad_w, self.grad_b)

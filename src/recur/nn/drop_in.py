@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from recur.nn import torch_internals
 from recur.nn.packed import Layout
 from recur.nn.recurrent import ENGINES, pick_engine, run_fused
 
@@ -137,6 +138,8 @@ class _DropIn(nn.RNNBase):
         packed = isinstance(sequence, PackedSequence)
         rows = sequence.data if packed else sequence
         if torch.jit.is_tracing() or torch.compiler.is_exporting():  # which record torch's own operators
+            return None
+        if torch_internals.is_transformed():
             return None
         if self.engine == "torch" or self.proj_size or not isinstance(rows, Tensor) or rows.device.type != "cpu":
             return None

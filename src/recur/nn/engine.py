@@ -224,7 +224,7 @@ class _ReluRNN(_RNN):
 
     @staticmethod
     def factors(gates: Tensor, extras: list[Tensor], output: Tensor, out: Tensor, spare: Tensor) -> None:
-        torch.sign(output, out=out)
+        torch.logical_not(output <= 0, out=out)  # as torch's own: a NaN lets its gradient through
 
 
 _KERNELS: dict[str, Any] = {"lstm": _LSTM, "gru": _GRU, "rnn": _RNN, "rnn_relu": _ReluRNN}

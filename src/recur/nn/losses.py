@@ -215,12 +215,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     correct[block] = q.argmax(1) == y
                 if not (want_input or want_weight or want_bias):
                     continue
-                p = (q.exp_() if in_logarithms else q).to(product)
-                # The one-hot part of softmax - onehot touches one row of W each: taken from the products, not from p.
+                q = q.exp_() if in_logarithms else q
+                # softmax - onehot, before it is rounded: of a target that the model is sure of little is left.
+                q[torch.arange(len(y), device=q.device), y] -= 1
+                p = q.to(product)
                 # Scaled after the product: a probability divided by the number of rows would underflow in float16.
                 if grad_input is not None:
-                    grad = torch.mm(p, w).to(exact)
-                    grad_input[block] = grad.sub_(w[y]).mul_(scale)
+                    grad_input[block] = torch.mm(p, w).to(exact).mul_(scale)
                 if grad_weight is not None:
                     if product == exact:
                         grad_weight.addmm_(p.t(), x, beta=float(start > 0), alpha=scale)
@@ -228,10 +229,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                         grad_weight.add_(torch.mm(p.t(), x), alpha=scale)
                     else:
                         grad_weight.copy_(torch.mm(p.t(), x)).mul_(scale)
-                    grad_weight.index_add_(0, y, x.to(exact), alpha=-scale)
                 if grad_bias is not None:
                     grad_bias.addmv_(q.t(), q.new_ones(len(y)), alpha=scale)  # faster than a sum over rows
-                    grad_bias.index_add_(0, y, q.new_full((len(y),), -scale))
             nll = -of_target if in_logarithms else -of_target.log()
             if not in_logarithms:
                 lost = of_target < 1e3 * torch.finfo(exact).tiny  # too unlikely to hold digits

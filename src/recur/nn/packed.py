@@ -7,6 +7,7 @@ sequences still run at step `t` and always lives on the CPU. There are no pad to
 
 import math
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -89,6 +90,9 @@ class Layout:
 
     Args:
         batch_sizes: `(time,)` int64 on the CPU, non-increasing, as in `PackedSequence.batch_sizes`.
+
+    Raises:
+        ValueError: they increase, or one is below 1: some rows would never be written.
     """
 
     def __init__(self, batch_sizes: Tensor) -> None:
@@ -96,6 +100,9 @@ class Layout:
         self.sizes: list[int] = batch_sizes.tolist()
         self.batch = self.sizes[0]
         self.rows = sum(self.sizes)
+        if self.sizes[-1] < 1 or any(former < latter for former, latter in pairwise(self.sizes)):
+            shown = ", ".join(map(str, self.sizes[:8])) + (", ..." if len(self.sizes) > 8 else "")
+            raise ValueError(f"batch sizes must not increase and be at least 1, got {shown}")
 
     @cached_property
     def chunks(self) -> list[tuple[list[int], int, int]]:

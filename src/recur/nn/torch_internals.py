@@ -1,7 +1,12 @@
-"""Every private name of torch's cuDNN interface that this package uses; `torch.nn.RNNBase` uses the same two."""
+"""Every private name of torch that this package uses; `torch.nn.RNNBase` uses the same two of its cuDNN interface."""
 
 import torch
 from torch import Tensor
+
+
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` or forward-mode differentiation is under way."""
+    return bool(torch._C._are_functorch_transforms_active()) or torch.autograd.forward_ad._current_level >= 0
 
 
 def cudnn_wants_flat_weights() -> bool:

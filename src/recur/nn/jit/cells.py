@@ -248,7 +248,7 @@ def _rnn_relu_back(n, t, size, like):  # type: ignore[no-untyped-def]
         d, h = field(t, D) + k * field(t, D_STEP), field(t, H) + k * field(t, OUTPUT_STEP)
         dy, dh = field(t, DY) + k * field(t, OUTPUT_STEP), field(t, DH) + k * field(t, STATE_STEP)
         for j in range(size):
-            d_gate = get(dy, j) + get(dh, j) if get(h, j) > ZERO else ZERO
+            d_gate = ZERO if get(h, j) <= ZERO else get(dy, j) + get(dh, j)  # NaN stays
             put(like, d, j, d_gate)
             set_float(sums, j, get(sums, j) + d_gate)
 
