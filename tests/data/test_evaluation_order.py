@@ -57,7 +57,7 @@ def test_a_validation_split_of_one_class_is_warned_of(tmp_path, caplog):
     one = tmp_path / "b.csv"
     one.write_text("text,label\n" + "a fine film,pos\n" * 20)
     with caplog.at_level(logging.WARNING):
-        opened(train=file, val=file, batch_size=20)
+        opened(train=file, val=sorted_by_class(tmp_path / "c.csv"), batch_size=20)
         assert not caplog.records
         opened(train=file, val=str(one), batch_size=20)
     assert "all 20 texts of the validation split are 'pos'" in caplog.text

@@ -494,8 +494,10 @@ def test_a_file_named_for_validation_or_the_test_is_not_trained_on(tmp_path, cac
     both = texts("books", val="books/8.txt", test=["books/9.txt", "books/2.txt"])
     assert both == {"train": ["1"], "val": ["8"], "test": ["9", "2"]}
     assert "not trained on: books/2.txt and 1 more" in caplog.text
-    with pytest.raises(UserError, match=r"data\.val leaves nothing to train on.*name other texts"):
-        texts(train=["v.txt"], val="books/8.txt")
+    assert texts(train=["v.txt"], val="books/8.txt") == {"train": ["8"], "val": ["8"]}
+    assert (
+        "data.val names the files of the training split: its figures are of texts that were trained on" in caplog.text
+    )
     assert texts(need_train=False, train="v.txt", test="v.txt")["train"] == ["8"]  # nothing is trained on
 
 

@@ -199,7 +199,7 @@ def choose_splits(
         labelled: see `find_splits`.
 
     Raises:
-        UserError: no such file, no such split, or nothing that remains to train on.
+        UserError: no such file, no such split.
     """
     known = {} if path is None else find_splits(path, subset, revision=revision, cache=cache, labelled=labelled)
     splits: dict[str, Source] = {}
@@ -241,18 +241,13 @@ def choose_splits(
 
 
 def _without(train: Source, files: Sequence[str], key: str) -> Source:
-    """The training split less files that another split is made of.
-
-    Raises:
-        UserError: nothing remains.
-    """
+    """The training split less files that another split is made of; as it is where nothing would remain."""
     others = {os.path.realpath(file) for file in files}
     if not isinstance(train, Split) or not (kept := [os.path.realpath(file) not in others for file in train.files]):
         return train
     if not any(kept):
-        raise UserError(
-            key, list(files), "leaves nothing to train on: the files are the same", "name other texts in it"
-        )
+        log.warning("%s names the files of the training split: its figures are of texts that were trained on", key)
+        return train
     if not all(kept):
         out = list(compress(train.files, [not stays for stays in kept]))
         more = f" and {len(out) - 1} more" if len(out) > 1 else ""
