@@ -217,7 +217,7 @@ class Blocks:
         """Each row's negative log-likelihood, its correctness, and the gradients of input, weight and bias."""
         nll = self.x.new_empty(len(self.x))
         correct = torch.empty(len(self.x) if with_correct else 0, dtype=torch.bool)
-        self.rounded = torch.empty_like(self.x) if self.wants[1] else None
+        self.rounded = torch.empty_like(self.x if self.wants[1] else self.x[:0])
         of_targets = self.source.index_select(0, target).to(self.dtype).float()  # which refuses what is no word
         for start in range(0, len(self.x), self.block):
             block = slice(start, min(start + self.block, len(self.x)))
