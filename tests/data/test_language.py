@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -234,6 +235,25 @@ def test_more_streams_than_tokens_are_refused(tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------- the embedded text
+
+
+def test_the_text_is_cut_as_often_on_several_ranks(tmp_path):
+    """Else each rank's own streams would lose the words before them, and figures would depend on the ranks."""
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(f"word{i % 7} word{i % 5} word{i % 3}" for i in range(400)))
+    data = LanguageData(train=str(path), eval_batch_size=6, cache_dir=str(tmp_path / "cache"))
+    data.setup()
+    begun = lambda text: text.data[: int(text.batch_sizes[0])].tolist()  # the first token of each stream
+    whole = data.loader("val")
+    for ranks, streams in ((2, 3), (3, 2), (4, 1), (12, 1)):
+        loaders = []
+        for rank in range(ranks):
+            data.trainer = types.SimpleNamespace(world_size=ranks, global_rank=rank, overfit_batches=0)
+            loaders.append(data.loader("val"))
+        first = [begun(next(iter(loader)).text) for loader in loaders]
+        assert [len(own) for own in first] == [streams] * ranks
+        if ranks * streams == 6:
+            assert [token for own in first for token in own] == begun(next(iter(whole)).text)
 
 
 def test_the_floor_is_the_texts_own_probability():

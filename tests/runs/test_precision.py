@@ -52,6 +52,19 @@ def test_auto_takes_bf16_where_it_is_faster(machine: Any, abilities: Any, accele
     assert precision.resolve("64-true", accelerator) == "64-true"
 
 
+def test_ranks_that_rank_0_starts_take_its_choice(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would else time products by itself, beside the others."""
+    composed = compose_run(command_line(["trainer.precision=auto", "trainer.accelerator=cpu"]))
+    machine(pays=False)
+    monkeypatch.setenv("RECUR_PRECISION", "bf16-mixed")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert start.with_precision(composed).config["trainer"]["precision"] == "bf16-mixed"
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert start.with_precision(composed).config["trainer"]["precision"] == "32-true"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert start.with_precision(composed).config["trainer"]["precision"] == "32-true"
+
+
 def test_a_config_of_an_earlier_version_means_what_it_meant(machine: Any) -> None:
     machine()
     assert precision.resolve_former("auto", "cpu") == "32-true"

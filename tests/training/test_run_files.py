@@ -1,6 +1,7 @@
 """A run that is refused before its first step leaves nothing behind."""
 
 import shutil
+import types
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -58,10 +59,13 @@ def test_what_is_printed_and_logged_has_no_terminal_codes(monkeypatch, caplog) -
     assert not [line for line in [*caplog.messages, *tree_lines("config", {"a": {"b": 1}})] if "\x1b" in line]
 
 
-@pytest.mark.parametrize(("limit", "whole"), [(1.0, True), (1, False), (0.5, False), (3, False)])
+@pytest.mark.parametrize(("limit", "whole"), [(1.0, True), (1, False), (0.5, False), (3, False), (4, False)])
 def test_one_batch_is_no_whole_split(limit: float, whole: bool) -> None:
     trainer = pl.Trainer(accelerator="cpu", limit_val_batches=limit, logger=False, enable_checkpointing=False)
     assert report._whole(trainer, "val") == whole
+    data = types.SimpleNamespace(val_dataloader=lambda: range(4))
+    with_data = types.SimpleNamespace(limit_val_batches=limit, datamodule=data)
+    assert report._whole(with_data, "val") == (whole or limit == 4)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("theirs", [".hydra/config.yaml", ".lock"])

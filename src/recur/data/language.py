@@ -57,7 +57,8 @@ class LanguageData(Remembering, pl.LightningDataModule):
             validates on the training text itself (to see a text memorised).
         test_fraction: share cut off after that for the test; 0 for none.
         batch_size: streams a device; with `window`, windows a batch and device.
-        eval_batch_size: streams of validation and test. One stream never cuts the text, many are faster.
+        eval_batch_size: streams of validation and test, over all devices, each of which has one at least. One stream
+            never cuts the text, many are faster. With `window`, windows a batch and device.
         bptt: steps of a training window, through which gradients flow.
         random_bptt: draw each training window's length about `bptt` and scale its learning rate, as AWD-LSTM does.
         eval_bptt: steps of an evaluation window; only speed and memory depend on it.
@@ -266,12 +267,15 @@ class LanguageData(Remembering, pl.LightningDataModule):
     def loader(self, split: str, *, train: bool = False) -> StreamLoader | WindowLoader:
         """Windows of a split for this process's rank."""
         trainer = self.trainer
+        ranks = trainer.world_size if trainer else 1
+        # As many cuts of the text, and so the same figures, on any number of devices that divides them.
+        streams = self._eval_batch_size if self._window is not None else max(1, self._eval_batch_size // ranks)
         common: dict[str, Any] = {
-            "batch_size": self._batch_size if train else self._eval_batch_size,
+            "batch_size": self._batch_size if train else streams,
             "seed": self._seed,
             "repeat": bool(trainer and trainer.overfit_batches),  # type: ignore[attr-defined]
             "rank": trainer.global_rank if trainer else 0,
-            "world_size": trainer.world_size if trainer else 1,
+            "world_size": ranks,
         }
         try:
             if self._window is not None:

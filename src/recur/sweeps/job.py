@@ -32,7 +32,7 @@ TRIAL = "RECUR_TRIAL"  # JSON for a job of an Optuna sweep: the journal, the tri
 # Variables of a former or surrounding process that would make a fresh one take itself for a rank of another run.
 _LEAKS = re.compile(
     r"^((LOCAL_|GROUP_|NODE_|ROLE_)?(RANK|WORLD_SIZE)|LOCAL_WORLD_SIZE|GROUP_WORLD_SIZE|ROLE_NAME|MASTER_(ADDR|PORT)"
-    r"|TORCHELASTIC_.*|PL_GLOBAL_SEED|PL_SEED_WORKERS|SLURM_.*|OMPI_.*|PMIX?_.*|JSM_.*|HYDRA_MAIN_MODULE|RECUR_TRIAL)$"
+    r"|TORCHELASTIC_.*|PL_GLOBAL_SEED|PL_SEED_WORKERS|SLURM_.*|OMPI_.*|PMIX?_.*|JSM_.*|HYDRA_MAIN_MODULE|RECUR_TRIAL|RECUR_PRECISION)$"
 )
 
 

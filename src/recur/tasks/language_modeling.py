@@ -312,7 +312,10 @@ class LanguageModelingTask(Stepping):
             return
         parts = iter(before[-sum(map(len, state)) :])
         fits = len(before) > len(super().snapshot()) and not self._began_anew
-        self._carried["train"] = [tuple(next(parts) for _ in layer) for layer in state] if fits else None
+        # Zeros and no None, which is the same: a checkpoint gathers the states of all ranks.
+        self._carried["train"] = [
+            tuple(next(parts) if fits else torch.zeros_like(part) for part in layer) for layer in state
+        ]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the training state of every rank, too, in rank order."""

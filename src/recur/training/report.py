@@ -279,7 +279,10 @@ def _epochs(trainer: pl.Trainer) -> int | float:
 def _whole(trainer: pl.Trainer, split: str) -> bool:
     """Whether all batches of a split are scored."""
     limit = getattr(trainer, f"limit_{split}_batches", 1.0)
-    return isinstance(limit, float) and limit == 1.0  # the whole number 1 is one batch
+    if isinstance(limit, float):
+        return limit == 1.0
+    data = getattr(trainer, "datamodule", None)
+    return data is not None and bool(limit >= len(getattr(data, f"{split}_dataloader")()))
 
 
 def bytes_a_step(trainer: pl.Trainer) -> int:

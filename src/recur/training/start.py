@@ -35,6 +35,7 @@ from recur.training.fit import Trained, check_lengths, check_place, train
 from recur.training.loggers import of_a_run
 from recur.training.run_files import begin, check_parts, take_up, withdrawn_if_refused
 
+_PRECISION = "RECUR_PRECISION"  # what `trainer.precision=auto` came to on rank 0
 _PROFILERS: dict[str, Any] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 
 
@@ -195,7 +196,11 @@ def with_precision(composed: Composed) -> Composed:
     wanted, accelerator = trainer.get("precision", "auto"), str(trainer.get("accelerator", "auto"))
     typed = any(word.lstrip("+").startswith("trainer.precision=") for word in composed.overrides)
     former = composed.resumed and not typed
-    chosen = (precision.resolve_former if former else precision.resolve)(wanted, accelerator)
+    # The ranks that rank 0 starts take its choice: a probe of theirs, beside others, may come to another one.
+    given = os.environ.get(_PRECISION) if cli.rank() and wanted == "auto" else None
+    chosen = given or (precision.resolve_former if former else precision.resolve)(wanted, accelerator)
+    if cli.rank() == 0:
+        os.environ[_PRECISION] = chosen
     if cli.rank() == 0 and precision.emulated(chosen, accelerator):
         cli.notify(
             f"warning: trainer.precision={chosen}, and this machine only emulates bfloat16, which takes many times as "
