@@ -136,18 +136,6 @@ def test_training_carries_its_state_and_drops_it_where_streams_begin(tmp_path):
         assert torch.equal(befores[number], afters[number - 1])
 
 
-def test_a_skipped_first_window_leaves_a_state_that_a_checkpoint_can_gather():
-    """The rank whose state was not finite would else gather nothing, and the others wait for it."""
-    data = text_data()
-    task = new_task(data)
-    task._began_anew = True
-    before = task.snapshot()
-    state = task.net.step(torch.tensor([1, 2]))[1]
-    task._carried["train"] = [tuple(part * torch.nan for part in layer) for layer in state]
-    task.restore(before)
-    assert all(not part.any() for layer in task._carried["train"] for part in layer)
-
-
 def test_validation_in_mid_epoch_leaves_training_alone(tmp_path):
     results = []
     for validation in ({"limit_val_batches": 0}, {"val_check_interval": 3}, {"num_sanity_val_steps": 0}):

@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from recur.data.buckets import TextLoader, Texts
 from recur.data.cache import Ragged
 from recur.data.streams import StreamLoader
 from recur.errors import UserError
+from recur.nn.language_model import LanguageModel
 from recur.nn.packed import TextBatch, TokenWindow
 from recur.runs.run import load_checkpoint
+from recur.tasks.language_modeling import LanguageModelingTask
 from recur.training.failures import Finite, is_lack_of_memory, is_lost_rank, out_of_memory, place, size
 from support.torture import Moment, compare, differences, finish, free_port, scalars, start
 from test_resume import SENTIMENT, language
@@ -174,3 +177,14 @@ def test_steps_are_skipped_only_of_a_task_that_can_undo_them():
     with pytest.raises(UserError, match=r"callbacks\.finite\.on_nonfinite needs a task with snapshot and restore"):
         Finite("skip").on_fit_start(pl.Trainer(logger=False, accelerator="cpu"), pl.LightningModule())
     Finite("stop").on_fit_start(pl.Trainer(logger=False, accelerator="cpu"), pl.LightningModule())
+
+
+def test_a_skipped_first_window_leaves_a_state_that_a_checkpoint_can_gather():
+    """The rank whose state was not finite would else gather nothing, and the others wait for it."""
+    task = LanguageModelingTask(partial(LanguageModel, embedding_dim=4, hidden_size=4), vocab_size=9)
+    task._began_anew = True
+    before = task.snapshot()
+    state = task.net.step(torch.tensor([1, 2]))[1]
+    task._carried["train"] = [tuple(part * torch.nan for part in layer) for layer in state]
+    task.restore(before)
+    assert all(not part.any() for layer in task._carried["train"] for part in layer)
