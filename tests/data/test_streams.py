@@ -4,6 +4,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -168,6 +169,26 @@ def test_every_window_is_given_once(count, window, batch_size, ranks):
                 assert (column.diff() == 1).all() and int(column[-1]) + 1 == int(target)
             found += one.targets.tolist()
     assert sorted(found) == list(range(window, count))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["streams", "windows"])
+def test_each_token_of_a_step_counts_the_same_whatever_rank_has_it(kind, ranks):
+    """A rank's mean times its scale, averaged over ranks, is the mean over the step's targets."""
+    tokens = np.arange(31)
+    loaders = [
+        StreamLoader(tokens, batch_size=2, bptt=4, start_id=0, rank=rank, world_size=ranks)
+        if kind == "streams"
+        else WindowLoader(tokens, window=2, batch_size=2, rank=rank, world_size=ranks)
+        for rank in range(ranks)
+    ]
+    uneven = False
+    for step in zip(*loaders, strict=True):
+        targets = [window.targets.double() for window in step]
+        averaged = sum(window.scale * own.mean() for window, own in zip(step, targets, strict=True)) / ranks
+        torch.testing.assert_close(averaged, torch.cat(targets).mean())
+        uneven |= len({len(own) for own in targets}) > 1
+    assert uneven == (ranks > 1)
 
 
 def test_memory_mapped_tokens_are_read_in_place_and_given_back(monkeypatch, tmp_path):

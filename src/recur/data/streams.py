@@ -103,6 +103,7 @@ class StreamLoader(ResumableLoader[TokenWindow]):
         own = np.arange(rank * batch_size, (rank + 1) * batch_size)
         self._starts = own * self._steps + np.minimum(own, longer)  # (streams,)
         self._longer = int(np.clip(longer - rank * batch_size, 0, batch_size))
+        self._mean_longer = longer / world_size
 
     def __len__(self) -> int:
         """Windows of an epoch."""
@@ -132,8 +133,8 @@ class StreamLoader(ResumableLoader[TokenWindow]):
         read = 0
         for number in range(first, len(lengths)):
             steps, start = int(lengths[number]), int(starts[number])
-            extra = self._longer if number == len(lengths) - 1 else 0
-            window = self._window(start, steps, extra, float(lengths[number] / self.bptt))
+            last = number == len(lengths) - 1
+            window = self._window(start, steps, float(lengths[number] / self.bptt), last=last)
             read += len(window.targets) * self._tokens.itemsize
             if self._map is not None and read > _FORGET:
                 # Pages stay in the file cache; only this process no longer counts (and holds) all it ever read.
@@ -141,8 +142,8 @@ class StreamLoader(ResumableLoader[TokenWindow]):
                 read = 0
             yield window
 
-    def _window(self, start: int, steps: int, extra: int, lr_scale: float) -> TokenWindow:
-        streams = len(self._starts)
+    def _window(self, start: int, steps: int, lr_scale: float, *, last: bool) -> TokenWindow:
+        streams, extra = len(self._starts), self._longer if last else 0
         where = self._starts + np.arange(start - 1, start + steps + (extra > 0))[:, None]  # (steps + 1, streams)
         ids = self._tokens[np.minimum(where, len(self._tokens) - 1)].astype(np.int64)
         if where[0, 0] < 0:
@@ -153,11 +154,13 @@ class StreamLoader(ResumableLoader[TokenWindow]):
             sizes[-1] = extra
         inputs = torch.from_numpy(ids[:-1].reshape(-1)[:rows])
         targets = torch.from_numpy(ids[1:].reshape(-1)[:rows])
+        mean_rows = steps * streams + (self._mean_longer if last else 0)
         return TokenWindow(
             PackedSequence(inputs, sizes),
             targets,
             first=start == 0,
             lr_scale=lr_scale if self._plan["random_length"] else 1.0,
+            scale=rows / mean_rows,
         )
 
 
@@ -239,8 +242,10 @@ class WindowLoader(ResumableLoader[TokenWindow]):
         settings, world_size = self._plan, self._plan["world_size"]
         batches = self._batches()
         for step in range(first, len(self)):
-            starts = batches[step * world_size + self.rank]
+            of_ranks = batches[step * world_size : (step + 1) * world_size]
+            starts = of_ranks[self.rank]
+            scale = len(starts) * world_size / sum(map(len, of_ranks))
             ids = self._tokens[starts + np.arange(settings["window"] + 1)[:, None]].astype(np.int64)  # (time, batch)
             sizes = torch.full((settings["window"],), len(starts), dtype=torch.int64)
             text = PackedSequence(torch.from_numpy(ids[:-1].reshape(-1)), sizes)
-            yield TokenWindow(text, torch.from_numpy(ids[-1]), first=True, lr_scale=1.0)
+            yield TokenWindow(text, torch.from_numpy(ids[-1]), first=True, lr_scale=1.0, scale=scale)

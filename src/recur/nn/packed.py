@@ -72,12 +72,14 @@ class TokenWindow(NamedTuple):
             step of each sequence predicts, it has that step's rows alone, `(sequences,)`.
         first: True where the streams begin, so that the carried state must be dropped.
         lr_scale: factor for this step's learning rate (window length / nominal `bptt`, 1 where windows are fixed).
+        scale: targets of this window over the mean number of all ranks' in this step, as in `TextBatch`.
     """
 
     text: PackedSequence
     targets: Tensor
     first: bool
     lr_scale: float
+    scale: float = 1.0
 
     @property
     def unit(self) -> str:

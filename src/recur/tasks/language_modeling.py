@@ -223,7 +223,7 @@ class LanguageModelingTask(Stepping):
             loss = loss + self.activation_weight * activation_penalty(hidden.dropped)
         if self.temporal_weight:
             loss = loss + self.temporal_weight * temporal_penalty(hidden.raw)
-        return self.of_group(loss, batch_idx)
+        return self.of_group(loss * batch.scale, batch_idx)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's loss over all its tokens, as the model was while it read them."""
