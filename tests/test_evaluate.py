@@ -19,7 +19,7 @@ import torch
 
 from conftest import EASY, train
 from recur import evaluate, predict
-from recur.inference import evaluation
+from recur.inference import ensemble, evaluation
 from recur.inference.classification import classify
 from recur.inference.evaluation import open_data
 from recur.inference.run import load
@@ -72,6 +72,20 @@ def test_mistakes_are_listed_the_surest_first(run_command, trained_run, own_spli
     again = run_command(*words)
     assert again.code == 2 and "--mistakes must not exist" in again.err
     assert run_command(*words, "--overwrite").code == 0
+
+
+def test_mistakes_are_computed_in_the_precision_of_the_figures(trained_run, monkeypatch) -> None:
+    """Else texts that lie near the border are in one of the two only."""
+    run, low = load(trained_run), []
+    run.config["trainer"]["precision"] = precision.LOW
+    monkeypatch.setattr(precision.products, "has_bf16", lambda: True)
+    read = ensemble.classification.read
+    noted = lambda *given: low.append(torch.is_autocast_enabled("cpu")) or read(*given)
+    monkeypatch.setattr(ensemble.classification, "read", noted)
+    data = open_data(run)
+    listed = list(ensemble.mistakes(run, data, "test"))
+    figures = evaluation.evaluate_split(run, data, "test")
+    assert low == [True] and len(listed) == figures["texts"] - np.trace(figures["confusion"])
 
 
 def test_gives_what_the_run_wrote_down(run_command, trained_run) -> None:

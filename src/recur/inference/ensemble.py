@@ -15,6 +15,7 @@ from recur.errors import UserError
 from recur.inference import classification, evaluation
 from recur.inference.classification import SORTED_TOGETHER, Prediction
 from recur.inference.run import Run, load
+from recur.runs import precision
 from recur.tasks.sentiment import score_metrics
 
 if TYPE_CHECKING:
@@ -166,7 +167,9 @@ def mistakes(model: Run | Ensemble, data: Any, split: str) -> Iterator[dict[str,
         answers = model.predict(data.text(split, row) for row in range(len(labels)))
         scores = np.array([list(answer.probabilities.values()) for answer in answers])
     else:
-        scores, _ = classification.read(model, data.texts(split))
+        device, (chosen, _) = model.task.device, precision.of_evaluation(model.config, model.task.device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=chosen == precision.LOW):  # as it is evaluated
+            scores, _ = classification.read(model, data.texts(split))
     predicted = scores.argmax(1)  # (texts, classes) -> (texts,)
     for row in np.flatnonzero((labels >= 0) & (predicted != labels)).tolist():
         yield {
