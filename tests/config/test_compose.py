@@ -85,9 +85,10 @@ def test_a_job_that_slurm_starts_again_types_what_a_config_may_not_say(tmp_path:
         ["data=files", "data.train={}/a.csv", "data.allow_pickle=true"],
         ["logger=wandb"],
         ["logger=wandb", "logger.wandb.offline=true"],
+        ["logger=[csv,wandb]"],
         ["logger=mlflow", "logger.mlflow.tracking_uri=http://elsewhere:1"],
     ],
-    ids=["cache", "pickle", "wandb", "wandb offline", "mlflow"],
+    ids=["cache", "pickle", "wandb", "wandb offline", "two", "mlflow"],
 )
 def test_the_line_that_says_how_to_go_on_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str], typed) -> None:
     """What a run's own config may not say by itself stands in it."""

@@ -192,7 +192,8 @@ def typed_again(words: Sequence[str]) -> list[str]:
     """
     settings = [word.lstrip("+") for word in words if not word.startswith(("hydra", "-", "~"))]
     # First, so that `offline=true`, typed as well, counts.
-    sent = ["++logger.wandb.offline=false"] if "logger=wandb" in settings else []
+    chosen = [name for word in settings if word.startswith("logger=") for name in word[7:].strip("[]").split(",")]
+    sent = ["++logger.wandb.offline=false"] if "wandb" in chosen else []
     return [*sent, *(f"++{word}" for word in settings if must_be_typed(word))]
 
 
