@@ -298,7 +298,7 @@ def test_speed_tables_tell_every_bar_and_the_machine(tmp_path):
     from recur.benchmarks.publish import speed_tables
 
     bench.main(["loader", "--quick", "--device", "cpu", "--out", str(tmp_path)])
-    record = json.loads((tmp_path / "bench.json").read_text())
+    record = json.loads((tmp_path / "quick" / "bench.json").read_text())
     table = speed_tables(record)
     section = record["sections"]["loader"]
     assert all(f"| {bar['name']} |" in table for bar in section["bars"])
