@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from recur.data.cache import TokenCache
@@ -40,12 +40,12 @@ def write(path, content):
 
 
 # ---- nothing lost or invented
-
-
 @given(rows=tables)
 @settings(deadline=None)
 @pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("tsv", "\t")])
 def test_delimited_files_give_back_what_was_written(folder, suffix, delimiter, rows):
+    # A tab and a line end in one text can read as two lines of a tsv without quotes, each with all its fields.
+    assume(suffix == "csv" or not any("\t" in text and {*text} & {*"\r\n"} for text, _ in rows))
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, delimiter=delimiter)
     writer.writerow(["text", "label"])
@@ -491,8 +491,8 @@ def test_a_file_named_for_validation_or_the_test_is_not_trained_on(tmp_path, cac
 
     assert texts(train="books/*.txt", val="v.txt") == {"train": ["1", "2", "9"], "val": ["8"]}
     assert "data.val names files of the training split, which are not trained on: books/8.txt" in caplog.text
-    both = texts("books", val="books/8.txt", test=["books/9.txt", "books/2.txt"])
-    assert both == {"train": ["1"], "val": ["8"], "test": ["9", "2"]}
+    named = {"val": "books/8.txt", "test": ["books/9.txt", "books/2.txt"]}
+    assert texts("books", **named) == {"train": ["1"], "val": ["8"], "test": ["9", "2"]}
     assert "not trained on: books/2.txt and 1 more" in caplog.text
     assert texts(train=["v.txt"], val="books/8.txt") == {"train": ["8"], "val": ["8"]}
     assert "data.val names the files of the training split: its figures are of texts" in caplog.text
