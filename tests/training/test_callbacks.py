@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -52,6 +53,27 @@ class _Scores(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
+class _Kept(pl.Callback):
+    """Marks checkpoints as ours, so that they can be read."""
+
+    def on_save_checkpoint(self, trainer, task, checkpoint):
+        checkpoint["recur"] = {"format": 2}
+
+
+def _trainer(*callbacks: pl.Callback, **settings: Any) -> pl.Trainer:
+    """A silent trainer that writes its checkpoints as a run does."""
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[*callbacks, _Kept()],
+        plugins=[Files()],
+        **settings,
+    )
+
+
 @pytest.mark.parametrize(
     ("scores", "kept"),
     [
@@ -64,20 +86,7 @@ class _Scores(pl.LightningModule):
 def test_a_tie_keeps_the_checkpoint_of_lower_loss(tmp_path: Path, scores, kept: int) -> None:
     best = best_checkpoint("val/accuracy", "max", str(tmp_path))
 
-    class Kept(pl.Callback):
-        def on_save_checkpoint(self, trainer, task, checkpoint):
-            checkpoint["recur"] = {"format": 2}
-
-    trainer = pl.Trainer(
-        max_epochs=3,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=[best, Kept()],
-        plugins=[Files()],
-    )
+    trainer = _trainer(best, max_epochs=3)
     import warnings
 
     with warnings.catch_warnings():
@@ -97,21 +106,7 @@ def test_a_validation_after_every_batch_is_one_of_those_watched(tmp_path: Path) 
         def validation_step(self, batch, number):
             self.log("val/loss", self.scores[self.global_step - 1][1])
 
-    class Kept(pl.Callback):
-        def on_save_checkpoint(self, trainer, task, checkpoint):
-            checkpoint["recur"] = {"format": 2}
-
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        val_check_interval=1,
-        callbacks=[best_checkpoint("val/loss", "min", str(tmp_path)), Kept()],
-        plugins=[Files()],
-    )
+    trainer = _trainer(best_checkpoint("val/loss", "min", str(tmp_path)), max_epochs=1, val_check_interval=1)
     scores = [(0.0, 3.0), (0.0, 1.0), (0.0, 2.0)]
     trainer.fit(Validated(scores), DataLoader(torch.ones(3, 1)), DataLoader(torch.ones(1, 1)))
     assert trainer.checkpoint_callback.best_model_score == 1
@@ -128,22 +123,9 @@ def test_what_is_measured_in_training_is_watched_at_the_end_of_each_epoch(tmp_pa
         def on_train_epoch_end(self):
             self.log("train/epoch_loss", losses[self.current_epoch])
 
-    class Kept(pl.Callback):
-        def on_save_checkpoint(self, trainer, task, checkpoint):
-            checkpoint["recur"] = {"format": 2}
-
     stopping = early_stopping("train/epoch_loss", "min", 2)
-    trainer = pl.Trainer(
-        max_epochs=5,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=[best_checkpoint("train/epoch_loss", "min", str(tmp_path)), stopping, Kept()],
-        plugins=[Files()],
-        **settings,
-    )
+    best = best_checkpoint("train/epoch_loss", "min", str(tmp_path))
+    trainer = _trainer(best, stopping, max_epochs=5, **settings)
     trainer.fit(Trained([(0.0, 0.0)] * 5), DataLoader(torch.ones(2, 1)), DataLoader(torch.ones(1, 1)))
     assert trainer.current_epoch == 4
     content = torch.load(tmp_path / "best.ckpt", weights_only=True)

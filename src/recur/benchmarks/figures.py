@@ -81,9 +81,7 @@ def words_of(name: str, settings: Mapping[str, Any], folder: Path) -> list[str]:
     words = [f"experiment={name}"]
     typed, chosen = begun_with(folder)
     usual = _composed(words).hydra.runtime.choices
-    words += [
-        f"{group}={chosen[group]}" for group in _GROUPS if chosen.get(group, usual.get(group)) != usual.get(group)
-    ]
+    words += [f"{group}={chosen[group]}" for group in _GROUPS if chosen.get(group) not in (None, usual.get(group))]
     words += [word for word in typed if word.startswith(("+", "~"))]
     changes = changes_of(settings, settings_of(_composed(words).config))
     words += [f"{key}={_typed(value)}" for key, value in changes.items()]

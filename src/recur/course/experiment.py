@@ -311,9 +311,8 @@ def _place(sweep: Sweep, words: Sequence[str]) -> tuple[str, str, int]:
     """The arm, the x value and the seed of a run, by its overrides."""
     seed = next(int(word.removeprefix("seed=")) for word in words if word.startswith("seed="))
     x = next((word.partition("=")[2] for word in words if sweep.vary and word.startswith(f"{sweep.vary}=")), "")
-    last = {
-        word.partition("=")[0].lstrip("+~"): word for word in words
-    }  # of a setting given twice the last is in force
+    # Of a setting that is given twice the last is in force.
+    last = {word.partition("=")[0].lstrip("+~"): word for word in words}
     fits = [arm for arm, own in sweep.arms.items() if all(word in last.values() for word in own)]
     if not fits:
         raise UserError(" ".join(words), rule="fits no arm", remedy="quote it in the claim's file as Hydra reads it")
