@@ -35,7 +35,7 @@ test: $(READY) ## the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
 
 test-all: $(READY) ## every test, the slow ones too
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'slow or not slow' $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'slow or not slow' --hypothesis-profile=default $(ARGS)
 
 torture: $(READY) ## kill runs forty times at random moments, resume them, compare with runs never killed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m 'slow or not slow' tests/test_torture.py $(ARGS)

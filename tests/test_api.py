@@ -28,6 +28,7 @@ from recur.errors import UserError
 from recur.exporting import folder as folders
 
 
+@pytest.mark.slow
 def test_overrides_may_be_words_or_a_mapping() -> None:
     settings = {"optimizer.lr": 0.5, "trainer": "cpu", "data.tokenizer.kind": "whitespace", "hydra.run.dir": "here"}
     typed = recur.compose([f"{key}={value}" for key, value in settings.items()])
@@ -69,6 +70,7 @@ class Bag(nn.Module):
         return logits
 
 
+@pytest.mark.slow
 def test_any_module_is_trained_opened_exported_and_no_more_is_asked_of_it(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("RECUR_TRUST", "")
     folder = tmp_path / "run"
@@ -136,6 +138,7 @@ def busy_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     assert (tmp_path / "held.log").read_text() == "before\nafter\n"
 
 
+@pytest.mark.slow
 def test_a_run_trained_here_is_opened_and_the_process_is_as_before(tmp_path: Path, busy_process: Path) -> None:
     before = globals_of_a_process()
     run = recur.fit([*EASY, f"hydra.run.dir={tmp_path / 'run'}", "trainer.max_epochs=1"])

@@ -85,6 +85,7 @@ def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in COMMANDS if kind(c) in USE])
 def test_a_run_is_used(command: str, own_files: Path, trained_run: Path, writer: Path) -> None:
     _, module, *words = filled(command, own_files, trained_run, writer)

@@ -52,6 +52,7 @@ def own_split(trained_run: Path) -> tuple[list[str], list[int]]:
     return texts, [1 - label if row % 7 == 0 else label for row, label in enumerate(labels)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_mistakes_are_listed_the_surest_first(run_command, trained_run, own_split, tmp_path, suffix) -> None:
     texts, labels = own_split
@@ -255,6 +256,7 @@ def test_texts_of_the_word_vectors_may_be_gone(run_command, tmp_path) -> None:
     assert answer.code == 0, answer.err
 
 
+@pytest.mark.slow
 def test_data_that_a_run_went_on_with_are_its_own(run_command, tmp_path) -> None:
     """They have a word that its vocabulary lacks."""
     file = tmp_path / "train.csv"
@@ -283,6 +285,7 @@ def test_data_that_a_run_went_on_with_are_its_own(run_command, tmp_path) -> None
     assert answer.code == 2 and "split changed" in answer.err
 
 
+@pytest.mark.slow
 def test_validation_rows_are_not_carved_anew_off_what_was_trained_on(tmp_path) -> None:
     """Most of them had been trained on, and nothing was said."""
     file = tmp_path / "train.csv"
@@ -308,6 +311,7 @@ def test_as_a_program_from_another_folder(trained_run, tmp_path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_names_that_the_terminal_cannot_show_are_escaped(trained_run: Path, own_split, tmp_path: Path) -> None:
     """In a process: there is a stack and half a JSON where they are written as they are."""
     texts, _ = own_split

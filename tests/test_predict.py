@@ -282,6 +282,7 @@ def test_page_stands_alone_and_escapes_the_text(run_command, trained_run, tmp_pa
 # ------------------------------------------------------------------------------------------------ a filter on a pipe
 
 
+@pytest.mark.slow
 def test_a_line_is_answered_before_the_pipe_closes(trained_run) -> None:
     command = [sys.executable, "-m", "recur.predict", str(trained_run), "--json"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

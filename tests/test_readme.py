@@ -237,6 +237,7 @@ def test_commands_about_a_finished_sweep_run(command, sweeps):
     assert done.stdout
 
 
+@pytest.mark.slow
 def test_python_runs_as_it_stands_there(own_files, monkeypatch, capsys):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

@@ -117,7 +117,8 @@ def extended(folder: Path, *changes: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("family", [pytest.param("sentiment", marks=pytest.mark.slow), "language"])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sentiment", "language"])
 def test_weights_of_64_bits_are_not_rounded_by_a_kill(tmp_path, family):
     """Lightning converts the weights only after it has loaded a checkpoint's into 32 bits."""
     words = [*(SENTIMENT if family == "sentiment" else language(tmp_path)), "trainer.max_epochs=2"]
@@ -142,6 +143,7 @@ def test_an_epoch_that_max_steps_cut_short_goes_on_where_it_was(tmp_path, family
     assert [difference for difference in found if "/done:" not in difference] == []  # the part of the whole run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "then"),
     [
@@ -172,6 +174,7 @@ def test_a_run_that_ended_with_averaged_weights_goes_on_with_its_own(tmp_path):
     assert [difference for difference in found if "/done:" not in difference] == []  # the part of the whole run
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_it_can_go_on_begins_without_the_curves_of_before(tmp_path):
     """Between the first best.ckpt and the first last.ckpt, then the same command again."""
     words = [*SENTIMENT, "trainer.val_check_interval=1.0", "callbacks.last.every_steps=null"]
@@ -204,6 +207,7 @@ def test_a_schedule_goes_on_to_the_end_on_another_number_of_processes(tmp_path):
     assert rates[0] > 0.003 and all(a > b > 0 for a, b in pairwise(rates))  # of .01
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_last_validation_awaits_its_end(tmp_path):
     """A restart after `max_steps` trains nothing, and so would validate nothing."""
     words = [*SENTIMENT, "trainer.accumulate_grad_batches=1", "scheduler=none", "trainer.num_sanity_val_steps=0"]
@@ -220,6 +224,7 @@ def test_a_signal_in_the_last_validation_awaits_its_end(tmp_path):
     assert [difference for difference in found if not difference.startswith("curves")] == []  # the part epoch's own
 
 
+@pytest.mark.slow
 def test_a_run_whose_patience_ends_before_min_epochs_is_known_to_be_over_when_it_goes_on(tmp_path):
     """A validation that is better would else have it train on."""
     words = [*SENTIMENT, "scheduler=none", "trainer.max_epochs=5", "+trainer.min_epochs=3", "optimizer.lr=1e-12"]

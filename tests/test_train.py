@@ -24,6 +24,7 @@ def shell(*words: str, cwd: Path | None = None, module: bool = True) -> subproce
     return subprocess.run([*start, *words], capture_output=True, text=True, timeout=300, cwd=cwd, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [True, False], ids=["python -m", "console script"])
 def test_the_config_is_shown_from_any_folder_without_loading_torch(tmp_path, module):
     started = time.perf_counter()
@@ -87,6 +88,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(tmp_path / name, *TINY, f"seed={seed}", "trainer.limit_train_batches=3", "test=false")
@@ -117,6 +119,7 @@ def test_resuming_in_place_ends_where_an_uninterrupted_run_ends(tmp_path, more):
     assert json.loads((moved / "metrics.json").read_text())["epochs"] == 3
 
 
+@pytest.mark.slow
 def test_the_published_figures_are_the_best_checkpoint_s(tmp_path):
     """With averaged weights too, whose callback would rather validate its last average."""
     settings = [
@@ -136,6 +139,7 @@ def test_the_published_figures_are_the_best_checkpoint_s(tmp_path):
         assert json.loads(done.stdout)[split]["loss"] == pytest.approx(record[split]["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_with_nothing_left_to_train_scores_its_average_again(tmp_path):
     """It ended before its first validation, so that there is no best checkpoint."""
     train(tmp_path, *TINY, "callbacks.ema.decay=0.9", "trainer.max_steps=9", "logger=none", "baseline=false")
@@ -160,6 +164,7 @@ def test_a_run_that_is_never_scored_ends_well(tmp_path):
     assert record["val"] == {} and record["steps"] > 0 and "confusion" not in record
 
 
+@pytest.mark.slow
 def test_n_grams_are_fitted_once_and_kept(tmp_path):
     counted = ["model.net.ngrams={max_n: 2}", "test=false", "baseline=false"]
     train(tmp_path, *TINY, *counted)
@@ -178,6 +183,7 @@ def test_n_grams_are_fitted_once_and_kept(tmp_path):
     assert refused.returncode == 2 and "model.net.ngrams" in refused.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """DDP on a CPU: the ranks agree, and the metrics count every text of the split once."""
     train(tmp_path / "ddp", *TINY, "trainer=ddp_cpu", "trainer.accelerator=cpu", "trainer.log_every_n_steps=1")
@@ -193,6 +199,7 @@ def test_two_processes_train_as_one(tmp_path):
     assert run_command("train", "--cfg", "job").returncode == 0
 
 
+@pytest.mark.slow
 def test_the_config_is_shown_as_a_tree_and_every_metric_is_returned(tmp_path):
     from recur.config.compose import command_line, compose_run
     from recur.training import start
@@ -218,6 +225,7 @@ def test_the_config_is_shown_as_a_tree_and_every_metric_is_returned(tmp_path):
     assert any(name.startswith("lr-") for name in trained.metrics)
 
 
+@pytest.mark.slow
 def test_one_line_an_epoch_without_a_terminal(tmp_path):
     out = train(tmp_path / "run", *TINY).stdout
     lines = [line for line in out.splitlines() if line.startswith("epoch")]
@@ -228,6 +236,7 @@ def test_one_line_an_epoch_without_a_terminal(tmp_path):
     assert "best possible" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separator", [",", "\t"], ids=["csv", "tsv"])
 def test_own_files_train_with_overrides_alone(tmp_path, separator):
     """Three classes named by words, from one file; validation is carved off."""
@@ -311,6 +320,7 @@ def test_a_task_of_several_does_not_train_a_run_of_one(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_apples_gpu_is_left_alone(tmp_path, monkeypatch):
     """It has no float64: the first sum of a metric would end the run."""
     from recur.config.compose import command_line, compose_run

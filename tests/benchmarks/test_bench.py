@@ -108,6 +108,7 @@ def test_a_section_that_measures_nothing_leaves_what_was_measured_before(tmp_pat
 LOW_LOSSES = {"fused, bf16-mixed", "plain, bf16-mixed"}  # where the processor multiplies bfloat16
 
 
+@pytest.mark.slow
 def test_loss_rivals_agree_and_are_measured(tmp_path):
     bench.main(["loss", "--quick", "--device", "cpu", "--repeats", "1", "--out", str(tmp_path)])
     tables = json.loads((tmp_path / "quick" / "bench.json").read_text())["sections"]["loss"]["tables"]
@@ -116,6 +117,7 @@ def test_loss_rivals_agree_and_are_measured(tmp_path):
     assert all(row["extra MB"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not compiled.available(torch.float32), reason="no compiled kernels on this machine")
 def test_bandwidth_counts_tokens_bytes_and_threads(tmp_path):
     before = torch.get_num_threads()

@@ -88,6 +88,7 @@ def test_the_time_of_a_run_that_begins_with_another_has_that_one_s_beside_it(tmp
     assert figures.time(other, [other, record]) == "90 s"
 
 
+@pytest.mark.slow
 def test_three_seeds_become_one_record_with_mean_and_deviation(tmp_path):
     runs = []
     for seed in (0, 1):
@@ -138,6 +139,7 @@ def test_the_command_of_a_run_with_other_groups_gives_its_settings(words, tmp_pa
     assert sorted(typed) == sorted(words)
 
 
+@pytest.mark.slow
 def test_runs_that_cannot_be_one_record_are_refused(tmp_path):
     run = written(tmp_path / "one", "experiment=lm")
     assert figures.record_of([run])["command"] == "python -m recur.train experiment=lm"

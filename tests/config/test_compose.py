@@ -302,6 +302,7 @@ def strange_run(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_with_a_strange_path_goes_on(strange_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Typed as Hydra reads it, and as a shell completes it; from elsewhere and from above it."""
     monkeypatch.chdir(strange_run.parents[1])

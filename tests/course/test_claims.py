@@ -54,6 +54,7 @@ def overrides_of(one: claims.Claim) -> list[list[str]]:
     return [[*last.values(), *arm, *extra, *x] for arm in one.sweep.arms.values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one", SWEEPS, ids=known)
 def test_every_arm_composes_against_the_classes_it_names(one):
     from recur.config import schema
@@ -282,6 +283,7 @@ cli.guard(lambda: experiment._run_sweep(claim, Path(sys.argv[2]), ()))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("send", "which"), [(os.killpg, signal.SIGINT), (os.killpg, signal.SIGHUP), (os.kill, signal.SIGTERM)]
 )

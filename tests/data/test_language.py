@@ -374,6 +374,7 @@ print((resident - before) * resource.getpagesize() / 2**20)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's /proc")
 def test_resident_memory_stays_flat_as_the_text_grows_ten_times(tmp_path):
     grown = []

@@ -62,6 +62,7 @@ def test_basic_english_is_its_rules_for_any_text(text):
 
 
 @example(rows=["\x1f "], block=1)  # a word to Unicode, white space to Python
+@example(rows=["\r"], block=1)  # a newline of old
 @example(rows=["0 "], block=1)  # a last line longer than a block that ends in a space
 @given(rows=st.lists(texts, min_size=1, max_size=6), block=st.integers(1, 12))
 @settings(deadline=None)
@@ -70,8 +71,8 @@ def test_a_corpus_in_blocks_has_the_tokens_of_the_whole(tmp_path_factory, kind, 
     text = "\n".join(rows)
     file = tmp_path_factory.mktemp("corpus") / "a.txt"
     file.write_bytes(text.encode())
-    tokenizer = Tokenizer.train([text, "a"], kind, eos=corpus.joins_words(kind))
     text = corpus.with_newlines(text).removeprefix("\ufeff")  # a mark of the encoding
+    tokenizer = Tokenizer.train([text, "a"], kind, eos=corpus.joins_words(kind))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "BLOCK", block)
         blocks = list(corpus.Reader().blocks(find_splits(file, cache=TokenCache(file.parent / "cache"))["train"]))

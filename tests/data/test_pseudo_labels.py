@@ -152,6 +152,7 @@ def test_rows_without_probabilities_are_refused_by_name(tmp_path, labelled, reco
     assert "theirs.jsonl" in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_what_predict_wrote(trained_run, tmp_path):
     """The commands of self-training; the run is resumed with the file, refused with another, opened without any."""
     texts = ["the film was superb", "the film was awful", "a superb story", "an awful cast"] * 30

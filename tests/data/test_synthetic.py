@@ -88,6 +88,7 @@ def bags(texts, vocabulary):
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [0, 32])
 def test_a_bag_of_words_cannot_solve_it(hidden):
     """Neither a linear classifier of word counts nor one with a hidden layer comes near the ceiling of 95 %."""

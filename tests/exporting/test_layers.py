@@ -33,6 +33,7 @@ def exported(net: Classifier | LanguageModel) -> agreement.Agreement:
     return agreement.compare(answers, net, family, TEXTS, pad=NO_ID)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_classifier_answers_the_same(cell: str, layers: int) -> None:

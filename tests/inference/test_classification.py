@@ -46,6 +46,7 @@ def test_two_threads_of_torch_answer_the_same(run) -> None:
     np.testing.assert_allclose(one, two, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [GOOD, BAD, "film", "xyzzy was the film", " ".join([GOOD, BAD] * 20)])
 def test_contributions_add_up_to_the_whole_difference(run, text: str) -> None:
     explanation = run.explain(text)

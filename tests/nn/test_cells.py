@@ -206,6 +206,7 @@ def test_scan_survives_long_products_of_small_and_zero_factors(method):
     assert a.grad.isfinite().all()
 
 
+@pytest.mark.slow
 def test_weight_drop_finds_the_weights_of_every_cell():
     for name in NAIVE:
         stack = Recurrent(3, 8, cell=name, weight_drop=0.5)
@@ -215,6 +216,7 @@ def test_weight_drop_finds_the_weights_of_every_cell():
         assert 0.25 < (dropped.grad == 0).float().mean() < 0.75, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*OPTIONS, "lstm", "gru", "rnn"])
 def test_autocast_changes_little(name):
     OPTIONS.setdefault(name, {})

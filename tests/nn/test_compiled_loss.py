@@ -133,6 +133,7 @@ def test_what_is_no_number_stays_none(bf16):
     assert fused(x, w, b, y, bf16)[0].isnan().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", PRECISIONS)
 def test_the_likeliest_is_the_first_of_equals(bf16, threads):
     x, w, b, _ = problem(40, 8, 1501)

@@ -73,6 +73,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_learns_what_float32_learns(family):
     build, batch_of, loss_of, steps, rate = FAMILIES[family]

@@ -58,6 +58,7 @@ def code_files(package: Path) -> list[Path]:
     return sorted((package / "__pycache__").rglob("*.code"))
 
 
+@pytest.mark.slow
 def test_code_is_read_from_disk_until_any_file_changes(package):
     """Also one that only holds what is compiled into the function."""
     value, *hits = run(package)

@@ -58,6 +58,7 @@ def marks(case: Case) -> list[pytest.MarkDecorator]:
     return [*known, *([] if case.quick else [pytest.mark.slow])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [pytest.param(case, id=f"{kind}: {case.name}", marks=marks(case)) for kind, case in ALL],
@@ -77,6 +78,7 @@ def test_every_class_is_represented_and_there_are_enough_cases():
 # ------------------------------------------------------------------------------------------- the instruments themselves
 
 
+@pytest.mark.slow
 def test_what_is_not_planted_goes_through_every_command(arena):
     for plant, commands, own in (
         (a_run, RUN[:3], ("r",)),

@@ -210,6 +210,7 @@ def begun(folder, *starts):
     (folder / journal.NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_extended_goes_on_as_it_was_typed_last(tmp_path):
     """`-m resume=SWEEP`, printed when it is stopped, asked for the jobs of its first command."""
     varied = "optimizer.lr=tag(log,interval(1e-3,1e-1))"

@@ -91,6 +91,7 @@ def test_typed_folders_of_configs_are_in_it(cache: Path, tmp_path: Path) -> None
     assert [Path(folder, "train.yaml").read_text() for folder in kept] == list(folders)
 
 
+@pytest.mark.slow
 def test_a_process_imports_from_it_wherever_it_is_started(cache: Path, own: Path, tmp_path: Path) -> None:
     code = snapshot.take(tmp_path / "s")
     own.write_text("raise RuntimeError('edited')")

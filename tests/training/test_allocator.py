@@ -27,6 +27,7 @@ print(kept, inside, after, faults(2_000_000))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(allocator._glibc() is None, reason="needs glibc")
 def test_a_block_is_kept_while_it_trains_and_given_back_after(monkeypatch):
     for name in allocator._OWN_SETTINGS:

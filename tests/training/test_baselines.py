@@ -92,6 +92,7 @@ def test_linear_model_of_texts_without_a_known_word() -> None:
     assert model.predict([np.array([1]), np.array([2]), np.array([4]), np.array([], dtype=int)])[:2].tolist() == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_run_shows_it_beside_its_own_figures(tmp_path: Path) -> None:
     """Of both families; the same figures as computed apart, and none where it is switched off."""
     pytest.importorskip("sklearn")

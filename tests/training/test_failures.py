@@ -50,6 +50,7 @@ def test_a_run_whose_numbers_go_wrong_stops_with_the_batch(tmp_path, words, what
         assert all(value.isfinite().all() for value in load_checkpoint(path)["state_dict"].values())
 
 
+@pytest.mark.slow
 def test_a_skipped_step_leaves_everything_as_it_was(tmp_path, words):
     """The step before is saved, then the next one goes wrong and is skipped, and the run ends there."""
     words = [*words, "callbacks.finite.on_nonfinite=skip", "callbacks.last.every_steps=1"]
@@ -69,6 +70,7 @@ def test_a_skipped_step_leaves_everything_as_it_was(tmp_path, words):
     assert after["callbacks"]["Finite"]["skipped"] == 1
 
 
+@pytest.mark.slow
 def test_training_goes_on_after_a_skipped_step(tmp_path, words):
     words = [*words, "callbacks.finite.on_nonfinite=skip"]
     ended = start(tmp_path / "run", words, moment=Moment("nan-loss", 3))
@@ -97,6 +99,7 @@ def test_watching_changes_no_number(tmp_path):
     assert told == []
 
 
+@pytest.mark.slow
 def test_a_lack_of_memory_names_the_batch_and_what_to_lower(tmp_path, words):
     ended = start(tmp_path / "run", words, moment=Moment("memory", 3))
     assert ended.codes == [2], ended.said

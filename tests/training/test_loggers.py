@@ -83,6 +83,7 @@ def test_a_run_in_aim_and_its_resumption(tmp_path: Path) -> None:
     assert "val/loss" in figures
 
 
+@pytest.mark.slow
 def test_the_confusion_matrix_is_a_file_with_any_logger(tmp_path: Path) -> None:
     words = ["logger=csv", *EASY, "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
     done = run_command("train", *words, f"hydra.run.dir={tmp_path / 'run'}")

@@ -17,6 +17,7 @@ from recur.training import report
 from support.commands import run_command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -98,6 +99,7 @@ class Died(Callback):
             raise KeyError("died")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_that_dies_keeps_no_figures_of_other_weights(tmp_path: Path) -> None:
     words = [f"hydra.run.dir={tmp_path / 'run'}", "trainer=cpu", "data.synthetic.train_size=80", "logger=none"]
     recur.fit([*EASY, *words, "trainer.max_epochs=1"])
@@ -112,6 +114,7 @@ def test_a_resumed_run_that_dies_keeps_no_figures_of_other_weights(tmp_path: Pat
     assert recur.fit([*more, "~callbacks.died"]).metrics["epochs"] == 2
 
 
+@pytest.mark.slow
 def test_validations_after_the_checkpoint_are_those_of_the_resumed_run(tmp_path: Path) -> None:
     """It may validate at other steps than the run that died."""
     run = tmp_path / "run"
@@ -158,6 +161,7 @@ class Never(Callback):
         raise UserError("mine", rule="never")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Be aware")  # that the best so far is left out, as was typed
 @pytest.mark.parametrize("state", ["missing", "damaged"])
 def test_a_run_without_its_best_checkpoint_is_refused_before_it_trains(copied: Path, state: str) -> None:

@@ -19,6 +19,7 @@ from test_resume import SENTIMENT, language
 LONG = [*SENTIMENT, "trainer.max_epochs=400", "callbacks.last.every_steps=null"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("which", "code"),
     [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138), (signal.SIGUSR2, 140)],
@@ -92,6 +93,7 @@ def test_the_run_that_was_to_be_replaced_is_not_the_one_to_go_on_with(tmp_path, 
     assert "before there was anything to save; start it again" in ended.said
 
 
+@pytest.mark.slow
 def test_while_the_best_checkpoint_is_scored(tmp_path):
     """Training is over and saved: the run ends at once, and the resumed one only scores."""
     run = tmp_path / "run"
@@ -102,6 +104,7 @@ def test_while_the_best_checkpoint_is_scored(tmp_path):
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_that_reaches_one_rank_only(tmp_path, rank):
     """All ranks stop after the same step; none hangs."""
@@ -136,6 +139,7 @@ def test_a_signal_to_one_of_the_ranks_that_lightning_started(tmp_path, rank):
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_saves(tmp_path):
     """The lines of later epochs have nowhere to go, which must not end the run before it has saved."""
     run = tmp_path / "run"

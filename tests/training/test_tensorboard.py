@@ -361,6 +361,7 @@ def test_pages_of_two_processes_hold_every_text_once(tmp_path) -> None:
     np.testing.assert_allclose(tp + fp + tn + fn, 200)
 
 
+@pytest.mark.slow
 def test_the_gradient_by_lag_is_drawn_before_training_and_after_each_validation(tmp_path) -> None:
     """Its last point is that of the best checkpoint's net, measured by hand on the same texts."""
     words = ["data=delayed_recall", "data.synthetic.gap=12", "data.synthetic.train_size=400", "seed=3"]

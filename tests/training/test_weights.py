@@ -145,6 +145,7 @@ def test_a_run_that_fits_nowhere_is_refused(language_run: Path, trained_run: Pat
         weights.copy_from(language_run, task, ["<unk>"])
 
 
+@pytest.mark.slow
 def test_a_rate_is_suggested_and_nothing_is_written(tmp_path: Path) -> None:
     done = run_command("train", *EASY, "find_lr=true", f"hydra.run.dir={tmp_path / 'run'}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -169,6 +170,7 @@ def test_a_tremor_at_low_rates_is_no_fall() -> None:
     assert lr_finder.steepest([1.0] * 100) is None
 
 
+@pytest.mark.slow
 def test_rates_up_to_ten_times_the_recipes_own_are_tried(tmp_path: Path) -> None:
     words = ["data=synthetic_text", "model=language_model", "model.net.embedding_dim=8", "model.net.hidden_size=8"]
     words += ["optimizer=sgd", "optimizer.lr=20", "data.synthetic.train_size=2000", "trainer.accelerator=cpu"]
@@ -185,6 +187,7 @@ def test_a_rate_is_not_looked_for_where_each_layer_has_its_own(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_training_begins_with_the_weights_of_another_run(trained_run: Path, tmp_path: Path) -> None:
     words = [*EASY, "optimizer.lr=1e-9", "trainer.max_epochs=1", f"init_from={trained_run}", "tags=[second]"]
     done = run_command("train", *words, f"hydra.run.dir={tmp_path / 'run'}")
@@ -194,6 +197,7 @@ def test_training_begins_with_the_weights_of_another_run(trained_run: Path, tmp_
     assert after["val"]["accuracy"] == pytest.approx(before["val"]["accuracy"], abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_few_batches_of_each_split_leave_a_run_that_can_be_used(tmp_path: Path) -> None:
     words = [*EASY, "trainer.fast_dev_run=2", "trainer.profiler=simple", "trainer.val_check_interval=5"]
     done = run_command("train", *words, f"hydra.run.dir={tmp_path / 'run'}")
@@ -228,6 +232,7 @@ def test_one_batch_for_debugging_has_no_logger_but_one_that_is_typed(experiment:
     assert [list(own or {}) for own in loggers] == [[], ["csv"]]
 
 
+@pytest.mark.slow
 def test_an_untied_run_gives_a_tied_model_its_embeddings(tmp_path: Path) -> None:
     """Its output layer's vectors, copied last, took their place."""
     sizes = [
