@@ -7,6 +7,7 @@ import time
 import lightning.pytorch as pl
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 optuna = pytest.importorskip("optuna")
 
@@ -14,6 +15,7 @@ from recur.errors import UserError  # noqa: E402
 from recur.runs import marks  # noqa: E402
 from recur.runs.journal import read_validations  # noqa: E402
 from recur.sweeps.job import TRIAL, Job, SweepId  # noqa: E402
+from recur.sweeps.launcher import Plan  # noqa: E402
 from recur.sweeps.runner import Outcome, judge  # noqa: E402
 from recur.sweeps.space import parse  # noqa: E402
 from recur.sweeps.study import (  # noqa: E402
@@ -26,6 +28,7 @@ from recur.sweeps.study import (  # noqa: E402
     storage,
     trial_of,
 )
+from recur.sweeps.sweeper import Optuna  # noqa: E402
 from recur.training.callbacks import ValidationLog  # noqa: E402
 
 SPACE = parse({}, ["lr=tag(log,interval(1e-4,1))", "size=range(8,65,8)", "model=a,b", "epochs=3"])
@@ -155,6 +158,25 @@ def test_several_objectives_make_a_front(tmp_path):
     assert study(tmp_path).trials[3].state.name == "FAIL"
 
 
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [({}, "it wrote no val/bpc into metrics.json"), ({"bpc": None}, "the metric is not finite")],
+)
+def test_a_job_that_lacks_any_objective_has_failed(tmp_path, written, reason):
+    """The sweep said `done` of every job, the study FAIL, and each `resume=` tried others in their place."""
+    source = trials(tmp_path, {"val/accuracy": "max", "val/bpc": "min"})
+    job = source.take()
+    run_trial(job)
+    (job.folder / "metrics.json").write_text(json.dumps({"val": {"accuracy": 0.9, **written}}))
+    outcome = judge(job, 0, 1.0)
+    assert (outcome.state, outcome.value, outcome.reason) == ("failed", None, reason)
+    source.put(job, outcome)
+    (job.folder / "metrics.json").write_text(json.dumps({"val": {"accuracy": 0.9, **written}, "pruned": True}))
+    assert (judge(job, 0).state, judge(job, 0).value) == ("pruned", 0.9)
+    (job.folder / "metrics.json").write_text(json.dumps({"val": {"accuracy": 0.9, "bpc": 2.0}}))
+    assert (judge(job, 0).state, judge(job, 0).value) == ("done", 0.9)
+
+
 def test_a_job_is_judged_by_the_first_objective_whatever_its_run_monitors(tmp_path):
     source = trials(tmp_path, {"val/loss": "min", "tokens_per_second": "max"})
     for record, expected in (
@@ -170,6 +192,15 @@ def test_a_job_is_judged_by_the_first_objective_whatever_its_run_monitors(tmp_pa
     assert [job.monitor for job in trials(tmp_path, {"val/loss": "min", "tokens_per_second": "max"}).completed()] == [
         "val/loss"
     ]
+
+
+def test_an_objective_of_a_split_that_is_not_scored_is_refused():
+    model = {"_target_": "recur.tasks.sentiment.SentimentTask"}
+    search = Optuna({}, 3, {"test/accuracy": "max"}, "tpe", 2, 0, {"kind": None})
+    checked = Plan("optuna", {}, 3, "val/accuracy", "max")
+    assert search._with_objectives(checked, OmegaConf.create({"test": True, "model": model})).objectives
+    with pytest.raises(UserError, match=r"objectives wants test/accuracy, and with test=false no run writes it"):
+        search._with_objectives(checked, OmegaConf.create({"test": False, "model": model}))
 
 
 @pytest.mark.filterwarnings("ignore")

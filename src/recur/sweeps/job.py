@@ -82,6 +82,7 @@ class Job:
         environment: further variables.
         retyped: settings that a run's own config may not say by itself; a job that goes on types them again.
         code: the snapshot that it imports from; None for the code as it is when the job starts.
+        objectives: every metric that a search wants of it; empty for `monitor` alone.
     """
 
     number: int
@@ -95,6 +96,7 @@ class Job:
     environment: dict[str, str] = field(default_factory=dict)
     retyped: tuple[str, ...] = ()
     code: Code | None = None
+    objectives: tuple[str, ...] = ()
 
     @property
     def log(self) -> Path:

@@ -166,14 +166,18 @@ def judge(job: Job, code: int, seconds: float | None = None) -> Outcome:
     if record is not None:
         took = metric(record, "wall_seconds") or 0.0 if seconds is None else seconds
         took = took if math.isfinite(took) else 0.0
-        value = metric(record, job.monitor) if job.monitor else None
-        if job.monitor and value is None and not record.get("pruned"):
-            return Outcome("failed", None, record, took, f"it wrote no {job.monitor} into metrics.json")
-        if value is not None and not math.isfinite(value):  # no order has a place for it
-            if not record.get("pruned"):
-                return Outcome("failed", None, record, took, "the metric is not finite")
-            value = None
-        return Outcome("pruned" if record.get("pruned") else "done", value, record, took)
+        names = job.objectives or ((job.monitor,) if job.monitor else ())
+        values = [metric(record, name) for name in names]
+        finite = [value if value is not None and math.isfinite(value) else None for value in values]
+        value = finite[0] if finite else None  # no order has a place for another one
+        if record.get("pruned"):
+            return Outcome("pruned", value, record, took)
+        if None in values:
+            lacking = names[values.index(None)]
+            return Outcome("failed", None, record, took, f"it wrote no {lacking} into metrics.json")
+        if None in finite:
+            return Outcome("failed", None, record, took, "the metric is not finite")
+        return Outcome("done", value, record, took)
     reason = job.last_line()
     how = f"signal {code - 128 if code > 128 else -code}" if code > 128 or code < 0 else f"exit code {code}"
     return Outcome("failed", None, None, seconds or 0.0, f"{how}: {reason}" if reason else how)

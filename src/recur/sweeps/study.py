@@ -502,8 +502,9 @@ class Trials:
         known = self._known.get(trial.number, ())
         # The words of a job that was begun stand in the mark of its folder, whatever their order is now.
         job = self._make(trial.number, known if set(known) == set(words) else words)
-        job.monitor = next(iter(self._settings.objectives))
-        if len(self._settings.objectives) == 1:  # Optuna takes no reports of a trial with several
+        job.objectives = tuple(self._settings.objectives)
+        job.monitor = job.objectives[0]
+        if len(job.objectives) == 1:  # Optuna takes no reports of a trial with several
             pruner = self._settings.pruner
             content = {"journal": str(self._journal), "trial": trial.number, "pruner": vars(pruner)}
             job.environment[TRIAL] = json.dumps(content)

@@ -201,7 +201,7 @@ class Optuna(OwnSweeper):
         """The settings of the study, with the runs' own metric where no objectives are given.
 
         Raises:
-            UserError: an objective that no run writes, or pruning by another metric than the one objective.
+            UserError: an objective that no run writes, or none without the test split; pruning by another than the one.
         """
         objectives = dict(self.settings.objectives) or {checked.monitor: checked.mode}
         family = family_of(str(OmegaConf.select(config, "model._target_", default="")))
@@ -209,6 +209,9 @@ class Optuna(OwnSweeper):
             check_metric(name, family, resources=True, key="hydra.sweeper.objectives")
             better = f"set hydra.sweeper.objectives={{{name}: {direction(name)}}}"
             check_direction(name, mode, f"hydra.sweeper.objectives.{name}", better)
+            if name.startswith("test/") and config.get("test") is False:
+                rule = f"wants {name}, and with test=false no run writes it"
+                raise UserError("hydra.sweeper.objectives", rule=rule, remedy="set test=true, or choose a val/ metric")
         if self.settings.pruner.kind is not None and (len(objectives) > 1 or checked.monitor not in objectives):
             raise UserError(
                 "",
