@@ -385,6 +385,21 @@ def test_a_slot_names_gpus_as_they_were_counted(monkeypatch):
     assert "CUDA_DEVICE_ORDER" not in Slot(0, (), 4).environment(1)
 
 
+def test_the_processes_that_a_job_starts_on_its_gpus_share_its_threads(tmp_path, monkeypatch):
+    """Each of four processes was given the threads of all where `trainer.devices` names no number."""
+    granted = []
+
+    def start(job, environment, grace):
+        granted.append(int(environment["OMP_NUM_THREADS"]))
+
+    monkeypatch.setattr(local, "start_supervised", start)
+    needs = [Needs("gpu", None, 1, True), Needs("auto", None, 1), Needs("gpu", 2, 2), Needs("cpu", None, 1)]
+    for number, need in enumerate(needs):
+        machine = Machine([Slot(0, ("0", "1", "2", "3"), 16)])
+        machine.start(Job(number, (), tmp_path / str(number), SweepId(tmp_path, KEY), need))
+    assert granted == [4, 4, 8, 16]
+
+
 def test_cores_are_those_of_the_container_and_of_the_job(tmp_path, monkeypatch):
     root, own = tmp_path / "cgroup", tmp_path / "own"
     (root / "a" / "b").mkdir(parents=True)

@@ -33,6 +33,13 @@ def test_a_share_is_what_the_trainer_asks_for():
         share([Needs()], "auto", 1)
 
 
+def test_the_processes_of_a_job_share_its_part_of_the_threads():
+    needs = [Needs("gpu", None, 1, True), Needs("gpu", 1, 1), Needs("cpu", None, 2)]
+    assert [Share(4, 16).threads(need) for need in needs] == [4, 16, 8]
+    assert Share(0.5, 16).threads(Needs("gpu", None, 1)) == 16
+    assert Share(0, 1).threads(Needs("cpu", None, 2)) == 1
+
+
 def test_a_job_in_the_queue_is_given_the_grace_that_was_set(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     seen = []

@@ -52,6 +52,11 @@ class Needs:
     ranks: int = 1
     spread: bool = False
 
+    def processes(self, gpus: int) -> int:
+        """How many processes the job starts where it is given so many GPUs."""
+        counted = self.devices is not None or self.accelerator == "cpu"
+        return self.ranks if counted else max(self.ranks, gpus)
+
 
 @dataclass(frozen=True)
 class SweepId:

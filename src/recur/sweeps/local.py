@@ -244,7 +244,8 @@ class Machine:
     def start(self, job: Job) -> str:
         """Start a job in the first free slot; return the slot's name."""
         slot = next(slot for slot in self.slots if slot.number not in self.busy)
-        self.busy[slot.number] = (job, start_supervised(job, slot.environment(job.needs.ranks), self.grace))
+        granted = slot.environment(job.needs.processes(len(slot.devices)))
+        self.busy[slot.number] = (job, start_supervised(job, granted, self.grace))
         return slot.name
 
     def finished(self) -> list[tuple[Job, int]]:

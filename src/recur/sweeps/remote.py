@@ -25,9 +25,9 @@ _START = "start one with `ray start --head`"
 
 
 def _serve(job: Job, cwd: str, threads: int, granted: Mapping[str, str], grace: float) -> int:
-    """Run a job on whatever machine this is."""
+    """Run a job on whatever machine this is, each of its processes with so many threads."""
     os.chdir(cwd)
-    return perform(job, {**thread_environment(max(1, threads // job.needs.ranks)), **granted}, grace)
+    return perform(job, {**thread_environment(threads), **granted}, grace)
 
 
 class Requeued:
@@ -53,6 +53,10 @@ class Share:
 
     gpus: float
     cpus: int
+
+    def threads(self, needs: Needs) -> int:
+        """CPU threads for each process of a job that takes this part."""
+        return max(1, self.cpus // needs.processes(math.ceil(self.gpus)))
 
     def __str__(self) -> str:
         """`2 GPU(s), 4 CPU(s)`."""
@@ -173,7 +177,7 @@ class Ray:
     def start(self, job: Job) -> str:
         """Submit a job to Ray."""
         granted = {} if self._part.gpus else {"CUDA_VISIBLE_DEVICES": ""}
-        reference = self._serve.remote(job, os.getcwd(), self._part.cpus, granted, self._grace)
+        reference = self._serve.remote(job, os.getcwd(), self._part.threads(job.needs), granted, self._grace)
         self._running[reference] = job
         return "ray"
 
@@ -264,7 +268,8 @@ class Submitit:
         """
         granted = {} if self._part.gpus else {"CUDA_VISIBLE_DEVICES": ""}
         try:
-            queued = self._executor.submit(Requeued(), job, os.getcwd(), self._part.cpus, granted, self._grace)
+            threads = self._part.threads(job.needs)
+            queued = self._executor.submit(Requeued(), job, os.getcwd(), threads, granted, self._grace)
         except RuntimeError as error:  # of submitit's, which a refused `sbatch` raises
             if self._running:
                 self._full = True
