@@ -33,6 +33,24 @@ def test_a_share_is_what_the_trainer_asks_for():
         share([Needs()], "auto", 1)
 
 
+@pytest.mark.parametrize(
+    ("need", "gpus", "least"),
+    [
+        (Needs("gpu", 4, 4), 1, 4),
+        (Needs("gpu", 1, 1), 0, 1),
+        (Needs("gpu"), 0, 1),
+        (Needs("auto", 4, 4), 2, 4),
+    ],
+)
+def test_a_share_that_lacks_gpus_of_a_job_is_refused_before_it_is_queued(need, gpus, least):
+    with pytest.raises(UserError, match=rf"gpus_per_job must be at least {least}, .*, got {gpus}: "):
+        share([Needs("cpu", None, 1), need], gpus, 1)
+
+
+def test_a_share_of_no_gpu_serves_processes_on_the_cpu():
+    assert share([Needs("auto", 2, 2), Needs("cpu", None, 2)], 0, 4) == Share(0, 4)
+
+
 def test_the_processes_of_a_job_share_its_part_of_the_threads():
     needs = [Needs("gpu", None, 1, True), Needs("gpu", 1, 1), Needs("cpu", None, 2)]
     assert [Share(4, 16).threads(need) for need in needs] == [4, 16, 8]

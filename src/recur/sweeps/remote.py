@@ -67,13 +67,19 @@ def share(needs: Sequence[Needs], gpus_per_job: Any, cpus_per_job: int) -> Share
     """What a job takes: `gpus_per_job=auto` means what `trainer` asks for.
 
     Raises:
-        UserError: a count makes no sense, or nothing says whether the jobs want GPUs.
+        UserError: a count makes no sense or is less than a job wants, or nothing says whether the jobs want GPUs.
     """
     if type(cpus_per_job) is not int or cpus_per_job < 1:
         raise UserError("hydra.launcher.cpus_per_job", cpus_per_job, "must be a whole number of at least 1")
     if gpus_per_job != "auto":
         if type(gpus_per_job) not in (int, float) or not 0 <= gpus_per_job < math.inf:
             raise UserError("hydra.launcher.gpus_per_job", gpus_per_job, "must be auto or a number of at least 0")
+        # With `trainer.accelerator=auto` and no GPU, `trainer.devices` counts processes on the CPU.
+        on_gpu = ("gpu", "auto") if gpus_per_job else ("gpu",)
+        most = max((need.devices or 1 for need in needs if need.accelerator in on_gpu), default=0)
+        if math.ceil(gpus_per_job) < most:
+            rule = f"must be at least {most}, the GPUs that trainer asks for"
+            raise UserError("hydra.launcher.gpus_per_job", gpus_per_job, rule, "or set trainer.devices or trainer=cpu")
         return Share(gpus_per_job, cpus_per_job)
     if any(need.accelerator == "auto" for need in needs):
         raise UserError(
