@@ -26,6 +26,16 @@ def test_a_run_is_named_after_its_name_its_sweep_and_its_folder(tmp_path: Path) 
     assert loggers.run_name(job, "lm") == "lm 2026-01-31 3"
 
 
+def test_a_run_two_folders_below_its_sweep_is_named_after_the_sweep(tmp_path: Path) -> None:
+    """`hydra.sweep.subdir=${model.net.cell}/${hydra.job.num}`: each sweep was one of the name `lstm`."""
+    job = tmp_path / "2026-01-31" / "lstm" / "3"
+    job.mkdir(parents=True)
+    (tmp_path / "2026-01-31" / "sweep.jsonl").touch()
+    marks.write_mark(job, marks.Mark("0" * 32, 3, ("seed=1",)))
+    assert loggers.sweep_of(job) == "2026-01-31"
+    assert loggers.run_name(job, "lm") == "lm 2026-01-31 lstm/3"
+
+
 def test_a_csv_logger_gets_settings_and_final_figures(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, name="", version="")
     loggers.log_settings([logger], {"optimizer.lr": 0.01}, tmp_path)

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from recur.cli import rank
 from recur.runs.extras import lacks
 from recur.runs.files import write_atomic
+from recur.runs.journal import NAME as SWEEP
 from recur.runs.marks import read_mark
 
 WANDB_ID, MLFLOW_ID, AIM_ID = "wandb_run_id.txt", "mlflow_run_id.txt", "aim_run_hash.txt"  # see runs.folder.WRITTEN
@@ -57,15 +58,24 @@ def _known_id(folder: Path, name: str) -> str | None:
     return place.read_text(encoding="utf-8").strip() if _resumed.get() and place.is_file() else None
 
 
+def _sweep_folder(folder: Path) -> Path | None:
+    """The sweep that a run belongs to, which `hydra.sweep.subdir` may put two folders above it."""
+    if read_mark(folder) is None:
+        return None
+    above = folder.resolve().parents[:2]
+    return next((place for place in above if (place / SWEEP).is_file()), above[0])
+
+
 def sweep_of(folder: Path) -> str | None:
     """The name of the sweep that a run belongs to; None for a run of its own."""
-    return None if read_mark(folder) is None else folder.resolve().parent.name
+    sweep = _sweep_folder(folder)
+    return None if sweep is None else sweep.name
 
 
 def run_name(folder: Path, name: str) -> str:
     """`lm 2026-01-31_12-00-00`, or `lm SWEEP 3`: the run's name and what tells it from others of that name."""
-    sweep = sweep_of(folder)
-    return " ".join([name, *([sweep] if sweep else []), folder.resolve().name])
+    sweep, place = _sweep_folder(folder), folder.resolve()
+    return f"{name} {place.name}" if sweep is None else f"{name} {sweep.name} {place.relative_to(sweep)}"
 
 
 def wandb(
