@@ -45,6 +45,14 @@ def test_python_gets_the_leaderboard_as_a_frame(tmp_path):
         recur.compare(tmp_path / "none")
 
 
+def test_names_of_sweeps_stay_texts_in_a_frame(tmp_path):
+    """`001` became 1.0."""
+    for name in ("001", "002"):
+        make_sweep(tmp_path / name, [(["lr=1"], 0.5), (["lr=2"], 0.6)])
+    frame = recur.compare(tmp_path / "001", tmp_path / "002")
+    assert sorted(frame["sweep"]) == ["001", "001", "002", "002"] and sorted(frame["lr"]) == [1, 1, 2, 2]
+
+
 def test_runs_that_repeat_a_seed_count_as_one_seed(tmp_path):
     """Repeated runs of one seed say nothing of how a result varies over seeds."""
     one = Leaderboard.of([make_sweep(tmp_path / "one", [(["lr=1", "seed=0"], 0.5), (["lr=1", "seed=0"], 0.7)])])

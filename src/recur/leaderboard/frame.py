@@ -32,7 +32,7 @@ def compare(*folders: str | Path, metric: str | None = None, mode: str | None = 
     columns: dict[str, list[object]] = {}
     for key in (*leaderboard.varied, *leaderboard.between):
         texts = [group.results[0].settings.get(key, group.settings.get(key, "")) for group in leaderboard.groups]
-        columns[key] = list(numbers(texts) or texts)
+        columns[key] = list((numbers(texts) if key != "sweep" else None) or texts)
     columns[leaderboard.metric] = [group.mean for group in leaderboard.groups]
     columns["deviation"] = [group.deviation for group in leaderboard.groups]
     for name in (*leaderboard.also, "wall_seconds", "parameters", "peak_memory_mib"):
