@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hydra.conf import HydraConf
+from omegaconf import OmegaConf
 
+from recur.config.compose import hydra_as_before
 from recur.errors import UserError
 from recur.runs import marks
 from recur.runs.journal import Journal
@@ -216,6 +219,24 @@ def test_settings_typed_in_another_order_are_the_jobs_that_were_begun():
     assert [(job.number, job.overrides) for job in made] == [
         (2, known[2]), (0, known[0]), (1, known[1]), (3, ("b=2", "a=1", "seed=7"))
     ]  # fmt: skip
+
+
+class Composing(SlotLauncher):
+    """A launcher whose jobs have one config."""
+
+    def __init__(self, **settings):
+        super().__init__("auto", "auto", 1, "auto", "auto", False, 1.0)
+        self.config = OmegaConf.create({"hydra": HydraConf(), "resume": None, **settings})
+        self.config.hydra.sweep.subdir, self.config.hydra.sweep.dir = "0", "s"
+
+    def compose(self, number, overrides):
+        return self.config
+
+
+def test_a_job_that_leaves_no_run_is_refused():
+    """Each that had printed its learning rate was reported as FAILED."""
+    with hydra_as_before(), pytest.raises(UserError, match=r"find_lr prints a learning rate and leaves no run"):
+        Composing(monitor="val/loss", find_lr=True).job(0, ())
 
 
 def test_rows_that_differ_in_the_order_of_their_words_alone_stay_apart():

@@ -193,7 +193,7 @@ class FreshProcessLauncher(Launcher):
         """A job, composed; its config is kept, to be checked with the others before the first one starts.
 
         Raises:
-            UserError: its config lacks a value, or names a metric that no run writes.
+            UserError: its config lacks a value, names a metric that no run writes, or is of no run.
         """
         cfg = self.compose(number, overrides)
         HydraConfig.instance().set_config(cfg)
@@ -205,6 +205,9 @@ class FreshProcessLauncher(Launcher):
             monitor = str(cfg.get("monitor", ""))
             family = family_of(str(OmegaConf.select(cfg, "model._target_", default="")))
             check_metric(monitor, family, key="monitor")
+            if cfg.get("find_lr"):
+                rule = "prints a learning rate and leaves no run to compare"
+                raise UserError("find_lr", True, rule, "leave out -m: python -m recur.train OVERRIDES find_lr=true")
             if monitor.startswith("train/"):
                 rule = "must be measured on val: jobs are compared by what is scored once they are trained"
                 raise UserError("monitor", monitor, rule, "set monitor=val/loss mode=min")
