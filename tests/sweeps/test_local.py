@@ -443,6 +443,21 @@ def test_cores_are_those_of_the_container_and_of_the_job(tmp_path, monkeypatch):
     assert cores() == 64
 
 
+@pytest.mark.parametrize(
+    ("listed", "seen"),
+    [
+        ("0,-1,1", ["0"]),
+        ("-1", []),
+        ("0,,1", ["0"]),
+        ("NoDevFiles", []),
+        (" GPU-a , GPU-b", ["GPU-a", "GPU-b"]),
+        ("MIG-1,2", ["MIG-1", "2"]),
+    ],
+)
+def test_gpus_that_cuda_hides_are_not_there(listed, seen):
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": listed}) == seen
+
+
 def test_parts_of_a_gpu_are_no_gpus(tmp_path, monkeypatch):
     listed = (
         "GPU 0: H100 (UUID: a)\n  MIG 1g.10gb Device 0: (UUID: b)\n  MIG 1g.10gb Device 1: (UUID: c)\nGPU 1: H100\n"

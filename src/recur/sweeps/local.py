@@ -5,6 +5,7 @@ process starts, since CUDA reads these variables once, when a process first uses
 """
 
 import contextlib
+import itertools
 import math
 import os
 import re
@@ -23,6 +24,7 @@ from recur.sweeps.job import Job, Needs, start_supervised
 from recur.sweeps.launcher import FreshProcessLauncher
 from recur.sweeps.runner import Executor
 
+_NAMES_GPU = re.compile(r"\d|GPU-|MIG-")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
@@ -95,10 +97,13 @@ def _threads(settings: "SlotSettings", slots: int) -> int:
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """GPUs this process may use, as `CUDA_VISIBLE_DEVICES` names them; none of them is touched."""
+    """GPUs this process may use, as `CUDA_VISIBLE_DEVICES` names them; none of them is touched.
+
+    CUDA sees none of those behind a word that names no GPU, such as `-1` or `NoDevFiles`.
+    """
     listed = environment.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
-        return [word.strip() for word in listed.split(",") if word.strip() and word.strip() != "-1"]
+        return list(itertools.takewhile(_NAMES_GPU.match, map(str.strip, listed.split(","))))
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
