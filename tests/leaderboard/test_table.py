@@ -407,6 +407,19 @@ def test_a_run_of_its_own_that_exploded_is_there_and_says_why(tmp_path):
     assert Leaderboard.of([tmp_path / "b"]).count("failed") == 1
 
 
+def test_a_run_that_looks_at_its_training_is_ranked_by_its_validations(tmp_path):
+    """Its record has no such figure: it was shown as failed."""
+    for name, values in (("a", (0.9, 0.4, 0.6)), ("b", (0.5,)), ("c", ())):
+        run = make_run(tmp_path / name, 0.5, f"optimizer.lr={name}", monitor="train/epoch_loss")
+        (run / "metrics.json").write_text('{"val": {"loss": 0.7}, "seed": 0}')
+        for epoch, value in enumerate(values, start=1):
+            entry = {"step": epoch, "epoch": epoch, "done": 0.5, "seconds": 1}
+            append_validation(run, entry | {"metrics": {"train/epoch_loss": value}})
+    leaderboard = Leaderboard.of([tmp_path])
+    assert [(group.state, group.mean) for group in leaderboard.groups] == [("done", 0.4), ("done", 0.5), ("done", None)]
+    assert [row[:2] for row in rows(leaderboard)] == [["1", "0.4000"], ["2", "0.5000"], ["", "done"]]
+
+
 def test_a_job_that_exploded_after_its_line_was_lost_is_no_unfinished_one(tmp_path):
     folder = make_sweep(tmp_path / "s", [(["lr=1"], "unfinished"), (["lr=2"], "failed"), (["lr=3"], "stopped")])
     for number in range(3):

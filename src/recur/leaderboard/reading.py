@@ -75,8 +75,7 @@ class Result:
 
     def points(self, name: str) -> list[tuple[float, float]]:
         """(epoch, value) of a metric at every validation."""
-        values = [(entry["epoch"], metric({"value": entry["metrics"].get(name)}, "value")) for entry in self.curve]
-        return [(epoch, value) for epoch, value in values if value is not None and math.isfinite(value)]
+        return _points(self.curve, name)
 
 
 @dataclass
@@ -114,6 +113,11 @@ class Source:
         record = read_record(folder)
         state, reason = str(end.get("state")), str(end.get("reason", ""))
         value = None if record is None else metric(record, wanted)
+        curve = tuple(journal.read_validations(folder))
+        in_training = wanted == self.monitor and wanted.startswith("train/")  # of which no record says anything
+        if in_training and record is not None:
+            best = max if self.mode == "max" else min
+            value = best((value for _, value in _points(curve, wanted)), default=None)
         if record is None:
             exploded = "" if state in _STOPPED else _why_not_finite(folder)
             state = state if state in _STOPPED else "failed" if exploded else "unfinished"
@@ -123,16 +127,21 @@ class Source:
             value = None if value is not None and not math.isfinite(value) else value  # no order has a place for it
         elif value is not None and not math.isfinite(value):
             state, value, reason = "failed", None, reason or "the metric is not finite"
-        elif value is None and wanted == self.monitor:
+        elif value is None and wanted == self.monitor and not in_training:
             state, reason = "failed", f"it wrote no {wanted} into metrics.json"
         else:  # a complete run is done, whatever the journal says of its process
             state, reason = "done", ""
         # `sweep=` only says where other settings come from.
         settings = {key: text for key, text in map(_split, overrides) if key != "sweep"}
-        curve = tuple(journal.read_validations(folder))
         source = self.name if self.is_sweep else ""
         seconds = _seconds(end) if self.is_sweep else _seconds_of_curve(curve)
         return Result(source, label, folder, state, settings, record, value, reason, curve, seconds)
+
+
+def _points(curve: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    """(epoch, value) of a metric at every validation that has it."""
+    values = [(entry["epoch"], metric({"value": entry["metrics"].get(name)}, "value")) for entry in curve]
+    return [(epoch, value) for epoch, value in values if value is not None and math.isfinite(value)]
 
 
 def _seconds(entry: Mapping[str, Any]) -> float:
