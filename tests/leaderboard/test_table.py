@@ -7,9 +7,10 @@ import statistics
 import pytest
 
 import recur
+from recur.leaderboard import reading
 from recur.leaderboard.columns import Column, columns
 from recur.leaderboard.page import render, write
-from recur.leaderboard.reading import Result, Source
+from recur.leaderboard.reading import Result, Source, plain_config
 from recur.leaderboard.table import Leaderboard, brief
 from recur.leaderboard.text import as_markdown, as_text, rows, titles
 from recur.runs.journal import Journal, append_validation, read
@@ -301,6 +302,62 @@ def test_runs_of_other_files_of_one_name_are_no_repeats(tmp_path):
         ("80 texts", 2),
         ("90 texts", 1),
     }
+
+
+def write_config(run, said="80 texts", **settings):
+    """A config, and a record that says how many texts were read."""
+    (run / "config.yaml").write_text(json.dumps({"data": {"train": "/x/my.csv"}, **settings}))
+    record = json.loads((run / "metrics.json").read_text())
+    record |= {"data": {"train": said, "val": "8 texts"}, "command": "python -m recur.train lr=1"}
+    (run / "metrics.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("lrs", [(1,), (1, 2)])
+def test_jobs_of_a_sweep_whose_data_changed_are_no_repeats(tmp_path, lrs):
+    """A file that grew while the sweep ran: two seeds of different data were averaged."""
+    jobs = [([f"lr={lr}", "data.train=my.csv", f"seed={seed}"], 0.5 + 0.1 * seed) for lr in lrs for seed in (0, 1)]
+    folder = make_sweep(tmp_path / "s", jobs)
+    for number in range(len(jobs)):
+        write_config(folder / str(number), said="90 texts" if number else "80 texts")
+    leaderboard = Leaderboard.of([folder])
+    assert leaderboard.varied == ["lr"] * (len(lrs) > 1) + ["read.train"]
+    assert [len(group.results) for group in leaderboard.groups if group.settings["read.train"] == "80 texts"] == [1]
+
+
+@pytest.mark.parametrize("overrides", [["data.limit_train={}"], ["data.split_seed=${{seed}}", "seed={}"]])
+def test_jobs_of_a_sweep_that_were_to_read_other_data_have_no_column_of_them(tmp_path, overrides):
+    folder = make_sweep(tmp_path / "s", [([text.format(n) for text in overrides], 0.5) for n in (1, 2)])
+    for number in (0, 1):
+        write_config(folder / str(number), said=f"{80 + number} texts", data={"split_seed": number})
+    leaderboard = Leaderboard.of([folder])
+    assert not any(key.startswith("read.") for key in leaderboard.varied)
+    assert len(leaderboard.groups) == (2 if len(overrides) == 1 else 1)
+
+
+@pytest.mark.parametrize("typed", [[], ["trainer.max_epochs=10"]])
+def test_a_job_of_a_sweep_that_was_extended_by_hand_is_no_repeat(tmp_path, monkeypatch, typed):
+    """`resume=SWEEP/0 trainer.max_epochs=20`: its figure and that of another seed were averaged."""
+    jobs = [([f"lr={lr}", *typed, f"seed={seed}"], 0.5) for lr in (1, 2) for seed in range(5)]
+    folder, opened = make_sweep(tmp_path / "s", jobs), []
+    for number in range(len(jobs)):
+        write_config(folder / str(number), trainer={"max_epochs": 10}, model={"size": number})
+    monkeypatch.setattr(reading, "plain_config", lambda place: opened.append(place) or plain_config(place))
+    assert [len(group.results) for group in Leaderboard.of([folder]).groups] == [5, 5]
+    assert len(opened) == 1, "no config of thousands of jobs is read"
+    extended = folder / "0"
+    write_config(extended, trainer={"max_epochs": 20}, model={"size": 0})
+    record = json.loads((extended / "metrics.json").read_text())
+    record["command"] = f"python -m recur.train resume={extended} trainer.max_epochs=20"
+    (extended / "metrics.json").write_text(json.dumps(record))
+    (extended / ".hydra").mkdir()
+    words = [*jobs[0][0], f"hydra.run.dir={extended}", "trainer.max_epochs=20"]
+    (extended / ".hydra" / "overrides.yaml").write_text(json.dumps(words))
+    leaderboard = Leaderboard.of([folder])
+    assert sorted(leaderboard.varied) == ["lr", "trainer.max_epochs"]
+    found = {
+        (group.settings["lr"], group.settings["trainer.max_epochs"]): len(group.results) for group in leaderboard.groups
+    }
+    assert found == {("1", "20"): 1, ("1", "10"): 4, ("2", "10" if typed else ""): 5}
 
 
 def test_a_metric_of_ones_own_is_ranked_as_its_run_says(tmp_path):

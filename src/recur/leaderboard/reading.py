@@ -4,7 +4,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ _MOST_BYTES = 100_000  # of a file that says why a run ended
 _STOPPED = ("failed", "stopped")
 LEFT_OUT = "left out"  # the text of a setting that was typed as `~callbacks.ema`
 _READ = ("train", "val", "classes")  # what runs are compared by of what their records say of the data
+# Settings of a job that do not decide which data it reads.
+_NO_DATA = re.compile(r"(model|optimizer|scheduler|trainer|callbacks|logger|name|tags|monitor|mode)(\.|$)")
+_AGAIN = re.compile(r"\b(resume|overwrite)=")  # in the command of a run that was not simply begun
 # What was typed for one command, or only names a run.
 _SAYS_NOTHING = ("hydra.", "hydra/", "resume=", "name=", "tags=", "overwrite=", "accept_data_change=")
 # Settings by their paths that do not decide what a model learns: names, places, what is written down and how.
@@ -253,15 +256,19 @@ def _run(folder: Path, name: str) -> Source | None:
     config = plain_config(folder)
     if not isinstance(config, dict):
         return None
+    monitor = str(config.get("monitor", ""))
+    mode = str(config.get("mode", direction(monitor)))
+    return Source(folder, name, monitor, mode, {}, [(name, folder, _typed_in(folder), {})], _family(config))
+
+
+def _typed_in(folder: Path) -> list[str]:
+    """The overrides that a run's folder keeps, without what says nothing of the run."""
     try:
         typed = read_yaml(folder / ".hydra" / "overrides.yaml")
     except (OSError, ValueError):
         typed = []
     overrides = [str(text) for text in typed or [] if isinstance(typed, list)]
-    own = [text for text in overrides if not text.lstrip("+~").startswith(_SAYS_NOTHING)]
-    monitor = str(config.get("monitor", ""))
-    mode = str(config.get("mode", direction(monitor)))
-    return Source(folder, name, monitor, mode, {}, [(name, folder, own, {})], _family(config))
+    return [text for text in overrides if not text.lstrip("+~").startswith(_SAYS_NOTHING)]
 
 
 def _family(config: Any) -> str | None:
@@ -301,37 +308,92 @@ def fill_from_configs(results: Sequence[Result]) -> None:
 def add_differences(results: Sequence[Result]) -> bool:
     """Add settings that nobody typed and in which runs differ that would else be taken for repeats of one another.
 
-    Such a difference comes from a config file that was edited between them. Jobs of a sweep share their files.
+    Such a difference comes from a config file that was edited between runs of their own. Jobs of a sweep share these:
+    theirs comes from files of data that changed while the sweep ran, or from a job that was gone on with by hand.
 
     Returns:
         whether there was one.
     """
-    alike: dict[tuple[tuple[str, str], ...], list[Result]] = {}
-    for result in results:
-        if not result.source:
-            typed = {key.lstrip("+~"): text for key, text in result.settings.items() if key != "seed"}
-            alike.setdefault(tuple(sorted(typed.items())), []).append(result)
-    leaves = {id(one): _decisive(one) for same in alike.values() if len(same) > 1 for one in same}
+    jobs = [result for result in results if result.source]
+    differ = _add_read(jobs)
+    for same in _alike(jobs, _typed):
+        differ |= len(same) > 1 and _add_by_hand(same)
+    alike = [same for same in _alike([one for one in results if not one.source], _typed) if len(same) > 1]
+    leaves = {id(one): _decisive(one) for same in alike for one in same}
     varied: dict[str, None] = {}
-    for same in alike.values():
-        for key in dict.fromkeys(key for one in same for key in leaves.get(id(one), {})):
+    for same in alike:
+        for key in dict.fromkeys(key for one in same for key in leaves[id(one)]):
             if len({_value(leaves[id(one)], key) for one in same} - {None}) > 1:
                 varied[key] = None
-    for same in alike.values():
+    for same in alike:
         for one in same:
             for key in varied:
-                if (text := _value(leaves.get(id(one), {}), key)) is not None:
+                if (text := _value(leaves[id(one)], key)) is not None:
                     one.settings.setdefault(key, text)
+    return differ or bool(varied)
+
+
+def _typed(result: Result) -> dict[str, str]:
+    """What was typed but for the seed."""
+    return {key.lstrip("+~"): text for key, text in result.settings.items() if key != "seed"}
+
+
+def _alike(results: Sequence[Result], settings: Callable[[Result], dict[str, str]]) -> list[list[Result]]:
+    """Results of one source with the same settings."""
+    alike: dict[tuple[Any, ...], list[Result]] = {}
+    for result in results:
+        alike.setdefault((result.source, *sorted(settings(result).items())), []).append(result)
+    return list(alike.values())
+
+
+def _add_read(jobs: Sequence[Result]) -> bool:
+    """Add what was in the data to all jobs of a sweep of which some read other data with the same settings of them."""
+    varied: dict[str, set[str]] = {}
+    of_data = _alike(jobs, lambda job: {key: text for key, text in _typed(job).items() if not _NO_DATA.match(key)})
+    for same in of_data:
+        said = {tuple(sorted(read.items())): job for job in same if (read := _read(job))}
+        if len(said) > 1:  # one job of each kind shows whether its own config, with `${seed}` in it, is the reason
+            settings = {str(_leaves(_at(plain_config(job.folder), "data"), "data")) for job in said.values()}
+            if len(settings) < len(said):
+                differing = {key for one in said for key, _ in one if len({dict(other).get(key) for other in said}) > 1}
+                varied.setdefault(same[0].source, set()).update(differing)
+    for job in jobs:
+        job.settings |= {key: text for key, text in _read(job).items() if key in varied.get(job.source, ())}
     return bool(varied)
+
+
+def _add_by_hand(same: Sequence[Result]) -> bool:
+    """Set what somebody changed in one of the jobs that repeat one another, in all of them."""
+    keys = sorted({key for job in same for key in _changed_by_hand(job)})
+    leaves = [_leaves(plain_config(job.folder)) for job in same] if keys else []
+    varied = [key for key in keys if len({_value(own, key) for own in leaves} - {None}) > 1]
+    for job, own in zip(same, leaves, strict=False):
+        for key in varied:
+            text = _value(own, key)
+            if text is not None and _meaning(job.settings.get(key, "")) != _meaning(text):
+                job.settings[key] = text
+    return bool(varied)
+
+
+def _changed_by_hand(job: Result) -> set[str]:
+    """Settings that may be others than the sweep's, in a job whose last command went on with it or replaced it."""
+    if not _AGAIN.search(str((job.record or {}).get("command"))):  # thousands of jobs are not opened for this
+        return set()
+    typed = {key.lstrip("~"): text for key, text in map(_split, _typed_in(job.folder))}
+    return {key for key, _ in typed.items() ^ _typed(job).items()}
 
 
 def _decisive(result: Result) -> dict[str, str]:
     """What decides what a run's model learns: the settings of its config, and what was in the files that it names."""
     config = plain_config(result.folder)
-    leaves, said = _leaves(config), (result.record or {}).get("data")
-    if isinstance(said, dict) and _names_file(_at(config, "data")):
-        leaves |= {f"read.{key}": said[key] for key in _READ if isinstance(said.get(key), str)}
-    return leaves
+    return _leaves(config) | (_read(result) if _names_file(_at(config, "data")) else {})
+
+
+def _read(result: Result) -> dict[str, str]:
+    """What a run's record says of the data that it read."""
+    said = (result.record or {}).get("data")
+    known = said if isinstance(said, dict) else {}
+    return {f"read.{key}": known[key] for key in _READ if isinstance(known.get(key), str)}
 
 
 def _names_file(node: Any) -> bool:

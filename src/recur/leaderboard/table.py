@@ -177,8 +177,8 @@ class Leaderboard:
             raise UserError("", rule=f"no job wrote the metric {wanted!r}", remedy=known)
         if len(sources) > 1:
             fill_from_configs(results)
-            if add_differences(results):
-                fill_from_configs(results)
+        if add_differences(results) and len(sources) > 1:
+            fill_from_configs(results)
         if mode is None:
             mode = _direction(wanted, sources)
         compared = [source for source in sources if source.name not in left_out]
