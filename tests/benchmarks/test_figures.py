@@ -73,6 +73,28 @@ def test_a_classifier_s_test_figure_says_on_how_many_texts():
     assert figures.of_texts({**record, "data": {"test": "1,234 tokens, 0.00% unknown"}}) == ""
 
 
+def test_the_best_possible_is_that_of_the_split_whose_figure_is_shown():
+    """A run without a test had its validation figure beside the bound of the test."""
+    (record,) = (record for record in _records() if record["name"] == "lm")
+    best = {"val": {"loss": 1.0, "perplexity": 2.72}, "test": record["ceiling"]}
+    of_val, of_test = "perplexity 2.72 (1.000 nats)", "perplexity 5.09 (1.628 nats)"
+    untested = {"runs": {seed: {**run, "test": None} for seed, run in record["runs"].items()}}
+    for changes, shown in (
+        ({}, of_test),
+        ({"ceiling_by_split": best}, of_test),
+        ({**untested, "ceiling_by_split": best}, of_val),
+        ({**untested, "ceiling_by_split": {"val": {}}}, ""),
+        (untested, ""),  # an earlier version's, whose only bound is that of the test
+    ):
+        changed = record | changes
+        assert figures.of_ceiling(changed) == shown
+        head = " ".join(line.lstrip("# ") for line in figures.header(changed))
+        table = publish.results_table([changed])
+        assert (f"the best possible: {shown}" in head) if shown else ("best possible" not in head)
+        assert f" | {shown} | {figures.of_ngrams(changed)} | " in table
+        assert all(other == shown or other not in head + table for other in (of_val, of_test))
+
+
 def test_the_time_of_a_run_that_begins_with_another_has_that_one_s_beside_it(tmp_path):
     """The 38 minutes of `imdb_language` were left out of those of `imdb_strong`."""
     for name in ("one", "two"):

@@ -228,6 +228,13 @@ def of_ngrams(record: Mapping[str, Any]) -> str:
     return spread({"runs": {"0": {"of": metrics}}}, "of") if metrics else ""
 
 
+def of_ceiling(record: Mapping[str, Any]) -> str:
+    """The best that is possible on the split that the run is judged by; empty where it is not known."""
+    split = "test" if spread(record, "test") else "val"
+    ceilings = record.get("ceiling_by_split") or {"test": record.get("ceiling")}  # the only one in earlier records
+    return spread({"runs": {"0": {"of": ceilings.get(split)}}}, "of")
+
+
 def adapted(record: Mapping[str, Any]) -> dict[str, str]:
     """The figures of a run that is measured in another way besides, by split and way.
 
@@ -293,9 +300,8 @@ def header(record: Mapping[str, Any]) -> list[str]:
         if (text := spread(record, split))
     ]
     figures += [f"{split} {text}" for split, text in adapted(record).items()]
-    ceiling = record.get("ceiling") or {}
-    if ceiling:
-        figures.append(f"the best possible: {spread({'runs': {'0': {'of': dict(ceiling)}}}, 'of')}")
+    if text := of_ceiling(record):
+        figures.append(f"the best possible: {text}")
     if text := of_ngrams(record):
         figures.append(f"a model of n-grams on the same text: {text}")
     figure = "; ".join([", ".join(figures), *filter(None, [part(record)]), seeds(record)])

@@ -165,12 +165,11 @@ def results_table(records: Sequence[dict[str, Any]]) -> str:
     )
     lines = [f"| experiment | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for record in records:
-        best = figures.spread({"runs": {"0": {"of": record["ceiling"]}}}, "of") if record["ceiling"] else ""
         cells = [
             f"`{record['name']}`",
             figures.spread(record, "val"),
             figures.spread(record, "test") + figures.of_texts(record),
-            best,
+            figures.of_ceiling(record),
             figures.of_ngrams(record),
             f"{record['parameters']['trainable']:,}",
             f"{record['epochs']} of {record['epochs_of']}" if figures.part(record) else str(record["epochs"]),
