@@ -176,6 +176,10 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "no step": (["--dynamic", "nan"], ["--dynamic must be above 0 and finite, got nan"]),
     "no states": (["--cache", "0"], ["--cache must be above 0, got 0"]),
     "another tokenizer": (["--data", ".", "tokenizer.kind=character"], ["tokenizer does nothing for other data"]),
+    **{
+        f"another {key}": (["--data", ".", f"data.{key}={value}"], [f"{key} does nothing for other data"])
+        for key, value in (("val_fraction", 0.2), ("test_fraction", 0.2), ("limit_train", 5))
+    },
     "device": (["--device", "meta"], ["--device meta cannot be used"]),
 }
 

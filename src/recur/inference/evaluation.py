@@ -46,6 +46,7 @@ SPLITS = ("train", "val", "test")
 _FURTHER = 4  # times that a search for a cache's flatness goes on beyond its end
 # Settings of the data that change how it is read and not what it is.
 _SAME_CONTENT = frozenset(("batch_size", "eval_batch_size", "max_tokens", "eval_bptt", "cache_dir", "seed"))
+_CUTS = ("val_fraction", "test_fraction", "limit_train")  # off the training texts of a run's own data
 _TRAINED_ON = ("unlabelled", "pseudo_labelled")
 _OTHER_DATA = "name the data to evaluate on with --data"
 _STATISTICS_BATCHES = 400  # of training text, to measure how large each weight's gradients are
@@ -125,6 +126,8 @@ def open_data(run: "runs.Run", path: str | None = None, settings: Sequence[str] 
         raise UserError(
             "tokenizer", rule="does nothing for other data, which the run's own reads", remedy="leave it out"
         )
+    if path is not None and (cut := next((key for key in _CUTS if key in keys), None)):
+        raise UserError(cut, rule="does nothing for other data, which is read whole", remedy="leave it out")
     with without_network(path is None and "path" not in keys):
         if path is not None:
             return _read(run, described)
