@@ -6,7 +6,8 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import get_overloads, get_type_hints
+from types import SimpleNamespace
+from typing import Any, get_overloads, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -15,10 +16,12 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 import recur
+from recur.data.text import Tokenizer
 from recur.errors import UserError
 from recur.exporting.folder import export
 from recur.inference.classification import Prediction
 from recur.inference.curves import draw
+from recur.inference.evaluation import open_data
 from recur.inference.language import read_tokens
 from support.torture import scalars
 
@@ -192,6 +195,22 @@ def test_evaluating_from_python_gives_what_the_run_wrote_down(trained_run: Path)
         run.evaluate(batch_sise=3)
     with pytest.raises(UserError, match="must be one of the data's splits"):
         run.evaluate(split="dev")
+
+
+@pytest.mark.parametrize(("own", "other"), [(5, "null"), (None, "5")])
+def test_streams_and_single_windows_are_not_exchanged(tmp_path: Path, own: int | None, other: str) -> None:
+    """The figures of one depended on `eval_bptt`, and a model of streams had never read such windows."""
+    settings = {"_target_": "recur.data.language.LanguageData", "text": "the lazy fox .\n" * 30, "window": own}
+    run: Any = SimpleNamespace(
+        family="language", config={"data": settings}, folder=tmp_path, place=lambda folder: folder
+    )
+    (file := tmp_path / "other.txt").write_text("the fox .\n" * 30)
+    for path, words in ((None, [f"window={other}"]), (str(file), [f"data.window={other}", "eval_bptt=8"])):
+        with pytest.raises(UserError, match=r"window must be (null|a number), as the run reads (streams|windows), got"):
+            open_data(run, path, words)
+    run.tokenizer = Tokenizer.train([settings["text"]], "whitespace", eos=True)
+    same = "null" if own is None else "4"
+    assert open_data(run, str(file), [f"window={same}"]).window == json.loads(same)
 
 
 def test_features_of_a_classifier_are_what_its_head_reads(trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,16 +118,12 @@ def open_data(run: "runs.Run", path: str | None = None, settings: Sequence[str] 
         settings: `key=value` changes to the data settings.
 
     Raises:
-        UserError: an unknown setting or one that does nothing, or the run's own data has changed since.
+        UserError: an unknown setting, one that does nothing or that does not fit the model, or the run's own data has
+            changed since.
     """
     described = settings_of_data(run, path, settings)
     keys = set(map(_key, settings))
-    if path is not None and "tokenizer" in keys:
-        raise UserError(
-            "tokenizer", rule="does nothing for other data, which the run's own reads", remedy="leave it out"
-        )
-    if path is not None and (cut := next((key for key in _CUTS if key in keys), None)):
-        raise UserError(cut, rule="does nothing for other data, which is read whole", remedy="leave it out")
+    _check_changes(run, keys, described, other=path is not None)
     with without_network(path is None and "path" not in keys):
         if path is not None:
             return _read(run, described)
@@ -145,6 +141,20 @@ def open_data(run: "runs.Run", path: str | None = None, settings: Sequence[str] 
         kept = {split: facts for split, facts in known.items() if split != fingerprint.PSEUDO}
         fingerprint.compare(kept, fingerprint.fingerprint(data), str(run.checkpoint), _OTHER_DATA)
     return data
+
+
+def _check_changes(run: "runs.Run", keys: set[str], described: dict[str, Any], *, other: bool) -> None:
+    """Refuse changes that do nothing for `other` data, and streams for a model of single windows or the reverse."""
+    if other and "tokenizer" in keys:
+        raise UserError(
+            "tokenizer", rule="does nothing for other data, which the run's own reads", remedy="leave it out"
+        )
+    if other and (cut := next((key for key in _CUTS if key in keys), None)):
+        raise UserError(cut, rule="does nothing for other data, which is read whole", remedy="leave it out")
+    own, window = run.config["data"].get("window"), described.get("window")
+    if run.family == "language" and (window is None) != (own is None):
+        rule = "must be null, as the run reads streams" if own is None else "must be a number, as the run reads windows"
+        raise UserError("window", window, rule, "leave it out")
 
 
 def same_content(settings: Sequence[str]) -> list[str]:
