@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from conftest import train
+from recur.data.corpus import prompt_ids
 from recur.errors import UserError
-from recur.inference.language import Sampling, Writer, prompt_ids, unknown_words
+from recur.inference.language import Sampling, Writer, unknown_words
 from recur.inference.run import load
 from support.commands import run_command
 

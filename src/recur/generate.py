@@ -51,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> None:
     cli.accept_any_character()
-    from recur.inference.language import Sampling, Writer, generate_ids, prompt_ids, unknown_words, written
+    from recur.data.corpus import prompt_ids
+    from recur.inference.language import Sampling, Writer, generate_ids, unknown_words, written
     from recur.inference.run import load
 
     names = ("tokens", "samples", "greedy", "temperature", "top_k", "top_p", "no_unknown", "seed", "beams")

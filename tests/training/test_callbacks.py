@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +14,20 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from torch.utils.data import DataLoader
 
+from recur.inference.language import Sampling, generate
 from recur.tasks.base import Stepping
-from recur.training.callbacks import NonMonotonicAveraging, Progress, Throughput, early_stopping, epoch_line, weight_ema
+from recur.training.callbacks import (
+    NonMonotonicAveraging,
+    Progress,
+    Samples,
+    Throughput,
+    early_stopping,
+    epoch_line,
+    weight_ema,
+)
 from recur.training.checkpointing import Files, best_checkpoint, bounds
 from recur.training.failures import leave_with_launcher
+from support.language_models import text_data
 
 METRICS = {
     "train/epoch_loss": 0.5,
@@ -258,3 +269,30 @@ def test_an_average_begins_with_the_weights_of_its_first_step(start):
         averaged.update_parameters(model)
         expected = float(step**2) if step <= start else 0.9 * expected + 0.1 * step**2
         assert averaged.module.weight[0, 0].item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"window": 4}, {"reverse": True}])
+def test_a_sample_begins_as_the_command_generate_does(settings: dict[str, Any]) -> None:
+    """Ends of lines were left out of the prompt, and the start token before it."""
+    data = text_data(**settings)
+    fed: list[list[int]] = []
+
+    def written(prompt: torch.Tensor, **_: Any) -> Iterator[torch.Tensor]:
+        fed.append(prompt[:, 0].tolist())
+        return iter([torch.tensor([3])] * 6)
+
+    task: Any = SimpleNamespace(window=data.window, device=torch.device("cpu"), generate=written)
+    run: Any = SimpleNamespace(tokenizer=data.tokenizer, task=task, require_forward=lambda: None)
+    state = {"sanity_checking": False, "state": SimpleNamespace(fn="fit"), "is_global_zero": True}
+    trainer: Any = SimpleNamespace(datamodule=data, callbacks=[], loggers=[], **state)
+    for prompt in ("the king", "the king\n", "the king\r\nthe fox"):
+        samples = Samples(prompt, 6, 0.0)
+        samples.on_validation_end(trainer, task)
+        (text,) = generate(run, prompt, Sampling(tokens=6, greedy=True))
+        sampled, generated = fed[-2:]
+        if data.reverse:  # which the command refuses
+            start, *ids = generated
+            assert sampled == [start, *ids[::-1]]
+            assert samples.last is not None and samples.last.endswith(prompt.replace("\r", ""))
+        else:
+            assert sampled == generated and samples.last == text

@@ -204,6 +204,17 @@ def start_id(tokenizer: Tokenizer) -> int:
     return newline[0] if len(newline) == 1 else tokenizer.unk_id
 
 
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Ids of a prompt as the training text would have them: for words, a line's end is `<eos>`."""
+    prompt = with_newlines(prompt)
+    if tokenizer.eos_id is None:
+        return tokenizer.encode(prompt)
+    ids: list[int] = []
+    for number, line in enumerate(prompt.split("\n")):
+        ids += [tokenizer.eos_id] * (number > 0) + tokenizer.encode(line)
+    return ids
+
+
 def readable(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
     """Text of ids as people write it: `<eos>` is the end of a line."""
     if tokenizer.eos_id is None:

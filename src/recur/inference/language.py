@@ -196,17 +196,6 @@ class Sampling:
                 raise UserError(name, getattr(self, name), rule)
 
 
-def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Ids of a prompt as the training text would have them: for words, a line's end is `<eos>`."""
-    prompt = corpus.with_newlines(prompt)
-    if tokenizer.eos_id is None:
-        return tokenizer.encode(prompt)
-    ids: list[int] = []
-    for number, line in enumerate(prompt.split("\n")):
-        ids += [tokenizer.eos_id] * (number > 0) + tokenizer.encode(line)
-    return ids
-
-
 def unknown_words(tokenizer: Tokenizer, prompt: str) -> list[str]:
     """The prompt's words (or characters) that the model has never seen, each once."""
     words = tokenizer.tokens(prompt)
@@ -258,7 +247,7 @@ def generate(run: "runs.Run", prompt: str, sampling: Sampling) -> list[str]:
     if sampling.beams is not None:
         texts = beam_search(run, prompt, sampling.beams, sampling.tokens, no_unknown=sampling.no_unknown)
         return [one.text for one in texts[: sampling.samples]]
-    ids = prompt_ids(run.tokenizer, prompt)
+    ids = corpus.prompt_ids(run.tokenizer, prompt)
     samples: list[list[int]] = [list(ids) for _ in range(sampling.samples)]
     for row in generate_ids(run, ids, sampling):
         for sample, index in zip(samples, row, strict=True):
@@ -304,7 +293,7 @@ def beam_search(
     """
     run.require_forward()
     Sampling(beams=beams, tokens=tokens)  # refuses what is out of range
-    ids = prompt_ids(run.tokenizer, prompt)
+    ids = corpus.prompt_ids(run.tokenizer, prompt)
     exclude = [run.tokenizer.unk_id] if no_unknown else []
     rows, logs = run.task.beam_search(torch.tensor(_begun(run, ids)), tokens=tokens, beams=beams, exclude=exclude)
     return [

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from recur.cli import going_on_unread
-from recur.data.corpus import readable
+from recur.data.corpus import prompt_ids, readable
 from recur.errors import UserError
 from recur.render import escape_controls
 from recur.runs import journal
@@ -472,8 +472,9 @@ class Samples(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero or self.tokens < 1:
             return
         order = slice(None, None, -1 if data.reverse else 1)
-        ids = list(data.tokenizer.encode(self.prompt) if self.prompt else [])[order]
-        prompt = torch.tensor(ids or [data.start_id])[:, None]  # (tokens, one sample)
+        ids = prompt_ids(data.tokenizer, self.prompt or "")[order]
+        first = [] if ids and pl_module.window is not None else [data.start_id]  # with which streams alone begin
+        prompt = torch.tensor([*first, *ids])[:, None]  # (tokens, one sample)
         generator = torch.Generator(pl_module.device).manual_seed(0)
         with averaged_weights(trainer, pl_module):
             drawn = pl_module.generate(prompt, temperature=self.temperature, generator=generator)  # type: ignore[operator]
