@@ -124,6 +124,7 @@ def test_pieces_of_a_text_make_the_text(tmp_path):
         ids = prompt_ids(tokenizer, text)
         writer = Writer(tokenizer)
         assert "".join(writer.piece(index) for index in ids) + writer.end() == text, kind
+        assert unknown_words(tokenizer, text.replace("\n", "\r\n")) == [], kind  # read as the newline that is known
     assert unknown_words(tokenizer, "line three") == ["'three'"]
 
 

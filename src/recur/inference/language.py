@@ -198,6 +198,7 @@ class Sampling:
 
 def unknown_words(tokenizer: Tokenizer, prompt: str) -> list[str]:
     """The prompt's words (or characters) that the model has never seen, each once."""
+    prompt = corpus.with_newlines(prompt)
     words = tokenizer.tokens(prompt)
     ids = tokenizer.encode(prompt)
     unknown = [word for word, index in zip(words, ids, strict=True) if index == tokenizer.unk_id and word != "<unk>"]
