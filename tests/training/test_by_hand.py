@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 import recur
 from recur.data.language import LanguageData
@@ -16,6 +16,7 @@ from recur.data.synthetic import SyntheticReviews
 from recur.errors import UserError
 from recur.nn.classifier import Classifier
 from recur.nn.language_model import LanguageModel
+from recur.runs.run import load_checkpoint
 from recur.tasks.language_modeling import LanguageModelingTask
 from recur.tasks.sentiment import SentimentTask
 from recur.training import by_hand
@@ -28,10 +29,12 @@ pytestmark = [  # Lightning's own
 ADAM = partial(torch.optim.Adam, lr=0.01)
 
 
+QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+
+
 def trained(place: Path, data: Any, task: Any, monitor: str, mode: str) -> Path:
     best = ModelCheckpoint(place / "checkpoints", filename="best", monitor=monitor, mode=mode)
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    train(data, task, pl.Trainer(accelerator="cpu", max_epochs=2, callbacks=[best], default_root_dir=place, **quiet))
+    train(data, task, pl.Trainer(accelerator="cpu", max_epochs=2, callbacks=[best], default_root_dir=place, **QUIET))
     return place
 
 
@@ -48,6 +51,23 @@ def test_a_classifier_built_by_hand_is_opened_by_its_folder(tmp_path: Path) -> N
     assert run.predict(["this film is great"])[0].label in ("negative", "positive")
     assert run.evaluate(split="test")["test"]["texts"] == 60  # the corpus is made again from its settings
     assert "gru" in run._repr_html_()
+
+
+def test_figures_are_those_of_the_best_weights_beside_an_average_of_lightnings_own(tmp_path: Path) -> None:
+    """It would swap its last average in for the validation, where the best checkpoint is an earlier one."""
+    data = SentimentData(synthetic=SyntheticReviews(200, 40, 40), batch_size=20)
+    data.setup()
+    net = partial(Classifier, embedding_dim=4, hidden_size=4)
+    task = SentimentTask(net, optimizer=ADAM, **data.model_arguments())
+    first = ModelCheckpoint(tmp_path, filename="best", monitor="train/epoch_loss", mode="max")
+    callbacks = [first, EMAWeightAveraging(decay=0.5)]
+    result = train(data, task, pl.Trainer(accelerator="cpu", max_epochs=2, callbacks=callbacks, **QUIET), test=False)
+    best = load_checkpoint(tmp_path / "best.ckpt")
+    assert best["epoch"] == 0
+    assert torch.equal(task.net.head.weight, best["state_dict"]["net.head.weight"])
+    task.load_state_dict(best["state_dict"])
+    (again,) = pl.Trainer(accelerator="cpu", **QUIET).validate(task, datamodule=data, verbose=False)
+    assert result.results["val"]["loss"] == pytest.approx(again["val/loss"], rel=1e-6)
 
 
 def test_a_language_model_built_by_hand_is_opened_by_its_checkpoint(tmp_path: Path) -> None:
@@ -71,8 +91,7 @@ def test_what_has_no_name_is_refused_before_anything_is_trained(tmp_path: Path) 
     with pytest.raises(UserError, match=r"model\.net must have a name under which it can be imported again"):
         trained(tmp_path / "mine", data, task, "val/accuracy", "max")
     assert not (tmp_path / "mine").exists()
-    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    trainer = pl.Trainer(accelerator="cpu", max_steps=2, enable_checkpointing=False, **quiet)
+    trainer = pl.Trainer(accelerator="cpu", max_steps=2, enable_checkpointing=False, **QUIET)
     assert train(data, task, trainer, test=False).results["val"]["loss"] > 0  # where nothing is saved, nothing is named
 
 

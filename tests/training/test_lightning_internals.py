@@ -117,3 +117,18 @@ def test_an_average_counts_its_steps() -> None:
 
     _fit(average, Look())
     assert seen == [4]
+
+
+def test_an_average_that_was_dropped_is_not_validated() -> None:
+    class Average(WeightAveraging):
+        def should_update(self, step_idx=None, epoch_idx=None):
+            return step_idx == 0
+
+    trainer = _fit(average := Average())
+    task = trainer.lightning_module
+    assert internals.averaged_steps(average) == 1
+    internals.drop_averages(trainer)
+    assert internals.averaged_steps(average) == 0
+    task.load_state_dict({"layer.weight": torch.tensor([[7.0]]), "layer.bias": torch.zeros(1)})
+    trainer.validate(task, DataLoader(torch.ones(1, 1)), verbose=False)
+    assert trainer.callback_metrics["val/loss"] == 7

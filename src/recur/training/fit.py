@@ -69,6 +69,7 @@ def train(
     task = trainer.precision_plugin.convert_module(task)  # type: ignore[assignment]
     with explained(trainer):
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        internals.drop_averages(trainer)
         best: Any = trainer.checkpoint_callback
         score = None if best is None or best.best_model_score is None else float(best.best_model_score)
         results = {"val": metrics_of(trainer, "val/")}

@@ -68,6 +68,13 @@ def averaged_steps(callback: WeightAveraging) -> int:
     return 0 if average is None else int(average.n_averaged)
 
 
+def drop_averages(trainer: pl.Trainer) -> None:
+    """Forget averages of weights: a validation after training would swap them in, whatever weights the task has."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging):
+            callback._average_model = None
+
+
 def write_restart_at_validation(loops: dict[str, Any]) -> None:
     """Write the counters of a checkpoint so that a restart validates: one batch of it begun, none done."""
     loops["epoch_loop.val_loop.batch_progress"] = {
