@@ -85,6 +85,15 @@ def test_batches_hold_each_text_with_its_probabilities(tmp_path, labelled, suffi
     assert data.describe()["pseudo-labelled"].startswith(f"{len(TEXTS)} texts")
 
 
+def test_texts_of_validation_that_a_model_labelled_are_counted(tmp_path, labelled):
+    plain = labelled()
+    assert plain.overlap() == {"val": 0} and plain.describe()["val overlap"] == "0 of 4 texts are in train too"
+    known = [plain.text("val", row) for row in range(2)]
+    data = labelled(pseudo_labelled=write(tmp_path / "theirs.jsonl", [*known, *TEXTS[2:]]))
+    assert data.overlap() == {"val": 2}
+    assert data.describe()["val overlap"] == "2 of 4 texts are in train or pseudo-labelled too"
+
+
 def test_rows_in_messages_are_those_of_the_files(tmp_path, labelled):
     """Whatever was carved off, left out or read beside them, and counted from 1 in each file."""
     file = write(tmp_path / "theirs.jsonl", [TEXTS[0], " ", *TEXTS[1:]], [0.9, 0.5, *POSITIVE[1:]])

@@ -285,8 +285,9 @@ class SentimentData(Remembering, pl.LightningDataModule):
                 facts["pseudo-labelled skipped"] = "; ".join(f"{n} x {reason}" for reason, n in skipped.items())
         facts["classes"] = ", ".join(self.class_names)
         facts["vocabulary"] = f"{self.vocab_size:,} ({self.tokenizer.kind})"
+        trained = "train" if pseudo is None else "train or pseudo-labelled"
         for split, count in self.overlap().items():
-            facts[f"{split} overlap"] = f"{count:,} of {len(self._rows[split]):,} texts are in train too"
+            facts[f"{split} overlap"] = f"{count:,} of {len(self._rows[split]):,} texts are in {trained} too"
         if self._vectors is not None:
             tokens, rows = self._open("train").tokens, self._rows["train"]
             text = np.concatenate([tokens[row] for row in rows.tolist()])
@@ -294,15 +295,14 @@ class SentimentData(Remembering, pl.LightningDataModule):
         return facts
 
     def overlap(self) -> dict[str, int]:
-        """Texts of validation and test that are in the training split word for word."""
+        """Texts of validation and test that are trained on, too, word for word: labelled or pseudo-labelled."""
         if "train" not in self._rows:
             return {}
-        train = self._open("train").digests[self._rows["train"]]
-        return {
-            split: int(np.isin(self._open(split).digests[self._rows[split]], train).sum())
-            for split in ("val", "test")
-            if split in self._rows
-        }
+        trained = self._open("train").digests[self._rows["train"]]
+        if self.pseudo_labelled() is not None:
+            trained = np.concatenate([trained, self._open(_PSEUDO).digests])
+        there = [split for split in ("val", "test") if split in self._rows]
+        return {split: int(np.isin(self._open(split).digests[self._rows[split]], trained).sum()) for split in there}
 
     def texts(self, split: str) -> Texts:
         """Token ids of a split, cut to `max_length`.
