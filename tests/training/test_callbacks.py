@@ -29,6 +29,7 @@ from recur.training.checkpointing import Files, best_checkpoint, bounds
 from recur.training.failures import leave_with_launcher
 from support.language_models import text_data
 
+NAN = float("nan")
 METRICS = {
     "train/epoch_loss": 0.5,
     "train/epoch_accuracy": 0.75,
@@ -142,6 +143,21 @@ def test_what_is_measured_in_training_is_watched_at_the_end_of_each_epoch(tmp_pa
     content = torch.load(tmp_path / "best.ckpt", weights_only=True)
     assert content["epoch"] == 1
     assert trainer.checkpoint_callback.best_model_score == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("figures", "epochs", "kept"),
+    [([0.5, NAN, 0.9, NAN, 0.8, 1.0], 5, 2), ([NAN] * 6, 2, 0), ([NAN, 0.1, 0.2, 0.3, 0.4, 0.5], 6, 5)],
+    ids=["some", "all", "the first"],
+)
+def test_a_figure_that_is_nan_counts_towards_patience(tmp_path: Path, figures, epochs: int, kept: int) -> None:
+    best, stopping = best_checkpoint("val/accuracy", "max", str(tmp_path)), early_stopping("val/accuracy", "max", 2)
+    trainer = _trainer(best, stopping, max_epochs=6)
+    scores = [(figure, 0.5) for figure in figures]
+    trainer.fit(_Scores(scores), DataLoader(torch.ones(1, 1)), DataLoader(torch.ones(1, 1)))
+    assert trainer.current_epoch == epochs
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == kept
 
 
 def test_a_changed_patience_is_not_that_of_the_checkpoint() -> None:

@@ -40,13 +40,17 @@ class _EarlyStopping(EarlyStopping):
 
 
 def early_stopping(monitor: str, mode: str, patience: Annotated[int, Ge(0)] | None) -> EarlyStopping | None:
-    """Stop after `patience` validations in a row without improvement, with 0 after the first; None for None."""
+    """Stop after `patience` validations in a row without improvement, with 0 after the first; None for None.
+
+    One that is NaN is none either: a metric may not be defined for what a validation saw.
+    """
     if patience is None:
         return None
     # After each validation: an epoch in whose middle a run goes on with other data ends without one.
     # What is measured in training is whole only there.
     at_epoch_end = monitor.startswith("train/")
-    return _EarlyStopping(monitor, mode=mode, patience=patience, check_on_train_epoch_end=at_epoch_end)
+    settings: dict[str, Any] = {"check_finite": False, "check_on_train_epoch_end": at_epoch_end}
+    return _EarlyStopping(monitor, mode=mode, patience=patience, **settings)
 
 
 class _OnTheDevice(WeightAveraging):
