@@ -3,13 +3,24 @@
 import csv
 import json
 import signal
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
+import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from conftest import EASY
+from recur.data.sentiment import SentimentData
+from recur.data.synthetic import SyntheticReviews
+from recur.nn.classifier import Classifier
 from recur.runs.run import load_checkpoint
+from recur.tasks.sentiment import SentimentTask
+from recur.training import fit
+from recur.training.checkpointing import LastCheckpoint, best_checkpoint
+from recur.training.failures import Stop
 from support.commands import run_command
 from support.torture import Moment, compare, finish, scalars, start, torture
 
@@ -245,3 +256,55 @@ def test_what_the_validation_of_a_run_out_of_time_found_is_known_when_it_goes_on
     assert (last["reached"]["place"], last["global_step"]) == ("cut", 3)
     (best,) = [state for name, state in last["callbacks"].items() if name.startswith("BestCheckpoint")]
     assert best["best_model_score"] == last["reached"]["metrics"]["val/accuracy"]
+
+
+class Deaf(Stop):
+    def listen(self) -> None:
+        """Leave this process its own handlers."""
+
+
+class Curve(DummyLogger):
+    """At which steps each figure was logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: dict[str, list[int]] = {}
+
+    def log_metrics(self, metrics, step=None) -> None:
+        for name in metrics:
+            self.steps.setdefault(name, []).append(step)
+
+
+def fitted(folder: Path, *callbacks: pl.Callback, going_on: bool = False, **settings) -> Curve:
+    """Train in this process, twelve batches an epoch."""
+    torch.manual_seed(0)
+    data = SentimentData(synthetic=SyntheticReviews(96, 16, 16), batch_size=8)
+    data.setup()
+    net = partial(Classifier, embedding_dim=4, hidden_size=4)
+    task = SentimentTask(net, optimizer=partial(torch.optim.Adam, lr=0.01), **data.model_arguments())
+    last = LastCheckpoint(str(folder / "checkpoints"), stop=Deaf())
+    best = best_checkpoint("val/loss", "min", str(folder / "checkpoints"))
+    curve = Curve()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=curve,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[last, *callbacks, best],
+        default_root_dir=folder,
+        **settings,
+    )
+    fit.train(data, task, trainer, checkpoint=last.path if going_on else None, test=False)
+    return curve
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("first", "then"), [(2, 6), (6, 4), (4, 4)], ids=["rarer", "others", "the same"])
+def test_curves_go_on_at_the_next_step_whatever_the_rhythm_of_validations(tmp_path: Path, first, then) -> None:
+    curves = [
+        fitted(tmp_path, max_epochs=2, max_steps=4, val_check_interval=first),
+        fitted(tmp_path, going_on=True, max_epochs=2, val_check_interval=then),
+    ]
+    assert [step for curve in curves for step in curve.steps["train/gradient_norm"]] == list(range(24))

@@ -194,13 +194,11 @@ def bounds(trainer: pl.Trainer) -> dict[str, Any]:
     }
 
 
-def adjust(loops: dict[str, Any], place: str, trainer: pl.Trainer) -> None:
+def adjust(loops: dict[str, Any], place: str) -> None:
     """Write Lightning's counters as a restart at this place needs them."""
     if place == "validation":
         internals.write_restart_at_validation(loops)
-    elif place in ("between", "cut"):
-        internals.write_restart_between_batches(loops, trainer)
-    if place == "cut":
+    elif place == "cut":
         internals.write_epoch_open(loops)
 
 
@@ -349,6 +347,7 @@ class LastCheckpoint(Callback):
         loader.before_batch = lambda: self._between(trainer)
 
     def _between(self, trainer: pl.Trainer) -> None:
+        internals.count_steps(trainer)
         loop = trainer.fit_loop.epoch_loop
         if loop.batch_progress.current.ready % trainer.accumulate_grad_batches:
             return  # gradients half accumulated are in no checkpoint
@@ -432,7 +431,7 @@ class LastCheckpoint(Callback):
         """Add how far the curves are, what was last measured, and whether training is over."""
         if self._place is None:
             return
-        adjust(checkpoint["loops"]["fit_loop"], self._place, trainer)
+        adjust(checkpoint["loops"]["fit_loop"], self._place)
         checkpoint["reached"] = {
             "place": self._place,
             "curves": {path.name: synced_size(path) for path in curves(self.path.parent.parent)},

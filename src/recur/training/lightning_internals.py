@@ -46,6 +46,16 @@ def begin_epoch(trainer: pl.Trainer) -> None:
     end_restart(trainer)
 
 
+def count_steps(trainer: pl.Trainer) -> None:
+    """Have the curves go on at the present step, before a batch.
+
+    A restart after a batch with a validation counts that batch's step once more, and what is such a batch depends on
+    settings that may have changed.
+    """
+    if trainer.lightning_module.automatic_optimization:  # else a batch may have several steps
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
 def drop_loader_states(loops: dict[str, Any]) -> None:
     """Leave out of a checkpoint's counters where the training loaders were in an epoch that is over."""
     if loader_states(loops):
@@ -82,16 +92,6 @@ def write_restart_at_validation(loops: dict[str, Any]) -> None:
         "current": {"ready": 0, "started": 0, "processed": 0, "completed": 0},
         "is_last_batch": False,
     }
-
-
-def write_restart_between_batches(loops: dict[str, Any], trainer: pl.Trainer) -> None:
-    """Write the counters of a checkpoint so that a restart asks for the next batch.
-
-    After a batch with a validation a restart takes the checkpoint for one of the validation's end, and counts the step
-    once more.
-    """
-    if validation_is_due(trainer):
-        loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
 
 def write_epoch_open(loops: dict[str, Any]) -> None:
