@@ -22,7 +22,7 @@ from recur.training import fit
 from recur.training.checkpointing import LastCheckpoint, best_checkpoint
 from recur.training.failures import Stop
 from support.commands import run_command
-from support.torture import Moment, compare, finish, scalars, start, torture
+from support.torture import Moment, compare, differences, finish, scalars, start, torture
 
 FEW = [
     "data.synthetic.train_size=104",
@@ -308,3 +308,43 @@ def test_curves_go_on_at_the_next_step_whatever_the_rhythm_of_validations(tmp_pa
         fitted(tmp_path, going_on=True, max_epochs=2, val_check_interval=then),
     ]
     assert [step for curve in curves for step in curve.steps["train/gradient_norm"]] == list(range(24))
+
+
+class Ends(pl.Callback):
+    """Ends training after a batch or in a validation, each by its number, as `max_time` and early stopping do."""
+
+    def __init__(self, *, batch: int | None = None, validation: int | None = None) -> None:
+        self.left = {"batch": batch, "validation": validation}
+
+    def on_train_batch_end(self, trainer, *rest) -> None:
+        self.count("batch", trainer)
+
+    def on_validation_end(self, trainer, task) -> None:
+        if trainer.state.fn == "fit":
+            self.count("validation", trainer)
+
+    def count(self, place: str, trainer: pl.Trainer) -> None:
+        if self.left[place] is not None:
+            self.left[place] -= 1
+            trainer.should_stop = trainer.should_stop or self.left[place] == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("ends", "steps", "more"),
+    [({"validation": 1}, 1, []), ({"batch": 6}, 2, [1])],  # the last validation of a run out of time
+    ids=["validation", "batch"],
+)
+def test_a_run_that_is_ended_within_a_step_goes_on_after_it(tmp_path: Path, ends, steps: int, more) -> None:
+    """Three steps of four batches, and validations after every third."""
+    settings = {"accumulate_grad_batches": 4, "val_check_interval": 3}
+    whole = fitted(tmp_path / "whole", max_epochs=2, **settings)
+    first = fitted(tmp_path / "parts", Ends(**ends), max_epochs=3, **settings)
+    last = load_checkpoint(tmp_path / "parts" / "checkpoints" / "last.ckpt")
+    assert (last["reached"]["place"], last["global_step"]) == ("cut", steps)
+    second = fitted(tmp_path / "parts", going_on=True, max_epochs=2, **settings)
+    validated = [curve.steps["val/loss"] for curve in (first, second, whole)]
+    assert sorted(validated[0] + validated[1]) == sorted(validated[2] + more)
+    one, other = (load_checkpoint(tmp_path / part / "checkpoints" / "last.ckpt") for part in ("whole", "parts"))
+    for key in ("state_dict", "optimizer_states", "loops"):
+        assert differences(one[key], other[key], key) == []

@@ -70,6 +70,21 @@ def test_where_a_step_ends_and_a_validation_is_due() -> None:
     assert seen.whole == [True]
 
 
+def test_a_validation_can_be_skipped() -> None:
+    validated = []
+
+    class Skip(pl.Callback):
+        def on_train_batch_end(self, trainer, task, outputs, batch, number):
+            if number == 2:
+                internals.skip_validation(trainer)
+
+        def on_validation_end(self, trainer, task):
+            validated.append(trainer.global_step)
+
+    _fit(Skip(), val_check_interval=3)
+    assert validated == [6]
+
+
 def test_an_epoch_that_max_steps_ends_is_not_whole_and_can_be_written_as_open() -> None:
     seen = _Observer()
     _fit(seen, max_epochs=-1, max_steps=4)

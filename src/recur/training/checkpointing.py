@@ -452,6 +452,40 @@ class LastCheckpoint(Callback):
             internals.drop_loader_states(checkpoint["loops"]["fit_loop"])
 
 
+class WholeSteps(Callback):
+    """Lets what ends training early wait for the end of the step: no checkpoint has gradients half accumulated.
+
+    It has to be the last of the callbacks, any of which may ask for that end (early stopping, `trainer.max_time`).
+    """
+
+    def __init__(self) -> None:
+        self._asked: str | None = None  # within a step: after a batch or a validation
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Nothing is asked for yet."""
+        self._asked = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """End training where the step ends; what a validation within it asked for is not validated again."""
+        if internals.accumulates(trainer):
+            self._hold(trainer, "batch")
+        elif self._asked is not None:
+            if self._asked == "validation" and not internals.validation_is_due(trainer):
+                internals.skip_validation(trainer)
+            trainer.should_stop, self._asked = True, None
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Train on until the step ends."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and internals.accumulates(trainer):
+            self._hold(trainer, "validation")
+
+    def _hold(self, trainer: pl.Trainer, place: str) -> None:
+        if trainer.should_stop:
+            trainer.should_stop, self._asked = False, place
+
+
 class SelfContained(Callback):
     """Puts into every checkpoint what is needed to use it alone.
 

@@ -13,6 +13,7 @@ from recur.runs.run import load_checkpoint
 from recur.tasks.base import Stepping, reset_metrics
 from recur.training import by_hand
 from recur.training import lightning_internals as internals
+from recur.training.checkpointing import WholeSteps
 from recur.training.failures import explained
 from recur.training.report import metrics_of
 
@@ -62,6 +63,9 @@ def train(
     """
     check_lengths(data, trainer, test=test)
     by_hand.complete(data, task, trainer)
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    if not any(isinstance(callback, WholeSteps) for callback in callbacks):
+        callbacks.append(WholeSteps())
     reset_metrics(task)
     if checkpoint is None and isinstance(task, Stepping):
         task.prepare(data)

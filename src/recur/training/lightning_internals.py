@@ -21,6 +21,11 @@ def validation_is_due(trainer: pl.Trainer) -> bool:
     return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
 
 
+def skip_validation(trainer: pl.Trainer) -> None:
+    """Have no validation follow the batch that has just ended."""
+    trainer.fit_loop.epoch_loop._skip_next_val = True
+
+
 def epoch_is_whole(trainer: pl.Trainer) -> bool:
     """Whether the epoch's last batch has been trained on."""
     return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
