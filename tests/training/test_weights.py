@@ -2,16 +2,23 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from conftest import EASY, train
 from recur.config.compose import command_line, compose_run
+from recur.data.sentiment import SentimentData
 from recur.errors import UserError
+from recur.nn.classifier import Classifier
 from recur.runs.run import Run
-from recur.training import lr_finder, weights
+from recur.tasks.sentiment import SentimentTask
+from recur.training import fit, lr_finder, weights
 from support.commands import run_command
 
 
@@ -30,10 +37,61 @@ def test_a_run_of_the_same_shape_gives_all_its_weights(trained_run: Path) -> Non
         assert torch.equal(state[name], expected), name
 
 
-def test_a_language_model_gives_a_classifier_its_vectors_and_forward_layers(language_run: Path) -> None:
-    from recur.nn.classifier import Classifier
-    from recur.tasks.sentiment import SentimentTask
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory: pytest.TempPathFactory):
+    """Folders of classifiers of given classes, hardly trained."""
 
+    def made(*classes: str) -> Path:
+        folder = tmp_path_factory.mktemp("classes")
+        rows = [f"word{row % 7} text,{classes[row % len(classes)]}" for row in range(40)]
+        (folder / "texts.csv").write_text("\n".join(["text,label", *rows, ""]))
+        data = SentimentData(train=str(folder / "texts.csv"), class_names=list(classes), batch_size=20)
+        data.setup()
+        net = partial(Classifier, embedding_dim=4, hidden_size=4)
+        task = SentimentTask(net, optimizer=partial(torch.optim.Adam, lr=0.1), **data.model_arguments())
+        best = ModelCheckpoint(folder / "checkpoints", filename="best", monitor="val/loss")
+        quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+        trainer = pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[best], default_root_dir=folder, **quiet)
+        fit.train(data, task, trainer, test=False)
+        return folder
+
+    return made
+
+
+def _classifier(*classes: str) -> SentimentTask:
+    net = partial(Classifier, embedding_dim=4, hidden_size=4)
+    return SentimentTask(net, vocab_size=3, num_classes=len(classes), class_names=classes)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_classes_have_one_logit_that_is_turned_round_where_they_are(run_of) -> None:
+    folder = run_of("bad", "good")
+    given = Run.open(folder).task.net.head
+    same, turned, others = _classifier("bad", "good"), _classifier("good", "bad"), _classifier("bad", "worse")
+    before = others.net.head.weight.clone()
+    said = [str(weights.copy_from(folder, task, ["<unk>", "x", "text"])) for task in (same, turned, others)]
+    assert torch.equal(same.net.head.weight, given.weight) and torch.equal(same.net.head.bias, given.bias)
+    assert torch.equal(turned.net.head.weight, -given.weight) and torch.equal(turned.net.head.bias, -given.bias)
+    assert torch.equal(others.net.head.weight, before)
+    assert said[0] == said[1] == "11 of 11 tensors, with the vectors of 2 of 3 tokens and the head of 2 of 2 classes"
+    assert said[2] == "9 of 11 tensors, with the vectors of 2 of 3 tokens and the head of 0 of 2 classes"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_of_several_classes_those_of_the_same_name_are_copied(run_of) -> None:
+    folder = run_of("bad", "good", "fair")
+    given = Run.open(folder).task.net.head
+    task = _classifier("fair", "new", "bad", "odd")
+    before = task.net.head.weight.clone()
+    copied = weights.copy_from(folder, task, ["<unk>"])
+    assert copied.classes == (2, 4) and "net.head.bias" in copied.names
+    assert torch.equal(task.net.head.weight, torch.stack([given.weight[2], before[1], given.weight[0], before[3]]))
+    assert torch.equal(task.net.head.bias[[0, 2]], given.bias[[2, 0]])
+    two = _classifier("bad", "good")
+    assert weights.copy_from(folder, two, ["<unk>"]).classes == (0, 2)
+
+
+def test_a_language_model_gives_a_classifier_its_vectors_and_forward_layers(language_run: Path) -> None:
     source = Run.open(language_run)
     vocabulary = ["<unk>", "no such token", *source.tokenizer.vocabulary[3:]]
     task = SentimentTask(
@@ -80,9 +138,6 @@ def backward_run(language_run: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_a_model_that_reads_from_the_end_gives_a_classifier_its_backward_direction(
     language_run: Path, backward_run: Path
 ) -> None:
-    from recur.nn.classifier import Classifier
-    from recur.tasks.sentiment import SentimentTask
-
     forward, backward = Run.open(language_run), Run.open(backward_run)
     vocabulary = forward.tokenizer.vocabulary
 
