@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from recur import cli
-from recur.config.compose import Composed, as_text, command_line, compose_run, hydra_as_before, quoted
+from recur.config.compose import Composed, command_line, compose_run, hydra_as_before
+from recur.config.words import as_value
 from recur.data.tables import as_file, is_table
 from recur.errors import UserError
 from recur.inference.run import Run, load
@@ -126,22 +127,15 @@ def words(overrides: Overrides) -> list[str]:
     if isinstance(overrides, str):
         raise TypeError("overrides are several words: give a list")
     if isinstance(overrides, Mapping):
-        return [f"{key}={_written(value, key)}" for key, value in overrides.items()]
+        return [f"{key}={as_value(_with_files(value, key))}" for key, value in overrides.items()]
     return list(overrides)
 
 
-def _written(value: Any, key: str) -> str:
+def _with_files(value: Any, key: str) -> Any:
+    """A value with a file in the place of each table."""
     if is_table(value):
-        return quoted(as_file(value, key))
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{quoted(str(name))}: {_written(inner, key)}" for name, inner in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_written(inner, key) for inner in value) + "]"
-    if isinstance(value, (str, os.PathLike)):  # which stays a text: "2024" is no number
-        return as_text(os.fspath(value))
-    return quoted(str(value))
+        return as_file(value, key)
+    return [_with_files(inner, key) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 @contextmanager

@@ -98,6 +98,12 @@ def trust(packages: Iterable[str], key: str = "--trust") -> None:
     os.environ[TRUST] = ",".join(dict.fromkeys(known))
 
 
+def trusting() -> list[str]:
+    """`--trust` with the packages that are trusted here, for a command that is to be typed later."""
+    packages = ",".join(filter(None, map(str.strip, os.environ.get(TRUST, "").split(","))))
+    return ["--trust", packages] if packages else []
+
+
 class _Trust(argparse.Action):
     """`--trust PACKAGE`."""
 

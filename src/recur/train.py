@@ -56,9 +56,7 @@ def _run(composed: "Composed", words: Sequence[str]) -> None:
     try:
         start.run(composed, stop, _pruning(composed), words)
     except failures.Stopped as stopped:
-        raise SystemExit(
-            failures.leave(stopped, composed.folder, words, saved=stop.saved or composed.resumed)
-        ) from None
+        raise SystemExit(failures.leave(stopped, composed, words, saved=stop.saved or composed.resumed)) from None
 
 
 def _pruning(composed: "Composed") -> Any:

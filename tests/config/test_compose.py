@@ -1,5 +1,6 @@
 """Where configs come from, and what of a resumed command is typed once more."""
 
+import re
 import shlex
 import shutil
 import signal
@@ -14,9 +15,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recur.config.compose import Composed, as_text, command_line, compose_run, conf_dir, in_quotes, quoted, typed_words
+from recur.config.compose import Composed, command_line, compose_run, conf_dir, typed_again, typed_words
+from recur.config.words import as_text, in_quotes, quoted
 from recur.errors import UserError
-from recur.runs import requeue
+from recur.runs import requeue, trust
 from recur.runs.journal import Journal
 from recur.sweeps.launcher import resume_command
 from recur.training.failures import Stopped, leave
@@ -97,12 +99,58 @@ def test_the_line_that_says_how_to_go_on_is_taken(tmp_path: Path, capsys: pytest
     folder = tmp_path / "run"
     begun = compose_run(command_line([*words, "trainer=cpu", f"hydra.run.dir={folder}"]))
     written(begun, folder)
-    leave(Stopped(signal.SIGTERM), folder, words, saved=True)
+    leave(Stopped(signal.SIGTERM), begun, words, saved=True)
     again = shlex.split(capsys.readouterr().err.partition("go on with: ")[2])
     assert again[1:3] == ["-m", "recur.train"] and Path(shutil.which(again[0]) or "").samefile(sys.executable)
     composed = compose_run(command_line(again[3:]))
     assert composed.resumed and composed.config["data"] == begun.config["data"]
     assert composed.config["logger"] == begun.config["logger"]
+
+
+OWN = """# @package _global_
+defaults:
+  - override /logger: wandb
+  - override /trainer: cpu
+data:
+  cache_dir: ${oc.env:ELSEWHERE}/a b
+  allow_pickle: true
+model:
+  _target_: json.loads
+trainer:
+  default_root_dir: /else/where
+callbacks:
+  parts: {all: [{_target_: os.getcwd, n: 1}, null, "2024"]}
+"""
+SAID = ("model._target_", "callbacks.parts.all", "data.cache_dir", "data.allow_pickle", "trainer.default_root_dir")
+
+
+@pytest.mark.slow
+def test_what_the_users_own_file_holds_is_said_again(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Never what the run's own folder holds: of a command that went on only what was typed counts."""
+    monkeypatch.setenv("ELSEWHERE", "/scratch")
+    monkeypatch.setenv("RECUR_TRUST", "")  # which `--trust` sets
+    file, folder = tmp_path / "own" / "experiment" / "mine.yaml", tmp_path / "run"
+    file.parent.mkdir(parents=True)
+    file.write_text(OWN)
+    typed = ["logger.wandb.offline=true", f"hydra.run.dir={folder}"]
+    words = ["--trust", "pytest", "--config-dir", str(tmp_path / "own"), "experiment=mine", *typed]
+    begun = compose_run(command_line(words))
+    written(begun, folder)
+    leave(Stopped(signal.SIGTERM), begun, words, saved=True)
+    again = shlex.split(capsys.readouterr().err.partition("go on with: ")[2])
+    queued = command_line(words, {"SLURM_RESTART_COUNT": "1"})
+    assert again[3:5] == ["--trust", "pytest"] and tuple(again[5:]) == queued.words
+    composed = compose_run(queued)
+    assert composed.resumed and composed.config == {**begun.config, "resume": str(folder)}
+    assert typed_again(composed.overrides, composed) == list(queued.words)[1:], "when it is stopped once more"
+    assert typed_again([f"resume={folder}"], composed) == []
+    keys = [word.partition("=")[0].lstrip("+") for word in queued.words[1:]]
+    assert keys == [*SAID, "logger.wandb.offline"]
+    for key in SAID:
+        with pytest.raises(UserError, match=re.escape(key)):  # which nothing else makes up for
+            trust.check_run_folder(folder, [word for word in queued.words if key not in word])
+    file.unlink()  # the run has its own config
+    assert command_line(words, {"SLURM_RESTART_COUNT": "1"}).words[1:] == ("++logger.wandb.offline=true",)
 
 
 @pytest.mark.parametrize("checkpoint", ["last.ckpt", "last.previous.ckpt"])
@@ -121,9 +169,10 @@ def test_a_job_that_slurm_starts_again_finds_the_run_that_was_stopped(
 
     monkeypatch.setattr(subprocess, "run", scontrol)
     run, words = tmp_path / "outputs" / "2030-01-01", ["seed=3", "data.path=org/name"]
+    begun = compose_run(command_line([*words, "hydra.run.dir=outputs/2030-01-01"]))
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / checkpoint).touch()
-    assert leave(Stopped(signal.SIGUSR1), run, words, saved=True) == 128 + signal.SIGUSR1
+    assert leave(Stopped(signal.SIGUSR1), begun, words, saved=True) == 128 + signal.SIGUSR1
     assert asked == [["scontrol", "requeue", "12"]] and "SLURM starts job 12 again" in capsys.readouterr().err
     again = {"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "1"}
     assert command_line(words, again).words == (f"resume={run}", "++data.path=org/name")
@@ -227,7 +276,7 @@ def test_a_job_that_would_not_find_its_run_is_not_started_again(
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(requeue, "write_atomic", full)
-    leave(Stopped(signal.SIGUSR1), tmp_path / "run", [], saved=True)
+    leave(Stopped(signal.SIGUSR1), compose_run(command_line(["hydra.run.dir=run"])), [], saved=True)
     said = capsys.readouterr().err
     assert " -m recur.train resume=run (SLURM is not asked" in said and "No space left" in said
 

@@ -13,12 +13,12 @@ import pytest
 from recur import train
 from recur.cli import handling
 from recur.config.compose import command_line, compose_run, conf_dir
+from recur.config.words import said_again
 from recur.errors import UserError
 from recur.leaderboard.table import Leaderboard
 from recur.runs import journal, marks
 from recur.sweeps import locks, signals
 from recur.sweeps.job import TRIAL, Job, SweepId
-from recur.sweeps.launcher import reaching_out
 from recur.sweeps.signals import Heard
 from recur.sweeps.space import parse
 from support.commands import run_command
@@ -106,17 +106,22 @@ def test_a_sweep_with_its_own_folder_of_configs_runs(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "retyped"),
     [
-        (["logger=wandb"], ("logger.wandb.offline=False",)),
+        (["logger=wandb"], ("logger.wandb.offline=false",)),
         (["logger=wandb", "logger.wandb.offline=true"], ()),
         (["logger=mlflow", "logger.mlflow.tracking_uri=http://h:1"], ("logger.mlflow.tracking_uri=http://h:1",)),
         (["data=imdb", "data.path=org/name"], ("data.path=org/name",)),
+        (
+            ["data.cache_dir=/else/where", "data.allow_pickle=true"],
+            ("data.allow_pickle=true", "data.cache_dir=/else/where"),
+        ),
         ([], ()),
     ],
 )
-def test_a_job_that_goes_on_types_again_what_uses_the_network(tmp_path, overrides, retyped):
-    """Its run's own config, which is read as a foreign one, may not say so."""
+def test_a_job_that_goes_on_types_again_what_its_config_may_not_say(tmp_path, overrides, retyped):
+    """Wherever the sweep's command has it from."""
     composed = compose_run(command_line([*overrides, "trainer=cpu", f"hydra.run.dir={tmp_path / '0'}"]))
-    assert reaching_out(composed.cfg) == retyped
+    again = said_again(composed.cfg, composed.config, composed.folder)
+    assert tuple(f"{key}={value}" for key, value in again.items()) == retyped
     job = Job(0, tuple(overrides), tmp_path / "0", SweepId(tmp_path, "5" * 32), retyped=retyped)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Job, "can_continue", lambda self: True)

@@ -5,6 +5,7 @@
     signatures     a value against the annotation of the argument that it is for
     settings       which settings may change when a run is resumed
     data_settings  the data settings of a run, changed by `key=value` words
+    words          settings as words of a command line, and what a command that goes on says again
     translate      errors of Hydra, OmegaConf and YAML as mistakes of the user
 
 To add an experiment: one file in `conf/experiment/` that overrides groups and keys; its head gives the command, the

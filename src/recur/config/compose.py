@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from recur import cli
 from recur.config.settings import check_changes
 from recur.config.translate import composition_error
+from recur.config.words import quoted, said_again
 from recur.data.cards import check_aliases
 from recur.data.sources import absolute_paths
 from recur.errors import UserError
@@ -170,7 +171,7 @@ def command_line(words: Sequence[str], environment: Mapping[str, str] = os.envir
         return line
     folder = requeue.place_of(typed, line.value("hydra.run.dir"), environment)
     if folder is not None:
-        words = [f"resume={quoted(str(folder))}", *trust.typed_again(line.overrides)]
+        words = [f"resume={quoted(str(folder))}", *_typed_again(line)]
         return _line(words, parser().parse_intermixed_args(words))
     return line
 
@@ -421,6 +422,29 @@ def compose_run(line: CommandLine) -> Composed:
     return composed
 
 
+def typed_again(overrides: Sequence[str], begun: Composed | None) -> list[str]:
+    """What a command that goes on with a run says once more, since the run's own config may not say it by itself.
+
+    Args:
+        overrides: of the command that began the run, or went on with it.
+        begun: the config of a command that began it, some of whose files may be the user's own. Of one that went on
+            the config lies in the run's folder, and only what was typed counts.
+    """
+    settings = [word.lstrip("+") for word in overrides if not word.startswith(("hydra", "-", "~"))]
+    typed = [word for word in settings if trust.must_be_typed(word)]
+    own = {} if begun is None or begun.resumed else said_again(begun.cfg, begun.config, begun.folder)
+    left = [f"{key}={value}" for key, value in own.items() if not trust.is_typed(key, typed)]
+    return [f"++{word}" for word in (*left, *typed)]
+
+
+def _typed_again(line: CommandLine) -> list[str]:
+    """That, of the command that is typed now and began the run."""
+    begun = None
+    with hydra_as_before(), contextlib.suppress(UserError):  # files of its own may be gone: the run needs them no more
+        begun = compose_run(line)
+    return typed_again(line.overrides, begun)
+
+
 def _check_groups_stay(typed: Sequence[str]) -> None:
     """Refuse an option of a group: a run's own config has the settings of the one that was chosen, and no groups."""
     for word in typed:
@@ -457,26 +481,6 @@ def _with_later(former: Sequence[str], later: Sequence[str]) -> list[str]:
         if key not in _ONCE and (key != "hydra.run.dir" or key not in words):  # it goes on where it is
             words[key] = word
     return list(words.values())
-
-
-def quoted(path: str) -> str:
-    """A path as Hydra's override grammar reads it."""
-    return path if re.fullmatch(r"[\w./\-:+@%]+", path, re.ASCII) else in_quotes(path)
-
-
-def in_quotes(text: str) -> str:
-    """A text in quotes, as Hydra's override grammar reads it: there it is a text, even where it looks like a number.
-
-    Within quotes Hydra takes a backslash for itself, unless backslashes are all that stands between it and a quote.
-    """
-    escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", text)
-    return "'" + re.sub(r"\\+\Z", lambda match: match[0] * 2, escaped) + "'"
-
-
-def as_text(text: str) -> str:
-    """A text as Hydra's override grammar reads it: in quotes where it would be a number, a truth value or null."""
-    word = quoted(text)
-    return word if isinstance(OverridesParser.create().parse_override(f"key={word}").value(), str) else in_quotes(text)
 
 
 def _composed(line: CommandLine, folder: Path, name: str, overrides: Sequence[str], *, resumed: bool) -> Composed:

@@ -35,7 +35,7 @@ _ORIGIN = ("commit", "python", "versions", "device", "threads")  # the keys of `
 
 def command(claim: Claim, folder: Path) -> list[str]:
     """What anyone could type to run the claim's sweep into `folder`."""
-    from recur.config.compose import quoted  # which imports torch
+    from recur.config.words import quoted
 
     sweep = claim.sweep
     assert sweep is not None
@@ -152,7 +152,7 @@ def _run_sweep(claim: Claim, folder: Path, extra: Sequence[str]) -> None:
             `_read_sweep` says more.
         KeyboardInterrupt: it was stopped.
     """
-    from recur.config.compose import quoted
+    from recur.config.words import quoted
 
     assert claim.sweep is not None
     if (folder / journal.NAME).is_file():

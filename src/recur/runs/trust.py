@@ -138,28 +138,34 @@ def check_targets(
     Raises:
         UserError: names what may not be built.
     """
+    for error in _foreign(node, path, allowed, typed, resolved):
+        raise error
+
+
+def _foreign(node: Any, path: str, allowed: Sequence[str], typed: Sequence[str], resolved: bool) -> Iterator[UserError]:
+    """What `check_targets` refuses, one by one."""
     if path.count(".") + path.count("[") > YAML_DEPTH:
-        raise UserError(path[:80], rule="is nested deeper than what a run writes")
-    if isinstance(node, dict):
+        yield UserError(path[:80], rule="is nested deeper than what a run writes")
+    elif isinstance(node, dict):
         target = node.get("_target_")
         if target is not None and not may_build(str(target), allowed) and not is_typed(f"{path}._target_", typed):
-            raise UserError(
+            yield UserError(
                 f"{path}._target_".lstrip("."),
                 rule=f"is {target!r}: a run may build nothing but this package's classes and torch's optimizers and "
                 "schedules",
                 remedy=how_to_trust(str(target)),
             )
         for key, value in node.items():
-            check_targets(value, f"{path}.{key}" if path else str(key), allowed, typed=typed, resolved=resolved)
+            yield from _foreign(value, f"{path}.{key}" if path else str(key), allowed, typed, resolved)
     elif isinstance(node, list):
         for index, value in enumerate(node):
-            check_targets(value, f"{path}[{index}]", allowed, typed=typed, resolved=resolved)
+            yield from _foreign(value, f"{path}[{index}]", allowed, typed, resolved)
     elif isinstance(node, str) and "${" in node and not is_typed(path, typed):
         if resolved:
             rule = f"is {node[:80]!r}: an interpolation in a config that was resolved when it was written"
-            raise UserError(path, rule=rule)
-        if foreign_interpolation(node):
-            raise UserError(path, rule=f"is {node[:80]!r}: an interpolation that no run writes")
+            yield UserError(path, rule=rule)
+        elif foreign_interpolation(node):
+            yield UserError(path, rule=f"is {node[:80]!r}: an interpolation that no run writes")
 
 
 def foreign_interpolation(text: str) -> bool:
@@ -184,17 +190,29 @@ def must_be_typed(word: str) -> bool:
     return "_target_" in word or "allow_pickle" in word or "${" in word or key.rpartition(".")[2] in _WRITTEN
 
 
-def typed_again(words: Sequence[str]) -> list[str]:
-    """What a command that goes on with a run says once more, since the run's own config may not say it by itself.
+def to_say_again(raw: Mapping[str, Any], resolved: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings, path to value, of a run that begins which its own config may not say by itself once it goes on.
 
     Args:
-        words: of the command that began the run, or went on with it.
+        raw: the config of the command that begins the run, whose files are the user's own; never what lies in the
+            folder of a run. Plain containers.
+        resolved: the same without interpolations.
+        folder: of the run.
     """
-    settings = [word.lstrip("+") for word in words if not word.startswith(("hydra", "-", "~"))]
-    # First, so that `offline=true`, typed as well, counts.
-    chosen = [name for word in settings if word.startswith("logger=") for name in word[7:].strip("[]").split(",")]
-    sent = ["++logger.wandb.offline=false"] if "wandb" in chosen else []
-    return [*sent, *(f"++{word}" for word in settings if must_be_typed(word))]
+    refused = (error for config in (raw, resolved) for error in _refusals(config, (), folder))
+    again = {error.key.partition("[")[0]: None for error in refused}  # of a list all of it
+    reached = {**services(resolved), **services(raw)}  # some by a default of the logger
+    if is_remote(_value(resolved, "data.path", None)):
+        again["data.path"] = None
+    return {key: _value(raw, key, reached.get(key)) for key in again}
+
+
+def _value(config: Any, key: str, default: Any) -> Any:
+    for name in key.split("."):
+        if not isinstance(config, Mapping) or name not in config:
+            return default
+        config = config[name]
+    return config
 
 
 def services(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,18 +257,24 @@ def check_paths(node: Any, path: str, folder: Path, typed: Sequence[str] = ()) -
     Raises:
         UserError: names one that leads out of the folder.
     """
+    for error in _outside(node, path, folder, typed):
+        raise error
+
+
+def _outside(node: Any, path: str, folder: Path, typed: Sequence[str]) -> Iterator[UserError]:
+    """What `check_paths` refuses, one by one."""
     inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in inner:
         place = f"{path}[{key}]" if isinstance(node, list) else f"{path}.{key}" if path else str(key)
         if isinstance(value, (dict, list)):
-            check_paths(value, place, folder, typed)
+            yield from _outside(value, place, folder, typed)
             continue
         below = key in _WRITTEN_BELOW or (key in ("name", "version") and path.startswith("logger."))
         if not isinstance(value, str) or not value or "${" in value or not (below or key in _WRITTEN):
             continue
         where = (folder if below else Path()) / Path(os.path.expanduser(value))
         if not is_inside(where, folder) and not is_typed(place, typed):
-            raise UserError(
+            yield UserError(
                 place, rule=f"is {value!r}, out of {folder}", remedy=f"if you want that, type {place}=... too"
             )
 
@@ -270,25 +294,26 @@ def check_config(
         UserError: it would build what it may not, load pickles, read the environment, write elsewhere or send itself
             to a service.
     """
-    try:
-        check_targets(config, "", RUN, typed=typed, resolved=False)
-    except UserError as error:
+    for error in _refusals(config, typed, folder):
+        raise UserError(f"{where}: {error.key}", rule=error.rule, remedy=error.remedy)
+
+
+def _refusals(config: Mapping[str, Any], typed: Sequence[str], folder: Path | None) -> Iterator[UserError]:
+    """What `check_config` refuses, one by one; the keys are settings."""
+    for error in _foreign(config, "", RUN, typed, resolved=False):
         remedy = f"if you trust it, type {error.key}=... as well"
         remedy += f"; {error.remedy}" if error.remedy else ""
-        raise UserError(f"{where}: {error.key}", rule=error.rule, remedy=remedy) from None
+        yield UserError(error.key, rule=error.rule, remedy=remedy)
     for place, value in services(config).items():
         if not is_typed(place, typed):
-            rule = f"{place} is {value!r}: the run would be sent to a service"
-            raise UserError(f"{where}:", rule=rule, remedy=f"if you want that, type {place}=... too")
+            rule = f"is {value!r}: the run would be sent to a service"
+            yield UserError(place, rule=rule, remedy=f"if you want that, type {place}=... too")
     for place in _true_pickles(config, ""):
         if not is_typed(place, typed):
-            rule = f"{place}=true lets a data file run any code"
-            raise UserError(f"{where}:", rule=rule, remedy="if you trust it, type it again")
+            rule = "lets a data file run any code"
+            yield UserError(place, rule=rule, remedy=f"if you trust it, type {place}=true again")
     if folder is not None:
-        try:
-            check_paths(config, "", folder, typed)
-        except UserError as error:
-            raise UserError(f"{where}: {error.key}", rule=error.rule, remedy=error.remedy) from None
+        yield from _outside(config, "", folder, typed)
 
 
 def _true_pickles(node: Any, path: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from omegaconf import DictConfig, OmegaConf
 
-from recur.config.compose import quoted
+from recur.config.words import quoted
 from recur.errors import UserError
 from recur.runs import marks
 from recur.runs.checkpoint import to_resume

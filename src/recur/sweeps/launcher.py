@@ -19,8 +19,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from recur.cli import QUEUE, handling
-from recur.config.compose import conf_dir, quoted, repeats_a_recorded_command, typed_words
+from recur.cli import QUEUE, handling, python, trusting
+from recur.config.compose import conf_dir, repeats_a_recorded_command, typed_words
+from recur.config.words import quoted, said_again
 from recur.errors import UserError
 from recur.runs import journal, marks, trust
 from recur.runs.files import check_links, write_atomic
@@ -216,7 +217,7 @@ class FreshProcessLauncher(Launcher):
             foreign = repeats_a_recorded_command()
             if foreign:
                 self._check_foreign(number, cfg)
-            environment, retyped = (dict(_OFFLINE), ()) if foreign else ({}, reaching_out(cfg))
+            environment, retyped = (dict(_OFFLINE), ()) if foreign else ({}, _retyped(cfg))
         finally:
             HydraConfig.instance().set_config(self.config)
         flags = (*config_flags(self.config), *inherited_overrides(self.config))
@@ -488,17 +489,16 @@ def command_module() -> str:
 
 def resume_command(folder: Path) -> str:
     """What to type to complete the sweep."""
-    return f"python -m {command_module()} -m {shlex.quote(f'resume={quoted(str(folder))}')}"
+    more = [*trusting(), "-m", f"resume={quoted(str(folder))}"]
+    return f"{python()} {shlex.join(['-m', command_module(), *more])}"
 
 
-def reaching_out(cfg: DictConfig) -> tuple[str, ...]:
-    """The settings of a job by which it uses the network: its run's own config could not say so when it goes on."""
-    loggers: Any = OmegaConf.to_container(cfg.get("logger") or OmegaConf.create(), resolve=False)
-    reached = trust.services({"logger": loggers})
-    path = OmegaConf.select(cfg, "data.path", default=None)
-    if trust.is_remote(path):
-        reached["data.path"] = path
-    return tuple(f"{key}={quoted(str(value))}" for key, value in reached.items())
+def _retyped(cfg: DictConfig) -> tuple[str, ...]:
+    """The settings of a job that its run's own config may not say by itself when it goes on."""
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    resolved: Any = OmegaConf.to_container(own, resolve=True)
+    again = said_again(own, resolved, Path(cfg.hydra.runtime.output_dir))
+    return tuple(f"{key}={value}" for key, value in again.items())
 
 
 def config_flags(config: DictConfig) -> list[str]:

@@ -26,12 +26,12 @@ from annotated_types import Ge
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from recur.cli import ECHO, QUEUE, explain, notify, python, rank
+from recur.cli import ECHO, QUEUE, explain, notify, python, rank, trusting
+from recur.config.compose import Composed, typed_again
 from recur.data.loader import ResumableLoader
 from recur.errors import UserError
 from recur.nn.packed import Batch
 from recur.runs.requeue import keep_place
-from recur.runs.trust import typed_again
 from recur.tasks.base import Restorable
 
 HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *QUEUE)
@@ -297,12 +297,12 @@ def name(number: int) -> str:
     return signal.Signals(number).name
 
 
-def leave(stop: Stopped, folder: Path, words: Sequence[str], *, saved: bool) -> int:
+def leave(stop: Stopped, composed: Composed, words: Sequence[str], *, saved: bool) -> int:
     """Print how to go on with a run that was stopped; return the exit code.
 
     Args:
         stop: the signal.
-        folder: of the run.
+        composed: the config of the run.
         words: of the command, as typed.
         saved: whether there is a checkpoint of it to go on from.
 
@@ -311,6 +311,7 @@ def leave(stop: Stopped, folder: Path, words: Sequence[str], *, saved: bool) -> 
     """
     if rank():
         return 0 if "RANK" not in os.environ and "SLURM_PROCID" not in os.environ else 128 + stop.number
+    folder = composed.folder
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     asked = None
     try:
@@ -319,7 +320,8 @@ def leave(stop: Stopped, folder: Path, words: Sequence[str], *, saved: bool) -> 
         asked = requeue() if stop.number in QUEUE else None
     except OSError as error:
         asked = f"SLURM is not asked to start the job again, which would begin a new run: {explain(error)}"
-    again = f"go on with: {python()} {shlex.join(['-m', 'recur.train', f'resume={shown}', *typed_again(words)])}"
+    more = [*trusting(), f"resume={shown}", *typed_again(composed.overrides, composed)]
+    again = f"go on with: {python()} {shlex.join(['-m', 'recur.train', *more])}"
     notify(
         f"stopped by {name(stop.number)}"
         + (f", saved in {shown}; {again}" if saved else " before there was anything to save; start it again")
