@@ -42,6 +42,23 @@ def test_a_split_that_is_named_is_not_found_as_another(tmp_path, cache, caplog):
     assert chosen(val="test", test="test") == {"train": "train one", "val": "test one", "test": "test one"}
 
 
+def test_a_pattern_of_training_files_leaves_out_the_splits_that_are_found(tmp_path, cache, caplog):
+    for name in ("train", "more", "validation", "test"):
+        write(tmp_path / f"{name}.csv", f"text,label\n{name},0\n")
+
+    def texts(**named):
+        names = {**dict.fromkeys(("train", "val", "test")), "train": str(tmp_path / "*.csv"), **named}
+        found = choose_splits(names, str(tmp_path), None, None, cache)
+        return {split: source.read().columns["text"] for split, source in found.items()}
+
+    assert texts() == {"train": ["more", "train"], "val": ["validation"], "test": ["test"]}
+    for split, file in (("val", "validation"), ("test", "test")):
+        assert f"data.{split} names files of the training split, which are not trained on: {tmp_path}" in caplog.text
+        assert f"{file}.csv" in caplog.text
+    assert texts(val="validation+test", test=False) == {"train": ["more", "train"], "val": ["validation", "test"]}
+    assert texts(val=False, test=False) == {"train": ["more", "test", "train", "validation"]}
+
+
 def test_a_class_folder_keeps_its_classes_without_a_file_of_the_test(tmp_path, cache):
     for label in ("neg", "pos"):
         (tmp_path / "home" / label).mkdir(parents=True)

@@ -234,10 +234,17 @@ def choose_splits(
         raise UserError(
             "data.train", rule=f"must name a split of {path}", remedy=f"it has no 'train', only {', '.join(known)}"
         )
-    for split in ("val", "test"):
-        if need_train and split in by_name:
-            splits["train"] = _without(splits["train"], by_name[split].files, f"data.{split}")
+    for split in ("val", "test"):  # files that were found count as well where a pattern of training files has them
+        if need_train and split in splits and (split in by_name or "train" in by_name):
+            splits["train"] = _without(splits["train"], _files(splits[split]), f"data.{split}")
     return splits if delimiter is None else {split: _delimited(source, delimiter) for split, source in splits.items()}
+
+
+def _files(source: Source) -> list[str]:
+    """The files that a split is made of, as far as it is made of whole ones."""
+    if isinstance(source, JoinedSplits):
+        return [file for part in source.parts for file in _files(part)]
+    return list(source.files) if isinstance(source, Split) else []
 
 
 def _without(train: Source, files: Sequence[str], key: str) -> Source:
