@@ -8,6 +8,7 @@ from recur.data.language import LanguageData
 from recur.data.sentiment import SentimentData
 from recur.errors import UserError
 from recur.runs.fingerprint import compare, fingerprint
+from recur.training.start import _check_carved
 
 ROWS = [(f"a fine film number {i}", 1) for i in range(20)] + [(f"a dull film number {i}", 0) for i in range(20)]
 
@@ -68,3 +69,34 @@ def test_other_tokens_are_noticed(tmp_path: Path) -> None:
     for other in (text + "the king\n", text.replace("king saw the queen", "queen saw the king", 1)):
         with pytest.raises(UserError, match=r"of the .* split changed"):
             compare(before, _language(tmp_path / "c", other), "RUN")
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_text_is_cut_off_anew_only_behind_what_was_trained_on(tmp_path: Path, reverse: bool) -> None:
+    """Of books that are read by a pattern one that sorts first moved others to where validation text is cut off."""
+
+    def book(name: str, lines: int) -> None:
+        (tmp_path / f"{name}.txt").write_text("".join(f"{name}{line} a b a\n" for line in range(lines)))
+
+    def opened(then: LanguageData | None = None, **settings) -> LanguageData:
+        small = {"batch_size": 2, "bptt": 3, "cache_dir": str(tmp_path / "cache"), "reverse": reverse}
+        data = LanguageData(train=str(tmp_path / "*.txt"), **{**small, **settings})
+        if then is not None:
+            data.use(then.tokenizer, carve=True)
+        data.setup("fit")
+        return data
+
+    book("m", 40)
+    first = opened()
+    before = fingerprint(first)["train"]
+    book("z", 40)
+    longer = opened(first)
+    assert longer.tokens("train").size > before["tokens"]
+    _check_carved(longer, before, tmp_path)
+    book("a", 40)
+    changed = opened(first)
+    for then in (before, None, {**before, "tokens": "all"}, {**before, "tokens": 10**9}):
+        with pytest.raises(UserError, match=r"cuts validation text off anew.*name other texts in data.val"):
+            _check_carved(changed, then, tmp_path)
+    for named in ({"val": str(tmp_path / "m.txt")}, {"val_fraction": 0.0}):  # nothing is cut off
+        _check_carved(opened(first, **named), before, tmp_path)

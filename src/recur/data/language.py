@@ -243,7 +243,7 @@ class LanguageData(Remembering, pl.LightningDataModule):
             "family": self.family,
             "sources": {split: source.fingerprint(self._cache) for split, source in sources.items()},
             "reader": [self._reader.text_column, self._reader.on_bad_row],
-            "fractions": self._cut_off(),
+            "fractions": self.cut_off(),
             "tokenizer": self._settings if given is None else content_key(given.key()),
         }
         folder = self._cache.entry(key, self._build)
@@ -321,14 +321,14 @@ class LanguageData(Remembering, pl.LightningDataModule):
                 )
         return self._sources
 
-    def _cut_off(self) -> dict[str, float]:
+    def cut_off(self) -> dict[str, float]:
         """Shares to cut off the training text, for the splits that are not there."""
         if not self._carves:
             return {}
         return {split: share for split, share in self._fractions.items() if split not in self._find() and share}
 
     def _build(self, folder: Path) -> None:
-        sources, fractions = self._find(), self._cut_off()
+        sources, fractions = self._find(), self.cut_off()
         texts: dict[str, Any] = {split: partial(self._reader.blocks, source) for split, source in sources.items()}
         if fractions:
             whole = texts["train"]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from recur.data.families import LabelledTexts
+from recur.data.language import LanguageData
 from recur.data.sentiment import SentimentData
 from recur.errors import UserError
 
@@ -29,12 +30,29 @@ def fingerprint(data: Any) -> Fingerprint:
         if isinstance(data, LabelledTexts):
             parts[split] = _labelled(data.texts(split), data.labels(split))
         else:
-            tokens = data.tokens(split)
-            parts[split] = {"tokens": len(tokens), "text": _hash(np.ascontiguousarray(tokens).data.cast("B"))}
+            parts[split] = _running(data.tokens(split))
     pseudo = data.pseudo_labelled() if isinstance(data, SentimentData) else None
     if pseudo is not None:
         parts[PSEUDO] = _labelled(*pseudo)
     return parts
+
+
+def begins_with(data: LanguageData, before: Mapping[str, Any] | None) -> bool:
+    """Whether the training text begins with the one that a run was trained on so far.
+
+    Args:
+        data: set up, with the tokenizer of then.
+        before: the part `train` of that run's fingerprint.
+    """
+    number = before.get("tokens") if before is not None else None
+    if type(number) is not int or number < 1:
+        return False
+    tokens = data.tokens("train")
+    return _running(tokens[-number:] if data.reverse else tokens[:number]) == before
+
+
+def _running(tokens: Any) -> dict[str, Any]:
+    return {"tokens": len(tokens), "text": _hash(np.ascontiguousarray(tokens).data.cast("B"))}
 
 
 def _labelled(texts: Any, labels: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from recur import cli
 from recur.config import schema
 from recur.config.compose import Composed, build
 from recur.data.hub import without_network
+from recur.data.language import LanguageData
 from recur.data.sentiment import SentimentData
 from recur.data.text import Tokenizer
 from recur.errors import UserError
@@ -237,7 +238,7 @@ def _data(composed: Composed, checkpoint: Path | None) -> Any:
         if composed.config["accept_data_change"] and before != now:
             data = _data_of_before(composed, checkpoint)
             if before.get("train") != fingerprint.fingerprint(data)["train"]:
-                _check_carved(data, composed.folder)
+                _check_carved(data, before.get("train"), composed.folder)
             return data
         if before.get("vocabulary") != now["vocabulary"]:  # the run may have gone on with these data already
             with suppress(UserError):  # of a new class: the line below says that the data has changed
@@ -247,15 +248,26 @@ def _data(composed: Composed, checkpoint: Path | None) -> Any:
     return data
 
 
-def _check_carved(data: Any, folder: Path) -> None:
-    """Refuse to carve validation rows off training rows that have changed.
+def _check_carved(data: Any, before: Mapping[str, Any] | None, folder: Path) -> None:
+    """Refuse to cut validation rows or text off training data that has changed.
+
+    Text may go on behind that of before: what is cut off its end is then new, or was cut off before.
+
+    Args:
+        data: as it is now.
+        before: the fingerprint of the training split of then.
+        folder: of the run.
 
     Raises:
-        UserError: it would.
+        UserError: what is validated on may have been trained on.
     """
+    remedy = "name other texts in data.val (and data.test)"
     if isinstance(data, SentimentData) and data.cut_off():
         rule = f"carves validation rows anew, most of which {folder} was trained on"
-        raise UserError("accept_data_change", rule=rule, remedy="name other texts in data.val (and data.test)")
+        raise UserError("accept_data_change", rule=rule, remedy=remedy)
+    if isinstance(data, LanguageData) and data.cut_off() and not fingerprint.begins_with(data, before):
+        rule = f"cuts validation text off anew, which {folder} may have been trained on"
+        raise UserError("accept_data_change", rule=rule, remedy=f"{remedy}, or add text behind that of before alone")
 
 
 def _is_gone(vectors: str | None) -> bool:
