@@ -19,6 +19,7 @@ import torch
 
 from conftest import EASY, train
 from recur import evaluate, predict
+from recur.data.sentiment import SentimentData
 from recur.inference import ensemble, evaluation
 from recur.inference.classification import classify
 from recur.inference.evaluation import open_data
@@ -97,6 +98,16 @@ def test_gives_what_the_run_wrote_down(run_command, trained_run) -> None:
             assert told[split][name] == pytest.approx(value, abs=1e-6), (split, name)
     assert told["ceiling"] == written["ceiling"]
     assert np.sum(told["test"]["confusion"]) == told["test"]["texts"] == 150
+
+
+def test_what_bounds_a_split_is_of_that_split(run_command, trained_run, monkeypatch) -> None:
+    bounds = {"val": {"accuracy": 0.9}, "test": {"accuracy": 0.8}}
+    monkeypatch.setattr(SentimentData, "ceiling_of", lambda self, split: bounds[split])
+    told = run_command(trained_run).told
+    assert told["ceiling"] == bounds["test"] and told["ceiling_by_split"] == bounds
+    told = run_command(trained_run, "--split", "val").told
+    assert "ceiling" not in told and told["ceiling_by_split"] == {"val": bounds["val"]}
+    assert not {"ceiling", "ceiling_by_split"} & set(run_command(trained_run, "--split", "train").told)
 
 
 def test_checkpoint_alone_and_any_batch_size_give_the_same(run_command, trained_run, tmp_path) -> None:

@@ -137,8 +137,10 @@ def _run(arguments: argparse.Namespace) -> None:
         for figures in record[split].values():
             if isinstance(figures, dict) and "perplexity" in figures:
                 figures["precision"] = WITHOUT_AUTOCAST
-    if not arguments.data and data.ceiling:
-        record["ceiling"] = data.ceiling
+    if not arguments.data:  # as in `metrics.json`, of the splits that are measured
+        best = {split: data.ceiling_of(split) for split in splits if split != "train"}
+        record |= {"ceiling": best["test"]} if best.get("test") else {}
+        record |= {"ceiling_by_split": best} if any(best.values()) else {}
     if arguments.mistakes:
         rows = [row for split in splits for row in mistakes(ensemble or run, data, split)]
         with io.open_out(arguments.mistakes) as stream:

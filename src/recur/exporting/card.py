@@ -108,10 +108,20 @@ def _metrics(record: dict[str, Any]) -> str:
         info = metric_info(f"{splits[0]}/{name}")
         cells = [_figure(record[split].get(name)) for split in splits]
         lines.append(f"| {markdown(name)} | {' | '.join(cells)} | {info.unit if info else ''} |")
-    if ceiling := record.get("ceiling"):
-        best = ", ".join(f"{markdown(str(key))} {_figure(value)}" for key, value in ceiling.items())
-        lines += ["", f"The best that is possible on this data: {best}."]
+    if bounds := _bounds(record, splits):
+        lines += ["", f"The best that is possible: {'; '.join(bounds)}."]
     return "\n".join(lines)
+
+
+def _bounds(record: dict[str, Any], splits: Sequence[str]) -> list[str]:
+    """The best possible figures of each split: those of a generated text are of its own rows."""
+    known = record.get("ceiling_by_split", {"test": record.get("ceiling")})
+    bounds: list[str] = []
+    for split in splits:
+        if best := known.get(split):
+            figures = ", ".join(f"{markdown(str(key))} {_figure(value)}" for key, value in best.items())
+            bounds.append(f"{figures} on {split}")
+    return bounds
 
 
 def _figure(value: Any, form: str = ".4f") -> str:
