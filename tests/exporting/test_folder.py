@@ -62,7 +62,7 @@ def test_the_script_writes_on_as_the_run_does(exports: dict[str, Path], language
 
 
 def test_the_script_begins_without_a_prompt_as_the_run_does(exports: dict[str, Path], language_run: Path) -> None:
-    """The start token stays in the window until it slides out."""
+    """The start token is read for the first token alone."""
     done = run_command("generate", language_run, "--tokens", 30, "--greedy")
     assert alone(exports["language-onnx"], "", "30").rstrip("\n") == done.stdout.rstrip("\n")
 

@@ -2,13 +2,18 @@
 
 from functools import partial
 from itertools import product
+from operator import methodcaller
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
+from recur.errors import UserError
+from recur.inference import language
 from recur.nn.language_model import LanguageModel
 from recur.tasks.language_modeling import LanguageModelingTask
+from recur.training import callbacks
 
 VOCABULARY, TOKENS = 6, 3
 PROMPT = torch.tensor([1, 4, 2])
@@ -84,3 +89,39 @@ def test_reading_a_text_says_of_its_tokens_what_the_beam_said_of_them(window: in
         first, read = task.token_nll(PROMPT, start)[0], PackedSequence(torch.tensor([start]), torch.tensor([1]))
         with torch.no_grad():
             assert first == pytest.approx(-task.net.logits(task.net(read).features).log_softmax(1)[0, 1].item())
+
+
+@pytest.mark.parametrize("window", [None, 2, 4, 20])
+def test_a_start_token_that_stands_for_no_text_is_read_for_the_first_token_alone(monkeypatch, window) -> None:
+    """Single windows of training hold no start token before the tokens of a text."""
+    task, start, none = new_task(window=window), 5, PROMPT[:0]
+    for parameter in task.parameters():
+        parameter.data.mul_(2)  # so that one token before the others makes a difference
+    found, logs = task.beam_search(none, tokens=TOKENS, beams=VOCABULARY**2, start_id=start)
+    for continuation, log in zip(found, logs, strict=True):
+        nll = task.token_nll(continuation, start)
+        assert -nll.double().sum().item() == pytest.approx(log.item(), abs=1e-5)
+    drawn = task.generate(none[:, None], generator=torch.Generator().manual_seed(0), start_id=start)
+    written = [next(drawn).item() for _ in range(12)]
+    continued, given = task._continued(none[:, None], start), next
+    with torch.no_grad():
+        for token, nll in zip(written, task.token_nll(torch.tensor(written), start), strict=True):
+            assert given(continued).log_softmax(1)[0, token].item() == pytest.approx(-nll.item(), abs=1e-5)
+            given = methodcaller("send", torch.tensor([token]))
+    if window in (2, 4):
+        other = task.generate(torch.tensor([[start]]), generator=torch.Generator().manual_seed(0))
+        assert [next(other).item() for _ in range(12)] != written, "a text that begins with this very token"
+    for empty in (task.generate(none[:, None]), (task.beam_search(none, tokens=1, beams=1) for _ in range(1))):
+        with pytest.raises(UserError, match="prompt must have at least one token"):
+            next(empty)
+
+    monkeypatch.setattr(language.corpus, "start_id", lambda tokenizer: start)
+    run = SimpleNamespace(task=task, tokenizer=None, require_forward=lambda: None)
+    assert [token for (token,) in language.generate_ids(run, [], language.Sampling(tokens=12))] == written
+
+    monkeypatch.setattr(callbacks, "readable", lambda tokenizer, ids: ids)
+    data = SimpleNamespace(reverse=False, tokenizer=None, start_id=start)
+    state = {"sanity_checking": False, "is_global_zero": True, "state": SimpleNamespace(fn="fit")}
+    samples = callbacks.Samples(None, 12, 1.0)
+    samples.on_validation_end(SimpleNamespace(datamodule=data, callbacks=[], loggers=[], **state), task)
+    assert samples.last == written

@@ -76,12 +76,10 @@ print(decode(written))
 _WINDOW = """
 state = {name: np.zeros((1, 1, size), np.float32) for name, size in config["state"].items()}
 written = encode(sys.argv[1])
-read = written or [config["start_id"]]
 for _ in range(int(sys.argv[2])):
-    ids = read[-config["window"] :]
+    ids = written[-config["window"] :] or [config["start_id"]]
     logits = model.run(["logits"], {"ids": [ids], "lengths": [len(ids)], **state})[0]
-    token = int(logits[0, -1].argmax())
-    written, read = [*written, token], [*read, token]
+    written = [*written, int(logits[0, -1].argmax())]
 print(decode(written))
 """
 

@@ -205,10 +205,10 @@ def unknown_words(tokenizer: Tokenizer, prompt: str) -> list[str]:
     return [repr(word) for word in dict.fromkeys(unknown)]
 
 
-def _begun(run: "runs.Run", prompt: Sequence[int]) -> list[int]:
-    """What the model reads before it writes: streams begin with the start token, single windows do not."""
-    first = [] if prompt and run.task.window is not None else [corpus.start_id(run.tokenizer)]
-    return [*first, *prompt]
+def _begun(run: "runs.Run", prompt: Sequence[int]) -> Tensor:
+    """What the model reads before it writes: streams begin with the start token, single windows with the text."""
+    first = [] if run.task.window is not None else [corpus.start_id(run.tokenizer)]
+    return torch.tensor([*first, *prompt], dtype=torch.int64)
 
 
 def generate_ids(run: "runs.Run", prompt: Sequence[int], sampling: Sampling) -> Iterator[list[int]]:
@@ -226,7 +226,7 @@ def generate_ids(run: "runs.Run", prompt: Sequence[int], sampling: Sampling) -> 
         UserError: a run that reads from the end.
     """
     run.require_forward()
-    ids = torch.tensor(_begun(run, prompt))[:, None].expand(-1, sampling.samples)  # (tokens, samples)
+    ids = _begun(run, prompt)[:, None].expand(-1, sampling.samples)  # (tokens, samples)
     tokens = run.task.generate(
         ids,
         temperature=0.0 if sampling.greedy else sampling.temperature,
@@ -234,6 +234,7 @@ def generate_ids(run: "runs.Run", prompt: Sequence[int], sampling: Sampling) -> 
         top_p=sampling.top_p,
         exclude=[run.tokenizer.unk_id] if sampling.no_unknown else [],
         generator=torch.Generator(run.task.device).manual_seed(sampling.seed),
+        start_id=corpus.start_id(run.tokenizer),
     )
     for token in islice(tokens, sampling.tokens):
         yield token.tolist()
@@ -295,8 +296,8 @@ def beam_search(
     run.require_forward()
     Sampling(beams=beams, tokens=tokens)  # refuses what is out of range
     ids = corpus.prompt_ids(run.tokenizer, prompt)
-    exclude = [run.tokenizer.unk_id] if no_unknown else []
-    rows, logs = run.task.beam_search(torch.tensor(_begun(run, ids)), tokens=tokens, beams=beams, exclude=exclude)
+    settings = {"exclude": [run.tokenizer.unk_id] if no_unknown else [], "start_id": corpus.start_id(run.tokenizer)}
+    rows, logs = run.task.beam_search(_begun(run, ids), tokens=tokens, beams=beams, **settings)
     return [
         Continuation(written(run.tokenizer, [*ids, *row]), row, log)
         for row, log in zip(rows.tolist(), logs.tolist(), strict=True)

@@ -124,11 +124,11 @@ def check_chart(path: str) -> None:
 
 
 def _as_read(run: Any, text: str) -> tuple[list[int], list[str]]:
-    """The ids that a run reads of a text, for a language run after the start token, and the tokens of the text."""
+    """The ids that a run reads of a text, of streams after the start token, and the tokens of the text."""
     if run.family == "language":
         run.require_forward()
         ids, tokens = read_tokens(run.tokenizer, text)
-        return [start_id(run.tokenizer), *ids], tokens
+        return [*([] if run.task.window is not None else [start_id(run.tokenizer)]), *ids], tokens
     ids, tokens = run.tokenizer.encode(text), run.tokenizer.tokens(text)
     kept = places_read(run, len(ids)).tolist()
     return [ids[place] for place in kept], [tokens[place] for place in kept]

@@ -402,16 +402,18 @@ class LanguageModelingTask(Stepping):
         top_p: float | None = None,
         exclude: Sequence[int] = (),
         generator: torch.Generator | None = None,
+        start_id: int | None = None,
     ) -> Iterator[Tensor]:
         """Continue a text for ever, several samples at once; the cost of a token does not grow with the length.
 
         Args:
-            prompt: ids to begin with, `(tokens, samples)` int64, at least one token.
+            prompt: ids to begin with, `(tokens, samples)` int64, at least one token unless there is a `start_id`.
             temperature: divides the logits; 0 always takes the likeliest token.
             top_k: sample among the likeliest k only.
             top_p: sample among the fewest tokens whose probabilities add up to p only.
             exclude: ids never to produce.
             generator: of random numbers, on the model's device.
+            start_id: what is read where the prompt is empty, as in `token_nll`.
 
         Yields:
             The next token of each sample, `(samples,)` int64.
@@ -419,7 +421,7 @@ class LanguageModelingTask(Stepping):
         Raises:
             UserError: a temperature below 0, a `top_k` below 1, or a `top_p` outside (0, 1].
         """
-        continued = self._continued(prompt.to(self.device))
+        continued = self._continued(prompt.to(self.device), start_id)
         logits = next(continued)  # (samples, vocabulary)
         while True:
             if exclude:
@@ -428,19 +430,19 @@ class LanguageModelingTask(Stepping):
             yield token
             logits = continued.send(token)
 
-    def _continued(self, recent: Tensor) -> Generator[Tensor, Tensor, None]:
+    def _continued(self, recent: Tensor, start_id: int | None) -> Generator[Tensor, Tensor, None]:
         """Logits of the next token of each sample; takes the token that was chosen.
 
         Args:
             recent: what the model has not read yet, `(time, samples)` int64.
+            start_id: what it reads in the place of nothing.
         """
         state: State | None = None
         fed = None
         while fed is None:
             if self.window is not None:  # trained on windows from an empty state: read the last one anew
                 recent, state = recent[-self.window :], None
-            steps, samples = recent.shape
-            hidden = self.net(PackedSequence(recent.reshape(-1), torch.full((steps,), samples)), state)
+            hidden, samples = self._read_rows(recent, start_id, state), recent.shape[1]
             state = hidden.state
             token = yield self.net.logits(hidden.features[-samples:]).float()
             recent = token[None] if self.window is None else torch.cat([recent, token[None]])
@@ -450,9 +452,19 @@ class LanguageModelingTask(Stepping):
         while True:
             token = yield fed.step(token)
 
+    def _read_rows(self, recent: Tensor, start_id: int | None, state: State | None) -> Hidden:
+        """Read equally long texts, `(time, rows)`; in the place of empty ones the start token."""
+        if not len(recent):
+            if start_id is None:
+                raise UserError("prompt", rule="must have at least one token", remedy="or give a start_id")
+            recent = recent.new_full((1, recent.shape[1]), start_id)
+        steps, rows = recent.shape
+        hidden: Hidden = self.net(PackedSequence(recent.reshape(-1), torch.full((steps,), rows)), state)
+        return hidden
+
     @torch.no_grad()
     def beam_search(
-        self, prompt: Tensor, *, tokens: int, beams: int, exclude: Sequence[int] = ()
+        self, prompt: Tensor, *, tokens: int, beams: int, exclude: Sequence[int] = (), start_id: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """The likeliest continuations that a beam finds.
 
@@ -462,10 +474,11 @@ class LanguageModelingTask(Stepping):
         vocabulary ** (tokens - 1) finds the best of all.
 
         Args:
-            prompt: ids to begin with, `(tokens,)` int64, at least one.
+            prompt: ids to begin with, `(tokens,)` int64, at least one unless there is a `start_id`.
             tokens: length of the continuations.
             beams: continuations kept at each step.
             exclude: ids never to produce; the others' probabilities stay what the model says.
+            start_id: what is read where the prompt is empty, as in `token_nll`.
 
         Returns:
             The continuations, `(found, tokens)` int64, and their log-probabilities in nats, `(found,)` float64, best
@@ -478,8 +491,7 @@ class LanguageModelingTask(Stepping):
         for _ in range(tokens):
             if self.window is not None:  # trained on windows from an empty state: read the last one anew
                 recent, state = recent[-self.window :], None
-            steps, rows = recent.shape
-            hidden = self.net(PackedSequence(recent.reshape(-1), torch.full((steps,), rows)), state)
+            hidden, rows = self._read_rows(recent, start_id, state), recent.shape[1]
             each = self.net.logits(hidden.features[-rows:]).double().log_softmax(1)  # (rows, vocabulary)
             each[:, list(exclude)] = -math.inf
             left = rows * (each.shape[1] - len(set(exclude)))

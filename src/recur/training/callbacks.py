@@ -477,11 +477,13 @@ class Samples(Callback):
             return
         order = slice(None, None, -1 if data.reverse else 1)
         ids = prompt_ids(data.tokenizer, self.prompt or "")[order]
-        first = [] if ids and pl_module.window is not None else [data.start_id]  # with which streams alone begin
-        prompt = torch.tensor([*first, *ids])[:, None]  # (tokens, one sample)
+        first = [] if pl_module.window is not None else [data.start_id]  # with which streams alone begin
+        prompt = torch.tensor([*first, *ids], dtype=torch.int64)[:, None]  # (tokens, one sample)
         generator = torch.Generator(pl_module.device).manual_seed(0)
         with averaged_weights(trainer, pl_module):
-            drawn = pl_module.generate(prompt, temperature=self.temperature, generator=generator)  # type: ignore[operator]
+            drawn = pl_module.generate(  # type: ignore[operator]
+                prompt, temperature=self.temperature, generator=generator, start_id=data.start_id
+            )
             made = [int(token) for token in islice(drawn, self.tokens)]
         self.last = readable(data.tokenizer, [*ids, *made][order])
         for logger in trainer.loggers:
