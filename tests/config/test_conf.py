@@ -99,10 +99,16 @@ def test_own_texts_bring_a_model_and_callbacks_until_others_are_chosen(model):
     for experiment in ("imdb_fast", "imdb_guide", "imdb_strong"):
         named = f"experiment={experiment}"
         assert composed(named, "data=files").callbacks == composed(named).callbacks
-    assert composed("data=files", "debug=overfit").callbacks.early_stopping.patience is None
     for option in ("imdb", "synthetic_reviews"):
         assert composed(f"data={option}").model == composed().model
         assert composed(f"data={option}").callbacks == composed().callbacks
+
+
+@pytest.mark.parametrize("words", [["data=files"], ["~callbacks.early_stopping"], ["trainer.max_epochs=4"]])
+def test_nothing_stops_overfitting_early_and_any_set_of_callbacks_may_be_chosen(words):
+    cfg = composed("debug=overfit", *words)
+    assert cfg.callbacks.get("early_stopping") == composed(*words).callbacks.get("early_stopping")
+    assert cfg.trainer.min_epochs == cfg.trainer.max_epochs == (4 if "trainer.max_epochs=4" in words else 30)
 
 
 @pytest.mark.parametrize("model", [path.stem for path in sorted((CONF / "model").glob("*.yaml"))])
