@@ -1,6 +1,7 @@
 """What `trainer.precision=auto` comes to, that a run keeps it, and what an evaluation follows."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from recur.nn import compiled, products
 from recur.runs import precision
 from recur.runs.run import load_checkpoint
 from recur.training import start
+from recur.training.failures import Stop
 
 CPU = torch.device("cpu")
 
@@ -56,13 +58,38 @@ def test_ranks_that_rank_0_starts_take_its_choice(machine: Any, monkeypatch: pyt
     """Each would else time products by itself, beside the others."""
     composed = compose_run(command_line(["trainer.precision=auto", "trainer.accelerator=cpu"]))
     machine(pays=False)
-    monkeypatch.setenv("RECUR_PRECISION", "bf16-mixed")
+    monkeypatch.setenv("RECUR_PRECISION", f"{os.getppid()}:bf16-mixed")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert start.with_precision(composed).config["trainer"]["precision"] == "bf16-mixed"
+    asked = compose_run(command_line(["trainer.precision=64-true", "trainer.accelerator=cpu"]))
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert start.with_precision(composed).config["trainer"]["precision"] == "32-true"
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert start.with_precision(composed).config["trainer"]["precision"] == "32-true"
+    assert start.with_precision(asked).config["trainer"]["precision"] == "64-true"
+    assert os.environ["RECUR_PRECISION"] == f"{os.getpid()}:64-true"
+    monkeypatch.setenv("LOCAL_RANK", "1")  # of torchrun, which another process started: that one's former run is none
+    for former in (os.environ["RECUR_PRECISION"], "bf16-mixed", ""):
+        monkeypatch.setenv("RECUR_PRECISION", former)
+        assert start.with_precision(composed).config["trainer"]["precision"] == "32-true"
+    monkeypatch.setattr(os, "getppid", lambda: 7)
+    monkeypatch.setenv("RECUR_PRECISION", "7:64-true")
+    assert start.with_precision(composed).config["trainer"]["precision"] == "64-true"
+
+
+def test_a_run_leaves_no_precision_behind(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`recur.fit` leaves the process as it was."""
+    machine()
+
+    def stopped(composed: Any) -> None:
+        assert os.environ["RECUR_PRECISION"] == f"{os.getpid()}:bf16-mixed"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(start, "take_up", stopped)
+    for before in (None, "7:32-true"):
+        monkeypatch.delenv("RECUR_PRECISION", raising=False)
+        if before is not None:
+            monkeypatch.setenv("RECUR_PRECISION", before)
+        with pytest.raises(KeyboardInterrupt):
+            start.run(composed_run(), Stop())
+        assert os.environ.get("RECUR_PRECISION") == before
 
 
 def test_a_config_of_an_earlier_version_means_what_it_meant(machine: Any) -> None:

@@ -36,7 +36,7 @@ from recur.training.fit import Trained, check_lengths, check_place, train
 from recur.training.loggers import of_a_run
 from recur.training.run_files import begin, check_parts, take_up, withdrawn_if_refused
 
-_PRECISION = "RECUR_PRECISION"  # what `trainer.precision=auto` came to on rank 0
+_PRECISION = "RECUR_PRECISION"  # what `trainer.precision=auto` came to on rank 0, behind its process id
 _PROFILERS: dict[str, Any] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 
 
@@ -67,7 +67,7 @@ def run(
     report.quiet()
     reset_peak_memory()
     offline = composed.resumed and not is_typed("data.path", composed.overrides)
-    with _denormals_as_zero(), keeping_freed_memory(), without_network(offline):
+    with _denormals_as_zero(), keeping_freed_memory(), without_network(offline), _precision_for_ranks():
         return _run(composed, stop, pruning, composed.overrides if command is None else command)
 
 
@@ -84,6 +84,18 @@ def _denormals_as_zero() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(before)
+
+
+@contextmanager
+def _precision_for_ranks() -> Iterator[None]:
+    """Leave what `with_precision` writes down for the ranks of this run to no other process."""
+    before = os.environ.get(_PRECISION)
+    try:
+        yield
+    finally:
+        os.environ.pop(_PRECISION, None)
+        if before is not None:
+            os.environ[_PRECISION] = before
 
 
 def _run(composed: Composed, stop: Stop, pruning: Pruning | None, command: Sequence[str]) -> Trained:
@@ -197,11 +209,14 @@ def with_precision(composed: Composed) -> Composed:
     wanted, accelerator = trainer.get("precision", "auto"), str(trainer.get("accelerator", "auto"))
     typed = any(word.lstrip("+").startswith("trainer.precision=") for word in composed.overrides)
     former = composed.resumed and not typed
-    # The ranks that rank 0 starts take its choice: a probe of theirs, beside others, may come to another one.
-    given = os.environ.get(_PRECISION) if cli.rank() and wanted == "auto" else None
+    # The ranks that rank 0 starts take its choice: a probe of theirs, beside others, may come to another one. Ranks of
+    # torchrun may inherit the variable too, from a process that is not their parent and had a run of its own.
+    pid, _, given = os.environ.get(_PRECISION, "").partition(":")
+    if not (cli.rank() and wanted == "auto" and pid == str(os.getppid())):
+        given = ""
     chosen = given or (precision.resolve_former if former else precision.resolve)(wanted, accelerator)
     if cli.rank() == 0:
-        os.environ[_PRECISION] = chosen
+        os.environ[_PRECISION] = f"{os.getpid()}:{chosen}"
     if cli.rank() == 0 and precision.emulated(chosen, accelerator):
         cli.notify(
             f"warning: trainer.precision={chosen}, and this machine only emulates bfloat16, which takes many times as "
