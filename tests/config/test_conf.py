@@ -1,6 +1,7 @@
 """Every config composes, names real classes, and knows only keys that those take."""
 
 import inspect
+import re
 from functools import cache
 from pathlib import Path
 
@@ -76,6 +77,14 @@ def test_a_group_can_be_exchanged_under_any_experiment(experiment, group):
         assert set(node) == set(alone)
         same = {key: alone[key] for key in alone if key not in ("monitor", "mode")}  # the family's, through ${monitor}
         assert {key: node[key] for key in same} == same
+
+
+@pytest.mark.parametrize("model", ["language_model", "awd_lstm"])
+def test_what_asgd_says_to_type_averages_the_weights(model):
+    said = re.findall(r"\+?callbacks\.averaging\.[^\s)]+", (CONF / "optimizer" / "asgd.yaml").read_text())
+    words = said[-1:] if model == "awd_lstm" else said[:-1]
+    averaging = composed("experiment=lm", f"model={model}", "optimizer=asgd", *words).callbacks.averaging
+    assert averaging._target_.endswith(".NonMonotonicAveraging") and averaging.interval == 0
 
 
 def test_every_data_file_of_a_family_offers_the_same_keys():
