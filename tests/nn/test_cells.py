@@ -231,6 +231,31 @@ def test_autocast_changes_little(name):
     torch.testing.assert_close(lower.data.float(), expected.data, rtol=0.1, atol=0.15)
 
 
+@pytest.mark.parametrize("name", ["mingru", "qrnn", "lnlstm", pytest.param("mogrifier", marks=pytest.mark.slow)])
+def test_gates_near_one_are_not_rounded_to_it_under_autocast(name, monkeypatch):
+    """Off the compiled kernels, as on a GPU: over 400 steps a gate that keeps everything is another one."""
+    monkeypatch.setattr("recur.nn.compiled.available", lambda dtype: False)
+    torch.manual_seed(0)
+    steps, batch, hidden = 400, 4, 16
+    text = PackedSequence(torch.randn(steps * batch, 8), torch.full((steps,), batch))
+    stack = Recurrent(8, hidden, cell=name, forget_bias=None)
+    gate = slice(hidden) if name == "mingru" else slice(hidden, 2 * hidden)
+    with torch.no_grad():
+        stack.bias_ih_l0[gate] += -7 if name == "mingru" else 7  # z of a minGRU is what it lets in
+    outputs, gradients = [], []
+    for low in (False, True):
+        stack.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            output = stack(text)[0].data
+        output.square().mean().backward()
+        outputs.append(output.detach())
+        gradients.append(stack.bias_ih_l0.grad[gate])
+    exact, lower = outputs
+    error = (lower - exact).square().mean().sqrt() / exact.std()
+    assert error < 0.02
+    assert (gradients[1] - gradients[0]).norm() < 0.2 * gradients[0].norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", [*OPTIONS, "lstm", "gru", "rnn"])
 def test_a_module_of_16_bits_keeps_them(name, dtype):

@@ -129,6 +129,14 @@ def _is_compiled(rows: Tensor, weights: Sequence[Weights]) -> bool:
     return rows.device.type == "cpu" and compiled.available(weights[0]["weight_ih"].dtype)
 
 
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What gates come from, in the weights' dtype whatever autocast made of the operands.
+
+    A sigmoid near 1 is 1 in bfloat16: a gate that should forget slowly would never forget, and get no gradient.
+    """
+    return F.linear(rows, weight, bias).to(weight.dtype)
+
+
 # -- scanned cells -----------------------------------------------------------------------------------------------------
 def _scan_by_walking(a: Tensor, b: Tensor, layout: Layout, initial: Tensor, reverse: bool) -> Tensor:
     """One step after the other: least work, and in cache. Right for a CPU."""
@@ -225,7 +233,7 @@ class MinGRU(Cell):
         self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], weights: Weights, reverse: bool
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `Cell.run`."""
-        z, candidate = F.linear(rows, weights["weight_ih"], weights.get("bias_ih")).chunk(2, 1)
+        z, candidate = _product(rows, weights["weight_ih"], weights.get("bias_ih")).chunk(2, 1)
         z = z.sigmoid()
         output = scan(1 - z, z * candidate, layout, state[0], reverse).to(weights["weight_ih"].dtype)
         return output, (output[layout.final_rows(reverse).to(rows.device)],)
@@ -295,7 +303,7 @@ class QRNN(Cell):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `Cell.run`."""
         seen = self._seen(rows, layout, state[-1], reverse)
-        z, f, o = F.linear(seen, weights["weight_ih"], weights.get("bias_ih")).chunk(3, 1)
+        z, f, o = _product(seen, weights["weight_ih"], weights.get("bias_ih")).chunk(3, 1)
         f = f.sigmoid()
         c = scan(f, (1 - f) * z.tanh(), layout, state[0], reverse).to(weights["weight_ih"].dtype)
         final = layout.final_rows(reverse).to(rows.device)
@@ -408,11 +416,11 @@ class LayerNormLSTM(Cell):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `Cell.run`."""
         w_ih, w_hh, gain_c = weights["weight_ih"], weights["weight_hh"], weights["gain_c"]
-        projected = F.layer_norm(F.linear(rows, w_ih), w_ih.shape[:1], weights["gain_ih"], weights.get("bias_ih"))
+        projected = F.layer_norm(_product(rows, w_ih), w_ih.shape[:1], weights["gain_ih"], weights.get("bias_ih"))
 
         def step(inputs: Tensor, now: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
             hidden, c = now
-            recurrent = F.linear(hidden, w_hh)
+            recurrent = _product(hidden, w_hh)
             gates = inputs + F.layer_norm(recurrent, w_hh.shape[:1], weights["gain_hh"], weights.get("bias_hh"))
             c, o = _lstm_update(gates, c)
             hidden = o * F.layer_norm(c, gain_c.shape, gain_c, weights.get("bias_c")).tanh()
@@ -527,7 +535,7 @@ class Mogrifier(Cell):
                     hidden = 2 * F.linear(x, matrix).sigmoid() * hidden
                 else:
                     x = 2 * F.linear(hidden, matrix).sigmoid() * x
-            gates = F.linear(x, w_ih, weights.get("bias_ih")) + F.linear(hidden, w_hh, weights.get("bias_hh"))
+            gates = _product(x, w_ih, weights.get("bias_ih")) + _product(hidden, w_hh, weights.get("bias_hh"))
             c, o = _lstm_update(gates, c)
             hidden = o * c.tanh()
             return hidden, (hidden, c)
