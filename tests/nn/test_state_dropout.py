@@ -35,6 +35,21 @@ def test_it_acts_in_training_from_the_second_step_on(texts):
     assert not torch.allclose(calm[first:], wild[first:], atol=1e-3)
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn", "rnn_relu"])
+def test_mixed_precision_leaves_the_recurrence_in_float32(cell, texts):
+    """A GPU's autocast has these steps in its list: it would carry the states in 16 bits."""
+    net = Recurrent(3, 4, 2, cell=cell, bidirectional=True, state_dropout=0.5)
+    rows = texts.data.bfloat16()
+    outputs = []
+    for low in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            output, final = net(texts._replace(data=rows if low else rows.float()))
+        outputs.append((output.data, *(part for layer in final for part in layer)))
+    for exact, lower in zip(*outputs, strict=True):
+        assert lower.dtype == torch.float32 and torch.equal(lower, exact)
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="state_dropout"):
         Recurrent(3, 4, state_dropout=1.0)

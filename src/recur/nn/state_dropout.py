@@ -25,7 +25,10 @@ _STEPS: dict[str, Callable[..., Any]] = {
 def run_with_state_dropout(
     cell: str, rows: Tensor, layout: Layout, state: tuple[Tensor, ...], weights: Sequence[Weights], p: float
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One layer, step by step.
+    """One layer, step by step, in the dtype of its weights.
+
+    A GPU's autocast would carry the states in 16 bits from step to step; torch's own recurrence beside bfloat16 is in
+    float32, too.
 
     Args:
         cell: one of torch's cells.
@@ -38,6 +41,8 @@ def run_with_state_dropout(
     Returns:
         `(rows, directions * hidden)` and the final state; outputs and the final state are not dropped.
     """
+    dtype = weights[0]["weight_hh"].dtype
+    rows, state = rows.to(dtype), tuple(part.to(dtype) for part in state)
     runs = []
     for direction, own in enumerate(weights):
         four = [own.get(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
@@ -50,6 +55,7 @@ def run_with_state_dropout(
                 after = (_STEPS[cell](inputs, hidden, *four),)
             return after[0], after
 
-        runs.append(walk(step, rows, layout, tuple(part[direction] for part in state), bool(direction)))
+        with torch.autocast(rows.device.type, enabled=False):
+            runs.append(walk(step, rows, layout, tuple(part[direction] for part in state), bool(direction)))
     outputs, finals = zip(*runs, strict=True)
     return torch.cat(outputs, 1), tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
