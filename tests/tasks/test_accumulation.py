@@ -1,11 +1,13 @@
-"""Steps of several batches: their gradient and their rate are means over as many as there are."""
+"""Steps of several batches, whose gradient and rate are means over as many as there are, and of a scaled loss."""
 
 from functools import partial
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.precision import MixedPrecision
 
+from recur.errors import UserError
 from support.language_models import new_task, new_trainer, text_data
 
 pytestmark = [
@@ -51,3 +53,19 @@ def test_a_step_of_fewer_batches_has_their_mean_gradient(tmp_path):
     groups = [gradients[first : first + most] for first in range(0, number, most)]
     for own, group in zip(ours, groups, strict=True):
         torch.testing.assert_close(own, torch.stack(group).mean(0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [True, None])
+def test_gradients_are_not_clipped_with_the_scale_of_the_loss(tmp_path, fused):
+    """A fused optimizer takes the scale off in its own step, after they are clipped; others have none by then."""
+    data = text_data()
+    task = new_task(data, optimizer=partial(torch.optim.SGD, lr=0.1, fused=fused))
+    float16 = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
+    trainer = new_trainer(tmp_path, max_steps=1, plugins=[float16])
+    if fused:
+        with pytest.raises(UserError, match=r"optimizer\.fused .*, got True: leave it out") as refused:
+            trainer.fit(task, datamodule=data)
+        assert "\n" not in str(refused.value) and not trainer.global_step
+    else:
+        trainer.fit(task, datamodule=data)
+        assert trainer.global_step == 1 and trainer.callback_metrics["train/gradient_norm"] < 10

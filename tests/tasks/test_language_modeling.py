@@ -556,7 +556,7 @@ def test_the_last_epochs_train_on_all_words_also_where_these_are_more_than_there
     for epoch, sampled in enumerate(expected):
         task.trainer = SimpleNamespace(max_epochs=epochs, current_epoch=epoch)
         assert task._is_sampled() == bool(sampled)
-    task.trainer = SimpleNamespace(max_epochs=-1, max_steps=-1, current_epoch=0)
+    task.trainer = SimpleNamespace(max_epochs=-1, max_steps=-1, current_epoch=0, precision_plugin=None)
     if exact:
         with pytest.raises(UserError, match="exact_epochs"):
             task.on_fit_start()

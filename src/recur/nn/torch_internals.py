@@ -1,5 +1,7 @@
 """Every private name of torch that this package uses; `torch.nn.RNNBase` uses the same two of its cuDNN interface."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,3 +31,11 @@ def flatten_for_cudnn(
         bidirectional: whether there are two directions.
     """
     torch._cudnn_rnn_flatten_weight(weights, each, features, mode, hidden, 0, layers, False, bidirectional)
+
+
+def unscales_gradients(optimizer: Any) -> bool:
+    """Whether an optimizer divides its gradients by the scale of a float16 loss in its own step, as a fused one does.
+
+    Until then they are multiplied by it; `torch.amp.GradScaler` asks the same.
+    """
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))

@@ -21,6 +21,7 @@ from torchmetrics import Metric
 from recur.errors import UserError
 from recur.nn.arguments import Remembering
 from recur.nn.costs import multiplications
+from recur.nn.torch_internals import unscales_gradients
 from recur.tasks.schedulers import StepPlan
 
 
@@ -227,6 +228,17 @@ class Stepping(Remembering, pl.LightningModule):
 
     def prepare(self, data: Any) -> None:
         """Take from the training data what cannot be learnt by steps; called once, before the first one."""
+
+    def on_fit_start(self) -> None:
+        """Refuse an optimizer whose gradients would be clipped and logged multiplied by the scale of the loss.
+
+        Raises:
+            UserError: one that divides them in its own step, beside float16's scaler.
+        """
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if scaled and any(unscales_gradients(one) for one in self.trainer.optimizers):
+            rule = f"has gradients that cannot be clipped where trainer.precision={self.trainer.precision}"
+            raise UserError("optimizer.fused", True, rule, "leave it out, or set trainer.precision=bf16-mixed")
 
     def configure_gradient_clipping(
         self,

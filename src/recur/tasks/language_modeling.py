@@ -166,6 +166,7 @@ class LanguageModelingTask(Stepping):
     def on_fit_start(self) -> None:
         """Refuse settings that do not fit each other, of a trainer built by hand, too."""
         self.check_fit(self.trainer, self)
+        super().on_fit_start()
 
     def check_fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a last epoch of a run that does not know which that is.
