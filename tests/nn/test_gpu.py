@@ -16,6 +16,19 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS = [9, 7, 7, 4, 1]
 
 
+@pytest.fixture(autouse=True)
+def whole_float32():
+    """Products of float32 in whole: with TF32's 10 bits of a mantissa what is compared differs by a thousandth.
+
+    cuDNN takes TF32 by default; products do where an environment or a program asks for it.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+    torch.set_float32_matmul_precision(before)
+
+
 @contextlib.contextmanager
 def no_waiting():
     """Raise where the host waits for the device."""
