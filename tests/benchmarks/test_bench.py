@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from recur import bench
+from recur.benchmarks import gpu, kernels
 from recur.benchmarks.clock import Turns
 from recur.benchmarks.harness import Record, Report, Settings, imdb_lengths, pack_lengths, peak_bytes, race, ratio
 from recur.nn import compiled
@@ -103,6 +104,52 @@ def test_a_section_that_measures_nothing_leaves_what_was_measured_before(tmp_pat
         again.measure(name, lambda settings, report: None)
     sections = json.loads((tmp_path / "quick" / "bench.json").read_text())["sections"]
     assert list(sections) == ["language"] and list(sections["language"]["tables"]) == ["epochs"]
+
+
+def gpu_record(monkeypatch, folder, engine, loss) -> tuple[int, dict]:
+    """What `make gpu` gives and writes, with these sections and tests that pass."""
+    path = folder / "gpu.json"
+    monkeypatch.setattr(gpu, "run_tests", lambda limit: {"counts": {"passed": 1}, "tests": {}, "exit_code": 0})
+    monkeypatch.setattr(kernels, "engine", engine)
+    monkeypatch.setattr(kernels, "loss", loss)
+    monkeypatch.setattr("sys.argv", ["gpu", "--quick", "--out", str(path)])
+    return gpu.main(), json.loads(path.read_text())
+
+
+def measured(settings, report):
+    report.table("rates", [{"": "recur", "ms": 1.0}])
+
+
+def test_what_failed_on_a_gpu_leaves_what_was_measured(tmp_path, monkeypatch):
+    def fails(settings, report):
+        assert json.loads((tmp_path / "gpu.json").read_text())["tests"]["exit_code"] == 0, "it is there by now"
+        measured(settings, report)
+        raise RuntimeError("out of memory")
+
+    def unknown(device):
+        raise OSError("no driver")
+
+    assert gpu_record(monkeypatch, tmp_path, measured, measured)[0] == 0
+    monkeypatch.setattr("recur.benchmarks.harness.machine", unknown)
+    code, record = gpu_record(monkeypatch, tmp_path, fails, measured)
+    assert code == 1 and record["tests"]["counts"] == {"passed": 1}
+    assert record["bench"]["machine"] == {"error": "OSError: no driver"}
+    assert record["bench"]["engine"]["error"] == "RuntimeError: out of memory"
+    assert list(record["bench"]["engine"]["tables"]) == list(record["bench"]["loss"]["tables"]) == ["rates"]
+    assert "error" not in record["bench"]["loss"]
+
+
+def test_what_takes_too_long_on_a_gpu_is_stopped(tmp_path, monkeypatch):
+    def endless(settings, report):
+        measured(settings, report)
+        time.sleep(60)
+
+    monkeypatch.setattr("recur.benchmarks.harness.machine", lambda device: {})
+    monkeypatch.setattr(gpu, "SECTIONS", {"engine": 0.5 / gpu.LIMIT, "loss": 0.0})
+    code, record = gpu_record(monkeypatch, tmp_path, endless, measured)
+    assert code == 1 and record["seconds"] < 30
+    assert {record["bench"][name]["error"] for name in ("engine", "loss")} == {"TimeoutError: no time left"}
+    assert record["bench"]["engine"]["tables"] and not record["bench"]["loss"]["tables"]
 
 
 LOW_LOSSES = {"fused, bf16-mixed", "plain, bf16-mixed"}  # where the processor multiplies bfloat16
