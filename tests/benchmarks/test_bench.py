@@ -11,7 +11,17 @@ import torch
 from recur import bench
 from recur.benchmarks import gpu, kernels
 from recur.benchmarks.clock import Turns
-from recur.benchmarks.harness import Record, Report, Settings, imdb_lengths, pack_lengths, peak_bytes, race, ratio
+from recur.benchmarks.harness import (
+    Record,
+    Report,
+    Settings,
+    imdb_lengths,
+    matrix_products,
+    pack_lengths,
+    peak_bytes,
+    race,
+    ratio,
+)
 from recur.nn import compiled
 
 
@@ -104,6 +114,17 @@ def test_a_section_that_measures_nothing_leaves_what_was_measured_before(tmp_pat
         again.measure(name, lambda settings, report: None)
     sections = json.loads((tmp_path / "quick" / "bench.json").read_text())["sections"]
     assert list(sections) == ["language"] and list(sections["language"]["tables"]) == ["epochs"]
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_a_recurrence_is_compared_with_products_as_cudnn_has_them(recurrent, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "mm", lambda a, b: seen.append(torch.backends.cuda.matmul.fp32_precision))
+    before = torch.backends.cuda.matmul.fp32_precision
+    runs, _ = matrix_products("cpu", recurrent=recurrent)
+    runs["torch.mm, float32"]()
+    assert set(seen) == {"tf32" if recurrent else before}
+    assert torch.backends.cuda.matmul.fp32_precision == before
 
 
 def gpu_record(monkeypatch, folder, engine, loss) -> tuple[int, dict]:

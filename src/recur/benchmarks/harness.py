@@ -211,9 +211,19 @@ def spread(values: Sequence[float]) -> str:
     return f"-{100 * (1 - min(values) / middle):.0f}/+{100 * (max(values) / middle - 1):.0f} %"
 
 
-def matrix_products(device: str, bf16: bool = False) -> tuple[dict[str, Callable[[], Any]], float]:
-    """Large products to compare with, by every library that torch has for this precision, and their operations."""
+def matrix_products(
+    device: str, bf16: bool = False, *, recurrent: bool = False
+) -> tuple[dict[str, Callable[[], Any]], float]:
+    """Large products to compare with, by every library that torch has for this precision, and their operations.
+
+    Args:
+        device: cpu or cuda.
+        bf16: of bfloat16 operands, else float32.
+        recurrent: what is compared is a recurrence, which on a GPU may multiply in TF32.
+    """
     import torch
+
+    from recur.nn.costs import precision_of_cudnn
 
     size, count = (2048, 4) if device == "cpu" else (8192, 4)
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -221,8 +231,9 @@ def matrix_products(device: str, bf16: bool = False) -> tuple[dict[str, Callable
 
     def repeated(product: Callable[..., Any], *rest: Any) -> Callable[[], Any]:
         def run() -> None:
-            for _ in range(count):
-                product(a, b, *rest)
+            with precision_of_cudnn() if recurrent else contextlib.nullcontext():
+                for _ in range(count):
+                    product(a, b, *rest)
 
         return run
 

@@ -169,7 +169,7 @@ def _imdb_race(lengths: Any, cell: str, layers: int, repeats: int, slow: int, de
     dense = pad_packed_sequence(batch)[0].detach().requires_grad_()  # (time, batch, features)
     order = torch.randperm(len(lengths), device=device)
     unsorted = PackedSequence(batch.data, batch.batch_sizes, order, order.argsort())
-    kinds = [matrix_products(device, bf16) for bf16 in (False, True)[: 1 + _has_bf16(device)]]
+    kinds = [matrix_products(device, bf16, recurrent=True) for bf16 in (False, True)[: 1 + _has_bf16(device)]]
     quick_ones = {
         "recur": lambda: backward(ours(batch)[0].data),
         "torch dense, with pads": lambda: backward(theirs(dense)[0]),
