@@ -270,21 +270,32 @@ def _alive(pid: int) -> bool:
 @pytest.mark.parametrize("start", [0, 3, 99])
 def test_an_average_begins_with_the_weights_of_its_first_step(start):
     """Before that it is the weights themselves: a run that ends earlier has trained all the same."""
-    from torch.optim.swa_utils import AveragedModel
-
-    from recur.training.callbacks import weight_ema
-
-    model = torch.nn.Linear(2, 1, bias=False)
-    ema = weight_ema(0.9, start)
-    averaged = AveragedModel(model, **ema._kwargs, use_buffers=False)
-    expected = None
+    model, ema = pl.LightningModule(), weight_ema(0.9, start)
+    model.layer = torch.nn.Linear(2, 1, bias=False)
+    model.register_buffer("count", torch.tensor(0))
+    ema.setup(SimpleNamespace(), model, "fit")
+    averaged, expected = ema._average_model, None
     for step in range(8):
         with torch.no_grad():
-            model.weight.fill_(float(step**2))
-        assert ema.should_update(step_idx=step)
-        averaged.update_parameters(model)
+            model.layer.weight.fill_(float(step**2))
+            model.count.fill_(step)
+        for _ in range(2):  # two batches of one step
+            ema.on_train_batch_end(SimpleNamespace(global_step=step + 1), model, None, None, step)
         expected = float(step**2) if step <= start else 0.9 * expected + 0.1 * step**2
-        assert averaged.module.weight[0, 0].item() == pytest.approx(expected)
+        assert averaged.module.layer.weight[0, 0].item() == pytest.approx(expected)
+        assert averaged.module.count == step and averaged.n_averaged == step + 1
+
+
+def test_an_average_does_not_wait_for_the_device():
+    """A tensor on torch's meta device has no number for the host to wait for."""
+    model, ema = pl.LightningModule(), weight_ema(0.9, 0)
+    model.layer = torch.nn.Linear(2, 1)
+    ema.setup(SimpleNamespace(), model, "fit")
+    ema._average_model.module.to("meta")
+    model.to("meta")
+    for step in range(3):
+        ema.on_train_batch_end(SimpleNamespace(global_step=step + 1), model, None, None, step)
+    assert ema._average_model.state_dict()["n_averaged"] == 3
 
 
 @pytest.mark.parametrize("settings", [{}, {"window": 4}, {"reverse": True}])

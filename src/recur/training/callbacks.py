@@ -80,31 +80,33 @@ class _OnTheDevice(WeightAveraging):
 class _Ema(_OnTheDevice):
     """The average, which leaves skipped steps out and, once training is over, the weights alone.
 
-    Lightning's own takes several passes over each tensor, and averages whole numbers (counts of n-grams), too. Until
+    Lightning's own takes several passes over each tensor, and averages whole numbers (counts of n-grams), too. torch's
+    moves the count of steps to the device at each one and has the host wait for it; here the host knows it. Until
     `start_step` the average is the weights of the last step: a run that ends before has trained all the same.
     """
 
     def __init__(self, decay: float, start_step: int) -> None:
-        @torch.no_grad()
-        def average(averages: Any, weights: Any, steps: Any) -> None:
-            share = 1 - decay if int(steps) > start_step else 1.0
-            for averaged, weight in zip(averages, weights, strict=True):
-                averaged.lerp_(weight, share)
+        super().__init__(use_buffers=False)
+        self._decay, self._start_step = decay, start_step
 
-        super().__init__(use_buffers=False, multi_avg_fn=average)
-
-    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        """Whether to average after this step."""
-        return step_idx is not None
+    @torch.no_grad()
+    def _update(self, pl_module: pl.LightningModule) -> None:
+        """Add the present weights to the average, and take over the buffers."""
+        average: Any = self._average_model
+        share = 1 - self._decay if int(average.n_averaged) > self._start_step else 1.0
+        for averaged, weight in zip(average.module.parameters(), pl_module.parameters(), strict=True):
+            averaged.lerp_(weight, share)
+        for kept, buffer in zip(average.module.buffers(), pl_module.buffers(), strict=True):
+            kept.copy_(buffer)
+        average.n_averaged += 1
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Average, unless the step was skipped."""
-        if skipped(pl_module):
-            self._latest_update_step = trainer.global_step  # in the checkpoint, unlike the task's own word for it
-        else:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.global_step > self._latest_update_step and not skipped(pl_module):
+            self._update(pl_module)
+        self._latest_update_step = trainer.global_step  # in the checkpoint, unlike the task's own word for it
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show validation the averaged weights, while training."""
