@@ -39,6 +39,29 @@ def test_the_shapes_are_the_guides():
     assert found["backward half of the last output and h_n[-1]"] > 0.05
 
 
+def test_the_notebook_s_shapes_are_of_its_own_sizes():
+    """An embedding of 256 over 40 words; one of 100 was looked at, which has the same outputs."""
+    words, output, *_ = [got for got, _ in formulas._notebook()]
+    assert (words.shape, output.shape) == ((4, 10, 256), (4, 10, 512))
+
+
+def test_what_is_said_of_packed_texts_and_h_n_is_so_of_torch_s_layer_and_of_recur_s():
+    rows = {(row["arm"], row["x"]): row["distance"] for row in formulas.shapes(1) if "x" in row}
+    assert {x for _, x in rows} == {"torch", "recur", "worst"} and len(rows) == 18
+    for (arm, x), distance in rows.items():
+        assert distance >= 0.01 if "padded" in arm else distance <= 1e-6, (arm, x)
+        worst = min if "padded" in arm else max
+        assert rows[arm, "worst"] == worst(rows[arm, "torch"], rows[arm, "recur"])
+
+
+def test_another_order_of_h_n_would_be_noticed():
+    torch.manual_seed(0)
+    stack, x = torch.nn.LSTM(3, 4, 2, bidirectional=True), torch.randn(5, 2, 3)
+    final = stack(x)[1][0]
+    assert formulas._gap(formulas._by_layer(stack, x), final) < 1e-6
+    assert formulas._gap(formulas._by_layer(stack, x), final[[0, 2, 1, 3]]) > 0.01
+
+
 def test_packing_compares_the_same_texts():
     rows = costs.packing(0, [0.0, 0.5], mean=6, batch=4, hidden=8, rounds=1)
     assert {row["arm"] for row in rows} == {"padded", "packed, sorted", "packed, unsorted", "recur"}

@@ -4,14 +4,19 @@ The formulas are those at the head of `recur.nn.engine`; here they are written o
 engine itself is asked as well.
 """
 
+import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence, pad_sequence
 
+from recur.nn import LSTM
 from recur.nn.recurrent import Recurrent
+
+_DIFFERENT = "h_n of padded texts and of each text alone"  # where a distance is wanted
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -140,6 +145,9 @@ def shapes(seed: int) -> list[dict[str, Any]]:
 
     Args:
         seed: of the inputs and weights.
+
+    Returns:
+        rows with `distance`; what is asked of torch's layer and of recur's has `x`, and at `worst` the worse of both.
     """
     torch.manual_seed(seed)
     x = torch.randn(32, 10, 50)  # (batch, time, features)
@@ -149,31 +157,23 @@ def shapes(seed: int) -> list[dict[str, Any]]:
     output, (h, c) = two(x)
     output_gru, h_gru = gru(x)
     output_both, (h_both, _) = both(x)
-    notebook = nn.LSTM(100, 256, batch_first=True, bidirectional=True)  # of the notebook's BiLSTM_Classifier
-    output_notebook, (h_notebook, _) = notebook(torch.randn(4, 10, 100))
-    logits = nn.Linear(512, 2)(torch.cat([h_notebook[-2], h_notebook[-1]], 1))
-    wrong = [
-        tuple(got.shape) != wanted
-        for got, wanted in (
-            (stacked(x)[0], (32, 10, 100)),
-            (output, (32, 10, 100)),
-            (h, (2, 32, 100)),
-            (c, (2, 32, 100)),
-            (output_gru, (32, 10, 100)),
-            (h_gru, (2, 32, 100)),
-            (output_both, (32, 10, 200)),
-            (h_both, (4, 32, 100)),
-            (output_notebook, (4, 10, 512)),
-            (h_notebook, (2, 4, 256)),
-            (logits, (4, 2)),
-        )
+    pairs = [
+        (stacked(x)[0], (32, 10, 100)),
+        (output, (32, 10, 100)),
+        (h, (2, 32, 100)),
+        (c, (2, 32, 100)),
+        (output_gru, (32, 10, 100)),
+        (h_gru, (2, 32, 100)),
+        (output_both, (32, 10, 200)),
+        (h_both, (4, 32, 100)),
+        *_notebook(),
     ]
     dropped = nn.LSTM(50, 100, num_layers=4, batch_first=True, dropout=0.3)
     one = Recurrent(50, 100, 2, bidirectional=True, engine="fused")  # not torch's own pass against itself
     one.load_state_dict(both.state_dict())
     ours, final = one(pack_sequence(list(x)))
     distances = {
-        "shapes that differ from the guides'": float(sum(wrong)),
+        "shapes that differ from the guides'": float(sum(tuple(got.shape) != wanted for got, wanted in pairs)),
         "last output and h_n": _gap(output[:, -1], h[-1]),
         "forward half of the last output and h_n[-2]": _gap(output_both[:, -1, :100], h_both[-2]),
         "backward half of the first output and h_n[-1]": _gap(output_both[:, 0, 100:], h_both[-1]),
@@ -182,7 +182,70 @@ def shapes(seed: int) -> list[dict[str, Any]]:
         "recur's output and torch's": _gap(ours.data, output_both.transpose(0, 1).flatten(0, 1)),
         "recur's final state and h_n": _gap(torch.cat([layer[0] for layer in final]), h_both),
     }
-    return [{"arm": name, "distance": distance} for name, distance in distances.items()]
+    rows: list[dict[str, Any]] = [{"arm": name, "distance": distance} for name, distance in distances.items()]
+    layers: dict[str, Callable[..., nn.LSTM]] = {"torch": nn.LSTM, "recur": partial(LSTM, engine="fused")}
+    found = {name: _said(layer, seed) for name, layer in layers.items()}
+    for arm in found["torch"]:
+        own = {name: distances[arm] for name, distances in found.items()}
+        worst = min(own.values()) if arm == _DIFFERENT else max(own.values())
+        rows += [{"arm": arm, "x": name, "distance": value} for name, value in {**own, "worst": worst}.items()]
+    return rows
+
+
+def _notebook() -> list[tuple[Tensor, tuple[int, ...]]]:
+    """What the notebook's BiLSTM_Classifier computes on its own batch, and the shapes it is said to have."""
+    words = nn.Embedding(40, 256)(torch.randint(40, (4, 10)))
+    output, (h, c) = nn.LSTM(256, 256, batch_first=True, bidirectional=True)(words)
+    logits = nn.Linear(512, 2)(torch.cat([h[-2], h[-1]], 1))
+    shapes = ((4, 10, 256), (4, 10, 512), (2, 4, 256), (2, 4, 256), (4, 2))
+    return list(zip((words, output, h, c, logits), shapes, strict=True))
+
+
+def _said(layer: Callable[..., nn.LSTM], seed: int) -> dict[str, float]:
+    """What the guides say of packed texts, of the order of h_n and of dropout, for a class like `nn.LSTM`.
+
+    The texts have the lengths of the guide's own, 7, 4 and 2.
+    """
+    torch.manual_seed(seed)
+    texts = [torch.randn(length, 10) for length in (7, 4, 2)]
+    reader = layer(10, 20)
+    output, (h, _) = reader(pack_sequence(texts))
+    unpacked, lengths = pad_packed_sequence(output, batch_first=True, total_length=8)
+    ends = list(zip(unpacked.detach(), lengths.tolist(), strict=True))
+    alone = torch.cat([reader(text[:, None])[1][0] for text in texts], 1)
+    stack = layer(10, 20, 2, bidirectional=True)
+    dropped = layer(10, 20, 2, dropout=0.5)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="dropout option adds dropout after all but last")
+        single = layer(10, 20, 1, dropout=0.5)
+    x = pad_sequence(texts)  # (time, batch, features)
+    return {
+        "largest output behind a text's end": max(float(row[n:].abs().max()) for row, n in ends),
+        "h_n of packed texts and of each text alone": _gap(h, alone),
+        _DIFFERENT: _gap(reader(x)[1][0], alone),
+        "h_n and one-layer nets in the order said": _gap(stack(x)[1][0], _by_layer(stack, x)),
+        "train and eval outputs of one layer with dropout": _gap(single.train()(x)[0], single.eval()(x)[0]),
+        "share of zeros in the top layer's output under dropout": float((dropped.train()(x)[0] == 0).double().mean()),
+    }
+
+
+def _by_layer(stack: nn.LSTM, x: Tensor) -> Tensor:
+    """The h_n of a bidirectional stack from nets of one layer and one direction that have its weights.
+
+    In the guide's order: forward layer 0, backward layer 0, forward layer 1, backward layer 1.
+    """
+    final = []
+    for layer in range(stack.num_layers):
+        outputs = []
+        for suffix in ("", "_reverse"):
+            net = nn.LSTM(x.shape[2], stack.hidden_size)
+            names = {name: name.replace("_l0", f"_l{layer}{suffix}") for name in net.state_dict()}
+            net.load_state_dict({name: stack.state_dict()[other] for name, other in names.items()})
+            output, (h, _) = net(x.flip(0) if suffix else x)
+            outputs.append(output.flip(0) if suffix else output)
+            final.append(h)
+        x = torch.cat(outputs, 2)
+    return torch.cat(final)
 
 
 def _gap(a: Tensor, b: Tensor) -> float:
