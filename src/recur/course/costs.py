@@ -82,7 +82,7 @@ def _packing_rivals(texts: list[Tensor], lengths: Tensor) -> dict[str, Callable[
 
 
 def cells(seed: int, sizes: Sequence[int], length: int = 50, batch: int = 32, rounds: int = 3) -> list[dict[str, Any]]:
-    """Time and parameters of one layer of each cell, by its width, on texts of unequal lengths.
+    """Time and parameters of one layer of each cell, by its width.
 
     Args:
         seed: of weights and inputs.
@@ -90,24 +90,35 @@ def cells(seed: int, sizes: Sequence[int], length: int = 50, batch: int = 32, ro
         length: of the longest text.
         batch: texts.
         rounds: of the race.
+
+    Returns:
+        rows with `ms` and `parameters`: for `rnn`, `gru` and `lstm`, recur's engine on packed texts of unequal lengths;
+        for the last two also `torch packed`, torch's own layers on the same texts, and `torch dense`, on as many texts
+        of full length.
     """
     rows: list[dict[str, Any]] = []
     for size in sizes:
         torch.manual_seed(seed)
         lengths = torch.linspace(length / 2, length, batch).long()
         packed: PackedSequence = pack_sequence([torch.randn(int(n), size) for n in lengths], enforce_sorted=False)
-        nets = {cell: Recurrent(size, size, cell=cell) for cell in ("rnn", "gru", "lstm")}
-        times = _race({cell: partial(_outputs, net, packed) for cell, net in nets.items()}, rounds)
+        dense = torch.randn(length, batch, size)
+        theirs = {"gru": nn.GRU(size, size), "lstm": nn.LSTM(size, size)}
+        rivals: dict[str, tuple[nn.Module, Tensor | PackedSequence]] = {
+            **{cell: (Recurrent(size, size, cell=cell, engine="fused"), packed) for cell in ("rnn", "gru", "lstm")},
+            **{f"{cell}, torch dense": (net, dense) for cell, net in theirs.items()},
+            **{f"{cell}, torch packed": (net, packed) for cell, net in theirs.items()},
+        }
+        times = _race({arm: partial(_outputs, net, texts) for arm, (net, texts) in rivals.items()}, rounds)
         rows += [
-            {"arm": cell, "x": size, "ms": times[cell], "parameters": sum(p.numel() for p in net.parameters())}
-            for cell, net in nets.items()
+            {"arm": arm, "x": size, "ms": times[arm], "parameters": sum(p.numel() for p in net.parameters())}
+            for arm, (net, _) in rivals.items()
         ]
     return rows
 
 
-def _outputs(net: Recurrent, packed: PackedSequence) -> Tensor:
-    output: Tensor = net(packed)[0].data
-    return output
+def _outputs(net: nn.Module, texts: Tensor | PackedSequence) -> Tensor:
+    output: Tensor | PackedSequence = net(texts)[0]
+    return output.data if isinstance(output, PackedSequence) else output
 
 
 def peek(seed: int, tokens: int = 60_000, steps: int = 300, hidden: int = 64) -> list[dict[str, Any]]:
