@@ -1,9 +1,11 @@
 """The quiz is right, and would notice a wrong formula."""
 
+import math
+
 import pytest
 import torch
 
-from recur.course import costs, formulas
+from recur.course import costs, formulas, nets
 from recur.errors import UserError
 
 
@@ -92,3 +94,26 @@ def test_a_window_shorter_than_what_the_feed_forward_net_reads_is_refused():
     with pytest.raises(UserError, match="window must be at least 8, got 7: the feed-forward net reads"):
         costs.explosions(0, rates=[1], steps=1, window=7)
     assert {row["failed"] for row in costs.explosions(0, rates=[0.1], steps=1, window=8)} == {0.0}
+
+
+def test_a_gradient_grows_by_the_rate_and_a_nonlinearity_takes_away():
+    slopes = {(row["arm"], row["x"]): row["slope"] for row in nets.growth(0, [0.8, 1.2], steps=15, hidden=8)}
+    for rate in (0.8, 1.2):
+        assert slopes["identity", rate] == pytest.approx(math.log10(rate), abs=1e-9)
+        assert slopes["tanh", rate] < slopes["identity", rate] and slopes["relu", rate] < slopes["identity", rate]
+
+
+def test_the_characters_are_fed_as_the_guide_s_code_has_them_one_hot_and_embedded():
+    x, y, count = nets._windows()
+    assert (len(x), len(y), x.shape[1]) == (53, 53, 10)
+    assert (x[1:, -1] == y[:-1]).all()  # what follows a window ends the next one
+    widths = {kind: nets._Characters(kind, count, 4).lstm.input_size for kind in ("scalar", "one-hot", "embedding")}
+    assert widths == {"scalar": 1, "one-hot": count, "embedding": 32}
+    rows = {row["arm"]: row for row in nets.characters(0, epochs=6, hidden=8)}
+    assert {row["learned"] for row in rows.values()} == {7}  # none knows the sentence yet
+    assert all(row["curve"][0]["loss"] > row["loss"] for row in rows.values())
+
+
+def test_rounding_moves_a_loss_less_than_other_weights_do():
+    apart = {row["arm"]: row["distance"] for row in nets.luck(0, count=2, epochs=3, hidden=8)}
+    assert 0 < apart["64 bits"] < 0.01 * apart["other weights"] and apart["other order"] < 0.01 * apart["other weights"]

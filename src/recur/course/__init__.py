@@ -7,6 +7,7 @@
     probes.py        what is measured on a finished run
     formulas.py      the quiz and the shapes
     costs.py         time, parameters, and nets that explode or read ahead
+    nets.py          small nets that a claim builds itself: growth of gradients, inputs of characters, luck
     charts.py        line and dot charts as SVG
     page.py          the page, from `templates/claims.html`
     record.py        the JSON record and the table of the README

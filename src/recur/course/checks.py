@@ -190,7 +190,7 @@ def _check_probe(path: Path, sweep: Any) -> None:
 def _check_function(path: Path, function: Any) -> None:
     key = _key(path, "function.name")
     module, _, name = function.name.rpartition(".")
-    modules = ("costs", "formulas")
+    modules = ("costs", "formulas", "nets")
     if module not in modules:
         raise UserError(key, function.name, "must be MODULE.FUNCTION", f"the modules are {', '.join(modules)}")
     called = _look_up(key, module, name, f"a function of {module}")
