@@ -184,9 +184,9 @@ def shapes(seed: int) -> list[dict[str, Any]]:
     }
     rows: list[dict[str, Any]] = [{"arm": name, "distance": distance} for name, distance in distances.items()]
     layers: dict[str, Callable[..., nn.LSTM]] = {"torch": nn.LSTM, "recur": partial(LSTM, engine="fused")}
-    found = {name: _said(layer, seed) for name, layer in layers.items()}
-    for arm in found["torch"]:
-        own = {name: distances[arm] for name, distances in found.items()}
+    said = {name: _said(layer, seed) for name, layer in layers.items()}
+    for arm in said["torch"]:
+        own = {name: values[arm] for name, values in said.items()}
         worst = min(own.values()) if arm == _DIFFERENT else max(own.values())
         rows += [{"arm": arm, "x": name, "distance": value} for name, value in {**own, "worst": worst}.items()]
     return rows

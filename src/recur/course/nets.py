@@ -50,8 +50,8 @@ def growth(
             lags = torch.arange(steps + 1, dtype=torch.float64)
             centred = lags - lags.mean()
             curve = [{"lag": float(lag), "norm": 10 ** float(log)} for lag, log in zip(lags, logs, strict=True)]
-            slope = float((centred * logs).sum() / centred.square().sum())
-            beyond = slope - math.log10(rate)
+            slope = round(float((centred * logs).sum() / centred.square().sum()), 12)  # what is less is rounding
+            beyond = round(slope - math.log10(rate), 12)
             rows.append({"arm": arm, "x": rate, "slope": slope, "beyond": beyond, "off": abs(beyond), "curve": curve})
     return rows
 
