@@ -158,6 +158,29 @@ def test_a_run_trained_here_is_opened_and_the_process_is_as_before(tmp_path: Pat
         recur.fit(["-m", "seed=0,1"])
 
 
+def test_a_fit_beside_or_within_another_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would draw from one generator and take over one process's logging."""
+    refused: list[str] = []
+
+    def another() -> None:
+        with pytest.raises(UserError, match=r"fit trains one run at a time.*recur\.train") as error:
+            recur.fit()
+        refused.append(str(error.value))
+
+    def composing(_: Any) -> None:
+        another()
+        thread = threading.Thread(target=another)
+        thread.start()
+        thread.join()
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(api, "compose_run", composing)
+    for times in (1, 2):  # after one that failed, there can be the next
+        with pytest.raises(RuntimeError, match="out of memory"):
+            recur.fit()
+        assert len(refused) == 2 * times and "\n" not in refused[0]
+
+
 @pytest.mark.parametrize("words", [["trainer=ddp_cpu"], ["trainer=cpu", "trainer.devices='0,1'"]])
 def test_several_processes_are_not_started_from_a_script(words: list[str], tmp_path: Path) -> None:
     """Lightning would run the script once more for each, and end it when one of them fails to open the run."""

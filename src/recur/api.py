@@ -26,6 +26,7 @@ from recur.training.loggers import ended_on_error
 from recur.training.report import logging_as_before
 
 Overrides = Sequence[str] | Mapping[str, Any]
+_TRAINING = threading.Lock()  # held by a `fit`: random numbers, logging and Hydra are the whole process's
 
 
 def compose(overrides: Overrides = ()) -> dict[str, Any]:
@@ -59,13 +60,14 @@ def fit(overrides: Overrides = (), *, trust: str | Sequence[str] = ()) -> Run:
         the run with its best weights.
 
     Raises:
-        UserError: a mistake in the overrides or the data; nothing has been changed then.
+        UserError: a mistake in the overrides or the data, or another `fit` is under way in this process; nothing has
+            been changed then.
     """
     cli.trust([trust] if isinstance(trust, str) else trust, "trust")
     line = command_line(words(overrides))
     if line.hydra:
         raise UserError("overrides", list(line.words), "must describe one run", "sweeps are started by the command")
-    with hydra_as_before(), _random_numbers_as_before():
+    with _alone(), hydra_as_before(), _random_numbers_as_before():
         composed = _in_one_process(compose_run(line))
         _check_opening(composed.config)
         with _signals_as_before(), logging_as_before(), ended_on_error():
@@ -76,6 +78,22 @@ def fit(overrides: Overrides = (), *, trust: str | Sequence[str] = ()) -> Run:
             finally:
                 runs.release(composed.folder)
         return load(composed.folder)  # whose weights are drawn before they are read
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Refuse a `fit` beside or within another one.
+
+    Raises:
+        UserError: there is one.
+    """
+    if not _TRAINING.acquire(blocking=False):
+        remedy = "wait for the other one, or start this one by the command, python -m recur.train OVERRIDES"
+        raise UserError("fit", rule="trains one run at a time in a process, and another is under way", remedy=remedy)
+    try:
+        yield
+    finally:
+        _TRAINING.release()
 
 
 def _in_one_process(composed: Composed) -> Composed:
