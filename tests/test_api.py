@@ -242,6 +242,26 @@ def test_an_evaluation_that_was_interrupted_leaves_nothing_behind(
         assert run.evaluate(split=split) == expected
 
 
+def test_two_threads_that_evaluate_a_run_get_its_figures(trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each emptied and added to the sums of the other."""
+    run = recur.load(trained_run)
+    expected = [run.evaluate(split="val"), run.evaluate(split="test")]
+    step, found = type(run.task).test_step, []
+    other = threading.Thread(target=lambda: found.append(run.evaluate(split="test")))
+
+    def interrupted(task: Any, batch: Any, number: int) -> Any:
+        result = step(task, batch, number)
+        if other.ident is None:
+            other.start()
+            other.join(0.5)
+        return result
+
+    monkeypatch.setattr(type(run.task), "test_step", interrupted)
+    found.insert(0, run.evaluate(split="val"))
+    other.join()
+    assert found == expected
+
+
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated", "ignore:.*does not have many workers")
 def test_a_task_is_trained_twice(tmp_path: Path) -> None:
     """The sums of the first training's last validation could not be added to."""

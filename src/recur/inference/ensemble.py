@@ -121,8 +121,9 @@ class Ensemble:
         words = data_settings.words(settings)
         check_settings(words)
         place = as_file(data, "data") if is_table(data) else data
-        opened = evaluation.open_data(self.runs[0], None if place is None else str(place), words)
-        return {name: self.evaluate_split(opened, name) for name in evaluation.chosen_splits(opened, split)}
+        with evaluation.ONE_AT_A_TIME:
+            opened = evaluation.open_data(self.runs[0], None if place is None else str(place), words)
+            return {name: self.evaluate_split(opened, name) for name in evaluation.chosen_splits(opened, split)}
 
     def evaluate_split(self, data: Any, split: str) -> dict[str, Any]:
         """Metrics of one split of an opened data module of the first run; see `evaluate`."""

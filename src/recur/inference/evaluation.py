@@ -9,6 +9,7 @@ import itertools
 import logging
 import math
 import signal
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -43,6 +44,8 @@ from recur.tasks.scoring import each_window_alone
 from recur.tasks.temperature import COLDEST, HOTTEST, NARROW, at_temperature, tune_temperature
 
 SPLITS = ("train", "val", "test")
+# Held by an evaluation from Python: a run's sums, Lightning's loggers and the hub's switch are shared by threads.
+ONE_AT_A_TIME = threading.RLock()
 _FURTHER = 4  # times that a search for a cache's flatness goes on beyond its end
 # Settings of the data that change how it is read and not what it is.
 _SAME_CONTENT = frozenset(("batch_size", "eval_batch_size", "max_tokens", "eval_bptt", "cache_dir", "seed"))

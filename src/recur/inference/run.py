@@ -154,7 +154,7 @@ class Run(runs.Run):
         split: str | None = None,
         **settings: Any,
     ) -> dict[str, Any]:
-        """Metrics on the run's own data, or on other data.
+        """Metrics on the run's own data, or on other data; a second thread that asks waits.
 
         Args:
             data: file, folder, pandas DataFrame or `datasets.Dataset`; None for the run's own.
@@ -168,9 +168,11 @@ class Run(runs.Run):
             UserError: the data cannot be read, or the run's own has changed.
         """
         place = as_file(data, "data") if is_table(data) else data
-        opened = evaluation.open_data(self, None if place is None else str(place), data_settings.words(settings))
-        splits = evaluation.chosen_splits(opened, split)
-        return {name: evaluation.evaluate_split(self, opened, name) for name in splits}
+        words = data_settings.words(settings)
+        with evaluation.ONE_AT_A_TIME:
+            opened = evaluation.open_data(self, None if place is None else str(place), words)
+            splits = evaluation.chosen_splits(opened, split)
+            return {name: evaluation.evaluate_split(self, opened, name) for name in splits}
 
     @property
     def metrics(self) -> dict[str, Any]:
