@@ -145,6 +145,17 @@ def test_a_jagged_nested_tensor_equals_one_sequence_at_a_time(name, engine):
     assert values.grad is not None and values.grad.abs().min() > 0
 
 
+def test_hooks_run_once_with_lengths_and_with_nested_tensors():
+    mine, _ = pair("lstm", 3, 5)
+    inputs, outputs = [], []
+    mine.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    mine.register_forward_hook(lambda module, given, answer: outputs.append(answer[0]))
+    padded, nested = torch.randn(4, 2, 3), torch.nested.nested_tensor([torch.randn(2, 3)], layout=torch.jagged)
+    answers = [mine(padded, lengths=[4, 1])[0], mine(nested)[0]]
+    for called, known in ((inputs, [padded, nested]), (outputs, answers)):
+        assert len(called) == 2 and all(one is other for one, other in zip(called, known, strict=True))
+
+
 def test_a_nested_tensor_that_is_not_jagged_is_refused():
     mine, _ = pair("gru", 3, 5)
     with pytest.raises(ValueError, match="has its own"):

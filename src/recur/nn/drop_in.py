@@ -105,7 +105,7 @@ class _DropIn(nn.RNNBase):
         inverse = torch.empty_like(rows).scatter_(0, rows, torch.arange(len(rows), device=rows.device))
         order = order.to(nested.device)
         packed = PackedSequence(jagged.values()[rows], batch_sizes, order, order.argsort())
-        output, last = self(packed, hx)
+        output, last = _DropIn.forward(self, packed, hx)  # hooks are run once, by the call that led here
         values = output.data[inverse]
         # tensors of the same offsets, the very object, can be added
         return torch.nested.nested_tensor_from_jagged(values, jagged.offsets()), last
@@ -126,7 +126,7 @@ class _DropIn(nn.RNNBase):
                 f"many lengths from 1 to {padded.shape[time]}, got {lengths.tolist()}"
             )
         sequence = pack_padded_sequence(padded, lengths, self.batch_first, enforce_sorted=False)
-        output, last = self(sequence, hx)
+        output, last = _DropIn.forward(self, sequence, hx)
         return pad_packed_sequence(output, self.batch_first, total_length=padded.shape[time])[0], last
 
     @property
