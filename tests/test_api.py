@@ -99,7 +99,7 @@ def globals_of_a_process() -> dict[str, Any]:
         "random": random.getstate(),
         "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002
         "torch": torch.get_rng_state().tolist(),
-        "seeds": [os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")],
+        "seeds": [os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "RECUR_PRECISION")],
         "handlers": root.handlers[:],
         "filters": [handler.filters[:] for handler in root.handlers],
         "levels": [logging.getLogger(name).level for name in ("", "lightning.pytorch.utilities.rank_zero")],

@@ -172,8 +172,8 @@ def _signals_as_before() -> Iterator[None]:
 
 @contextmanager
 def _random_numbers_as_before() -> Iterator[None]:
-    """Give the random numbers back, which a run seeds, and the variables by which Lightning seeds other processes."""
-    names = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+    """Give the random numbers back, which a run seeds, and the variables by which other processes go on like it."""
+    names = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "RECUR_PRECISION")
     variables = {name: os.environ.get(name) for name in names}
     plain, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 (the one that is seeded)
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
