@@ -158,6 +158,17 @@ def test_a_run_trained_here_is_opened_and_the_process_is_as_before(tmp_path: Pat
         recur.fit(["-m", "seed=0,1"])
 
 
+def test_cuda_begins_with_the_callers_seed_after_a_run_that_used_it_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: 3 in seeds)
+    with torch.random.fork_rng(()):
+        torch.manual_seed(5)
+        with api._random_numbers_as_before():
+            torch.manual_seed(3)  # the run's own
+        assert seeds == [5, 3, 5] and torch.initial_seed() == 5
+
+
 def test_a_fit_beside_or_within_another_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """They would draw from one generator and take over one process's logging."""
     refused: list[str] = []

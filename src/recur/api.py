@@ -176,11 +176,13 @@ def _random_numbers_as_before() -> Iterator[None]:
     names = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "RECUR_PRECISION")
     variables = {name: os.environ.get(name) for name in names}
     plain, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 (the one that is seeded)
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    used, waiting = torch.cuda.is_initialized(), torch.initial_seed()
     try:
-        with torch.random.fork_rng(gpus):
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if used else ()):
             yield
     finally:
+        if not used:  # CUDA, first used in the run or later, begins with the seed that was given last
+            torch.cuda.manual_seed_all(waiting)
         random.setstate(plain)
         np.random.set_state(arrays)  # noqa: NPY002
         for name, value in variables.items():
