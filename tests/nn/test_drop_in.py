@@ -212,6 +212,22 @@ def test_transforms_of_functions_are_torchs(name):
         torch.testing.assert_close(found[0][key], gradient)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", PAIRS)
+def test_gradients_in_a_batch_are_refused_in_a_line(name, dtype):
+    mine, _ = pair(name, 4, 5, dtype=dtype)
+    x = torch.randn(6, 3, 4, dtype=dtype, requires_grad=True)
+    output = mine(x)[0][-1].flatten()
+    several = torch.eye(len(output), dtype=dtype)
+    with pytest.raises(RuntimeError, match=r"^batched gradients need engine='torch'"):
+        torch.autograd.grad(output, x, several, is_grads_batched=True)
+    with pytest.raises(RuntimeError, match=r"^batched gradients need engine='torch'"):
+        torch.func.vmap(lambda one: torch.autograd.grad(output, x, one)[0])(several)
+    mine.engine = "torch"
+    jacobian = torch.autograd.functional.jacobian(lambda given: mine(given)[0][-1].flatten(), x, vectorize=True)
+    torch.testing.assert_close(jacobian[:1], torch.autograd.grad(output[0], x)[0][None])
+
+
 def test_a_packed_batch_that_grows_is_refused():
     """Some rows of the output would be whatever the memory held."""
     sequence = PackedSequence(torch.randn(1000, 16), torch.tensor([20] * 20 + [30] * 20))

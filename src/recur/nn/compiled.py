@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recur.nn import products
-from recur.nn.differentiation import differentiable_once
+from recur.nn.differentiation import differentiable_once, one_gradient_at_a_time
 from recur.nn.packed import Layout
 
 CHUNK_ROWS = 256
@@ -420,6 +420,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     @differentiable_once
+    @one_gradient_at_a_time
     def backward(
         ctx: Any, d_output: Tensor | None, d_hidden: Tensor | None, d_cell: Tensor | None
     ) -> tuple[Tensor | None, ...]:

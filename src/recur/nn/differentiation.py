@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from recur.nn import torch_internals
+
 
 def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Make a second derivative an error, whatever the gradient that comes in.
@@ -28,5 +30,21 @@ def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
                 for part in gradients
             )
         return once(ctx, *gradients)
+
+    return guarded
+
+
+def one_gradient_at_a_time(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse several gradients as one batch, `is_grads_batched` or `vectorize` of torch, which kernels cannot read.
+
+    Args:
+        backward: of a `torch.autograd.Function`.
+    """
+
+    @functools.wraps(backward)
+    def guarded(ctx: Any, *gradients: Any) -> Any:
+        if any(isinstance(part, Tensor) and torch_internals.is_batched(part) for part in gradients):
+            raise RuntimeError("batched gradients need engine='torch', or float64 with a cell that torch has not")
+        return backward(ctx, *gradients)
 
     return guarded

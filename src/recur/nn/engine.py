@@ -55,7 +55,7 @@ import torch
 from torch import Tensor
 
 from recur.nn import compiled
-from recur.nn.differentiation import differentiable_once
+from recur.nn.differentiation import differentiable_once, one_gradient_at_a_time
 from recur.nn.packed import Layout
 
 """Rows whose gates are projected, and whose factors are formed, at once: 256 of 4 x 256 floats fill a 1 MB cache."""
@@ -473,6 +473,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     @differentiable_once
+    @one_gradient_at_a_time
     def backward(
         ctx: Any, d_output: Tensor | None, d_hidden: Tensor | None, d_cell: Tensor | None
     ) -> tuple[Tensor | None, ...]:

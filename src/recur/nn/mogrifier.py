@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recur.nn import compiled, products
 from recur.nn.compiled import numpy_of
-from recur.nn.differentiation import differentiable_once
+from recur.nn.differentiation import differentiable_once, one_gradient_at_a_time
 from recur.nn.packed import Layout
 
 Weights = Sequence[Tensor | None]  # w_ih, w_hh, b_ih, b_hh, the matrix of each round
@@ -179,6 +179,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     @differentiable_once
+    @one_gradient_at_a_time
     def backward(
         ctx: Any, d_output: Tensor | None, d_hidden: Tensor | None, d_cell: Tensor | None
     ) -> tuple[Tensor | None, ...]:

@@ -11,6 +11,12 @@ def is_transformed() -> bool:
     return bool(torch._C._are_functorch_transforms_active()) or torch.autograd.forward_ad._current_level >= 0
 
 
+def is_batched(tensor: Tensor) -> bool:
+    """Whether this stands for a batch of tensors, of `torch.func.vmap` or of gradients taken together."""
+    internals = torch._C._functorch
+    return bool(internals.is_batchedtensor(tensor) or internals.is_legacy_batchedtensor(tensor))
+
+
 def cudnn_wants_flat_weights() -> bool:
     """Whether this torch lays a recurrent layer's weights out for cuDNN at all."""
     return bool(torch._use_cudnn_rnn_flatten_weight())
