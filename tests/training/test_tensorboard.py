@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import sys
+import threading
 import warnings
 from html.parser import HTMLParser
 from pathlib import Path
@@ -204,6 +205,16 @@ def test_a_cache_outside_of_the_run_is_typed_for_evaluate(trained_run, tmp_path)
     assert data_settings.changed(own, words[2:], trained_run) == own
     with pytest.raises(UserError, match=r"data\.cache_dir is .*, out of "):
         data_settings.changed(own, [], trained_run)
+
+
+@pytest.mark.parametrize("results", [{"test": {"accuracy": 0.5}}, {}])
+def test_the_writers_threads_end_with_the_final_figures(results: dict[str, dict[str, float]], tmp_path: Path) -> None:
+    before = threading.enumerate()
+    trainer = MagicMock(loggers=[TensorBoardLogger(tmp_path, "", "")], global_step=3)
+    report._close_hparams(trainer, "sentiment", results)
+    assert threading.enumerate() == before
+    found = events(tmp_path).Scalars("result/test/accuracy") if results else []
+    assert [(event.step, event.value) for event in found] == ([(3, 0.5)] if results else [])
 
 
 def test_a_run_without_curves_is_not_offered_to_tensorboard(trained_run) -> None:

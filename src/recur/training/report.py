@@ -252,7 +252,8 @@ def _close_hparams(trainer: pl.Trainer, family: str, results: dict[str, dict[str
             writer.add_summary(hparams({}, {})[2])  # the session has ended well
             writer.flush()
             logger.save()
-            logger.experiment.flush()
+            logger.experiment.close()
+            writer.close()  # and with it its thread; the logger's own is closed already
 
 
 def _confusion(task: Any, trainer: pl.Trainer, results: dict[str, dict[str, float]]) -> dict[str, Any]:
