@@ -235,6 +235,23 @@ def test_a_packed_batch_that_grows_is_refused():
         LSTM(16, 64, engine="fused")(sequence)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", PAIRS)
+def test_under_autocast_the_dtype_is_torchs_whichever_engine_is_picked(name, packed):
+    x = pack_sequence([torch.randn(n, 4) for n in (6, 3)]) if packed else torch.randn(5, 3, 4)
+    for layers, bias in ((1, True), (2, False)):
+        mine, reference = pair(name, 4, 6, layers, bidirectional=layers == 2, bias=bias)
+        with torch.autocast("cpu", torch.bfloat16):
+            wanted = reference(x)
+            found = [mine(x), mine(x, wanted[1])]  # a state that is carried on
+        for answer in found:
+            assert [part.dtype for part in flat(answer)] == [part.dtype for part in flat(wanted)]
+        for one, other in zip(flat(found[0]), flat(wanted), strict=True):
+            torch.testing.assert_close(one.float(), other.float(), rtol=0, atol=0.02)
+        flat(found[0])[0].float().sum().backward()
+        assert all(parameter.grad.dtype == torch.float32 for parameter in mine.parameters())
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_what_is_exported_or_traced_is_torchs(name):
     mine, reference = pair(name, 4, 64, engine="fused")

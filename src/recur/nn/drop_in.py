@@ -74,6 +74,8 @@ class _DropIn(nn.RNNBase):
             state = tuple(part.reshape(shape) for part in (hx if self.mode == "LSTM" else (hx,)))
             state = tuple(part if order is None else part[:, order] for part in state)
         output, last = self._run(rows, layout, state)
+        dtype = self._dtype_of_answer(rows, packed)
+        output, last = output.to(dtype), tuple(part.to(dtype) for part in last)
         if packed:
             result: Any = PackedSequence(output, input.batch_sizes, order, input.unsorted_indices)
             last = tuple(part if order is None else part[:, input.unsorted_indices] for part in last)
@@ -162,10 +164,21 @@ class _DropIn(nn.RNNBase):
             parts = hx if self.mode == "LSTM" else (hx,)
             if len(parts) != (2 if self.mode == "LSTM" else 1):
                 return None
-            if any(part.shape != want or part.dtype != rows.dtype for part in parts):
+            dtypes = (rows.dtype, self._dtype_of_answer(rows, packed))
+            if any(part.shape != want or part.dtype not in dtypes for part in parts):
                 return None
         chosen = pick_engine(self.engine, self._cell, rows, layout, self.hidden_size, 1 + self.bidirectional)
         return layout if chosen == "fused" else None
+
+    def _dtype_of_answer(self, rows: Tensor, packed: bool) -> torch.dtype:
+        """What torch itself answers in, so that it is the same whichever engine a batch's shape picks.
+
+        Under autocast that is the low precision but for its GRU and its walk of a packed LSTM, which carry float32.
+        """
+        if rows.dtype != torch.float32 or not torch.is_autocast_enabled("cpu"):
+            return rows.dtype
+        whole = self.mode == "LSTM" and not packed and torch.backends.mkldnn.is_available()
+        return torch.get_autocast_dtype("cpu") if whole or self.mode.startswith("RNN") else rows.dtype
 
     def _run(self, rows: Tensor, layout: Layout, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All layers. `state` and the answer: `(layers * directions, batch, hidden)` in packed order."""
