@@ -45,7 +45,8 @@ class _DropIn(nn.RNNBase):
                 nor written to (the output holds zeros there), and the final states are those of the last real steps.
 
         Returns:
-            The output, in the form of the input, and the final state.
+            The output, in the form of the input, and the final state. The backward pass reads the output, as that of
+            torch's dense LSTM does: with gradients on, change a copy of it.
 
         Raises:
             ValueError: `lengths` is given with something else than a padded batch, or does not fit it; a nested tensor
