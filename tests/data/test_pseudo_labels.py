@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,9 @@ import recur
 from conftest import EASY, train
 from recur.data.sentiment import SentimentData
 from recur.errors import UserError
+from recur.inference import evaluation
 from recur.inference.io import Delimited
+from recur.runs.fingerprint import PSEUDO, fingerprint
 from support.commands import run_command
 
 TEXTS = ["a superb film", "what a dull plot , very dull", "neither good nor bad", "an awful film with a superb cast"]
@@ -215,3 +218,29 @@ def test_texts_that_a_spreadsheet_would_take_for_formulas_are_what_they_were(tmp
     data = labelled(pseudo_labelled=str(file))
     read, _ = data.pseudo_labelled()
     assert [list(read[row]) for row in range(len(texts))] == [data.tokenizer.encode(text) for text in texts]
+
+
+def test_a_file_that_the_training_pattern_has_as_well_is_not_read_as_true_labels(tmp_path, labelled, caplog):
+    """The rows of `predict --out` have a column `label`, which is the model's."""
+    answer = {"text": "a superb film", "label": "neg", "probabilities": {"pos": 0.9, "neg": 0.1}}
+    (tmp_path / "theirs.jsonl").write_text(json.dumps(answer) + "\n")
+    rows = [
+        {"text": f"{'superb' if row % 2 else 'dull'} film", "label": "pos" if row % 2 else "neg"} for row in range(40)
+    ]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"cache_dir": str(tmp_path / "cache"), "batch_size": 8}
+    theirs, both = str(tmp_path / "theirs.jsonl"), str(tmp_path / "*.jsonl")
+    data = SentimentData(train=both, pseudo_labelled=theirs, **settings)
+    data.setup()
+    assert data.describe()["train"].startswith("36 texts") and len(data.pseudo_labelled()[0]) == 1
+    said = "data.pseudo_labelled names files of the training split, which are trained on with a model's probabilities"
+    assert said in caplog.text and theirs in caplog.text
+    run = SimpleNamespace(config={"data": {"pseudo_labelled": theirs}})
+    read = {"_target_": "recur.data.sentiment.SentimentData", "train": both, **settings}
+    again = evaluation._read(run, read, own=True)  # without the texts, which may be gone
+    assert fingerprint(again) == {key: facts for key, facts in fingerprint(data).items() if key != PSEUDO}
+    (tmp_path / "theirs.jsonl").rename(tmp_path / "gone")
+    assert fingerprint(evaluation._read(run, read, own=True)) == fingerprint(again)
+    (tmp_path / "gone").rename(theirs)
+    with pytest.raises(UserError, match=r"pseudo_labelled names all files of the training split: name labelled"):
+        SentimentData(train=theirs, pseudo_labelled=theirs, **settings).setup()

@@ -145,6 +145,19 @@ def table_of(names: list[str], rows: Rows, column: Column, wanted: Names) -> dic
     return table | {key: index for key, index in places.items() if key not in table}
 
 
+def are_secret(rows: Rows, column: Column, table: Mapping[str, int]) -> bool:
+    """Whether no row has a label: there is no such column, or one value, none or -1, that is no class, in every row.
+
+    Args:
+        rows: as read.
+        column: of labels.
+        table: class of each label value that has one.
+    """
+    values = rows.columns.get(column, [])
+    labels = {label_key(value) for value in values if isinstance(value, str | int | float) and value == value}
+    return len(labels) <= 1 and labels.isdisjoint(table) and len(rows.broken) < len(rows)
+
+
 def carved(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
     """Rows to carve off, `(rows,)`: the same share of each class, at least one where a class has two."""
     random = np.random.default_rng(seed)

@@ -7,21 +7,25 @@ the model is unsure teaches little.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recur.data.cache import TokenCache
 from recur.data.checks import OnBadRow
 from recur.data.encoded import write_split
 from recur.data.readers import DELIMITED, Rows, checked
-from recur.data.sources import Source
+from recur.data.sources import Source, Split, find_files, without
+from recur.data.tables import Files, as_file, is_table
 from recur.data.text import Tokenizer, lacks_tokens
 from recur.errors import UserError
 
+SPLIT = "pseudo_labelled"
 TEXT = "text"  # the column that holds the text, whatever it was called in the file that was labelled
+_KEY = f"data.{SPLIT}"
 _MAPPING = "probabilities"
 _REMEDY = "write the file with python -m recur.predict RUN --file TEXTS --out FILE.jsonl"
 _GUARDED = re.compile(r"'+[=+@\t\r-]")
@@ -35,6 +39,22 @@ def columns(class_names: Sequence[str]) -> list[str]:
 
 def _named(class_names: Sequence[str]) -> list[str]:
     return [f"{_MAPPING}.{name}" for name in class_names]
+
+
+def find(files: Files, splits: Mapping[str, Source], cache: TokenCache) -> dict[str, Source]:
+    """The split of the rows, and the training split less their files: what a model says is not what is true.
+
+    Args:
+        files: as the setting gives them.
+        splits: those of labelled texts.
+        cache: keeps a table.
+
+    Raises:
+        UserError: no such file, or no other to train on.
+    """
+    split = Split((as_file(files, _KEY, cache),)) if is_table(files) else find_files(files, key=_KEY)
+    train = without(splits["train"], split.files, _KEY, "trained on with a model's probabilities alone")
+    return {SPLIT: split, "train": train}
 
 
 def write(

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -29,7 +30,7 @@ from recur.data.checks import (
     one_source,
 )
 from recur.data.encoded import Encoded, write_split
-from recur.data.labels import Names, class_table, label_key, parted, table_of, wanted_names
+from recur.data.labels import Names, are_secret, class_table, label_key, parted, table_of, wanted_names
 from recur.data.readers import Checked, Rows, checked
 from recur.data.sources import Source, Split, choose_splits
 from recur.data.synthetic import SyntheticReviews
@@ -40,7 +41,7 @@ from recur.errors import UserError
 from recur.nn.arguments import Remembering
 
 log = logging.getLogger(__name__)
-_PSEUDO = "pseudo_labelled"
+_PSEUDO = pseudo_labels.SPLIT
 _DEFAULTS: Mapping[str, Any] = MappingProxyType({})  # of the tokenizer
 _LONGEST = 1_000_000  # tokens of a text: even one step of training would take minutes and many GiB
 _WORD2VEC = ("dim", "window", "epochs", "min_count", "skip_gram", "seed")
@@ -218,6 +219,11 @@ class SentimentData(Remembering, pl.LightningDataModule):
         """
         assert self._base is None, "call use before setup"
         self._given_model, self._carves = (tokenizer, list(class_names)), carve
+
+    def leave_out(self, files: Files) -> None:
+        """Keep pseudo-labelled files, which may be gone, out of a trained model's training rows; before `setup`."""
+        with suppress(UserError):
+            self._find()["train"] = pseudo_labels.find(files, self._find(), self._cache)["train"]
 
     def prepare_data(self) -> None:
         """Fill the cache; other ranks wait for the one that does."""
@@ -414,8 +420,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
                     self._names, *self._place, self._cache, need_train=self._carves, delimiter=self._delimiter
                 )
             if self._pseudo_labelled is not None and self._carves:
-                named = {_PSEUDO: self._pseudo_labelled}
-                self._sources |= choose_splits(named, None, None, None, self._cache, need_train=False)
+                self._sources |= pseudo_labels.find(self._pseudo_labelled, self._sources, self._cache)
         return self._sources
 
     def _leave_out_secret_test(self) -> None:
@@ -426,10 +431,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
 
         def secret() -> bool:
             rows = source.read([label], allow_pickle=self._allow_pickle)
-            table = table_of(self.class_names, rows, label, self._wanted_classes)
-            values = rows.columns.get(label, [])
-            labels = {label_key(value) for value in values if isinstance(value, str | int | float) and value == value}
-            return len(labels) <= 1 and labels.isdisjoint(table) and len(rows.broken) < len(rows)
+            return are_secret(rows, label, table_of(self.class_names, rows, label, self._wanted_classes))
 
         key = {"secret": self._fingerprint("test"), "names": self.class_names, **self._columns_key()}
         if self._cache.fact(key, secret):
@@ -451,9 +453,8 @@ class SentimentData(Remembering, pl.LightningDataModule):
     def _check(self, split: str, rows: Rows) -> Checked:
         """Rows with a text that has tokens and, but for unlabelled ones, a label of a known class."""
         text, label = self._columns
-        kind = (
-            self._tokenizer_settings.get("kind", "basic_english") if self._given_model is None else self.tokenizer.kind
-        )
+        settings = self._tokenizer_settings
+        kind = settings.get("kind", "basic_english") if self._given_model is None else self.tokenizer.kind
         return checked(
             rows,
             text,

@@ -236,7 +236,7 @@ def choose_splits(
         )
     for split in ("val", "test"):  # files that were found count as well where a pattern of training files has them
         if need_train and split in splits and (split in by_name or "train" in by_name):
-            splits["train"] = _without(splits["train"], _files(splits[split]), f"data.{split}")
+            splits["train"] = without(splits["train"], _files(splits[split]), f"data.{split}")
     return splits if delimiter is None else {split: _delimited(source, delimiter) for split, source in splits.items()}
 
 
@@ -247,18 +247,31 @@ def _files(source: Source) -> list[str]:
     return list(source.files) if isinstance(source, Split) else []
 
 
-def _without(train: Source, files: Sequence[str], key: str) -> Source:
-    """The training split less files that another split is made of; as it is where nothing would remain."""
+def without(train: Source, files: Sequence[str], key: str, how: str = "not trained on") -> Source:
+    """The training split less files that are given for something else.
+
+    Args:
+        train: the split.
+        files: to leave out.
+        key: the setting that gives them. Where nothing would remain beside those of a split that is measured, the
+            training split stays as it is.
+        how: what becomes of them, for the message.
+
+    Raises:
+        UserError: nothing would remain beside texts that a model labelled.
+    """
     others = {os.path.realpath(file) for file in files}
     if not isinstance(train, Split) or not (kept := [os.path.realpath(file) not in others for file in train.files]):
         return train
+    if not any(kept) and key == "data.pseudo_labelled":
+        raise UserError(key, rule="names all files of the training split", remedy="name labelled texts in data.train")
     if not any(kept):
         log.warning("%s names the files of the training split: its figures are of texts that were trained on", key)
         return train
     if not all(kept):
         out = list(compress(train.files, [not stays for stays in kept]))
         more = f" and {len(out) - 1} more" if len(out) > 1 else ""
-        log.warning("%s names files of the training split, which are not trained on: %s%s", key, out[0], more)
+        log.warning("%s names files of the training split, which are %s: %s%s", key, how, out[0], more)
     classes = None if train.classes is None else tuple(compress(train.classes, kept))
     return replace(train, files=tuple(compress(train.files, kept)), classes=classes)
 

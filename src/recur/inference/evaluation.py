@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from recur.cli import notify
 from recur.config import data_settings
 from recur.data.hub import without_network
+from recur.data.sentiment import SentimentData
 from recur.data.streams import StreamLoader
 from recur.errors import ABSENT, UserError
 from recur.nn.packed import TokenWindow
@@ -174,6 +175,9 @@ def _read(run: "runs.Run", settings: dict[str, Any], *, own: bool = False, carve
     data = data_settings.build(settings)
     if not own:
         data.use(run.tokenizer, *([run.data["class_names"]] if run.family == "sentiment" else []), carve=carve)
+    pseudo = run.config["data"].get("pseudo_labelled")
+    if pseudo and isinstance(data, SentimentData) and (own or carve):
+        data.leave_out(pseudo)
     data.prepare_data()
     data.setup()
     return data
