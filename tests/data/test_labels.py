@@ -219,3 +219,14 @@ def test_labels_that_differ_by_case_are_one_label_or_named(tmp_path):
     data = SentimentData(**settings, class_names=names)
     data.setup()
     assert data.class_names == ["positive", "negative"]
+
+
+def test_rows_that_are_left_out_make_no_classes(tmp_path, opened):
+    rows = "fine,Pos\nsuperb,Pos\ndull,neg\n" * 10
+    (tmp_path / "a.csv").write_text(f"text,label\n{rows} ,pos\n;,odd\nfine, neg \nnull,\n")
+    data = opened(train=str(tmp_path / "a.csv"), on_bad_row="skip")
+    assert data.class_names == ["Pos", "neg"] and data.num_classes == 2
+    assert len(data.labels("train")) + len(data.labels("val")) == 31
+    (tmp_path / "b.csv").write_text("text,label\n ,a\n ,b\n")
+    with pytest.raises(UserError, match=r"and every other of 2 rows are bad: column 'text' is empty"):
+        opened(train=str(tmp_path / "b.csv"), on_bad_row="skip")

@@ -27,7 +27,7 @@ from recur.errors import UserError
 log = logging.getLogger(__name__)
 # Part of every key. Raise it with any change to how files become rows, rows become tokens, tokens become files of an
 # entry, or a corpus is generated: what an earlier version wrote is then built anew.
-VERSION = 3
+VERSION = 4
 _MANIFEST = "entry.json"
 _BLOCK = 1 << 22
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

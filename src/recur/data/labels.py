@@ -53,18 +53,21 @@ def _reads_as_number(name: str) -> bool:
         return False
 
 
-def class_table(rows: Rows, column: Column, wanted: Names) -> tuple[list[str], dict[str, int]]:
+def class_table(
+    rows: Rows, column: Column, wanted: Names, kept: Sequence[Any] | None = None
+) -> tuple[list[str], dict[str, int]]:
     """Names of the classes in order, and the class of each label value.
 
     Args:
         rows: of the training split.
         column: of labels.
         wanted: names that the user gives.
+        kept: labels of the rows that are not left out; None for all.
 
     Raises:
         UserError: labels spelled in several ways, labels of too many values, or fewer than two names.
     """
-    values = rows.column(column, "data.label_column")
+    values = rows.column(column, "data.label_column") if kept is None else kept
     if isinstance(wanted, dict):
         names = list(dict.fromkeys(wanted.values()))
     elif wanted is not None:
@@ -170,11 +173,19 @@ def carved(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.
 
 
 def parted(labels: NDArray[np.int64], shares: Mapping[str, float], seed: int) -> dict[str, NDArray[np.int64]]:
-    """Rows of each part carved off, by name, and those that remain, `train`; see `carved`."""
+    """Rows of each part carved off, by name, and those that remain, `train`; see `carved`.
+
+    Raises:
+        UserError: one of them would have none.
+    """
     rows, left = np.arange(len(labels)), 1.0
     parts = {}
     for name, share in shares.items():
         chosen = carved(labels[rows], share / left, seed)
         parts[name], rows = rows[chosen], rows[~chosen]
         left -= share
+    for name, share in shares.items():
+        if not (len(parts[name]) and len(rows)):
+            rule = f"must leave rows to train on and for {name}, of {len(labels)} rows"
+            raise UserError(f"data.{name}_fraction", share, rule, f"name a split or file in data.{name}")
     return {**parts, "train": rows}

@@ -453,17 +453,20 @@ class SentimentData(Remembering, pl.LightningDataModule):
     def _check(self, split: str, rows: Rows) -> Checked:
         """Rows with a text that has tokens and, but for unlabelled ones, a label of a known class."""
         text, label = self._columns
-        settings = self._tokenizer_settings
-        kind = settings.get("kind", "basic_english") if self._given_model is None else self.tokenizer.kind
         return checked(
             rows,
             text,
             None if split == "unlabelled" else label,
             known_label=lambda value: label_key(value) in self._table,
             known=", ".join(map(repr, self._table))[:200] or repr(self.class_names),
-            wrong_text=lambda value: "has no token" if lacks_tokens(value, kind) else None,
+            wrong_text=self._wrong_text,
             on_bad_row=self._on_bad_row,
         )
+
+    def _wrong_text(self, text: str) -> str | None:
+        settings = self._tokenizer_settings
+        kind = settings.get("kind", "basic_english") if self._given_model is None else self.tokenizer.kind
+        return "has no token" if lacks_tokens(text, kind) else None
 
     def _learn(self) -> None:
         """Classes, validation rows and tokenizer from the training split, then its token ids."""
@@ -501,7 +504,10 @@ class SentimentData(Remembering, pl.LightningDataModule):
 
     def _build_base(self, folder: Path, shares: Mapping[str, float]) -> None:
         rows = self._read("train")
-        self.class_names, self._table = class_table(rows, self._columns[1], self._wanted_classes)
+        kept = None  # labels of rows that are left out make no classes
+        if self._on_bad_row == "skip":
+            kept = checked(rows, *self._columns, wrong_text=self._wrong_text, on_bad_row="skip", quiet=True).labels
+        self.class_names, self._table = class_table(rows, self._columns[1], self._wanted_classes, kept)
         good = self._check("train", rows)
         labels = self._classes_of(good)
         present = np.unique(labels)
@@ -512,14 +518,6 @@ class SentimentData(Remembering, pl.LightningDataModule):
                 remedy="a classifier needs texts of two classes",
             )
         parts = parted(labels, shares, self._split_seed)
-        for split, share in shares.items():
-            if not (len(parts[split]) and len(parts["train"])):
-                raise UserError(
-                    f"data.{split}_fraction",
-                    share,
-                    f"must leave rows to train on and for {split}, of {len(labels)} rows",
-                    f"name a split or file in data.{split}",
-                )
         for split, members in parts.items():
             np.save(folder / f"{split}_rows.npy", members)
         train = parts["train"]
