@@ -230,3 +230,22 @@ def test_rows_that_are_left_out_make_no_classes(tmp_path, opened):
     (tmp_path / "b.csv").write_text("text,label\n ,a\n ,b\n")
     with pytest.raises(UserError, match=r"and every other of 2 rows are bad: column 'text' is empty"):
         opened(train=str(tmp_path / "b.csv"), on_bad_row="skip")
+
+
+def test_a_label_that_no_text_can_hold_is_a_bad_row(tmp_path, opened):
+    """A run on such rows was trained to its end and then could not be written."""
+    rows = [{"text": f"said {label}", "label": label} for label in ("pos", "neg") * 5]
+    lines = [json.dumps(row) for row in [*rows, {"text": "said nothing", "label": "\ud800x"}]]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"row 11 \(line 11\): column 'label' is not valid Unicode .*: '\\ud800x'"):
+        opened(train=str(tmp_path / "a.jsonl"))
+    assert opened(train=str(tmp_path / "a.jsonl"), on_bad_row="skip").class_names == ["neg", "pos"]
+    places = [{**row, "label": place % 2} for place, row in enumerate(rows)]
+    features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "\ud800x"])}
+    table = pa.Table.from_pylist(places)
+    spoilt = json.dumps({"info": {"features": datasets.Features(features).to_dict()}})
+    pq.write_table(table.replace_schema_metadata({"huggingface": spoilt}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"parquet column 'label' must have names of valid Unicode.*got '\\ud800x'"):
+        opened(train=str(tmp_path / "a.parquet"))
+    with pytest.raises(UserError, match=r"class_names must have names of valid Unicode.*got '\\ud800'"):
+        opened(train=str(tmp_path / "a.parquet"), class_names=["\ud800", "b"])

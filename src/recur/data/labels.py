@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from recur.data.checks import Column
 from recur.data.readers import Rows
+from recur.data.text import utf8
 from recur.errors import UserError
 
 _DELIMITED = (".csv", ".tsv")
@@ -65,7 +66,8 @@ def class_table(
         kept: labels of the rows that are not left out; None for all.
 
     Raises:
-        UserError: labels spelled in several ways, labels of too many values, or fewer than two names.
+        UserError: labels spelled in several ways, labels of too many values, fewer than two names, or names that are
+            no valid Unicode.
     """
     values = rows.column(column, "data.label_column") if kept is None else kept
     if isinstance(wanted, dict):
@@ -92,6 +94,10 @@ def class_table(
                 raise UserError(where, rule=f"spells one label as {other!r} and {key!r}", remedy=remedy)
         numeric = all(_number(key) is not None for key in keys)
         names = sorted(keys, key=int) if numeric else sorted(keys)
+    given = wanted is not None or column in rows.class_names  # spoilt labels of rows are reported with their rows
+    if given and (spoilt := next((name for name in names if utf8(name) != name), None)) is not None:
+        setting = f"{rows.origins[0].file} column {column!r}" if wanted is None else "data.class_names"
+        raise UserError(setting, spoilt, "must have names of valid Unicode, without lone surrogates")
     if len(set(map(label_key, names))) < max(
         2 if wanted else 0, len(names)
     ):  # one label in all rows is noticed with the rows

@@ -23,6 +23,7 @@ DELIMITED = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
 PICKLES = (".pkl", ".pickle")
 _NOT_UTF8 = "is not UTF-8"
+_SURROGATE = "is not valid Unicode (a lone surrogate)"
 _CONVERT = "convert the file, for instance with iconv -f cp1252 -t utf-8"
 SUFFIXES = (*DELIMITED, *JSON_LINES, ".json", ".parquet", ".txt", *PICKLES)
 
@@ -236,6 +237,8 @@ def checked(
                 bad[row] = Fault(f"column {label_column!r} is not one label", label)
             elif label is None or label == "" or label != label:
                 bad[row] = Fault(f"column {label_column!r} has no label", label)
+            elif isinstance(label, str) and not label.isascii() and not _is_utf8(label):
+                bad[row] = Fault(f"column {label_column!r} {_SURROGATE}", label)
             elif known_label is not None and not allowed.setdefault(label, known_label(label)):
                 bad[row] = Fault(f"column {label_column!r} is not one of the labels {known}", label)
     if bad and on_bad_row == "error":
@@ -278,7 +281,7 @@ def _wrong_text(text: Any, allow_empty: bool) -> str | None:
     if not allow_empty and not text.strip():
         return "is empty"
     if not text.isascii() and not _is_utf8(text):
-        return "is not valid Unicode (a lone surrogate)"
+        return _SURROGATE
     return None
 
 
