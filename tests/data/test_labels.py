@@ -58,6 +58,24 @@ def test_half_stars_of_a_parquet_file_are_those_of_a_csv(tmp_path, opened):
     assert read(data) == read(data, "test") == {"0.5": "0.5", "1.0": "1", "1.5": "1.5", "2.0": "2"}
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("2.5", "9.0", "10.0"),
+        ("-1.5", "-1", "0", "1e1", "20"),
+        ("2", "10", "100"),
+        ("9007199254740992.5", "9007199254740993"),
+        ("10.0", "9.0", "inf"),
+        ("10.0", "9.0", "none"),
+    ],
+    ids=" ".join,
+)
+def test_numbers_are_in_their_order(tmp_path, opened, labels):
+    data = opened(train=csv(tmp_path / "a.csv", labels[::-1]))
+    assert data.class_names == list(labels)
+    assert read(data) == {label: label for label in labels}
+
+
 def test_a_number_is_a_class_where_no_name_is_one(tmp_path, opened):
     data = opened(train=csv(tmp_path / "a.csv", ("0", "1")), class_names=["no", "yes"])
     assert read(data) == {"0": "no", "1": "yes"}

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -92,8 +92,7 @@ def class_table(
                 names_them = f"data.class_names={{{other}: {key}, {key}: {key}, ...}}"
                 remedy = f"write it in one way, or name the classes: {names_them}"
                 raise UserError(where, rule=f"spells one label as {other!r} and {key!r}", remedy=remedy)
-        numeric = all(_number(key) is not None for key in keys)
-        names = sorted(keys, key=int) if numeric else sorted(keys)
+        names = _ordered(keys)
     given = wanted is not None or column in rows.class_names  # spoilt labels of rows are reported with their rows
     if given and (spoilt := next((name for name in names if utf8(name) != name), None)) is not None:
         setting = f"{rows.origins[0].file} column {column!r}" if wanted is None else "data.class_names"
@@ -103,6 +102,15 @@ def class_table(
     ):  # one label in all rows is noticed with the rows
         raise UserError("data.class_names", names, "must be two different names or more")
     return names, table_of(names, rows, column, wanted)
+
+
+def _ordered(keys: Set[str]) -> list[str]:
+    """Numbers by their values where all labels are numbers, else texts as texts are sorted."""
+    if all(_number(key) is not None for key in keys):
+        return sorted(keys, key=int)
+    if all(map(_reads_as_number, keys)):
+        return sorted(keys, key=lambda key: (float(key), key))  # long numbers may be equal as floats
+    return sorted(keys)
 
 
 def _one_spelling(values: Sequence[Any], where: str) -> set[str]:
