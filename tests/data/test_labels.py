@@ -267,3 +267,16 @@ def test_a_label_that_no_text_can_hold_is_a_bad_row(tmp_path, opened):
         opened(train=str(tmp_path / "a.parquet"))
     with pytest.raises(UserError, match=r"class_names must have names of valid Unicode.*got '\\ud800'"):
         opened(train=str(tmp_path / "a.parquet"), class_names=["\ud800", "b"])
+
+
+def test_labels_that_look_the_same_are_one_label(tmp_path, opened):
+    """Some systems write a letter with an accent as one character, some as two."""
+    composed, parted = "sch\u00f6n", "scho\u0308n"
+    spelled = r"spells one label as 'scho\\u0308n' and 'sch\\xf6n': write it in one way, in the form NFC"
+    with pytest.raises(UserError, match=spelled):
+        opened(train=csv(tmp_path / "a.csv", (composed, parted, "schlecht")))
+    with pytest.raises(UserError, match=rf"spells one label as '{parted.title()}' and '{composed}': .*class_names="):
+        opened(train=csv(tmp_path / "a.csv", (composed, parted.title(), "schlecht")))
+    names = {composed: "schoen", parted: "schoen", "schlecht": "schlecht"}
+    data = opened(train=csv(tmp_path / "a.csv", names), class_names=names)
+    assert read(data) == names

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,10 +89,12 @@ def class_table(
             )
         folded: dict[str, str] = {}
         for key in sorted(keys):
-            if (other := folded.setdefault(key.casefold(), key)) != key:
-                names_them = f"data.class_names={{{other}: {key}, {key}: {key}, ...}}"
-                remedy = f"write it in one way, or name the classes: {names_them}"
-                raise UserError(where, rule=f"spells one label as {other!r} and {key!r}", remedy=remedy)
+            if (other := folded.setdefault(_folded(key), key)) != key:
+                remedy = f"or name the classes: data.class_names={{{other}: {key}, {key}: {key}, ...}}"
+                spelled = f"{other!r} and {key!r}"
+                if normalize("NFC", other) == normalize("NFC", key):  # they look the same
+                    remedy, spelled = "in the form NFC of Unicode, as most programs do", f"{other!a} and {key!a}"
+                raise UserError(where, rule=f"spells one label as {spelled}", remedy=f"write it in one way, {remedy}")
         names = _ordered(keys)
     given = wanted is not None or column in rows.class_names  # spoilt labels of rows are reported with their rows
     if given and (spoilt := next((name for name in names if utf8(name) != name), None)) is not None:
@@ -102,6 +105,11 @@ def class_table(
     ):  # one label in all rows is noticed with the rows
         raise UserError("data.class_names", names, "must be two different names or more")
     return names, table_of(names, rows, column, wanted)
+
+
+def _folded(key: str) -> str:
+    """One text for all spellings that differ by case or by how Unicode composes a letter."""
+    return normalize("NFD", normalize("NFD", key).casefold())
 
 
 def _ordered(keys: Set[str]) -> list[str]:
