@@ -44,6 +44,11 @@ class Encoded:
         self.targets: NDArray[np.float32] | None = np.load(targets) if targets.exists() else None
         self.facts: dict[str, Any] = json.loads((folder / "facts.json").read_text())
 
+    @property
+    def skipped(self) -> str:
+        """How many rows were left out, and why; empty where none were."""
+        return "; ".join(f"{count} x {reason}" for reason, count in self.facts["skipped"].items())
+
 
 def write_split(
     folder: Path, good: Checked, labels: NDArray[np.int64], rows: Rows, tokenizer: Tokenizer, column: Column

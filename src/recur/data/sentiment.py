@@ -282,13 +282,12 @@ class SentimentData(Remembering, pl.LightningDataModule):
                 f"{len(rows):,} texts, {int(texts.lengths.sum()):,} tokens, longest {int(texts.lengths.max()):,}, "
                 f"{unknown:.2%} unknown words"
             )
-            if skipped := encoded.facts["skipped"]:
-                facts[f"{split} skipped"] = "; ".join(f"{count} x {reason}" for reason, count in skipped.items())
+            if encoded.skipped and (split == "train" or split in self._find()):  # else rows of train: said already
+                facts[f"{split} skipped"] = encoded.skipped
         if (pseudo := self.pseudo_labelled()) is not None:
-            texts, skipped = pseudo[0], self._open(_PSEUDO).facts["skipped"]
-            facts["pseudo-labelled"] = f"{len(texts):,} texts, {int(texts.lengths.sum()):,} tokens"
-            if skipped:
-                facts["pseudo-labelled skipped"] = "; ".join(f"{n} x {reason}" for reason, n in skipped.items())
+            facts["pseudo-labelled"] = f"{len(pseudo[0]):,} texts, {int(pseudo[0].lengths.sum()):,} tokens"
+            if skipped := self._open(_PSEUDO).skipped:
+                facts["pseudo-labelled skipped"] = skipped
         facts["classes"] = ", ".join(self.class_names)
         facts["vocabulary"] = f"{self.vocab_size:,} ({self.tokenizer.kind})"
         trained = "train" if pseudo is None else "train or pseudo-labelled"
