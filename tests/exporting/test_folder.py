@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +67,20 @@ def test_the_script_begins_without_a_prompt_as_the_run_does(exports: dict[str, P
     """The start token is read for the first token alone."""
     done = run_command("generate", language_run, "--tokens", 30, "--greedy")
     assert alone(exports["language-onnx"], "", "30").rstrip("\n") == done.stdout.rstrip("\n")
+
+
+@pytest.mark.parametrize("family", ["sentiment", "language"])
+def test_the_script_reads_bytes_that_are_not_utf8_as_unknown_letters(
+    exports: dict[str, Path], family: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `recur.data.text.utf8` does, with which the run itself reads."""
+    said = []
+    for text in (os.fsdecode(b"good caf\xe9"), "good caf\ufffd"):
+        words = [text] if family == "sentiment" else [text, "4"]
+        monkeypatch.setattr(sys, "argv", ["use.py", *words])
+        runpy.run_path(str(exports[f"{family}-onnx"] / "use.py"), run_name="__main__")
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != ""
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,15 @@ here = Path(__file__).parent
 config = json.loads((here / "config.json").read_text(encoding="utf-8"))
 tokenizer = tokenizers.Tokenizer.from_file(str(here / "tokenizer.json"))
 model = onnxruntime.InferenceSession(here / "model.onnx", providers=["CPUExecutionProvider"])
+# Bytes that are not UTF-8 come as lone surrogates, which no tokenizer takes
+words = [word.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for word in sys.argv[1:]]
 '''
 
 _CLASSIFIER = """
-texts = [{cut} for ids in (one.ids for one in tokenizer.encode_batch(sys.argv[1:]))]
+texts = [{cut} for ids in (one.ids for one in tokenizer.encode_batch(words))]
 if not texts:
     sys.exit('use.py: no text is given: python use.py "a text"')
-for text, ids in zip(sys.argv[1:], texts):
+for text, ids in zip(words, texts):
     if not ids:
         sys.exit(f"use.py: {{text!r}} has no tokens: give at least one word")
 lengths = np.array([len(text) for text in texts])
@@ -32,7 +34,7 @@ ids = np.zeros((len(texts), lengths.max()), np.int64)
 for row, text in zip(ids, texts):
     row[: len(text)] = text
 probabilities = model.run(["probabilities"], {{"ids": ids, "lengths": lengths}})[0]
-for text, row in zip(sys.argv[1:], probabilities):
+for text, row in zip(words, probabilities):
     print(f"{{config['class_names'][row.argmax()]}}\\t{{row.max():.6f}}\\t{{text}}")
 """
 
@@ -57,15 +59,15 @@ def decode(ids):
     return "\\n".join(tokenizer.decode(line, skip_special_tokens=False) for line in lines)
 
 
-if len(sys.argv) != 3 or not sys.argv[2].isdecimal():
+if len(words) != 2 or not words[1].isdecimal():
     sys.exit('use.py: give a text and a number of tokens: python use.py "the king" 50')
 """
 
 _LANGUAGE = """
 state = {name: np.zeros((1, 1, size), np.float32) for name, size in config["state"].items()}
-written = encode(sys.argv[1])
+written = encode(words[0])
 ids = [config["start_id"], *written]
-for _ in range(int(sys.argv[2])):
+for _ in range(int(words[1])):
     logits, *following = model.run(None, {"ids": [ids], "lengths": [len(ids)], **state})
     state = dict(zip(state, following))
     ids = [int(logits[0, -1].argmax())]
@@ -75,8 +77,8 @@ print(decode(written))
 
 _WINDOW = """
 state = {name: np.zeros((1, 1, size), np.float32) for name, size in config["state"].items()}
-written = encode(sys.argv[1])
-for _ in range(int(sys.argv[2])):
+written = encode(words[0])
+for _ in range(int(words[1])):
     ids = written[-config["window"] :] or [config["start_id"]]
     logits = model.run(["logits"], {"ids": [ids], "lengths": [len(ids)], **state})[0]
     written = [*written, int(logits[0, -1].argmax())]
