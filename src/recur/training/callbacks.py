@@ -479,7 +479,7 @@ class Samples(Callback):
             return
         order = slice(None, None, -1 if data.reverse else 1)
         ids = prompt_ids(data.tokenizer, self.prompt or "")[order]
-        first = [] if pl_module.window is not None else [data.start_id]  # with which streams alone begin
+        first: list[int] = [] if pl_module.window is not None else [data.start_id]  # with which streams alone begin
         prompt = torch.tensor([*first, *ids], dtype=torch.int64)[:, None]  # (tokens, one sample)
         generator = torch.Generator(pl_module.device).manual_seed(0)
         with averaged_weights(trainer, pl_module):
