@@ -120,7 +120,8 @@ def test_a_start_token_that_stands_for_no_text_is_read_for_the_first_token_alone
     assert [token for (token,) in language.generate_ids(run, [], language.Sampling(tokens=12))] == written
 
     monkeypatch.setattr(callbacks, "readable", lambda tokenizer, ids: ids)
-    data = SimpleNamespace(reverse=False, tokenizer=None, start_id=start)
+    tokenizer = SimpleNamespace(eos_id=None, encode=lambda text: [])
+    data = SimpleNamespace(reverse=False, tokenizer=tokenizer, start_id=start)
     state = {"sanity_checking": False, "is_global_zero": True, "state": SimpleNamespace(fn="fit")}
     samples = callbacks.Samples(None, 12, 1.0)
     samples.on_validation_end(SimpleNamespace(datamodule=data, callbacks=[], loggers=[], **state), task)
