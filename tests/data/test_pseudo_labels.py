@@ -16,7 +16,7 @@ from recur.data.sentiment import SentimentData
 from recur.errors import UserError
 from recur.inference import evaluation
 from recur.inference.io import Delimited
-from recur.runs.fingerprint import PSEUDO, fingerprint
+from recur.runs.fingerprint import BESIDE, fingerprint
 from support.commands import run_command
 
 TEXTS = ["a superb film", "what a dull plot , very dull", "neither good nor bad", "an awful film with a superb cast"]
@@ -238,7 +238,7 @@ def test_a_file_that_the_training_pattern_has_as_well_is_not_read_as_true_labels
     run = SimpleNamespace(config={"data": {"pseudo_labelled": theirs}})
     read = {"_target_": "recur.data.sentiment.SentimentData", "train": both, **settings}
     again = evaluation._read(run, read, own=True)  # without the texts, which may be gone
-    assert fingerprint(again) == {key: facts for key, facts in fingerprint(data).items() if key != PSEUDO}
+    assert fingerprint(again) == {key: facts for key, facts in fingerprint(data).items() if key not in BESIDE}
     (tmp_path / "theirs.jsonl").rename(tmp_path / "gone")
     assert fingerprint(evaluation._read(run, read, own=True)) == fingerprint(again)
     (tmp_path / "gone").rename(theirs)

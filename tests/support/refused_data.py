@@ -227,8 +227,23 @@ ROWS["data"] = {
     ),
     "texts without labels for nothing": Row(
         FILES + "data.unlabelled=b.csv",
-        ("data.unlabelled", "does nothing without data.vectors=train"),
+        ("data.unlabelled", "does nothing without data.vectors=train or data.train_on_unlabelled=true"),
         {"a.csv": LABELLED, "b.csv": LABELLED},
+    ),
+    "to train on no texts without labels": Row(
+        FILES + "data.train_on_unlabelled=true model.virtual_adversarial=0.02",
+        ("data.train_on_unlabelled", "needs texts without labels", "data.unlabelled"),
+        {"a.csv": LABELLED},
+    ),
+    "texts without labels that no loss takes": Row(
+        FILES + "data.train_on_unlabelled=true data.unlabelled=b.csv",
+        ("data.train_on_unlabelled", "does nothing without model.virtual_adversarial"),
+        {"a.csv": LABELLED, "b.csv": LABELLED},
+    ),
+    "a limit on texts that are not trained on": Row(
+        FILES + "data.limit_unlabelled=5",
+        ("data.limit_unlabelled", "5", "does nothing without data.train_on_unlabelled=true"),
+        {"a.csv": LABELLED},
     ),
     "word2vec setting": Row(
         FILES + "data.vectors=train data.word2vec.dim=0", ("data.word2vec.dim", "0"), {"a.csv": LABELLED}

@@ -19,7 +19,7 @@ from recur.runs.metrics import plain
 _PLACES = frozenset(
     (
         *("path", "subset", "revision", "train", "val", "test", "unlabelled", "pseudo_labelled"),
-        *("text", "synthetic", "limit_train", "vectors"),
+        *("text", "synthetic", "limit_train", "vectors", "train_on_unlabelled", "limit_unlabelled"),
     )
 )
 

@@ -224,6 +224,11 @@ def _miniature(config: Mapping[str, Any]) -> Any:
     """
     model, data = {**config["model"], "net": {**config["model"]["net"]}}, config["data"]
     task, module = resolve(model["_target_"], "model"), resolve(data["_target_"], "data")
+    known = parameters_of(task)
+    trains = "virtual_adversarial" not in known or model.get("virtual_adversarial")  # a task of somebody's own may
+    if data.get("train_on_unlabelled") and not trains:
+        rule = "does nothing without model.virtual_adversarial"
+        raise UserError("data.train_on_unlabelled", True, rule, "set model.virtual_adversarial=.02")
     families = getattr(task, "family", None), getattr(module, "family", None)
     if None not in families and families[0] != families[1]:
         raise UserError(
@@ -241,7 +246,6 @@ def _miniature(config: Mapping[str, Any]) -> Any:
     }
     if data.get("vectors") and model["net"].get("freeze_vectors"):
         model["net"]["freeze_vectors"] = False  # there are no vectors yet
-    known = parameters_of(task)
     part = build({**model, "_partial_": True}, "model")
     return part(**{key: value for key, value in described.items() if key in known})
 

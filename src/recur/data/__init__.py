@@ -11,6 +11,7 @@ What happens to a file, in this order:
     own_tokenizers.py  tokenizers of other packages      tables.py      pandas frames and data sets as files
     cache.py       what is costly to make, kept          encoded.py     a split of labelled texts as it is kept
     vectors.py     word vectors for the embedding        pseudo_labels.py   texts that a model labelled
+    training_texts.py  these and texts without labels, beside the labelled ones
     buckets.py     which texts make a batch              streams.py     which tokens make a window
     loader.py      the resumable loader of both          checks.py      limits on settings
     sentiment.py, language.py                            the LightningDataModules that do all of this

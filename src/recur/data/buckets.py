@@ -17,6 +17,7 @@ All this is a function of the lengths and of (seed, epoch, world size); a rank a
 place in it, which is all that has to be saved to go on from there.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -240,6 +241,13 @@ class Texts:
         whole._both = any(part._both for part in parts)
         return whole
 
+    def chosen(self, rows: NDArray[np.int64]) -> "Texts":
+        """Some of the texts, whose ids are not copied."""
+        some = copy.copy(self)
+        for name in ("lengths", "_starts", "_head", "_gaps"):
+            setattr(some, name, getattr(self, name)[rows])
+        return some
+
     def __len__(self) -> int:
         """Number of texts."""
         return len(self.lengths)
@@ -272,11 +280,11 @@ class Texts:
 
 
 class TextLoader(ResumableLoader[TextBatch]):
-    """Batches of labelled texts for one rank.
+    """Batches of texts for one rank.
 
     Args:
         texts: the texts.
-        labels: class of each text, `(rows,)` int64.
+        labels: class of each text, `(rows,)` int64; -1 where it has none.
         targets: probability of each class of each text to train on, `(rows, classes)` float32; None for the labels.
         numbers: for messages, the number of each text's row in its source, from 1; one source after the other, each by
             what its rows are called. None for the texts' own order.
@@ -325,6 +333,7 @@ class TextLoader(ResumableLoader[TextBatch]):
         self.texts = texts
         self.labels = labels
         self.targets = targets
+        self.labelled = float((labels >= 0).mean())
         self.rank = rank
         self._steps = count_steps(texts.lengths, batch_size, world_size, max_tokens)
 
@@ -348,6 +357,7 @@ class TextLoader(ResumableLoader[TextBatch]):
                 torch.from_numpy(rows),
                 plan.scale(step, self.rank),
                 None if self.targets is None else torch.from_numpy(self.targets[rows]),
+                self.labelled,
             )
 
     def where(self, number: int) -> str:

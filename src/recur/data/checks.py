@@ -132,6 +132,28 @@ def one_source(made: str | None, **named: object) -> None:
             raise UserError(f"data.{key}", str(value), f"names data, and data.{made} would be read in its place", other)
 
 
+def one_use(unlabelled: object, vectors: str | None, trained_on: bool, limit: int | None) -> None:
+    """Refuse texts without labels for nothing, and to train on such where there are none.
+
+    Args:
+        unlabelled: what names them.
+        vectors: see `SentimentData`.
+        trained_on: whether they are trained on.
+        limit: on how many.
+
+    Raises:
+        UserError: either; or a limit on what is not trained on.
+    """
+    if unlabelled is None and trained_on:
+        raise UserError("data.train_on_unlabelled", True, "needs texts without labels", "name them in data.unlabelled")
+    if limit is not None and not trained_on:
+        rule = "does nothing without data.train_on_unlabelled=true"
+        raise UserError("data.limit_unlabelled", limit, rule, "leave it out")
+    if unlabelled is not None and vectors != "train" and not trained_on:
+        rule = "does nothing without data.vectors=train or data.train_on_unlabelled=true"
+        raise UserError("data.unlabelled", str(unlabelled), rule, "leave it out")
+
+
 def known_keys(key: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
     """Refuse a key of a mapping that is not known.
 

@@ -28,6 +28,7 @@ from recur.data.checks import (
     known_keys,
     one_delimiter,
     one_source,
+    one_use,
 )
 from recur.data.encoded import Encoded, write_split
 from recur.data.labels import Names, are_secret, class_table, label_key, parted, table_of, wanted_names
@@ -36,12 +37,13 @@ from recur.data.sources import Source, Split, choose_splits
 from recur.data.synthetic import SyntheticReviews
 from recur.data.tables import Files
 from recur.data.text import Tokenizer, check_settings, lacks_tokens
+from recur.data.training_texts import Beside, facts, joined, limited
 from recur.data.vectors import WordVectors, load_vectors, train_word2vec
 from recur.errors import UserError
 from recur.nn.arguments import Remembering
 
 log = logging.getLogger(__name__)
-_PSEUDO = pseudo_labels.SPLIT
+_PSEUDO, _UNLABELLED = pseudo_labels.SPLIT, "unlabelled"
 _DEFAULTS: Mapping[str, Any] = MappingProxyType({})  # of the tokenizer
 _LONGEST = 1_000_000  # tokens of a text: even one step of training would take minutes and many GiB
 _WORD2VEC = ("dim", "window", "epochs", "min_count", "skip_gram", "seed")
@@ -64,11 +66,14 @@ class SentimentData(Remembering, pl.LightningDataModule):
             carves one off even where there is such a split.
         test: split name, file(s) or table for the test; None finds a split `test` or does without, as it does where
             the labels of that split are kept secret; False does without.
-        unlabelled: split name or file(s) of texts without labels, for `vectors=train`.
+        unlabelled: split name or file(s) of texts without labels, for `vectors=train` or `train_on_unlabelled`.
         pseudo_labelled: file(s) of texts with a model's probability of each class, as `python -m recur.predict --out`
             writes them, or a table of this form: trained on beside the labelled ones, with these probabilities as
             targets (self-training; see `recur.data.pseudo_labels`). Vocabulary, word vectors, class counts and the
             linear models of n-grams are still of the labelled texts.
+        train_on_unlabelled: train on the texts of `unlabelled` beside the labelled ones, as on `pseudo_labelled`: each
+            once an epoch, with the label -1, of which `recur.tasks.adversarial` makes something.
+        limit_unlabelled: train on this many of them, chosen by `split_seed`; word vectors remain those of all.
         text_column: column of texts: its name or, in a csv or tsv without a line of names, its number from 1.
         label_column: column of labels, likewise.
         class_names: names of the classes in order, or a name for each label value ({0: bad, 4: good}); None takes the
@@ -112,6 +117,8 @@ class SentimentData(Remembering, pl.LightningDataModule):
         test: Files | Literal[False] | None = None,
         unlabelled: Files | None = None,
         pseudo_labelled: Files | None = None,
+        train_on_unlabelled: bool = False,
+        limit_unlabelled: Count | None = None,
         text_column: Column = "text",
         label_column: Column = "label",
         class_names: Sequence[str] | Mapping[Any, str] | None = None,
@@ -141,16 +148,15 @@ class SentimentData(Remembering, pl.LightningDataModule):
         columns(text_column=text_column, label_column=label_column)
         settings = check_settings(tokenizer, "basic_english", eos=False)
         known_keys("word2vec", word2vec or {}, _WORD2VEC)
-        named = {"path": path, "train": train, "val": val, "test": test, "unlabelled": unlabelled}
-        one_source(None if synthetic is None else "synthetic", **named)
+        one_source(None if synthetic is None else "synthetic", path=path, train=train, val=val, test=test)
         if synthetic is None and path is None and train is None:
             raise UserError("data.path", rule="must be a hub id or folder, or data.train a file")
-        if unlabelled is not None and vectors != "train":
-            raise UserError("data.unlabelled", unlabelled, "does nothing without data.vectors=train", "leave it out")
+        one_use(unlabelled, vectors, train_on_unlabelled, limit_unlabelled)
         self._place = (path, subset, revision)
         self._delimiter = one_delimiter(delimiter)
         self._names = {"train": train, "val": val, "test": test, "unlabelled": unlabelled}
         self._pseudo_labelled = pseudo_labelled
+        self._train_on_unlabelled, self._limit_unlabelled = train_on_unlabelled, limit_unlabelled
         self._columns = (text_column, label_column)
         self._wanted_classes: Names = wanted_names(class_names)
         self._fractions = {"val": val_fraction, "test": test_fraction}
@@ -241,11 +247,9 @@ class SentimentData(Remembering, pl.LightningDataModule):
         for split in ("val", "test"):
             if split in self._find():
                 self._open(split)
-        if self._pseudo_labelled is not None:
-            self._open(_PSEUDO)
+        rows = len(self._rows["train"]) + sum(len(part.texts) for part in self.beside())
         for split in self._rows:
             self.texts(split)
-        rows = len(self._rows["train"]) + len(self._rows.get(_PSEUDO, ()))
         if self._max_tokens is None and self._batch_size > rows:
             raise UserError(
                 "data.batch_size", self._batch_size, f"must be at most the {rows} rows to train on", "lower it"
@@ -271,33 +275,23 @@ class SentimentData(Remembering, pl.LightningDataModule):
 
     def describe(self) -> dict[str, Any]:
         """What was read, in plain values: texts, tokens and unknown words a split, overlaps, rows left out."""
-        facts: dict[str, Any] = {}
+        said: dict[str, Any] = {}
         for split in ("train", "val", "test"):
-            if split not in self._rows:
-                continue
-            texts = self.texts(split)
-            encoded, rows = self._open(split), self._rows[split]
-            unknown = encoded.unknown[rows].sum() / max(1, encoded.tokens.lengths[rows].sum())
-            facts[split] = (
-                f"{len(rows):,} texts, {int(texts.lengths.sum()):,} tokens, longest {int(texts.lengths.max()):,}, "
-                f"{unknown:.2%} unknown words"
-            )
-            if encoded.skipped and (split == "train" or split in self._find()):  # else rows of train: said already
-                facts[f"{split} skipped"] = encoded.skipped
-        if (pseudo := self.pseudo_labelled()) is not None:
-            facts["pseudo-labelled"] = f"{len(pseudo[0]):,} texts, {int(pseudo[0].lengths.sum()):,} tokens"
-            if skipped := self._open(_PSEUDO).skipped:
-                facts["pseudo-labelled skipped"] = skipped
-        facts["classes"] = ", ".join(self.class_names)
-        facts["vocabulary"] = f"{self.vocab_size:,} ({self.tokenizer.kind})"
-        trained = "train" if pseudo is None else "train or pseudo-labelled"
+            if split in self._rows:
+                own = split == "train" or split in self._find()  # else rows of train: what is left out is said already
+                said |= facts(split, self.texts(split), self._open(split), self._rows[split], own)
+        for part in self.beside():
+            said |= part.facts()
+        said["classes"] = ", ".join(self.class_names)
+        said["vocabulary"] = f"{self.vocab_size:,} ({self.tokenizer.kind})"
+        trained = "train" if self.pseudo_labelled() is None else "train or pseudo-labelled"
         for split, count in self.overlap().items():
-            facts[f"{split} overlap"] = f"{count:,} of {len(self._rows[split]):,} texts are in {trained} too"
+            said[f"{split} overlap"] = f"{count:,} of {len(self._rows[split]):,} texts are in {trained} too"
         if self._vectors is not None:
             tokens, rows = self._open("train").tokens, self._rows["train"]
             text = np.concatenate([tokens[row] for row in rows.tolist()])
-            facts["vectors"] = self._vectors.coverage(np.bincount(text, minlength=self.vocab_size))
-        return facts
+            said["vectors"] = self._vectors.coverage(np.bincount(text, minlength=self.vocab_size))
+        return said
 
     def overlap(self) -> dict[str, int]:
         """Texts of validation and test that are trained on, too, word for word: labelled or pseudo-labelled."""
@@ -340,6 +334,19 @@ class SentimentData(Remembering, pl.LightningDataModule):
         assert targets is not None
         return self.texts(_PSEUDO), targets
 
+    def beside(self) -> list[Beside]:
+        """What is trained on beside the labelled texts: such as a model labelled, and such as have no labels."""
+        parts = []
+        if (pseudo := self.pseudo_labelled()) is not None:
+            parts.append(
+                Beside("pseudo-labelled", pseudo[0], self._numbers(_PSEUDO), self._open(_PSEUDO).skipped, pseudo[1])
+            )
+        if self._train_on_unlabelled and self._carves:
+            texts, numbers = self.texts(_UNLABELLED), self._numbers(_UNLABELLED)
+            rows = limited(np.arange(len(texts)), self._limit_unlabelled, self._split_seed)
+            parts.append(Beside(_UNLABELLED, texts.chosen(rows), numbers[rows], self._open(_UNLABELLED).skipped))
+        return parts
+
     def text(self, split: str, row: int) -> str:
         """A text as it was read; `row` as in `TextBatch.rows`."""
         return bytes(self._open(split).raw[int(self._rows[split][row])]).decode()
@@ -356,9 +363,9 @@ class SentimentData(Remembering, pl.LightningDataModule):
             if self._vectors_from == "train":
                 corpora = [(self._open("train").tokens, self._rows["train"])]
                 identity: dict[str, Any] = {"base": self._base, "limit": [self._limit, self._split_seed]}
-                if "unlabelled" in self._find():
-                    corpora.append((self._open("unlabelled").tokens, self._rows["unlabelled"]))
-                    identity["unlabelled"] = self._fingerprint("unlabelled")
+                if _UNLABELLED in self._find():
+                    corpora.append((self._open(_UNLABELLED).tokens, self._rows[_UNLABELLED]))
+                    identity["unlabelled"] = self._fingerprint(_UNLABELLED)
                 self._vectors = train_word2vec(corpora, self.tokenizer, self._cache, identity, **self._word2vec)
             else:
                 self._vectors = load_vectors(self._vectors_from, self.tokenizer, self._cache, self._split_seed)
@@ -373,18 +380,14 @@ class SentimentData(Remembering, pl.LightningDataModule):
         the batches are used.
         """
         trainer = self.trainer
-        texts, labels, targets = self.texts(split), self.labels(split), None
         numbers = {"training rows" if split == "train" else f"{split} rows": self._numbers(split)}
-        if shuffle and split == "train" and (pseudo := self.pseudo_labelled()) is not None:
-            known = np.eye(self.num_classes, dtype=np.float32)[labels]
-            targets = np.concatenate([known, pseudo[1]])
-            texts, labels = Texts.joined([texts, pseudo[0]]), targets.argmax(1)
-            numbers["pseudo-labelled rows"] = self._numbers(_PSEUDO)
+        beside = self.beside() if shuffle and split == "train" else []
+        rows = joined(self.texts(split), self.labels(split), numbers, beside, self.num_classes)
         return TextLoader(
-            texts,
-            labels,
-            targets=targets,
-            numbers=numbers,
+            rows.texts,
+            rows.labels,
+            targets=rows.targets,
+            numbers=rows.numbers,
             batch_size=self._batch_size if shuffle else self._eval_batch_size,
             max_tokens=self._max_tokens,
             shuffle=shuffle,
@@ -411,13 +414,15 @@ class SentimentData(Remembering, pl.LightningDataModule):
     def _find(self) -> dict[str, Source]:
         """The splits there are, by our names: train, val, test, unlabelled."""
         if self._sources is None:
-            if self._synthetic is not None:
+            place = (*self._place, self._cache)
+            if self._synthetic is None:
+                self._sources = choose_splits(self._names, *place, need_train=self._carves, delimiter=self._delimiter)
+            else:
                 made = [split for split in ("train", "val", "test") if self._names[split] is not False]
                 self._sources = {split: self._synthetic.split(split) for split in made}
-            else:
-                self._sources = choose_splits(
-                    self._names, *self._place, self._cache, need_train=self._carves, delimiter=self._delimiter
-                )
+                if (texts := self._names[_UNLABELLED]) is not None:
+                    named = {_UNLABELLED: texts}
+                    self._sources |= choose_splits(named, *place, need_train=False, delimiter=self._delimiter)
             if self._pseudo_labelled is not None and self._carves:
                 self._sources |= pseudo_labels.find(self._pseudo_labelled, self._sources, self._cache)
         return self._sources
@@ -446,7 +451,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         return self._find()[split].fingerprint(self._cache)
 
     def _read(self, split: str) -> Rows:
-        columns = self._columns[:1] if split == "unlabelled" else self._columns
+        columns = self._columns[:1] if split == _UNLABELLED else self._columns
         return self._find()[split].read(columns, allow_pickle=self._allow_pickle)
 
     def _check(self, split: str, rows: Rows) -> Checked:
@@ -455,7 +460,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         return checked(
             rows,
             text,
-            None if split == "unlabelled" else label,
+            None if split == _UNLABELLED else label,
             known_label=lambda value: label_key(value) in self._table,
             known=", ".join(map(repr, self._table))[:200] or repr(self.class_names),
             wrong_text=self._wrong_text,
@@ -492,9 +497,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
 
     def _limited(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The training rows that `limit_train` leaves."""
-        if self._limit is None or self._limit >= len(rows):
-            return rows
-        left = np.sort(np.random.default_rng(self._split_seed).permutation(rows)[: self._limit])
+        left = limited(rows, self._limit, self._split_seed)
         labels = self._encoded["train"].labels
         if lost := sorted({*labels[rows].tolist()} - {*labels[left].tolist()}):
             names = ", ".join(repr(self.class_names[label]) for label in lost)
@@ -552,12 +555,12 @@ class SentimentData(Remembering, pl.LightningDataModule):
                 pseudo_labels.write(*parts, on_bad_row=self._on_bad_row, allow_pickle=self._allow_pickle)
                 return
             rows = self._read(split)
-            if split != "unlabelled":
+            if split != _UNLABELLED:
                 self._table = table_of(self.class_names, rows, self._columns[1], self._wanted_classes)
             good = self._check(split, rows)
             write_split(folder, good, self._classes_of(good), rows, self.tokenizer, self._columns[0])
 
-        key = {**self._key(split), "base": self._base, "labelled": split != "unlabelled"}
+        key = {**self._key(split), "base": self._base, "labelled": split != _UNLABELLED}
         self._entry(split, {**key, "pseudo": True} if split == _PSEUDO else key, build)
         self._rows[split] = np.arange(len(self._encoded[split].labels))
         return self._encoded[split]

@@ -51,7 +51,7 @@ _FURTHER = 4  # times that a search for a cache's flatness goes on beyond its en
 # Settings of the data that change how it is read and not what it is.
 _SAME_CONTENT = frozenset(("batch_size", "eval_batch_size", "max_tokens", "eval_bptt", "cache_dir", "seed"))
 _CUTS = ("val_fraction", "test_fraction", "limit_train")  # off the training texts of a run's own data
-_TRAINED_ON = ("unlabelled", "pseudo_labelled")
+_TRAINED_ON = {"unlabelled": None, "pseudo_labelled": None, "train_on_unlabelled": False, "limit_unlabelled": None}
 _OTHER_DATA = "name the data to evaluate on with --data"
 _STATISTICS_BATCHES = 400  # of training text, to measure how large each weight's gradients are
 _TUNING_WINDOWS = 2000  # of validation text, on which settings of dynamic evaluation are compared
@@ -142,7 +142,7 @@ def open_data(run: "runs.Run", path: str | None = None, settings: Sequence[str] 
                 raise UserError(f"the data of {run.checkpoint}", ABSENT, rule, _OTHER_DATA)
             data = _read(run, described, carve=True)  # as a run reads that goes on with other data
     if known is not None:
-        kept = {split: facts for split, facts in known.items() if split != fingerprint.PSEUDO}
+        kept = {split: facts for split, facts in known.items() if split not in fingerprint.BESIDE}
         fingerprint.compare(kept, fingerprint.fingerprint(data), str(run.checkpoint), _OTHER_DATA)
     return data
 
@@ -186,7 +186,7 @@ def _read(run: "runs.Run", settings: dict[str, Any], *, own: bool = False, carve
 def settings_of_data(run: "runs.Run", path: str | None = None, settings: Sequence[str] = ()) -> dict[str, Any]:
     """The settings with which `open_data` opens it; arguments and errors as there."""
     # What was trained on and is never evaluated may be gone.
-    own = {key: None if key in _TRAINED_ON else value for key, value in run.config["data"].items()}
+    own = {key: _TRAINED_ON.get(key, value) for key, value in run.config["data"].items()}
     return data_settings.changed(own, settings, run.place(run.folder or run.checkpoint.parent), path)
 
 

@@ -38,16 +38,18 @@ class Batch(Protocol):
 
 
 class TextBatch(NamedTuple):
-    """Labelled texts, longest first.
+    """Texts with their labels, longest first.
 
     Attributes:
         text: token ids, `data` of shape `(tokens,)` int64. Built already sorted, so its `sorted_indices` is None.
-        labels: class of each text, `(batch,)` int64, in the packed order (longest text first).
+        labels: class of each text, `(batch,)` int64, in the packed order (longest text first); -1 where it has none.
         rows: number of each text's row in its split, `(batch,)` int64, same order.
         scale: texts in this batch over the mean number of all ranks' in this step. Ranks have equally many tokens and
             so unequally many texts: a mean loss times `scale`, averaged over ranks, is the mean over the step's texts.
         targets: probability of each class to train on, `(batch, classes)` float32, where a model gave it; None where
             `labels` say it all. `labels` then has the most probable class.
+        labelled: part of all texts that are trained on that have a label, above 0: a batch of n texts has n times as
+            many on average. Where it is 1, none lacks a label.
     """
 
     text: PackedSequence
@@ -55,6 +57,7 @@ class TextBatch(NamedTuple):
     rows: Tensor
     scale: float = 1.0
     targets: Tensor | None = None
+    labelled: float = 1.0
 
     @property
     def unit(self) -> str:

@@ -12,7 +12,7 @@ from recur.data.sentiment import SentimentData
 from recur.errors import UserError
 
 Fingerprint = dict[str, dict[str, Any]]
-PSEUDO = "pseudo-labelled"  # the part of texts that are trained on and are in no split
+BESIDE = ("pseudo-labelled", "unlabelled")  # parts of texts that are trained on and are in no split
 
 
 def fingerprint(data: Any) -> Fingerprint:
@@ -31,9 +31,8 @@ def fingerprint(data: Any) -> Fingerprint:
             parts[split] = _labelled(data.texts(split), data.labels(split))
         else:
             parts[split] = _running(data.tokens(split))
-    pseudo = data.pseudo_labelled() if isinstance(data, SentimentData) else None
-    if pseudo is not None:
-        parts[PSEUDO] = _labelled(*pseudo)
+    for part in data.beside() if isinstance(data, SentimentData) else ():
+        parts[part.name] = _labelled(part.texts, part.targets)
     return parts
 
 
@@ -60,7 +59,8 @@ def _labelled(texts: Any, labels: Any) -> dict[str, Any]:
     for row in range(len(texts)):
         digest.update(texts[row].data.cast("B"))
         digest.update(b"\n")
-    return {"rows": len(texts), "texts": digest.hexdigest(), "labels": _hash(labels.data.cast("B"))}
+    known = {} if labels is None else {"labels": _hash(labels.data.cast("B"))}
+    return {"rows": len(texts), "texts": digest.hexdigest(), **known}
 
 
 def _hash(content: Any) -> str:
@@ -84,8 +84,9 @@ def compare(
     Raises:
         UserError: says what is different.
     """
-    if PSEUDO in now and PSEUDO not in before:
-        raise _changed(where, "there were no pseudo-labelled texts", remedy)
+    for part in BESIDE:
+        if part in now and part not in before:
+            raise _changed(where, f"there were no {part} texts", remedy)
     for split in dict.fromkeys([*before, *now]):
         then, present = before.get(split), now.get(split)
         if then == present or not isinstance(then, Mapping):

@@ -29,7 +29,7 @@ from torchmetrics.utilities import dim_zero_cat
 from recur.errors import UserError
 from recur.nn.classifier import Classifier
 from recur.nn.packed import TextBatch
-from recur.tasks.adversarial import adversarial_loss
+from recur.tasks.adversarial import adversarial_loss, virtual_adversarial_loss
 from recur.tasks.base import Mean, Stepping, build_optimizer
 
 log = logging.getLogger("recur")  # whose lines a run prints
@@ -133,6 +133,8 @@ class SentimentTask(Stepping):
         class_weights: weight of each class in the loss, or `balanced` for weights inverse to the classes' counts.
         adversarial: length of the worst change of the word vectors whose loss is added, as a part of the vectors'
             own length over a text (see `recur.tasks.adversarial`); 0 for none. A step then costs twice as much.
+        virtual_adversarial: the same of the change that turns the probabilities most, for which texts need no labels;
+            those without any are trained on by this alone. 0 for none; a step then costs nearly three times as much.
         layer_rate: learning rate of each layer as a part of that of the layer above: the head has the optimizer's own,
             the last recurrent layer this times as much, and so on down to the word vectors. Below 1 it keeps more of
             weights that another run brought (discriminative fine-tuning, Howard & Ruder 2018, who take 1 / 2.6).
@@ -143,8 +145,8 @@ class SentimentTask(Stepping):
         vectors: initial word vectors `(vocab_size, embedding_dim)`, or None.
 
     Raises:
-        UserError: `label_smoothing` outside [0, 1), a negative `adversarial`, a `layer_rate` outside (0, 1], or class
-            weights not one a class.
+        UserError: `label_smoothing` outside [0, 1), a negative `adversarial` or `virtual_adversarial`, both above 0, a
+            `layer_rate` outside (0, 1], or class weights not one a class.
     """
 
     family = "sentiment"
@@ -161,6 +163,7 @@ class SentimentTask(Stepping):
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | str | None = None,
         adversarial: float = 0.0,
+        virtual_adversarial: float = 0.0,
         layer_rate: float = 1.0,
         class_counts: Sequence[int] | None = None,
         vectors: Tensor | None = None,
@@ -168,18 +171,25 @@ class SentimentTask(Stepping):
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise UserError("model.label_smoothing", label_smoothing, "must lie in [0, 1)")
-        if not 0 <= adversarial < math.inf:
-            raise UserError("model.adversarial", adversarial, "must be at least 0 and finite")
+        changes = {"adversarial": adversarial, "virtual_adversarial": virtual_adversarial}
+        for name, strength in changes.items():
+            if not 0 <= strength < math.inf:
+                raise UserError(f"model.{name}", strength, "must be at least 0 and finite")
+        if adversarial and virtual_adversarial:
+            rule = "must be 0 where model.adversarial is above 0"
+            raise UserError("model.virtual_adversarial", virtual_adversarial, rule, "set one of them to 0")
         if not 0 < layer_rate <= 1:
             raise UserError("model.layer_rate", layer_rate, "must be above 0 and at most 1")
         self.net = net(vocab_size=vocab_size, num_classes=num_classes, vectors=vectors)
-        if adversarial and not isinstance(self.net, Classifier):
-            rule = "needs a network that embeds and classifies in two steps, recur.nn.classifier.Classifier"
-            raise UserError("model.adversarial", adversarial, rule, "set it to 0")
+        for name, strength in changes.items():
+            if strength and not isinstance(self.net, Classifier):
+                rule = "needs a network that embeds and classifies in two steps, recur.nn.classifier.Classifier"
+                raise UserError(f"model.{name}", strength, rule, "set it to 0")
         if layer_rate < 1 and not isinstance(self.net, Classifier):
             rule = "needs a network whose layers are known, recur.nn.classifier.Classifier"
             raise UserError("model.layer_rate", layer_rate, rule, "set it to 1")
-        self.adversarial, self.layer_rate = adversarial, layer_rate
+        self.adversarial, self.virtual_adversarial, self.layer_rate = adversarial, virtual_adversarial, layer_rate
+        self._taught = True  # whether the last batch of a training step had a label
         self.num_classes = num_classes
         self.class_names = list(class_names)
         if len(self.class_names) != num_classes:  # in a checkpoint, which can come from anybody
@@ -219,8 +229,14 @@ class SentimentTask(Stepping):
         return logits
 
     def flop_a_token(self) -> float:
-        """See `Stepping`; an adversarial step passes over its batch twice, and once wants the vectors' gradients."""
+        """See `Stepping`; an adversarial step passes over its batch twice, and once wants the vectors' gradients.
+
+        A virtual adversarial one passes over it thrice: once back to the vectors alone, once back where it has labels.
+        """
         once = super().flop_a_token()
+        if self.virtual_adversarial:
+            forward = 2.0 * self._multiplications
+            return once + 2 * forward + (once if self._taught else forward)
         return 2 * once + 2.0 * self._inputs_without_gradient() if self.adversarial else once
 
     def prepare(self, data: Any) -> None:
@@ -294,8 +310,12 @@ class SentimentTask(Stepping):
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         """One step on one batch of texts."""
-        # A loss of one's own need not know of probabilities
-        loss_of = self.loss if batch.targets is None else partial(self.loss, targets=batch.targets)
+        if self.virtual_adversarial:
+            return self._virtual_adversarial_step(batch, batch_idx)
+        if batch.labelled < 1:
+            rule = "trains on texts without labels, and model.virtual_adversarial=0 makes nothing of them"
+            raise UserError("data.train_on_unlabelled", rule=rule, remedy="set model.virtual_adversarial=.02")
+        loss_of = self._loss_of(batch.targets)
         if self.adversarial:
             scaler = None if self._trainer is None else getattr(self._trainer.precision_plugin, "scaler", None)
             parts = (batch.text, batch.labels, loss_of, self.adversarial, scaler and scaler.scale)
@@ -305,15 +325,42 @@ class SentimentTask(Stepping):
             logits = self(batch)
             loss = loss_of(logits, batch.labels)
             changed = torch.zeros_like(loss)
+        self._count(logits, loss, batch.labels, batch.targets)
+        return self.of_group((loss + changed) * batch.scale, batch_idx)
+
+    def _virtual_adversarial_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
+        """The loss of the texts that have labels, and what a change of the word vectors does to all."""
+        assert isinstance(self.net, Classifier)
+        logits, changed = virtual_adversarial_loss(self.net, batch.text, self.virtual_adversarial)
+        size = len(batch.labels)
+        self.log_step("train/virtual_adversarial_loss", changed.detach(), batch_size=size)
+        labels, targets, weight = batch.labels, batch.targets, 1.0
+        if batch.labelled < 1:
+            rows = (labels >= 0).nonzero().squeeze(1)
+            logits, labels, targets = logits[rows], labels[rows], None if targets is None else targets[rows]
+            # Not the mean over this batch's: each labelled text counts alike, however many it is among
+            weight = len(rows) / (size * batch.labelled)
+        self._taught = len(labels) > 0
+        if self._taught:
+            loss = self._loss_of(targets)(logits, labels)
+            self._count(logits, loss, labels, targets)
+            changed = loss * weight + changed
+        return self.of_group(changed * batch.scale, batch_idx)
+
+    def _loss_of(self, targets: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+        """The loss of logits and labels; one of somebody's own need not know of probabilities."""
+        return self.loss if targets is None else partial(self.loss, targets=targets)
+
+    def _count(self, logits: Tensor, loss: Tensor, labels: Tensor, targets: Tensor | None) -> None:
+        """Add labelled texts to the epoch's means, and log their own."""
         with torch.no_grad():
             guess = (logits.squeeze(1) > 0).long() if self.num_classes == 2 else logits.argmax(1)
-            accuracy = (guess == batch.labels).float().mean()
-        size = len(batch.labels)
-        self.train_loss.update(loss.detach(), self._weight_of(batch.labels, batch.targets))
+            accuracy = (guess == labels).float().mean()
+        size = len(labels)
+        self.train_loss.update(loss.detach(), self._weight_of(labels, targets))
         self.train_accuracy.update(accuracy, size)
         self.log_step("train/loss", loss.detach(), prog_bar=True, batch_size=size)
         self.log_step("train/accuracy", accuracy, prog_bar=True, batch_size=size)
-        return self.of_group((loss + changed) * batch.scale, batch_idx)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means over all its texts."""

@@ -243,7 +243,7 @@ def _data(composed: Composed, checkpoint: Path | None) -> Any:
     settings = composed.config["data"]
     if checkpoint is not None and _is_gone(settings.get("vectors")):
         cli.notify(f"vectors    {settings['vectors']} is not there any more: those of the checkpoint are used")
-        settings = {**settings, "vectors": None, "unlabelled": None}
+        settings = _without_vectors(settings)
     data = build(settings, "data")
     data.prepare_data()
     data.setup("fit")
@@ -285,6 +285,12 @@ def _check_carved(data: Any, before: Mapping[str, Any] | None, folder: Path) -> 
         raise UserError("accept_data_change", rule=rule, remedy=f"{remedy}, or add text behind that of before alone")
 
 
+def _without_vectors(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Data settings that read nothing for word vectors: the weights hold what was read."""
+    keys = ("vectors",) if settings.get("train_on_unlabelled") else ("vectors", "unlabelled")
+    return {**settings, **{key: None for key in keys if key in settings}}
+
+
 def _is_gone(vectors: str | None) -> bool:
     return vectors not in (None, "train") and not Path(os.path.expanduser(str(vectors))).is_file()
 
@@ -293,8 +299,7 @@ def _data_of_before(composed: Composed, checkpoint: Path) -> Any:
     """Other data than the run began with, read with the run's vocabulary and classes."""
     own = load_checkpoint(checkpoint)["recur"]
     settings = composed.config["data"]
-    unread = {key: None for key in ("vectors", "unlabelled") if key in settings}  # the weights hold what they gave
-    data = build({**settings, **unread}, "data")
+    data = build(_without_vectors(settings), "data")
     names = [own["data"]["class_names"]] if "class_names" in own["data"] else []
     data.use(Tokenizer.from_json(own["tokenizer"]), *names, carve=True)
     data.prepare_data()
