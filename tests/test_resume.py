@@ -122,6 +122,19 @@ def test_two_ranks_killed_together_end_as_two_never_killed(tmp_path):
     assert compare(tmp_path / "whole", tmp_path / "parts") == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_layers_that_learn_one_after_the_other_do_so_after_a_kill(tmp_path, ranks):
+    """In the first epoch, in the middle of the second, at its end and in the third, whose layers have no momentum."""
+    words = [*SENTIMENT, "model.unfreeze_epochs=1", "optimizer=sgd", "optimizer.momentum=0.9"]
+    words += ["optimizer.weight_decay=0.01", *(["trainer=ddp_cpu"] if ranks > 1 else [])]
+    torture(tmp_path / "whole", words, ranks, [])
+    moments = [Moment("training", 5), Moment("validation", 3), Moment("between", 2), Moment("training", 6)]
+    kills = torture(tmp_path / "parts", words, ranks, moments)
+    assert len(kills) == len(moments)
+    assert compare(tmp_path / "whole", tmp_path / "parts") == []
+
+
 def extended(folder: Path, *changes: str) -> None:
     """Go on with a run that has ended, with other bounds."""
     done = run_command("train", f"resume={folder}", *changes)

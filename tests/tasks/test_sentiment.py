@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from recur.data.sentiment import SentimentData
 from recur.data.synthetic import SyntheticReviews
+from recur.errors import UserError
 from recur.nn.classifier import Classifier
 from recur.nn.packed import TextBatch
 from recur.tasks.sentiment import SentimentTask, _metrics
@@ -238,11 +239,90 @@ def test_each_layer_learns_at_a_part_of_the_rate_of_the_one_above(data, frozen):
     for parameter in task.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    depths = {"head": 0, "_l1": 1, "_l0": 2, "embedding": 3}
     for name, parameter in task.named_parameters():
-        (depth,) = (depth for word, depth in depths.items() if word in name)
+        (depth,) = (depth for word, depth in LAYERS.items() if word in name)
         moved = 0.0 if frozen and depth == 3 else 0.1 * 0.4**depth
         torch.testing.assert_close(before[name] - parameter, torch.full_like(parameter, moved), rtol=1e-4, atol=1e-6)
+
+
+LAYERS = {"head": 0, "_l1": 1, "_l0": 2, "embedding": 3}
+
+
+def by_depth(net: nn.Module) -> list[list[nn.Parameter]]:
+    return [[own for name, own in net.named_parameters() if word in name] for word in LAYERS]
+
+
+class Watch(Callback):
+    """Writes down the rows of each epoch's batches, the steps' gradient norms, and which layers have changed."""
+
+    def __init__(self, task):
+        self.rows, self.moved, self.norms = [[] for _ in range(3)], [], []
+        self.before = [[own.detach().clone() for own in layer] for layer in by_depth(task.net)]
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.rows[trainer.current_epoch].append((batch.rows.tolist(), batch.labels.clone()))
+
+    def on_gradient_norm(self, trainer, pl_module, norm):
+        self.norms.append(float(norm))
+        return False
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        pairs = [list(zip(*layers, strict=True)) for layers in zip(self.before, by_depth(pl_module.net), strict=True)]
+        self.moved.append([not any(torch.equal(one, other) for one, other in pair) for pair in pairs])
+
+
+@pytest.mark.parametrize(
+    ("make", "every"),
+    [
+        (partial(torch.optim.SGD, lr=0.5, momentum=0.9, weight_decay=0.01), 1),
+        (partial(torch.optim.SGD, lr=0.5, momentum=0.9, weight_decay=0.01), 2),
+        (partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1, eps=1e-3), 1),
+        (partial(torch.optim.Adam, lr=0.01, weight_decay=0.1, eps=1e-3), 1),
+        (partial(torch.optim.RMSprop, lr=0.01, weight_decay=0.1, momentum=0.5, eps=1e-2), 1),
+        (partial(torch.optim.ASGD, lr=0.5, weight_decay=0.1, t0=0), 1),
+    ],
+    ids=["sgd", "slowly", "adamw", "adam", "rmsprop", "asgd"],
+)
+def test_one_more_layer_learns_with_each_epoch_as_in_a_plain_torch_loop(tmp_path, data, make, every):
+    """Steps of two batches, the last of an epoch of one; gradients are clipped by the norm of what learns."""
+    task = new_task(data)
+    task.unfreeze_epochs, task._optimizer = every, make
+    plain, watch = Plain(task.net), Watch(task)
+    pl.Trainer(
+        accelerator="cpu", devices=1, max_epochs=3, limit_train_batches=5, limit_val_batches=0,
+        accumulate_grad_batches=2, gradient_clip_val=0.02, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        default_root_dir=tmp_path, callbacks=[watch], log_every_n_steps=1,
+    ).fit(task, datamodule=data)  # fmt: skip
+    optimizer, layers, norms = make(plain.parameters(), foreach=False), by_depth(plain), []
+    for epoch, batches in enumerate(watch.rows):
+        for depth, layer in enumerate(layers):
+            for own in layer:
+                own.requires_grad_(depth * every <= epoch)
+        for step in (batches[:2], batches[2:4], batches[4:]):
+            optimizer.zero_grad()
+            for rows, labels in step:
+                texts = [torch.as_tensor(data.texts("train")[row].astype("int64")) for row in rows]
+                loss = nn.functional.binary_cross_entropy_with_logits(plain(texts), labels.float())
+                (loss / len(step)).backward()
+            norms.append(float(nn.utils.clip_grad_norm_([p for p in plain.parameters() if p.requires_grad], 0.02)))
+            optimizer.step()
+    assert watch.moved == [[depth * every <= epoch for depth in range(4)] for epoch in range(3)]
+    assert watch.norms == pytest.approx(norms, rel=1e-3) and min(norms) > 0.02
+    for own, expected in zip(by_depth(task.net), layers, strict=True):
+        for one, other in zip(own, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_must_be_known_to_learn_one_after_the_other(data):
+    class Own(nn.Module):
+        def __init__(self, **settings):
+            super().__init__()
+
+    for setting, value, without in (("layer_rate", 0.5, 1), ("unfreeze_epochs", 1, 0)):
+        with pytest.raises(UserError, match=rf"model\.{setting} needs a network .*: set it to {without}$") as refused:
+            SentimentTask(Own, **data.model_arguments(), **{setting: value})
+        assert "\n" not in str(refused.value)
 
 
 def test_layers_are_all_parameters_once(data):

@@ -236,7 +236,7 @@ def test_rates_up_to_ten_times_the_recipes_own_are_tried(tmp_path: Path) -> None
 
 
 def test_a_rate_is_not_looked_for_where_each_layer_has_its_own(tmp_path: Path) -> None:
-    for word in ("model.layer_rate=0.4", "trainer.accumulate_grad_batches=2"):
+    for word in ("model.layer_rate=0.4", "model.unfreeze_epochs=1", "trainer.accumulate_grad_batches=2"):
         done = run_command("train", *EASY, "find_lr=true", word, cwd=tmp_path)
         assert done.returncode == 2 and word in done.stderr
     assert not list(tmp_path.iterdir())

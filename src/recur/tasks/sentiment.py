@@ -31,6 +31,7 @@ from recur.nn.classifier import Classifier
 from recur.nn.packed import TextBatch
 from recur.tasks.adversarial import adversarial_loss, virtual_adversarial_loss
 from recur.tasks.base import Mean, Stepping, build_optimizer
+from recur.tasks.schedulers import StepPlan
 
 log = logging.getLogger("recur")  # whose lines a run prints
 _FITTED_AT_ONCE = 1024  # texts
@@ -138,6 +139,11 @@ class SentimentTask(Stepping):
         layer_rate: learning rate of each layer as a part of that of the layer above: the head has the optimizer's own,
             the last recurrent layer this times as much, and so on down to the word vectors. Below 1 it keeps more of
             weights that another run brought (discriminative fine-tuning, Howard & Ruder 2018, who take 1 / 2.6).
+        unfreeze_epochs: epochs after which one more layer learns: the head from the start, the last recurrent layer
+            after so many, the one below it after twice as many, last the word vectors. 0 has all learn at once. Weights
+            that another run brought then wait for a head that makes sense of them (gradual unfreezing, ibid., who take
+            1). The epochs are those of the trainer, also where they are cut short, and a run that ends before the last
+            layer's turn is refused. A step costs as much as ever.
         vocab_size: number of token ids.
         num_classes: number of classes.
         class_names: their names, in label order.
@@ -146,7 +152,8 @@ class SentimentTask(Stepping):
 
     Raises:
         UserError: `label_smoothing` outside [0, 1), a negative `adversarial` or `virtual_adversarial`, both above 0, a
-            `layer_rate` outside (0, 1], or class weights not one a class.
+            `layer_rate` outside (0, 1], `unfreeze_epochs` that are no whole number of at least 0, one of the last two
+            beside a network of unknown layers, or class weights not one a class.
     """
 
     family = "sentiment"
@@ -165,6 +172,7 @@ class SentimentTask(Stepping):
         adversarial: float = 0.0,
         virtual_adversarial: float = 0.0,
         layer_rate: float = 1.0,
+        unfreeze_epochs: int = 0,
         class_counts: Sequence[int] | None = None,
         vectors: Tensor | None = None,
     ) -> None:
@@ -180,15 +188,19 @@ class SentimentTask(Stepping):
             raise UserError("model.virtual_adversarial", virtual_adversarial, rule, "set one of them to 0")
         if not 0 < layer_rate <= 1:
             raise UserError("model.layer_rate", layer_rate, "must be above 0 and at most 1")
+        if type(unfreeze_epochs) is not int or unfreeze_epochs < 0:
+            raise UserError("model.unfreeze_epochs", unfreeze_epochs, "must be a whole number of at least 0")
         self.net = net(vocab_size=vocab_size, num_classes=num_classes, vectors=vectors)
         for name, strength in changes.items():
             if strength and not isinstance(self.net, Classifier):
                 rule = "needs a network that embeds and classifies in two steps, recur.nn.classifier.Classifier"
                 raise UserError(f"model.{name}", strength, rule, "set it to 0")
-        if layer_rate < 1 and not isinstance(self.net, Classifier):
-            rule = "needs a network whose layers are known, recur.nn.classifier.Classifier"
-            raise UserError("model.layer_rate", layer_rate, rule, "set it to 1")
-        self.adversarial, self.virtual_adversarial, self.layer_rate = adversarial, virtual_adversarial, layer_rate
+        for name, by_layer, without in (("layer_rate", layer_rate, 1), ("unfreeze_epochs", unfreeze_epochs, 0)):
+            if by_layer != without and not isinstance(self.net, Classifier):
+                rule = "needs a network whose layers are known, recur.nn.classifier.Classifier"
+                raise UserError(f"model.{name}", by_layer, rule, f"set it to {without}")
+        self.adversarial, self.virtual_adversarial = adversarial, virtual_adversarial
+        self.layer_rate, self.unfreeze_epochs = layer_rate, unfreeze_epochs
         self._taught = True  # whether the last batch of a training step had a label
         self.num_classes = num_classes
         self.class_names = list(class_names)
@@ -362,6 +374,18 @@ class SentimentTask(Stepping):
         self.log_step("train/loss", loss.detach(), prog_bar=True, batch_size=size)
         self.log_step("train/accuracy", accuracy, prog_bar=True, batch_size=size)
 
+    def on_after_backward(self) -> None:
+        """Drop the gradients of layers whose epoch has not come: an optimizer leaves alone what has none.
+
+        Processes that train together must each have gradients of the same parameters to add up, so all are computed.
+        They go before float16's scaler looks at them, and before they are clipped.
+        """
+        if self.unfreeze_epochs:
+            assert isinstance(self.net, Classifier)
+            for layer in self.net.layers()[self.trainer.current_epoch // self.unfreeze_epochs + 1 :]:
+                for parameter in layer:
+                    parameter.grad = None
+
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means over all its texts."""
         self.log("train/epoch_loss", self.train_loss)
@@ -425,9 +449,23 @@ class SentimentTask(Stepping):
     def configure_optimizers(self) -> Any:
         """Optimizer over what is trainable, and its schedule."""
         assert self._optimizer is not None, "a task without an optimizer cannot be trained"
-        layers = self.net.layers() if self.layer_rate < 1 else [self.parameters()]  # type: ignore[operator]
+        # What begins to learn in another epoch is a group of its own: torch's fused SGD fails on a group of which
+        # only a part has momentum.
+        apart = self.layer_rate < 1 or self.unfreeze_epochs
+        layers = self.net.layers() if apart else [self.parameters()]  # type: ignore[operator]
         optimizer = build_optimizer(self._optimizer, *layers)
         for depth, group in enumerate(optimizer.param_groups):
             group["lr"] = group["lr"] * self.layer_rate**depth
         schedule = self._scheduler and self._scheduler(optimizer, self.plan_steps())
+        if self._plan is not None:
+            self._check_unfrozen(optimizer, self._plan)
         return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer
+
+    def _check_unfrozen(self, optimizer: torch.optim.Optimizer, plan: StepPlan) -> None:
+        """Refuse layers, which are the optimizer's groups, that would learn in no epoch of the run."""
+        lowest = max((depth for depth, group in enumerate(optimizer.param_groups) if group["params"]), default=0)
+        first = lowest * self.unfreeze_epochs
+        if first * plan.per_epoch >= plan.total and first and not plan.tried:
+            rule = f"has the lowest layer begin after {first} epochs, and the run ends with epoch "
+            rule += str(math.ceil(plan.total / plan.per_epoch))
+            raise UserError("model.unfreeze_epochs", self.unfreeze_epochs, rule, "lower it, or train for more epochs")

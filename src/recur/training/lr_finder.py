@@ -58,6 +58,9 @@ def find(data: Any, task: Any, config: dict[str, Any]) -> RangeTest:
     if (rate := getattr(task, "layer_rate", 1.0)) != 1:
         rule = f"tries one rate for all layers, and model.layer_rate={rate} gives each its own"
         raise UserError("find_lr", rule=rule, remedy="set model.layer_rate=1 while you look for a rate")
+    if epochs := getattr(task, "unfreeze_epochs", 0):
+        rule = f"tries rates on all layers, and model.unfreeze_epochs={epochs} begins with the head alone"
+        raise UserError("find_lr", rule=rule, remedy="set model.unfreeze_epochs=0 while you look for a rate")
     if (group := config["trainer"].get("accumulate_grad_batches", 1)) != 1:
         rule = f"tries steps of one batch, and trainer.accumulate_grad_batches={group} makes larger ones"
         raise UserError("find_lr", rule=rule, remedy="look with data.batch_size as much larger, and without it")
