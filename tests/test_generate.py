@@ -192,7 +192,7 @@ def test_two_ranks_train_resume_and_count_every_token(tmp_path):
     assert not torch.equal(content["carried_state"][0][0][0], content["carried_state"][1][0][0])
     run = load(folder)
     assert run.task.net.decoder.weight is run.task.net.embedding.weight
-    done = run_command("evaluate", str(folder), "eval_batch_size=4")  # the same streams on one rank
+    done = run_command("evaluate", str(folder))  # the same streams, on one rank
     assert json.loads(done.stdout)["test"]["perplexity"] == pytest.approx(record["test"]["perplexity"], rel=1e-5)
 
 

@@ -58,7 +58,6 @@ def marks(case: Case) -> list[pytest.MarkDecorator]:
     return [*known, *([] if case.quick else [pytest.mark.slow])]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [pytest.param(case, id=f"{kind}: {case.name}", marks=marks(case)) for kind, case in ALL],

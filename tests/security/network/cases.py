@@ -106,18 +106,18 @@ CASES += [
 ]
 CASES += [
     Case(
-        f"a manifest's {word.partition('=')[0]} {number}",
-        lambda arena, word=word: a_sweep(arena, [word]),
+        f"a manifest's {words.rpartition(' ')[2].partition('=')[0]} {number}",
+        lambda arena, words=words: a_sweep(arena, words.split()),
         SWEEP,
         own=("s",),
     )
-    for number, word in enumerate(
+    for number, words in enumerate(
         (
             "logger=wandb",
             "logger=mlflow",
             "+logger.m.tracking_uri=http://127.0.0.1:9",
             "data=imdb",
-            "data.path=evil/reviews",
+            "data=imdb data.path=evil/reviews",
             "hydra/launcher=ray",
             "hydra.launcher.address=127.0.0.1:6379",
         )
