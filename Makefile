@@ -64,7 +64,7 @@ results: $(READY) ## write the README's figures (ARGS="RUN ..." publishes runs)
 bench: $(READY) ## measure speed; tables, JSON and a plot in outputs/bench
 	$(BIN)/python -m recur.bench $(ARGS)
 
-guides: $(READY) ## measure the course's claims, 70 minutes on two idle cores, resumable (ARGS="NAME ...", "--quick")
+guides: $(READY) ## measure the course's claims, 75 minutes on two idle cores, resumable (ARGS="NAME ...", "--quick")
 	$(BIN)/python -m recur.claims $(ARGS)
 
 clean: ## remove the environment and caches; runs in outputs stay

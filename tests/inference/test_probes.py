@@ -84,12 +84,15 @@ def test_a_language_runs_gates_follow_the_start_token(language_run, monkeypatch)
     drawn = []
     monkeypatch.setattr(probes, "gates_chart", lambda *parts, **_: drawn.append(parts))
     run = load(language_run)
-    probes.write_gates(run, "the", None)
-    ((tokens, gates, _),) = drawn
-    ids = torch.tensor([start_id(run.tokenizer), *run.tokenizer.encode("the")])
-    with torch.no_grad():
-        output, _ = run.task.net.recurrent(pack_sequence([run.task.net.embedding(ids)]))
-    assert tokens == ["t", "h", "e"] and torch.allclose(gates[-1].hidden, output.data[1:], atol=1e-6)
+    for window, before in ((10, []), (None, [start_id(run.tokenizer)])):  # with which streams alone begin
+        monkeypatch.setattr(run.task, "window", window)
+        probes.write_gates(run, "the", None)
+        tokens, gates, _ = drawn.pop()
+        ids = torch.tensor([*before, *run.tokenizer.encode("the")])
+        with torch.no_grad():
+            output, _ = run.task.net.recurrent(pack_sequence([run.task.net.embedding(ids)]))
+        hidden = output.data[len(before) :]
+        assert tokens == ["t", "h", "e"] and torch.allclose(gates[-1].hidden, hidden, atol=1e-6)
 
 
 def test_predict_draws_the_gates(trained_run, tmp_path):

@@ -25,6 +25,7 @@ from recur.leaderboard.table import Leaderboard
 from recur.runs import trust
 from recur.runs.journal import Journal
 from recur.runs.run import load_checkpoint
+from recur.runs.trust import to_say_again
 from recur.sweeps.job import Job, SweepId
 from support.commands import run_command
 
@@ -587,3 +588,11 @@ def test_no_part_of_a_loggers_path_leads_out_of_the_runs_folder(key, value, tmp_
         trust.check_paths(node, "", tmp_path)
     trust.check_paths(node, "", tmp_path, [f"logger.tensorboard.{key}={value}"])
     trust.check_paths({"logger": {"csv": {"save_dir": str(tmp_path), key: "a/b"}}}, "", tmp_path)
+
+
+def test_what_is_said_by_another_key_is_said_again_by_it(tmp_path):
+    """A null in its place would count as typed and take the class away."""
+    raw = {"callbacks": {"a": {"_target_": "my.cb.Cls", "x": 1}, "b": "${callbacks.a}"}}
+    resolved = {"callbacks": {"a": {"_target_": "my.cb.Cls", "x": 1}, "b": {"_target_": "my.cb.Cls", "x": 1}}}
+    again = to_say_again(raw, resolved, tmp_path)
+    assert again == {"callbacks.a._target_": "my.cb.Cls", "callbacks.b": "${callbacks.a}"}

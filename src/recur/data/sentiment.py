@@ -250,7 +250,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         rows = len(self._rows["train"]) + sum(len(part.texts) for part in self.beside())
         for split in self._rows:
             self.texts(split)
-        if self._max_tokens is None and self._batch_size > rows:
+        if stage != "test" and self._max_tokens is None and self._batch_size > rows:
             raise UserError(
                 "data.batch_size", self._batch_size, f"must be at most the {rows} rows to train on", "lower it"
             )
@@ -284,7 +284,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
             said |= part.facts()
         said["classes"] = ", ".join(self.class_names)
         said["vocabulary"] = f"{self.vocab_size:,} ({self.tokenizer.kind})"
-        trained = "train" if self.pseudo_labelled() is None else "train or pseudo-labelled"
+        trained = " or ".join(["train", *(part.name for part in self.beside())])
         for split, count in self.overlap().items():
             said[f"{split} overlap"] = f"{count:,} of {len(self._rows[split]):,} texts are in {trained} too"
         if self._vectors is not None:
@@ -294,12 +294,11 @@ class SentimentData(Remembering, pl.LightningDataModule):
         return said
 
     def overlap(self) -> dict[str, int]:
-        """Texts of validation and test that are trained on, too, word for word: labelled or pseudo-labelled."""
+        """Texts of validation and test that are trained on, too, word for word, with a label or without."""
         if "train" not in self._rows:
             return {}
-        trained = self._open("train").digests[self._rows["train"]]
-        if self.pseudo_labelled() is not None:
-            trained = np.concatenate([trained, self._open(_PSEUDO).digests])
+        parts = [self._open("train").digests[self._rows["train"]], *(part.digests for part in self.beside())]
+        trained = np.concatenate(parts)
         there = [split for split in ("val", "test") if split in self._rows]
         return {split: int(np.isin(self._open(split).digests[self._rows[split]], trained).sum()) for split in there}
 
@@ -338,13 +337,13 @@ class SentimentData(Remembering, pl.LightningDataModule):
         """What is trained on beside the labelled texts: such as a model labelled, and such as have no labels."""
         parts = []
         if (pseudo := self.pseudo_labelled()) is not None:
-            parts.append(
-                Beside("pseudo-labelled", pseudo[0], self._numbers(_PSEUDO), self._open(_PSEUDO).skipped, pseudo[1])
-            )
+            own, numbers = self._open(_PSEUDO), self._numbers(_PSEUDO)
+            parts.append(Beside("pseudo-labelled", pseudo[0], numbers, own.skipped, own.digests, pseudo[1]))
         if self._train_on_unlabelled and self._carves:
             texts, numbers = self.texts(_UNLABELLED), self._numbers(_UNLABELLED)
             rows = limited(np.arange(len(texts)), self._limit_unlabelled, self._split_seed)
-            parts.append(Beside(_UNLABELLED, texts.chosen(rows), numbers[rows], self._open(_UNLABELLED).skipped))
+            own = self._open(_UNLABELLED)
+            parts.append(Beside(_UNLABELLED, texts.chosen(rows), numbers[rows], own.skipped, own.digests[rows]))
         return parts
 
     def text(self, split: str, row: int) -> str:

@@ -18,6 +18,7 @@ class Beside(NamedTuple):
         texts: their token ids.
         numbers: number of each one's row in its source, counted from 1.
         skipped: which rows were left out, in words.
+        digests: of each one's content, equal where texts are.
         targets: probability of each class, `(texts, classes)` float32; None where they have neither label nor any.
     """
 
@@ -25,6 +26,7 @@ class Beside(NamedTuple):
     texts: Texts
     numbers: NDArray[np.int64]
     skipped: str
+    digests: NDArray[np.uint64]
     targets: NDArray[np.float32] | None = None
 
     def facts(self) -> dict[str, str]:

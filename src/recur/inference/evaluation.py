@@ -178,8 +178,11 @@ def _read(run: "runs.Run", settings: dict[str, Any], *, own: bool = False, carve
     pseudo = run.config["data"].get("pseudo_labelled")
     if pseudo and isinstance(data, SentimentData) and (own or carve):
         data.leave_out(pseudo)
-    data.prepare_data()
-    data.setup()
+    if isinstance(data, SentimentData):
+        data.setup("test")  # its training rows may be fewer than a batch: others, which may be gone, stood beside them
+    else:
+        data.prepare_data()
+        data.setup()
     return data
 
 

@@ -200,11 +200,21 @@ def to_say_again(raw: Mapping[str, Any], resolved: Mapping[str, Any], folder: Pa
         folder: of the run.
     """
     refused = (error for config in (raw, resolved) for error in _refusals(config, (), folder))
-    again = {error.key.partition("[")[0]: None for error in refused}  # of a list all of it
+    again = {_as_far_as_said(raw, error.key.partition("[")[0]): None for error in refused}  # of a list all of it
     reached = {**services(resolved), **services(raw)}  # some by a default of the logger
     if is_remote(_value(resolved, "data.path", None)):
         again["data.path"] = None
     return {key: _value(raw, key, reached.get(key)) for key in again}
+
+
+def _as_far_as_said(raw: Any, key: str) -> str:
+    """The path, or the part of it that leads to an interpolation, behind which `raw` says nothing."""
+    names = key.split(".")
+    for count in range(1, len(names)):
+        above = ".".join(names[:count])
+        if "${" in str(_value(raw, above, {})) and not isinstance(_value(raw, above, {}), Mapping | list):
+            return above
+    return key
 
 
 def _value(config: Any, key: str, default: Any) -> Any:
