@@ -212,7 +212,8 @@ def _as_far_as_said(raw: Any, key: str) -> str:
     names = key.split(".")
     for count in range(1, len(names)):
         above = ".".join(names[:count])
-        if "${" in str(_value(raw, above, {})) and not isinstance(_value(raw, above, {}), Mapping | list):
+        said = _value(raw, above, None)
+        if isinstance(said, str) and "${" in said:
             return above
     return key
 
