@@ -273,6 +273,7 @@ def test_two_threads_that_evaluate_a_run_get_its_figures(trained_run: Path, monk
     assert found == expected
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated", "ignore:.*does not have many workers")
 def test_a_task_is_trained_twice(tmp_path: Path) -> None:
     """The sums of the first training's last validation could not be added to."""
@@ -284,3 +285,14 @@ def test_a_task_is_trained_twice(tmp_path: Path) -> None:
     for number in (0, 1):
         trained = train(data, task, new_trainer(tmp_path / str(number)))
         assert trained.results["val"]["loss"] > 0
+
+
+def test_keys_of_a_mapping_arrive_as_they_were_given_or_are_refused() -> None:
+    """Hydra's grammar knows no quotes there, and some texts it would read as something else."""
+    names = {"Extremely Negative": "bad", "a:b, (c)": "so so", 4: "good", True: "better"}
+    config = recur.compose({"data": "files", "data.class_names": names})
+    assert config["data"]["class_names"] == names
+    for name in ("1.50", "null", "négatif"):
+        with pytest.raises(UserError, match=f"^{name} cannot be a key on a command line: write it in a YAML") as error:
+            recur.compose({"data": "files", "data.class_names": {name: "bad", "other": "good"}})
+        assert "\n" not in str(error.value)

@@ -146,6 +146,24 @@ def test_long_texts_are_cut_where_asked(max_length, keep, part):
     assert torch.equal(text.data, alone.data)
 
 
+@pytest.mark.parametrize(("keep", "copied"), [("head", 15 + 11), ("tail", 15 + 11), ("both", 24 + 11)])
+def test_texts_of_a_large_corpus_bring_no_others_along_where_they_are_joined(keep, copied):
+    """All of its ids were copied for a few of its texts; where both ends are kept, what lies between them is."""
+    few = Texts(ragged([1, 5, 6, 12, 7, 9, 60]), max_length=5, keep=keep).chosen(np.array([4, 1, 3]))
+    other = Texts(ragged([3, 8]), max_length=5, keep=keep)
+    whole = Texts.joined([few, other])
+    assert len(whole._values) == copied
+    first = 0
+    for part in (few, other):
+        rows = np.arange(len(part))
+        (mine, placed), (theirs, order) = whole.pack(first + rows), part.pack(rows)
+        assert torch.equal(mine.data, theirs.data) and torch.equal(mine.batch_sizes, theirs.batch_sizes)
+        assert placed.tolist() == (first + order).tolist()
+        assert [whole[first + row].tolist() for row in rows] == [part[row].tolist() for row in rows]
+        first += len(part)
+    assert first == len(whole)
+
+
 def test_bad_cuts_are_refused():
     with pytest.raises(ValueError, match="keep must be head, tail or both, got 'middle'"):
         Texts(ragged([3]), keep="middle")

@@ -165,3 +165,16 @@ def test_only_its_own_errors_are_those_of_a_cache(tmp_path, place, blamed):
 
     with pytest.raises(UserError if blamed else PermissionError, match="data.cache_dir" if blamed else "source.csv"):
         cache.entry({}, build)
+
+
+def test_what_one_user_built_others_may_read(tmp_path):
+    """As far as the umask lets them: what `tempfile` makes is for one user alone, and a shared cache was of no use."""
+    cache = TokenCache(tmp_path)
+    before = os.umask(0o022)
+    try:
+        entry = cache.entry({"a": 1}, write_numbers)
+        cache.fact({"a": 1}, lambda: 5)
+    finally:
+        os.umask(before)
+    (fact,) = (tmp_path / "facts").iterdir()
+    assert [path.stat().st_mode & 0o777 for path in (entry, fact)] == [0o755, 0o644]

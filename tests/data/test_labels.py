@@ -280,3 +280,11 @@ def test_labels_that_look_the_same_are_one_label(tmp_path, opened):
     names = {composed: "schoen", parted: "schoen", "schlecht": "schlecht"}
     data = opened(train=csv(tmp_path / "a.csv", names), class_names=names)
     assert read(data) == names
+
+
+@pytest.mark.parametrize("labels", [("true", "false"), ("True", "False")], ids=" ".join)
+def test_a_truth_value_names_the_label_in_small_letters_and_in_pythons(tmp_path, opened, labels):
+    """Hydra and YAML read a name that is typed as `true` as one, and a csv has a text."""
+    data = opened(train=csv(tmp_path / "a.csv", labels), class_names={True: "good", False: "bad"})
+    assert data.class_names == ["good", "bad"]
+    assert read(data) == {labels[0]: "good", labels[1]: "bad"}

@@ -351,6 +351,14 @@ def test_the_floor_is_below_every_model_of_few_words():
     assert few.ceiling == {} and "at best" not in few.describe()["test"]  # a model need not tell rare words apart
 
 
+def test_single_windows_have_no_floor():
+    """They do not predict the first tokens, and the nats are of all."""
+    text = SyntheticText(20_000, 1_000, 20_000, seed=1)
+    streams, windows = (opened(synthetic=text, tokenizer=WORDS, **more) for more in ({}, {"window": 5}))
+    assert streams.ceiling and "perplexity at best" in streams.describe()["test"]
+    assert windows.ceiling == {} and "at best" not in windows.describe()["test"]
+
+
 def test_the_embedded_text_is_reproducible_and_its_splits_differ():
     corpus_ = SyntheticText(500, 500, 500)
     assert corpus_.split("val").write() == SyntheticText(500, 500, 500).split("val").write()
@@ -450,3 +458,17 @@ def test_line_ends_of_every_system_are_the_same_text(tmp_path, kind):
         data.setup()
         tokens.append(data.tokens("train").tolist())
     assert tokens[0] == tokens[1] == tokens[2]
+
+
+def test_a_text_that_changes_while_it_is_read_is_refused_and_leaves_no_entry(tmp_path, book, monkeypatch):
+    build = corpus.build
+
+    def late(*arguments):
+        book.write_text("a text that is another one\n" * 200)
+        build(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "build", late)
+        with pytest.raises(UserError, match="the data changed while it was read: start again"):
+            opened(train=str(book), val_fraction=0.0, cache_dir=str(tmp_path / "cache"))
+    assert not [entry for entry in (tmp_path / "cache" / "tokens").iterdir() if entry.is_dir()]

@@ -61,6 +61,7 @@ def test_basic_english_is_its_rules_for_any_text(text):
     assert lacks_tokens(text, "basic_english") == (not words)
 
 
+@pytest.mark.slow
 @example(rows=["\x1f "], block=1)  # a word to Unicode, white space to Python
 @example(rows=["\r"], block=1)  # a newline of old
 @example(rows=["0 "], block=1)  # a last line longer than a block that ends in a space

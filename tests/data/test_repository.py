@@ -131,3 +131,38 @@ def test_a_wrapped_json_is_read_alike_whichever_columns_are_asked_for(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps({"text": "good", "spans": [{"start": 0}]}))
     assert read_file(str(tmp_path / "b.json"), ["text"]).columns == {"text": ["good"]}
     assert read_file(str(tmp_path / "b.json"), ["spans"], optional=True).columns == {"spans": [[{"start": 0}]]}
+
+
+def test_files_that_are_given_for_one_split_are_not_found_as_the_other(tmp_path, cache, caplog):
+    """`data.val=reviews/test.csv` with `data.path=reviews` chose the weights by the texts that measured them."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("train", "validation", "test"):
+        write(home / f"{name}.csv", f"text,label\n{name},0\n")
+
+    def texts(**named):
+        names = {**dict.fromkeys(("train", "val", "test")), **named}
+        found = choose_splits(names, str(home), None, None, cache)
+        return {split: source.read().columns["text"] for split, source in found.items()}
+
+    assert texts(val=str(home / "test.csv")) == {"train": ["train"], "val": ["test"]}
+    assert "data.test: files of it are in use already, so they are not read again" in caplog.text
+    assert texts(test=str(home / "validation.csv")) == {"train": ["train"], "test": ["validation"]}
+    assert "data.val: files of it are in use already, so they are not read again" in caplog.text
+    both = dict.fromkeys(("val", "test"), str(home / "test.csv"))
+    assert texts(**both) == {"train": ["train"], "val": ["test"], "test": ["test"]}  # if one insists
+    assert "data.val and data.test have files in common" in caplog.text
+
+
+def test_splits_that_are_joined_are_trained_on_without_a_file_of_the_test(tmp_path, cache, caplog):
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("train", "extra"):
+        write(home / f"{name}.csv", f"text,label\n{name},0\n")
+    files = "".join(f"  - split: {name}\n    path: {name}.csv\n" for name in ("train", "extra"))
+    write(home / "README.md", f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+    names = {"train": "train+extra", "val": None, "test": str(home / "extra.csv")}
+    found = choose_splits(names, str(home), None, None, cache)
+    texts = {split: source.read().columns["text"] for split, source in found.items()}
+    assert texts == {"train": ["train"], "test": ["extra"]}
+    assert "data.test names files of the training split, which are not trained on" in caplog.text

@@ -12,6 +12,7 @@ import torch
 from recur.data.language import LanguageData
 from recur.data.readers import Origin, Rows
 from recur.data.sentiment import SentimentData
+from recur.data.sources import Split
 from recur.data.synthetic import SyntheticReviews
 
 WORDS = ["good", "bad", "fine", "dull", "film", "plot", "very", "not"]
@@ -224,6 +225,7 @@ def test_a_folder_gives_its_splits(tmp_path, opened):
     data = opened(str(home))
     assert [len(data.labels(split)) for split in data.splits] == [40, 9, 7]
     assert all_rows(data.test_dataloader()) == list(range(7))
+    assert data.files() == [str(home / f"{name}.csv") for name in ("train", "validation", "test")]
     with pytest.raises(
         ValueError,
         match=r"data.test must name a file, got 'exam': no such file; .* has the splits train, validation, test",
@@ -344,6 +346,22 @@ def test_a_damaged_cache_does_not_reach_training(tmp_path, opened):
     for file in (tmp_path / "cache" / "tokens").glob("*/raw.bin"):
         file.write_bytes(bytes(file.stat().st_size))
     assert opened(train=path).text("train", 0) == expected
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused_and_leaves_no_entry(tmp_path, opened, monkeypatch):
+    """Its new rows were kept as those of what it held before, for every later run."""
+    file, read = tmp_path / "a.csv", Split.read
+    path = write_csv(file, reviews(40))
+
+    def late(split, *arguments, **settings):
+        write_csv(file, reviews(40, seed=1))
+        return read(split, *arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Split, "read", late)
+        with pytest.raises(ValueError, match="the data changed while it was read: start again"):
+            opened(train=path)
+    assert not [entry for entry in (tmp_path / "cache" / "tokens").iterdir() if entry.is_dir()]
 
 
 def test_several_pickled_frames_as_the_guides_have_them(tmp_path, opened):

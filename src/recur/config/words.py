@@ -1,5 +1,6 @@
 """Settings as words of a command line: their values in Hydra's grammar, and those that a later command says again."""
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -7,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from recur.errors import UserError
 from recur.runs.trust import to_say_again
 
 
@@ -37,10 +40,29 @@ def as_value(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{quoted(str(name))}: {as_value(inner)}" for name, inner in value.items()) + "}"
+        return "{" + ", ".join(f"{_as_key(name)}: {as_value(inner)}" for name, inner in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(as_value, value)) + "]"
     return as_text(os.fspath(value)) if isinstance(value, (str, os.PathLike)) else quoted(str(value))
+
+
+def _as_key(name: Any) -> str:
+    """A key of a mapping as Hydra's override grammar reads it, which knows no quotes there.
+
+    Raises:
+        UserError: a text that it would read as something else.
+    """
+    if not isinstance(name, str):
+        return as_value(name)
+    word = re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", name)
+    read: Any = None
+    with contextlib.suppress(HydraException):
+        value: Any = OverridesParser.create().parse_override(f"key={{{word}: 0}}").value()
+        (read,) = value
+    same = str(read).lower() == name.lower() if isinstance(read, bool) else str(read) == name and read is not None
+    if not same:
+        raise UserError(name, rule="cannot be a key on a command line", remedy="write it in a YAML file of configs")
+    return word
 
 
 def said_again(cfg: DictConfig, resolved: Mapping[str, Any], folder: Path) -> dict[str, str]:
@@ -52,4 +74,8 @@ def said_again(cfg: DictConfig, resolved: Mapping[str, Any], folder: Path) -> di
         folder: of the run.
     """
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
-    return {key: as_value(value) for key, value in to_say_again(raw, resolved, folder).items()}
+    again = {}
+    for key, value in to_say_again(raw, resolved, folder).items():
+        with contextlib.suppress(UserError):  # no command line can say it
+            again[key] = as_value(value)
+    return again

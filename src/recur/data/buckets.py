@@ -230,7 +230,8 @@ class Texts:
 
     @classmethod
     def joined(cls, parts: Sequence["Texts"]) -> "Texts":
-        """The texts of several, one after the other; their ids are copied."""
+        """The texts of several, one after the other; their ids are copied, and no others."""
+        parts = [part._alone() for part in parts]
         whole = cls.__new__(cls)
         whole._values = np.concatenate([part._values for part in parts])
         firsts = np.cumsum([0, *(len(part._values) for part in parts[:-1])])
@@ -247,6 +248,17 @@ class Texts:
         for name in ("lengths", "_starts", "_head", "_gaps"):
             setattr(some, name, getattr(self, name)[rows])
         return some
+
+    def _alone(self) -> "Texts":
+        """These texts with a copy of their own ids, where there are those of others beside them."""
+        spans = self.lengths + (self._gaps if self._both else 0)
+        size = int(spans.sum())
+        if 2 * size >= len(self._values):  # what is saved would not be worth the indices
+            return self
+        own, firsts = copy.copy(self), np.cumsum(spans) - spans
+        own._values = self._values[np.repeat(self._starts - firsts, spans) + np.arange(size)]
+        own._starts = firsts
+        return own
 
     def __len__(self) -> int:
         """Number of texts."""

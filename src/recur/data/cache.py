@@ -5,6 +5,7 @@ lock, so that runs started together wait for the first and share its work, and n
 size and checksum are kept in the entry; a damaged entry is noticed when it is opened, and built again.
 """
 
+import contextlib
 import errno
 import hashlib
 import inspect
@@ -12,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -170,6 +172,7 @@ class TokenCache:
                     shutil.rmtree(left, ignore_errors=True)
                 draft = Path(tempfile.mkdtemp(prefix=f"{place.name}.", suffix=".draft", dir=place.parent))
                 try:
+                    share(draft)
                     build(draft)
                     _seal(draft, full)
                     draft.rename(place)
@@ -215,12 +218,22 @@ class TokenCache:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             handle, draft = tempfile.mkstemp(dir=place.parent)
+            share(Path(draft))
             with os.fdopen(handle, "w") as file:
                 json.dump({"key": full, "value": value}, file)
             Path(draft).replace(place)
         except OSError as error:
             log.debug("not kept: %s", error)
         return value
+
+
+def share(made: Path) -> None:
+    """Let others read what `tempfile` made for this user alone, as far as they may read any new file or folder."""
+    mask = os.umask(0o077)  # the system says it only to who sets it
+    os.umask(mask)
+    mode = made.stat().st_mode
+    with contextlib.suppress(OSError):  # some file systems know no modes
+        made.chmod((stat.S_IMODE(mode) & stat.S_ISGID) | (0o777 if stat.S_ISDIR(mode) else 0o666) & ~mask)
 
 
 def _checksum(path: Path) -> int:

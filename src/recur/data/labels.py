@@ -25,7 +25,11 @@ _WHOLE = re.compile(r"^(-?\d+)\.0+$")
 def wanted_names(names: Sequence[str] | Mapping[Any, str] | None) -> Names:
     """The setting `data.class_names` in one of its two forms."""
     if isinstance(names, Mapping):
-        return {label_key(value): str(name) for value, name in names.items()}
+        named = {label_key(value): str(name) for value, name in names.items()}
+        for value, name in names.items():
+            if isinstance(value, bool):  # as Hydra and YAML read true, which a csv has as a text
+                named |= {str(value).lower(): str(name), str(value).upper(): str(name)}
+        return named
     return None if names is None else [str(name) for name in names]
 
 

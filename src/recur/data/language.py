@@ -17,7 +17,7 @@ from recur.data import corpus
 from recur.data.cache import Ragged, TokenCache, content_key
 from recur.data.checks import Column, Count, OnBadRow, Seed, columns, fractions, hold, one_delimiter, one_source
 from recur.data.corpus import Inline, Reader
-from recur.data.sources import Source, choose_splits
+from recur.data.sources import Source, choose_splits, unchanged
 from recur.data.streams import StreamLoader, WindowLoader
 from recur.data.synthetic import SyntheticText
 from recur.data.tables import Files
@@ -160,6 +160,8 @@ class LanguageData(Remembering, pl.LightningDataModule):
         """Loss in nats a token that no model can beat on this split of a generated text."""
         if self._synthetic is None or split not in self._facts or split not in self._find():
             return None  # what is cut off the training text is not the split that was made
+        if self._window is not None:
+            return None  # the first tokens are not predicted, and the nats are of all
         if self._facts[split]["unknown"]:
             return None  # one `<unk>` for many words is easier to predict than the words, of which the nats are
         nats = getattr(self._synthetic.split(split), "nats", None)
@@ -239,14 +241,20 @@ class LanguageData(Remembering, pl.LightningDataModule):
     def _open(self) -> None:
         sources = self._find()
         given = self._given_tokenizer
-        key = {
+        key: dict[str, Any] = {
             "family": self.family,
             "sources": {split: source.fingerprint(self._cache) for split, source in sources.items()},
             "reader": [self._reader.text_column, self._reader.on_bad_row],
             "fractions": self.cut_off(),
             "tokenizer": self._settings if given is None else content_key(given.key()),
         }
-        folder = self._cache.entry(key, self._build)
+
+        def build(folder: Path) -> None:
+            self._build(folder)
+            for split, source in sources.items():
+                unchanged(source, key["sources"][split], self._cache)
+
+        folder = self._cache.entry(key, build)
         if not self._reader.skipped:  # the entry is of an earlier run: say again what it left out
             for file, (rows, skipped) in json.loads((folder / "skipped.json").read_text(encoding="utf-8")).items():
                 for reason, count in skipped.items():

@@ -33,7 +33,7 @@ from recur.data.checks import (
 from recur.data.encoded import Encoded, write_split
 from recur.data.labels import Names, are_secret, class_table, label_key, parted, table_of, wanted_names
 from recur.data.readers import Checked, Rows, checked
-from recur.data.sources import Source, Split, choose_splits
+from recur.data.sources import Source, Split, choose_splits, files_of, unchanged
 from recur.data.synthetic import SyntheticReviews
 from recur.data.tables import Files
 from recur.data.text import Tokenizer, check_settings, lacks_tokens
@@ -180,8 +180,6 @@ class SentimentData(Remembering, pl.LightningDataModule):
         self._vectors: WordVectors | None = None
         self._given_model: tuple[Tokenizer, list[str]] | None = None
         self._carves = True  # whether rows of splits that are missing are taken off the training rows
-
-    # ---- what others ask for
 
     @property
     def vocab_size(self) -> int:
@@ -346,6 +344,10 @@ class SentimentData(Remembering, pl.LightningDataModule):
             parts.append(Beside(_UNLABELLED, texts.chosen(rows), numbers[rows], own.skipped, own.digests[rows]))
         return parts
 
+    def files(self) -> list[str]:
+        """The files that its splits are made of, but for those in archives and on the hub."""
+        return [file for source in self._find().values() for file in files_of(source)]
+
     def text(self, split: str, row: int) -> str:
         """A text as it was read; `row` as in `TextBatch.rows`."""
         return bytes(self._open(split).raw[int(self._rows[split][row])]).decode()
@@ -369,8 +371,6 @@ class SentimentData(Remembering, pl.LightningDataModule):
             else:
                 self._vectors = load_vectors(self._vectors_from, self.tokenizer, self._cache, self._split_seed)
         return self._vectors.matrix
-
-    # ---- loaders
 
     def loader(self, split: str, *, shuffle: bool = False) -> TextLoader:
         """Batches of a split for this process's rank, each epoch in another order to train.
@@ -407,8 +407,6 @@ class SentimentData(Remembering, pl.LightningDataModule):
     def test_dataloader(self) -> TextLoader:
         """Batches of the test split."""
         return self.loader("test")
-
-    # ---- from source
 
     def _find(self) -> dict[str, Source]:
         """The splits there are, by our names: train, val, test, unlabelled."""
@@ -583,6 +581,7 @@ class SentimentData(Remembering, pl.LightningDataModule):
         def record_and_build(folder: Path) -> None:
             built.append(split)
             build(folder)
+            unchanged(self._find().get(split), key.get("rows"), self._cache)
 
         folder = self._cache.entry(key, record_and_build)
         self._encoded[split] = encoded = Encoded(folder)

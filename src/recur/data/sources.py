@@ -16,7 +16,7 @@ import re
 import time
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path, PurePosixPath
@@ -236,14 +236,47 @@ def choose_splits(
         )
     for split in ("val", "test"):  # files that were found count as well where a pattern of training files has them
         if need_train and split in splits and (split in by_name or "train" in by_name):
-            splits["train"] = without(splits["train"], _files(splits[split]), f"data.{split}")
+            splits["train"] = without(splits["train"], files_of(splits[split]), f"data.{split}")
+    _keep_apart(splits, names)
     return splits if delimiter is None else {split: _delimited(source, delimiter) for split, source in splits.items()}
 
 
-def _files(source: Source) -> list[str]:
+def _keep_apart(splits: dict[str, Source], names: Mapping[str, Files | Literal[False] | None]) -> None:
+    """Leave files that are given for validation out of a test that is found by its name, and the other way round."""
+    files: dict[str, set[str]] = {
+        name: {os.path.realpath(file) for file in files_of(splits[name])} for name in ("val", "test") if name in splits
+    }
+    if len(files) < 2 or files["val"].isdisjoint(files["test"]):
+        return
+    for own, given in (("test", "val"), ("val", "test")):
+        if names.get(own) is None and names.get(given) is not None:
+            log.warning("data.%s: files of it are in use already, so they are not read again", own)
+            left = _less(splits.pop(own), files[given])
+            if left is not None:
+                splits[own] = left
+            return
+    log.warning("data.val and data.test have files in common: the test chooses the weights that it measures")
+
+
+def unchanged(source: Source | None, before: str | None, cache: TokenCache) -> None:
+    """Refuse what was read while its files, if it is made of any, changed: it would be kept as what they held before.
+
+    Args:
+        source: that was read.
+        before: its fingerprint from before that; None where none was taken.
+        cache: see `Split.fingerprint`.
+
+    Raises:
+        UserError: they changed.
+    """
+    if source is not None and before is not None and files_of(source) and source.fingerprint(cache) != before:
+        raise UserError("the data", rule="changed while it was read", remedy="start again")
+
+
+def files_of(source: Source) -> list[str]:
     """The files that a split is made of, as far as it is made of whole ones."""
     if isinstance(source, JoinedSplits):
-        return [file for part in source.parts for file in _files(part)]
+        return [file for part in source.parts for file in files_of(part)]
     return list(source.files) if isinstance(source, Split) else []
 
 
@@ -261,19 +294,31 @@ def without(train: Source, files: Sequence[str], key: str, how: str = "not train
         UserError: nothing would remain beside texts that a model labelled.
     """
     others = {os.path.realpath(file) for file in files}
-    if not isinstance(train, Split) or not (kept := [os.path.realpath(file) not in others for file in train.files]):
+    own = files_of(train)
+    if not own or others.isdisjoint(map(os.path.realpath, own)):
         return train
-    if not any(kept) and key == "data.pseudo_labelled":
+    left = _less(train, others)
+    if left is None and key == "data.pseudo_labelled":
         raise UserError(key, rule="names all files of the training split", remedy="name labelled texts in data.train")
-    if not any(kept):
+    if left is None:
         log.warning("%s names the files of the training split: its figures are of texts that were trained on", key)
         return train
-    if not all(kept):
-        out = list(compress(train.files, [not stays for stays in kept]))
-        more = f" and {len(out) - 1} more" if len(out) > 1 else ""
-        log.warning("%s names files of the training split, which are %s: %s%s", key, how, out[0], more)
-    classes = None if train.classes is None else tuple(compress(train.classes, kept))
-    return replace(train, files=tuple(compress(train.files, kept)), classes=classes)
+    out = [file for file in own if os.path.realpath(file) in others]
+    more = f" and {len(out) - 1} more" if len(out) > 1 else ""
+    log.warning("%s names files of the training split, which are %s: %s%s", key, how, out[0], more)
+    return left
+
+
+def _less(source: Source, others: Set[str]) -> Source | None:
+    """A split less some files, None where nothing is left."""
+    if isinstance(source, JoinedSplits):
+        left = [part for part in (_less(part, others) for part in source.parts) if part is not None]
+        return JoinedSplits(tuple(left)) if left else None
+    if not isinstance(source, Split) or not source.files:
+        return source
+    kept = [os.path.realpath(file) not in others for file in source.files]
+    classes = None if source.classes is None else tuple(compress(source.classes, kept))
+    return replace(source, files=tuple(compress(source.files, kept)), classes=classes) if any(kept) else None
 
 
 def _delimited(source: Source, delimiter: str) -> Source:

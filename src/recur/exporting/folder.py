@@ -14,6 +14,7 @@ import torch
 
 from recur import __version__
 from recur.data import own_tokenizers
+from recur.data.cache import share
 from recur.data.corpus import start_id
 from recur.errors import UserError
 from recur.exporting import agreement, card
@@ -265,7 +266,7 @@ def _write(folder: Path, content: dict[str, bytes], force: bool) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     try:
-        draft.chmod(0o777 & ~_umask())
+        share(draft)
         for name, data in content.items():
             with naming(folder / name):
                 (draft / name).write_bytes(data)
@@ -276,10 +277,3 @@ def _write(folder: Path, content: dict[str, bytes], force: bool) -> None:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-
-
-def _umask() -> int:
-    """What new files are not allowed: the system says it only to who sets it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
