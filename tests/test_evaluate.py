@@ -76,6 +76,18 @@ def test_mistakes_are_listed_the_surest_first(run_command, trained_run, own_spli
     assert run_command(*words, "--overwrite").code == 0
 
 
+def test_mistakes_are_never_written_over_the_data(run_command, trained_run, tmp_path, monkeypatch) -> None:
+    file, out, words = tmp_path / "test.csv", tmp_path / "out.csv", ("--overwrite", "--mistakes")
+    file.write_text("text,label\n" + "the film was superb,positive\nthe film was awful,negative\n" * 5)
+    answer = run_command(trained_run, "--data", tmp_path, *words, file)
+    assert answer.code == 2 and "--mistakes is a file of the texts" in answer.err
+    monkeypatch.setenv("HOME", str(tmp_path))
+    out.touch()
+    assert run_command(trained_run, "--data=~/test.csv", *words, out).code == 0  # `~` was an error where it was there
+    monkeypatch.setattr(SentimentData, "files", lambda _: [str(file)])  # as of a run that was trained on it
+    assert run_command(trained_run, *words, file).code == 2
+
+
 def test_mistakes_are_computed_in_the_precision_of_the_figures(trained_run, monkeypatch) -> None:
     """Else texts that lie near the border are in one of the two only."""
     run, low = load(trained_run), []
@@ -257,6 +269,7 @@ def test_other_classes_or_other_texts_are_noticed(run_command, tmp_path) -> None
     assert answer.code == 2 and "its classes are excellent, poor now" in answer.err and "--data" in answer.err
 
 
+@pytest.mark.slow
 def test_texts_of_the_word_vectors_may_be_gone(run_command, tmp_path) -> None:
     """They are never evaluated."""
     pytest.importorskip("gensim")
@@ -392,6 +405,7 @@ def test_language_run_gives_what_it_wrote_down_and_more_when_asked(run_command, 
         assert more["test"][name]["perplexity"] < told["test"]["perplexity"], name  # the text repeats itself
 
 
+@pytest.mark.slow
 def test_dynamic_evaluation_is_tuned_on_validation_text(run_command, language_run) -> None:
     tuned = run_command(language_run, "--dynamic", "tune", "eval_batch_size=1").told
     settings = {name: tuned["test"]["dynamic_evaluation"][name] for name in ("lr", "decay", "epsilon")}
@@ -497,6 +511,7 @@ def test_what_is_written_down_is_what_was_evaluated(run_command, language_run, t
     assert told["test"]["temperature"]["precision"] == "32-true"
 
 
+@pytest.mark.slow
 def test_a_run_of_single_windows_has_no_text_to_learn_from(run_command, tmp_path) -> None:
     train(
         tmp_path / "run", "experiment=char_sentence", "trainer.max_epochs=1", "logger=none", "model.net.hidden_size=8"

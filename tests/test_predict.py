@@ -180,6 +180,17 @@ def test_wrong_column_names_those_there_are(run_command, trained_run, tmp_path) 
     assert told.code == 2 and "'text'" in told.err and "'review'" in told.err
 
 
+@pytest.mark.parametrize("place", ["standard input", "a.txt"])
+def test_a_column_is_refused_where_a_line_is_a_text(run_command, trained_run, tmp_path, monkeypatch, place) -> None:
+    """It was passed over, and a csv on standard input was answered line by line, commas and all."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text(f"review\n{GOOD}\n")
+    words = ["--file", place] if place == "a.txt" else []
+    told = run_command(trained_run, *words, "--column", "review", "--json", stdin=f"review\n{GOOD}\n".encode())
+    assert told.code == 2 and told.out == "" and len(told.err.splitlines()) == 1
+    assert f"--column names a column, and a line of {place} is a text, got 'review': " in told.err
+
+
 @pytest.mark.parametrize("make", ["missing", "folder", "text", "truncated"])
 def test_what_is_no_run_is_one_line(run_command, trained_run, tmp_path, make: str) -> None:
     place = tmp_path / "run"
@@ -368,7 +379,7 @@ def test_answers_go_to_a_file_with_the_columns_of_the_input(run_command, trained
     assert done.code == 2 and "must not exist" in done.err and out.read_bytes() == before
     assert run_command(trained_run, GOOD, "--out", out, "--overwrite").code == 0 and out.read_bytes() != before
     done = run_command(trained_run, "--file", source, "--out", source, "--overwrite")
-    assert done.code == 2 and "is the file of the texts" in done.err
+    assert done.code == 2 and "is a file of the texts" in done.err
 
 
 def test_parts_of_an_answer_are_json_and_no_formula_and_columns_that_come_later_are_said_to_be_lost(capsys) -> None:
@@ -421,6 +432,19 @@ def test_a_refusal_leaves_the_file_for_answers_as_it_was(run_command, trained_ru
     assert out.read_text() == "earlier answers\n"
     assert run_command(trained_run, "--out", tmp_path / "none.csv", stdin=b"").code == 2
     assert not (tmp_path / "none.csv").exists()
+
+
+def test_answers_are_not_written_over_standard_input(trained_run, tmp_path, monkeypatch, capsys) -> None:
+    """The shell's `--out F < F --overwrite`: what was not read of it by then was lost."""
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"text": GOOD}) + "\n")
+    before = file.read_bytes()
+    with file.open() as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        with pytest.raises(SystemExit) as leaving:
+            predict.main([str(trained_run), "--out", str(file), "--overwrite"])
+    assert leaving.value.code == 2 and file.read_bytes() == before
+    assert "--out is a file of the texts" in capsys.readouterr().err
 
 
 def test_a_page_replaces_a_page_and_nothing_else(run_command, trained_run, tmp_path) -> None:

@@ -98,11 +98,16 @@ def _run(arguments: argparse.Namespace) -> None:
                 raise UserError(option, rule="needs states along a text, and this run reads each window by itself")
     if arguments.mistakes:
         run.require("sentiment", "evaluate --mistakes")
-        io.check_out(arguments.mistakes, arguments.overwrite, arguments.data, "--mistakes")
+        io.check_out(arguments.mistakes, arguments.overwrite, option="--mistakes")
     ensemble = ensemble_of(run, arguments.others, arguments.device)
     if ensemble:
         check_settings(arguments.settings)
     data = evaluation.open_data(run, arguments.data, arguments.settings)
+    if arguments.mistakes:
+        beside = [run.config["data"].get(key) for key in ("unlabelled", "pseudo_labelled")]
+        named = [file for given in beside for file in (given if isinstance(given, list) else [given])]
+        files = [*getattr(data, "files", list)(), *(file for file in named if isinstance(file, str))]
+        io.check_out(arguments.mistakes, True, files, "--mistakes")
     splits = evaluation.chosen_splits(data, arguments.split)
     if dynamic or "tune" in (cache, temperature):
         reading = evaluation.same_content(arguments.settings)

@@ -8,6 +8,7 @@ pipe, a line is answered as soon as it has come.
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
     _check_reading(arguments)
     if arguments.out:
-        io.check_out(arguments.out, arguments.overwrite, arguments.file)
+        io.check_out(arguments.out, arguments.overwrite, _sources(arguments))
     if arguments.html:
         check_page(arguments.html)
     if arguments.gates:
@@ -92,6 +93,15 @@ def _run(arguments: argparse.Namespace) -> None:
         display.close()
     if arguments.out:
         cli.notify(f"wrote {arguments.out}")
+
+
+def _sources(arguments: argparse.Namespace) -> list[str | int]:
+    """The file that is read, by its path or as standard input; none where texts are arguments."""
+    if arguments.file or arguments.texts:
+        return [arguments.file] if arguments.file else []
+    with suppress(OSError, ValueError):  # in the place of standard input something without a descriptor
+        return [sys.stdin.fileno()]
+    return []
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -140,7 +150,7 @@ def _texts(arguments: argparse.Namespace, run: Any) -> "Iterator[list[Given]]":
     from recur.data.checks import one_delimiter
     from recur.inference import io
 
-    own = run.config["data"].get("text_column", "text")
+    own, asked = run.config["data"].get("text_column", "text"), arguments.column
     column = arguments.column or own
     if isinstance(own, int) and isinstance(column, str) and column.isdecimal():
         column = int(column)
@@ -149,12 +159,12 @@ def _texts(arguments: argparse.Namespace, run: Any) -> "Iterator[list[Given]]":
     if arguments.file:
         delimiter = arguments.delimiter or run.config["data"].get("delimiter")
         skip, kind = arguments.skip_bad_rows, arguments.format
-        return io.from_file(arguments.file, column, skip, kind, one_delimiter(delimiter))
+        return io.from_file(arguments.file, column, skip, kind, one_delimiter(delimiter), asked)
     if arguments.texts:
         return io.from_arguments(arguments.texts)
     if sys.stdin.isatty():
         cli.notify("reading texts, one a line; end with Ctrl-D")
-    return io.from_stream(sys.stdin.buffer, "standard input", column, arguments.format)
+    return io.from_stream(sys.stdin.buffer, "standard input", column, arguments.format, asked)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as LibraryTokenizer
 
@@ -64,6 +64,17 @@ def test_bpe_knows_bytes_it_never_saw(text, trained):
     tokenizer = trained["bpe"]
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.unk_id not in tokenizer.encode(text)
+
+
+@example(text="na\u00efve 👩\u200d👧 e\u0301, \u0439 \uac00")
+@given(text=any_text)
+@settings(deadline=None)
+def test_the_pieces_of_bpe_are_the_text(text, trained):
+    """A character was said once more for each further token of its bytes."""
+    tokenizer = trained["bpe"]
+    pieces = tokenizer.tokens(text)
+    assert "".join(pieces) == text
+    assert len(pieces) == len(tokenizer.encode(text))
 
 
 @pytest.mark.parametrize("kind", ["basic_english", "whitespace"])

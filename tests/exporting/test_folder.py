@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from conftest import train
+from recur.data.corpus import prompt_ids
+from recur.data.text import Tokenizer
 from recur.errors import UserError
 from recur.exporting import agreement, folder
-from recur.exporting.scripts import _cut
+from recur.exporting.scripts import _TEXT, _cut
 from recur.inference.classification import classify
 from recur.runs.run import Run
 from recur.tasks.sentiment import SentimentTask
@@ -193,6 +195,15 @@ def test_a_folder_is_replaced_only_when_asked(exports: dict[str, Path], trained_
     assert (where / "model.onnx").stat().st_mtime_ns == before
 
 
+def test_an_export_may_be_read_by_others_as_far_as_the_umask_lets_them(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        folder._write(tmp_path / "out", {"a": b""}, force=False)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+
+
 def test_what_answers_differently_is_not_written(trained_run: Path, tmp_path: Path) -> None:
     net = Run.open(trained_run).task.net
     texts = agreement.drawn_texts(net.embedding.num_embeddings)
@@ -269,6 +280,16 @@ def test_the_script_cuts_as_the_run_does(keep: str, most: int | None) -> None:
         ids = list(range(length))
         texts = Texts(Ragged(np.array(ids), np.array([0, length])), max_length=most, keep=keep)
         assert eval(_cut(most, keep), {"ids": ids, "len": len}) == texts[0].tolist()
+
+
+@pytest.mark.parametrize("kind", ["character", "whitespace"])
+def test_the_script_reads_the_ends_of_lines_as_the_run_does(kind: str) -> None:
+    """Those of other systems, too: a `\\r` was an unknown letter, or no end at all."""
+    tokenizer = Tokenizer.train(["the king\nsaw the queen"], kind, eos=kind == "whitespace")
+    names = {"config": {"eos_id": tokenizer.eos_id}, "tokenizer": tokenizer._tokenizer, "words": ["the", "1"]}
+    exec(_TEXT, names)
+    for text in ("the\nking", "the\r\nking", "the\rking saw\r\n\r\nthe\r"):
+        assert names["encode"](text) == prompt_ids(tokenizer, text)
 
 
 def test_the_script_of_a_model_of_words_keeps_the_ends_of_lines(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """What a display refuses before it answers, and what showing a text costs."""
 
+import io
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
-from recur.inference.display import PAGE_CHARACTERS, LanguageDisplay, Options
+from recur.inference.display import PAGE_CHARACTERS, LanguageDisplay, Options, _print_shaded
 from recur.inference.io import Given
 from recur.render import Shaded, terminal
 
@@ -42,3 +44,18 @@ def test_a_text_is_shaded_in_a_number_of_passes_that_its_length_does_not_change(
         passes.append(values.reads)
         assert line.plain.count("w") == length
     assert passes[0] == passes[1]
+
+
+@pytest.mark.parametrize("no_color", [True, False])
+def test_a_token_has_its_number_where_it_has_no_shade(no_color):
+    """With NO_COLOR, under which rich still names the colours of the terminal, it had neither."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, color_system="truecolor", no_color=no_color, highlight=False)
+    shaded = Shaded("title", ["good", "film"], [0.5, -0.25], ["", ""])
+    _print_shaded(console, shaded)
+    assert ("good(+0.50) film(-0.25)" in out.getvalue()) == no_color
+    display = LanguageDisplay(SimpleNamespace(tokenizer=None), Options(None, explain=False, page=None))
+    display._console = console
+    row = {"token": "good", "nats": 0.5, "bits": 0.721, "probability": 0.607, "rank": 3, "known": True}
+    display._show(shaded, [row])
+    assert ("0.721" in out.getvalue()) == no_color

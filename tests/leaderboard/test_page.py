@@ -207,6 +207,7 @@ def test_categories_are_not_joined_and_numbers_are(tmp_path):
     assert drawn(leaderboard, "lr").lines[0].get_linestyle() == "-"
 
 
+@pytest.mark.slow
 def test_the_best_of_unlike_runs_is_named_in_a_few_words(tmp_path):
     make_run(tmp_path / "a", 0.9, *[f"k{n}={n}" for n in range(9)])
     make_run(tmp_path / "b", 0.5, "other=1")

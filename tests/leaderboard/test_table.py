@@ -287,18 +287,20 @@ def test_a_setting_that_is_left_out_or_empty_is_none_that_was_not_typed(tmp_path
     assert "left out" in as_text(leaderboard)
 
 
-def test_runs_of_other_files_of_one_name_are_no_repeats(tmp_path):
+@pytest.mark.parametrize("part", ["train", "unlabelled", "pseudo-labelled"])
+def test_runs_of_other_files_of_one_name_are_no_repeats(tmp_path, part):
     """Two projects with a `train.csv` each were one row; the same file in another folder is still a repeat."""
     for name, place, seed, texts in (("a", "one", 0, 80), ("b", "moved", 1, 80), ("c", "two", 1, 90)):
         run = make_run(tmp_path / name, 0.5, "data.train=train.csv")
         config = json.loads((run / "config.yaml").read_text())
         data = {"train": f"/{place}/train.csv", "cache_dir": f"/{place}"}
         (run / "config.yaml").write_text(json.dumps(config | {"data": data, "seed": seed}))
-        said = {"train": f"{texts} texts", "val": "8 texts", "classes": "bad, good", "val overlap": name}
+        said = {"train": "70 texts", "val": "8 texts", "classes": "bad, good", "val overlap": name}
+        said[part] = f"{texts} texts"
         record = json.loads((run / "metrics.json").read_text()) | {"seed": seed, "data": said}
         (run / "metrics.json").write_text(json.dumps(record))
     groups = Leaderboard.of([tmp_path]).groups
-    assert {(group.settings["read.train"], len(group.results)) for group in groups} == {
+    assert {(group.settings[f"read.{part}"], len(group.results)) for group in groups} == {
         ("80 texts", 2),
         ("90 texts", 1),
     }
@@ -464,15 +466,16 @@ def test_a_run_of_its_own_that_exploded_is_there_and_says_why(tmp_path):
     assert Leaderboard.of([tmp_path / "b"]).count("failed") == 1
 
 
-def test_a_run_that_looks_at_its_training_is_ranked_by_its_validations(tmp_path):
-    """Its record has no such figure: it was shown as failed."""
-    for name, values in (("a", (0.9, 0.4, 0.6)), ("b", (0.5,)), ("c", ())):
+@pytest.mark.parametrize("metric", [None, "train/epoch_loss"])
+def test_a_run_that_looks_at_its_training_is_ranked_by_its_validations(tmp_path, metric):
+    """Its record has no such figure: it was shown as failed. Of a part of an epoch no weights were kept."""
+    for name, values in (("a", {0.5: 0.1, 1: 0.9, 2: 0.4, 3: 0.6}), ("b", {1: 0.5, 1.5: 0.3}), ("c", {0.5: 0.2})):
         run = make_run(tmp_path / name, 0.5, f"optimizer.lr={name}", monitor="train/epoch_loss")
         (run / "metrics.json").write_text('{"val": {"loss": 0.7}, "seed": 0}')
-        for epoch, value in enumerate(values, start=1):
-            entry = {"step": epoch, "epoch": epoch, "done": 0.5, "seconds": 1}
+        for step, (epoch, value) in enumerate(values.items(), start=1):
+            entry = {"step": step, "epoch": epoch, "done": 0.5, "seconds": 1}
             append_validation(run, entry | {"metrics": {"train/epoch_loss": value}})
-    leaderboard = Leaderboard.of([tmp_path])
+    leaderboard = Leaderboard.of([tmp_path], metric)
     assert [(group.state, group.mean) for group in leaderboard.groups] == [("done", 0.4), ("done", 0.5), ("done", None)]
     assert [row[:2] for row in rows(leaderboard)] == [["1", "0.4000"], ["2", "0.5000"], ["", "done"]]
 

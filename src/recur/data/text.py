@@ -290,7 +290,11 @@ class Tokenizer:
         if self.kind == "character":
             return list(text)
         if self.kind == "bpe":
-            return [text[start:end] for start, end in self._tokenizer.encode(text).offsets]
+            pieces, done = [], 0
+            for start, end in self._tokenizer.encode(text).offsets:  # the whole character for each token of its bytes
+                pieces.append(text[max(start, done) : end])
+                done = max(done, end)
+            return pieces
         return _words(self._tokenizer, text)
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -43,6 +43,7 @@ eos = config["eos_id"]  # what a line's end is to a model of words
 
 
 def encode(text):
+    text = text.replace("\\r\\n", "\\n").replace("\\r", "\\n")
     if eos is None:
         return tokenizer.encode(text).ids
     lines = [tokenizer.encode(line).ids for line in text.split("\\n")]

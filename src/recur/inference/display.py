@@ -202,7 +202,7 @@ class ClassifierDisplay:
             answer = {**self._record(prediction), "explanation": _explanation_record(explanation)}
             self._options.records.write(given.columns, answer)
             return
-        if self._console.color_system and not self._legend_shown:
+        if _colours(self._console) and not self._legend_shown:
             self._console.print(f"blue: towards {printable(explanation.towards)}, orange: away from it", style="dim")
             self._legend_shown = len(self._names) == 2  # with more classes it is another one for each text
         _print_shaded(self._console, shaded)
@@ -304,7 +304,7 @@ class LanguageDisplay:
         )
 
     def _show(self, shaded: Shaded, rows: list[dict[str, Any]]) -> None:
-        if self._console.color_system:
+        if _colours(self._console):
             _print_shaded(self._console, replace(shaded, footer=()))
             if not self._options.explain:
                 return
@@ -337,10 +337,15 @@ def _token_rows(scores: TokenScores) -> list[dict[str, Any]]:
     ]
 
 
+def _colours(console: Console) -> str | None:
+    """The system of colours that a console writes; rich names one also where NO_COLOR has it write none."""
+    return None if console.no_color else console.color_system
+
+
 def _print_shaded(console: Console, shaded: Shaded) -> None:
     """A text with its tokens shaded, or with their numbers where the terminal has no colours."""
     console.print(shaded.title, style="bold")
-    console.print(terminal(shaded, console.color_system))
+    console.print(terminal(shaded, _colours(console)))
     for line in shaded.footer:
         console.print(line, style="dim")
     console.print()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shlex
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -62,7 +63,12 @@ def has_lines(file: str) -> bool:
 
 
 def from_file(
-    file: str, column: Column, skip: bool, kind: str = "auto", delimiter: str | None = None
+    file: str,
+    column: Column,
+    skip: bool,
+    kind: str = "auto",
+    delimiter: str | None = None,
+    asked: str | None = None,
 ) -> Iterator[list[Given]]:
     """Texts of a txt (one a line), jsonl, csv, tsv, json or parquet file, with their other columns.
 
@@ -72,6 +78,7 @@ def from_file(
         skip: whether bad rows are passed over.
         kind: for txt and jsonl, as in `from_stream`; `auto` goes by the suffix.
         delimiter: between the fields of a csv or tsv; None for a comma and a tab.
+        asked: as in `from_stream`.
 
     Raises:
         UserError: the file cannot be read or has no such column.
@@ -82,14 +89,16 @@ def from_file(
     if has_lines(file):
         with open(file, "rb") as stream:
             by_suffix = "text" if suffix == ".txt" else "jsonl"
-            yield from from_stream(stream, file, str(column), by_suffix if kind == "auto" else kind)
+            yield from from_stream(stream, file, str(column), by_suffix if kind == "auto" else kind, asked)
     else:
         given = list(_rows(file, column, skip, delimiter))
         for first in range(0, len(given), CHUNK):
             yield given[first : first + CHUNK]
 
 
-def from_stream(stream: BinaryIO, name: str, column: str, kind: str = "auto") -> Iterator[list[Given]]:
+def from_stream(
+    stream: BinaryIO, name: str, column: str, kind: str = "auto", asked: str | None = None
+) -> Iterator[list[Given]]:
     """Texts of a pipe or file, in the groups in which they come: what has arrived is answered before more is awaited.
 
     Args:
@@ -97,9 +106,10 @@ def from_stream(stream: BinaryIO, name: str, column: str, kind: str = "auto") ->
         name: of the stream, for messages.
         column: of JSON objects, the column of the texts.
         kind: `text` for one text a line, `jsonl` for one JSON object a line, `auto` to go by the first line.
+        asked: the column that somebody named, which one text a line does not have; None for none.
 
     Raises:
-        UserError: there is no line.
+        UserError: there is no line, or none has columns and one was named.
     """
     number = 0
     for lines in _arriving(stream):
@@ -121,6 +131,9 @@ def from_stream(stream: BinaryIO, name: str, column: str, kind: str = "auto") ->
                 continue
             if kind == "auto" and text.strip():
                 kind = "jsonl" if isinstance(_json(text), dict) else "text"
+            if kind == "text" and asked is not None:
+                rule = f"names a column, and a line of {name} is a text"
+                raise UserError("--column", asked, rule, "give JSON lines, or a csv with --file")
             given = _from_json(where, text, column) if kind == "jsonl" else Given(where, text)
             chunk.append(_checked(given))
         yield chunk
@@ -357,13 +370,13 @@ def _cell(value: Any) -> Any:
     return _as_json(value) if isinstance(value, (Mapping, list, tuple)) else value
 
 
-def check_out(path: str, overwrite: bool, source: str | None = None, option: str = "--out") -> None:
+def check_out(path: str, overwrite: bool, sources: Iterable[str | int] = (), option: str = "--out") -> None:
     """Refuse a file for answers that cannot be written or holds something.
 
     Args:
         path: the file.
         overwrite: whether what it holds may go.
-        source: the file of the texts.
+        sources: files that are read, or the descriptors of open ones.
         option: that names the file.
 
     Raises:
@@ -373,10 +386,17 @@ def check_out(path: str, overwrite: bool, source: str | None = None, option: str
     if out.suffix.lower() not in OUT_SUFFIXES:
         raise UserError(option, path, f"must end in one of {' '.join(OUT_SUFFIXES)}")
     check_folder(option, path)
-    if source is not None and out.exists() and out.samefile(source):
-        raise UserError(option, path, "is the file of the texts", "give another one")
+    if out.exists() and any(_is_same(out, source) for source in sources):
+        raise UserError(option, path, "is a file of the texts", "give another one")
     if out.exists() and not overwrite:
         raise UserError(option, path, "must not exist", "give another name or --overwrite")
+
+
+def _is_same(out: Path, source: str | int) -> bool:
+    try:
+        return os.path.samefile(out, source)
+    except OSError:  # no such file: it may be a pattern
+        return False
 
 
 def check_folder(option: str, path: str) -> None:

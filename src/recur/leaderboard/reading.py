@@ -20,7 +20,8 @@ _DEEPEST = 6  # folders below a given one in which runs are looked for
 _MOST_BYTES = 100_000  # of a file that says why a run ended
 _STOPPED = ("failed", "stopped")
 LEFT_OUT = "left out"  # the text of a setting that was typed as `~callbacks.ema`
-_READ = ("train", "val", "classes")  # what runs are compared by of what their records say of the data
+# What runs are compared by of what their records say of the data.
+_READ = ("train", "val", "classes", "pseudo-labelled", "unlabelled")
 # Settings of a job that do not decide which data it reads.
 _NO_DATA = re.compile(r"(model|optimizer|scheduler|trainer|callbacks|logger|name|tags|monitor|mode)(\.|$)")
 _AGAIN = re.compile(r"\b(resume|overwrite)=")  # in the command of a run that was not simply begun
@@ -120,7 +121,8 @@ class Source:
         in_training = wanted == self.monitor and wanted.startswith("train/")  # of which no record says anything
         if in_training and record is not None:
             best = max if self.mode == "max" else min
-            value = best((value for _, value in _points(curve, wanted)), default=None)
+            whole = (value for epoch, value in _points(curve, wanted) if float(epoch).is_integer())
+            value = best(whole, default=None)  # of a part of an epoch no weights were kept
         if record is None:
             exploded = "" if state in _STOPPED else _why_not_finite(folder)
             state = state if state in _STOPPED else "failed" if exploded else "unfinished"

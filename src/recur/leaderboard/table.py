@@ -171,7 +171,10 @@ class Leaderboard:
             elif metric is None and source.family not in (family, None):
                 left_out[source.name] = (source.monitor, str(source.family))
         results = [result for s in sources if s.name not in left_out for result in results_of[id(s)]]
-        if not results or (metric is not None and metric not in written(results)):
+        known_to_some = (
+            metric is None or metric in written(results) or any(result.value is not None for result in results)
+        )
+        if not results or not known_to_some:
             names = written([result for results in results_of.values() for result in results])
             known = f"they wrote {', '.join(names)}" if names else "none has come to its end"
             raise UserError("", rule=f"no job wrote the metric {wanted!r}", remedy=known)
