@@ -1,14 +1,16 @@
 """The one command, and what the shell completes."""
 
+import shlex
 import subprocess
 import sys
 import tomllib
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
 from conftest import ROOT
-from recur import completion
+from recur import cli, completion
 from recur.cli import COMMANDS
 from support.commands import run_command
 
@@ -64,14 +66,37 @@ def test_what_the_shell_is_offered(line: str, expected: list[str]) -> None:
     assert completion.completions(line) == expected
 
 
-def test_bash_completes(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    """In a real shell: the function of the script fills COMPREPLY, without the part that bash has already."""
-    (tmp_path / "recur").write_text(f'#!/bin/sh\nexec {sys.executable} -m recur "$@"\n')
-    (tmp_path / "recur").chmod(0o755)
-    script = f'PATH={tmp_path}:$PATH; eval "$(recur completion bash)"\n'
-    script += 'COMP_LINE="recur train trainer=d"; COMP_POINT=${#COMP_LINE}; _recur; echo "${COMPREPLY[@]}"'
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["ddp", "ddp_cpu"]
+def in_bash(folder: Path, line: str, *before: str) -> "subprocess.CompletedProcess[str]":
+    """What the script's function puts into COMPREPLY in a real shell, and then the rule that calls it."""
+    (folder / "recur").write_text(f'#!/bin/sh\nexec {sys.executable} -m recur "$@"\n')
+    (folder / "recur").chmod(0o755)
+    script = [*before, f"PATH={folder}:$PATH", 'eval "$(recur completion bash)"', f'COMP_LINE="{line}"']
+    script += ["COMP_POINT=${#COMP_LINE}", "_recur", 'echo "${COMPREPLY[@]}"', "complete -p recur"]
+    return subprocess.run(["bash", "-c", "\n".join(script)], capture_output=True, text=True, check=True)
+
+
+def test_bash_completes(tmp_path: Path) -> None:
+    """Without the part that bash has already."""
+    assert in_bash(tmp_path, "recur train trainer=d").stdout.splitlines()[0].split() == ["ddp", "ddp_cpu"]
+
+
+def test_bash_that_has_no_compopt_completes_without_an_error(tmp_path: Path) -> None:
+    """As version 3.2, which macOS has: there no completed word ends in a blank, so that none follows `experiment=`."""
+    done = in_bash(tmp_path, "recur train exp", "enable -n compopt")
+    words, rule = done.stdout.splitlines()
+    assert words == "experiment=" and "compopt" not in done.stderr and "-o nospace" in rule
+
+
+def test_the_command_that_shows_runs_is_found_by_a_shell_and_names_the_folder_as_one_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorboard").write_text("#!/bin/sh\n")
+    (tmp_path / "tensorboard").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))  # of another environment than this interpreter's
+    python, *words = shlex.split(cli.tensorboard(Path("my runs")))
+    assert Path(python).samefile(sys.executable) and words == ["-m", "tensorboard.main", "--logdir", "my runs"]
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert cli.tensorboard(Path("my runs")) == "tensorboard --logdir 'my runs'"
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])

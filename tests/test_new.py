@@ -87,6 +87,12 @@ def test_a_folder_that_is_there_is_left_alone(project: Path) -> None:
     assert "is there already: choose another name" in done.stderr
 
 
+def test_what_to_type_next_names_the_folder_as_one_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new.main(["newcomers", "--into", str(tmp_path / "my projects")])
+    assert f"\n  cd '{tmp_path}/my projects/newcomers'\n" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_its_own_test_passes(project: Path) -> None:
     code = "import sys; sys.path.insert(0, 'src'); from recur.nn import CELLS; from outsiders.cells import UpdateGate; "
     code += "CELLS['outsiders'] = UpdateGate; import runpy; "

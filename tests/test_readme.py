@@ -54,6 +54,22 @@ def test_make_has_the_target(command):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("pip", [True, False])
+def test_an_environment_without_pip_is_completed(pip, tmp_path):
+    """As `python3 -m venv` leaves one where it lacks ensurepip: no `make` after that came to its end."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    makes = '[ "$2" = venv ] && echo "made $*" && echo "#!/bin/sh" > .venv/bin/python'
+    for path, script in ((".venv/bin/python", f"exit {0 if pip else 1}"), ("python3", f"{makes}\nexit 0")):
+        (tmp_path / path).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / path).chmod(0o755)
+    words = ["make", "install", "VENV=.venv", "PYTHON=./python3"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ("made -m venv .venv" in done.stdout) == (not pip)
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository in which `make` writes its outputs."""

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import EASY, ROOT, train
 from recur.runs.run import Run, load_checkpoint
+from recur.train import main
 from support.commands import run_command
 
 TINY = [*EASY, "trainer.max_epochs=1"]
@@ -157,6 +158,16 @@ def test_a_run_goes_on_with_no_fewer_epochs_than_are_over(trained_run):
     assert before == ((trained_run / "config.yaml").read_bytes(), (trained_run / "train.log").read_bytes())
 
 
+@pytest.mark.parametrize("option", ["--cfg=job", "--info"])
+def test_an_option_of_hydra_is_refused_where_a_run_goes_on(option, capsys):
+    """It showed the config of a new run."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["resume=outputs/a", option])
+    rule = "goes on with a run's own config, which --cfg and --info do not show: it stands in outputs/a/config.yaml"
+    assert capsys.readouterr().err == f"recur: resume {rule}\n"
+
+
+@pytest.mark.slow
 def test_a_run_that_is_never_scored_ends_well(tmp_path):
     unscored = ["trainer.limit_val_batches=0", "monitor=train/epoch_loss", "mode=min", "test=false", "baseline=false"]
     train(tmp_path, *TINY, *unscored, "callbacks.best=null", "callbacks.last=null")

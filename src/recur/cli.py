@@ -283,6 +283,14 @@ def python() -> str:
     return shlex.quote(os.path.relpath(sys.executable) if inside else sys.executable)
 
 
+def tensorboard(folder: Path) -> str:
+    """The command that shows the runs in a folder, as a shell finds it: by its name where it is this interpreter's."""
+    here = shutil.which("tensorboard")
+    own = here is not None and Path(here).parent == Path(sys.executable).parent
+    program = "tensorboard" if own else f"{python()} -m tensorboard.main"
+    return f"{program} --logdir {shlex.quote(str(folder))}"
+
+
 def rank() -> int:
     """This process's rank, from the environment: the one of rank 0 prints and writes files for all."""
     return max(int(os.environ.get(key) or 0) for key in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))

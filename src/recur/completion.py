@@ -21,9 +21,10 @@ _BASH = """_recur() {
     COMPREPLY=($(recur completion --words "$word" 2>/dev/null))
     local current="${word##*[ ]}"
     case "$current" in *=*) COMPREPLY=("${COMPREPLY[@]#*=}");; esac
-    [[ "${COMPREPLY[*]}" == *= ]] && compopt -o nospace
+    [[ "${COMPREPLY[*]}" == *= ]] && type compopt >/dev/null 2>&1 && compopt -o nospace
 }
-complete -o default -F _recur recur @SCRIPTS@
+# bash before version 4, as macOS has it, has no compopt: there a completed word never ends in a blank
+complete -o default $(type compopt >/dev/null 2>&1 || echo "-o nospace") -F _recur recur @SCRIPTS@
 """
 _ZSH = """(( $+functions[compdef] )) || { autoload -U compinit && compinit; }
 _recur() {

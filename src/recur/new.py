@@ -8,6 +8,7 @@ import argparse
 import importlib.util
 import keyword
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import resources
@@ -38,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> None:
     folder = write(arguments.name, Path(arguments.into))
-    print(f"wrote {folder}; next:\n  cd {folder}\n  make install train")
+    print(f"wrote {folder}; next:\n  cd {shlex.quote(str(folder))}\n  make install train")
 
 
 def write(name: str, into: Path) -> Path:

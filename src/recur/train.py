@@ -5,11 +5,13 @@ mistake is refused before anything is changed.
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from recur import cli
+from recur.errors import UserError
 
 if TYPE_CHECKING:
     from recur.config.compose import CommandLine, Composed
@@ -24,6 +26,10 @@ def _main(words: Sequence[str]) -> None:
     from recur.config.compose import command_line, compose_run
 
     line = command_line(words)
+    shows = any(re.match(r"(-c|--cfg|-i|--info)\b", word) for word in line.words)
+    if shows and (run := line.value("resume")) and not {"-m", "--multirun"} & set(line.words):
+        rule = f"goes on with a run's own config, which --cfg and --info do not show: it stands in {run}/config.yaml"
+        raise UserError("resume", rule=rule)
     if line.hydra:
         _hydra(line)
     else:
@@ -35,7 +41,6 @@ def _hydra(line: "CommandLine") -> None:
     import hydra
 
     from recur.config.compose import translated
-    from recur.errors import UserError
 
     def task(cfg: Any) -> None:  # with another launcher or sweeper than ours
         raise UserError("hydra/launcher", rule="must be slots, ray or submitit_slurm, which run every job by itself")

@@ -20,7 +20,7 @@ from recur.config.words import as_text, in_quotes, quoted
 from recur.errors import UserError
 from recur.runs import requeue, trust
 from recur.runs.journal import Journal
-from recur.sweeps.launcher import resume_command
+from recur.sweeps.commands import resume_command
 from recur.training.failures import Stopped, leave
 from recur.training.start import with_precision
 
@@ -80,6 +80,7 @@ def test_a_job_that_slurm_starts_again_types_what_a_config_may_not_say(tmp_path:
     assert line.words == (f"resume={tmp_path}", "++logger.wandb.offline=false", "++data.path=org/name")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "typed",
     [
@@ -249,6 +250,7 @@ def test_a_sweep_goes_on_with_what_was_typed_last_as_far_as_that_is_to_be_truste
     journal.close()
 
 
+@pytest.mark.slow
 def test_a_file_is_typed_as_the_shell_completes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("Bücher.csv", "reviews (1).csv", "it's.csv", "plain.csv"):
@@ -364,6 +366,7 @@ def test_a_run_with_a_strange_path_goes_on(strange_run: Path, monkeypatch: pytes
     assert compose_run(again).folder == strange_run
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_is_however_that_is_typed(strange_run: Path, tmp_path: Path) -> None:
     place = quoted(str(strange_run))
     for typed in (f"++resume={place}", f"+resume={place}"):
@@ -382,6 +385,7 @@ def test_a_run_to_go_on_with_is_typed(own_configs: Path) -> None:
         compose_run(command_line(["--config-path", str(own_configs), "experiment=again", "trainer=cpu"]))
 
 
+@pytest.mark.slow
 def test_what_a_run_began_with_stays_written_when_it_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     begun = [f"hydra.run.dir={folder}", "model=advanced_lstm", "trainer=cpu", "trainer.max_epochs=1", "overwrite=true"]
@@ -426,3 +430,14 @@ def test_a_further_folder_of_configs_may_have_any_path(tmp_path: Path, monkeypat
 def test_a_trainer_may_leave_the_accelerator_to_lightning() -> None:
     composed = with_precision(compose_run(command_line(["~trainer.accelerator", "trainer.precision=32-true"])))
     assert "accelerator" not in composed.config["trainer"] and composed.config["trainer"]["precision"] == "32-true"
+
+
+def test_a_further_folder_goes_with_those_that_are_typed_as_hydras(tmp_path: Path) -> None:
+    """Hydra reads one override of the search path, and the other folder's experiments were not there."""
+    for name in ("mine", "the team's"):
+        (tmp_path / name / "experiment").mkdir(parents=True)
+        for own in (name[:2], "both"):
+            (tmp_path / name / "experiment" / f"{own}.yaml").write_text(f"# @package _global_\nname: {name[:2]}\n")
+    words = ["--config-dir", str(tmp_path / "mine"), f"hydra.searchpath=['file://{tmp_path}/the team\\'s']"]
+    for experiment, name in (("mi", "mi"), ("th", "th"), ("both", "mi")):
+        assert compose_run(command_line([*words, f"experiment={experiment}"])).config["name"] == name

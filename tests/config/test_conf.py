@@ -98,6 +98,7 @@ def test_every_data_file_of_a_family_offers_the_same_keys():
                 assert set(data) == wanted, option
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [path.stem for path in sorted((CONF / "model").glob("*.yaml"))])
 def test_own_texts_bring_a_model_and_callbacks_until_others_are_chosen(model):
     own = composed("data=files")
@@ -135,6 +136,7 @@ def test_an_experiment_says_how_it_is_run_and_what_to_expect():
             assert word in head, f"{path.name} does not say {word!r} at its head"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_a_run_that_tries_an_experiment_validates_it(experiment):
     """One that validates every 20 epochs would end before."""

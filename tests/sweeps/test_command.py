@@ -25,6 +25,7 @@ from support.commands import run_command
 from support.real_sweeps import TINY, environment, sweep
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -176,6 +177,7 @@ def test_m_may_stand_anywhere(tmp_path):
     assert done.returncode == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [["seed=0,1"], ["hydra/sweeper=optuna", "optimizer.lr=0.1,0.2"]], ids=str)
 def test_folders_that_no_sweep_made_stay(tmp_path, how):
     """`seed=0,1 hydra.sweep.dir=/my/project` where /my/project/0 and /1 are somebody's."""
@@ -189,6 +191,7 @@ def test_folders_that_no_sweep_made_stay(tmp_path, how):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_page_that_no_sweep_made_stays(tmp_path, resumed):
     """`hydra.sweep.dir=/my/project` where /my/project/results is somebody's."""
@@ -238,6 +241,7 @@ def test_a_sweep_that_was_extended_goes_on_as_it_was_typed_last(tmp_path):
     assert [(event["jobs"], event["argv"]) for event in events] == [(3, ["-m", *typed, "hydra.sweeper.n_trials=3"])]
 
 
+@pytest.mark.slow
 def test_the_jobs_of_a_resumed_sweep_stay_in_their_folders(tmp_path):
     begun(tmp_path, {"folder": "0"})
     words = [*TINY, "seed=0,1", "hydra.launcher.snapshot=false", f"resume={tmp_path}"]
@@ -246,6 +250,7 @@ def test_the_jobs_of_a_resumed_sweep_stay_in_their_folders(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [journal.NAME]
 
 
+@pytest.mark.slow
 def test_a_sweep_with_jobs_in_the_queue_is_not_resumed(tmp_path):
     """Its submitter was killed: they would be queued once more."""
     folder, tools = tmp_path / "s", tmp_path / "bin"

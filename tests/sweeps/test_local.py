@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,15 +15,16 @@ from pathlib import Path
 
 import pytest
 from hydra.conf import HydraConf
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
-from recur.config.compose import hydra_as_before
+from recur.config.compose import _compose, conf_dir, hydra_as_before
 from recur.errors import UserError
 from recur.runs import marks
 from recur.runs.journal import Journal
 from recur.sweeps import local, supervisor
+from recur.sweeps.commands import resume_command
 from recur.sweeps.job import Job, Needs, SweepId, clean_environment
-from recur.sweeps.launcher import leave, resume_command
+from recur.sweeps.launcher import leave
 from recur.sweeps.local import Machine, Slot, SlotLauncher, SlotSettings, cgroup_quota, cores, plan, visible_gpus
 from recur.sweeps.runner import Listed, Outcome, judge, run_jobs
 
@@ -239,6 +241,47 @@ def test_a_job_that_leaves_no_run_is_refused():
         Composing(monitor="val/loss", find_lr=True).job(0, ())
 
 
+def composing(folder, *words):
+    """A launcher of the sweep in this folder; its job 0 has the config that the words compose."""
+    launcher = Composing()
+    launcher.config = _compose(conf_dir(), "train", ["trainer=cpu", f"hydra.sweep.dir={folder}", *words])
+    with open_dict(launcher.config):
+        launcher.config.hydra.job.id, launcher.config.hydra.job.num = "0", 0
+        launcher.config.hydra.runtime.output_dir = str(folder / "0")
+    return launcher
+
+
+@pytest.mark.parametrize(
+    ("typed", "settings", "whole"),
+    [
+        (["-m", "seed=0,1"], [], False),
+        (["-m", "--config-dir", "own", "seed=0,1"], [], True),
+        (["-m", "data.cache_dir=/else/where", "seed=0,1"], ["data.cache_dir=/else/where"], True),
+    ],
+    ids=["plain", "a flag", "a place"],
+)
+def test_what_completes_a_sweep_is_all_of_its_command_where_a_recorded_one_is_refused(
+    tmp_path, monkeypatch, typed, settings, whole
+):
+    """`-m resume=SWEEP` was printed, and refused when it was typed."""
+    monkeypatch.setattr("recur.config.compose._repeated", [])  # which other tests fill
+    monkeypatch.setenv("RECUR_TRUST", "")
+    Journal.begin(tmp_path, monitor="val/loss", mode="min", argv=[*typed, f"hydra.sweep.dir={tmp_path}"]).close()
+    with hydra_as_before():
+        launcher = composing(tmp_path, *settings)
+        launcher.job(0, ())
+    again = shlex.split(launcher.command_again())
+    assert again[1:] == ["-m", "recur.train", *(typed if whole else ["-m"]), f"resume={tmp_path}"]
+
+
+def test_a_recorded_sweep_that_writes_elsewhere_is_refused_with_the_way_to_go_on_with_it(tmp_path, monkeypatch):
+    """What was advised, the one setting beside `resume=SWEEP`, made another sweep of it."""
+    monkeypatch.setattr("recur.config.compose._repeated", [str(tmp_path)])
+    remedy = "if you want that, type the sweep's whole command again, with resume="
+    with hydra_as_before(), pytest.raises(UserError, match=rf"data\.cache_dir is '/else/where', out of .*: {remedy}"):
+        composing(tmp_path, "data.cache_dir=/else/where").job(0, ())
+
+
 def test_rows_that_differ_in_the_order_of_their_words_alone_stay_apart():
     known = {0: ("a=1", "a=2"), 1: ("a=2", "a=1")}
     made = Resumed(known).jobs([known[1], known[0]])
@@ -260,10 +303,10 @@ def test_the_way_to_run_a_failed_job_again_is_told_where_a_resumed_sweep_would(t
     complete, cut = Outcome("failed", None, {}, 1.0, "the metric is not finite"), Outcome("failed")
     for outcomes, told in (({0: complete}, False), ({0: complete, 1: cut}, True)):
         with pytest.raises(SystemExit):
-            leave(outcomes, 2, tmp_path)
+            leave(outcomes, 2, lambda: resume_command(tmp_path))
         assert ("resume=" in capsys.readouterr().err) == told
         with pytest.raises(SystemExit):  # a study does not count what failed, and asks for other settings
-            leave(outcomes, 2, tmp_path, replaced=True)
+            leave(outcomes, 2, lambda: resume_command(tmp_path), replaced=True)
         said = capsys.readouterr().err
         assert f"others are tried in their place with: {resume_command(tmp_path)}" in said and "run them" not in said
 
@@ -328,6 +371,7 @@ def test_what_a_job_left_is_cleared_but_for_its_mark_and_nothing_behind_a_link(t
     assert (victim / "thesis.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_job_that_outlives_its_killed_supervisor_is_awaited_and_counts(tmp_path):
     (job,) = sleepers(tmp_path, [1.0])
     machine = Machine(plan(SlotSettings(cpu_slots=1), [CPU], 1), 1.0)
@@ -377,6 +421,7 @@ def _alive(group: int) -> bool:
     return any(not state.startswith("Z") for state in states)
 
 
+@pytest.mark.slow
 def test_a_supervisor_outlives_the_signal_by_which_a_queue_asks_jobs_to_save(tmp_path):
     command = [sys.executable, "-I", "-S", supervisor.__file__, str(tmp_path / "lock"), "1"]
     command += ["/bin/sh", "-c", "echo began; sleep 1"]
@@ -466,3 +511,11 @@ def test_parts_of_a_gpu_are_no_gpus(tmp_path, monkeypatch):
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert visible_gpus({}) == ["0", "1"]
+
+
+def test_what_is_trusted_is_told_to_each_job(tmp_path, monkeypatch):
+    """A worker of a Ray cluster has an environment of its own."""
+    monkeypatch.setattr("recur.config.compose._repeated", [])
+    monkeypatch.setenv("RECUR_TRUST", "my_models")
+    with hydra_as_before():
+        assert composing(tmp_path).job(0, ()).environment["RECUR_TRUST"] == "my_models"

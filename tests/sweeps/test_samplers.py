@@ -44,6 +44,7 @@ def of(name, **arguments):
     return {"_target_": f"optuna.samplers.{name}", **arguments}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "space", "objectives"),
     [
@@ -110,6 +111,20 @@ def test_a_sampler_that_has_tried_everything_ends_the_search(tmp_path) -> None:
         folder.mkdir()
         jobs = searched(trials(folder, sampler, space, n_trials=9))
         assert sorted(jobs) == sorted((f"size={s}", f"model={m}") for s in (8, 16) for m in "ab")
+
+
+def test_a_point_of_a_grid_is_tried_once_also_while_the_last_ones_run(tmp_path) -> None:
+    """Optuna's sampler would give one that has not ended, or any once all have, a second time."""
+    space = parse({}, ["size=8,16", "model=a,b"])
+    grid = of("GridSampler", search_space={"size": ["8", "16"], "model": ["a", "b"]})
+    source = trials(tmp_path, grid, space, n_trials=9)
+    jobs = [source.take() for _ in range(4)]
+    assert sorted(job.overrides for job in jobs) == sorted((f"size={s}", f"model={m}") for s in (8, 16) for m in "ab")
+    assert source.take() is None
+    for job in jobs:
+        source.put(job, Outcome("done", 0.5, {"val": {"accuracy": 0.5}}))
+    assert source.take() is None
+    assert trials(tmp_path, grid, space, n_trials=9).take() is None, "when the sweep is resumed"
 
 
 @pytest.mark.parametrize(

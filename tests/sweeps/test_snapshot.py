@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -176,6 +177,32 @@ def test_a_damaged_snapshot_is_written_anew(cache: Path, own: Path, tmp_path: Pa
         assert again().sha256 == code.sha256
         assert {p.relative_to(code.folder): p.read_bytes() for p in code.folder.rglob("*.py")} == whole
     assert [place.name for place in code.folder.parent.iterdir()] == [code.sha256], "nothing is left beside it"
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was named was a file of the snapshot, which nobody had asked for."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RECUR_CACHE", str(tmp_path / "file" / "cache"))
+    said = r"^RECUR_CACHE must be a folder that can be written \(Not a directory\), got .*launcher\.snapshot=false"
+    with pytest.raises(UserError, match=said):
+        snapshot.take(tmp_path / "s")
+
+
+def test_a_compiled_file_that_vanishes_while_it_is_copied_only_costs_time(
+    cache: Path, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another process, which imports the same code, replaces it."""
+    tried = []
+
+    def fails(source: Path, *_: object, **__: object) -> None:
+        tried.append(source)
+        raise shutil.Error([(str(source), "there", "No such file or directory")])
+
+    (own.parent / "__pycache__").mkdir()
+    monkeypatch.setattr(snapshot.shutil, "copytree", fails)
+    code = snapshot.take(tmp_path / "s")
+    assert own.parent / "__pycache__" in tried
+    assert (code.folder / "src" / "editedpackage" / "callbacks.py").read_text() == own.read_text()
 
 
 @pytest.mark.slow

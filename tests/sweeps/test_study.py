@@ -203,6 +203,18 @@ def test_an_objective_of_a_split_that_is_not_scored_is_refused():
         search._with_objectives(checked, OmegaConf.create({"test": False, "model": model}))
 
 
+@pytest.mark.parametrize("name", ["val/bpc", "test/bpc"])
+def test_bits_a_character_are_no_objective_where_a_token_is_something_else(name):
+    """Every trial was trained to its end, and had failed."""
+    search = Optuna({}, 3, {name: "min"}, "tpe", 2, 0, {"kind": None})
+    checked = Plan("optuna", {}, 3, "val/loss", "min")
+    model = {"_target_": "recur.tasks.language_modeling.LanguageModelingTask"}
+    kinds = {kind: {"model": model, "data": {"tokenizer": {"kind": kind}}} for kind in ("character", "whitespace")}
+    assert search._with_objectives(checked, OmegaConf.create(kinds["character"])).objectives == {name: "min"}
+    with pytest.raises(UserError, match=rf"objectives wants {name}, which is written only where a token is a char"):
+        search._with_objectives(checked, OmegaConf.create(kinds["whitespace"]))
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_study_opens_in_optuna_dashboard(tmp_path):
     dashboard = pytest.importorskip("optuna_dashboard")

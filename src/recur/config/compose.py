@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from recur import cli
 from recur.config.settings import check_changes
 from recur.config.translate import composition_error
-from recur.config.words import quoted, said_again
+from recur.config.words import as_value, quoted, said_again
 from recur.data.cards import check_aliases
 from recur.data.sources import absolute_paths
 from recur.errors import UserError
@@ -484,11 +484,8 @@ def _with_later(former: Sequence[str], later: Sequence[str]) -> list[str]:
 
 
 def _composed(line: CommandLine, folder: Path, name: str, overrides: Sequence[str], *, resumed: bool) -> Composed:
-    # Not `as_uri`: Hydra does not decode what that encodes, such as a space.
-    own = None if line.config_dir is None else quoted(f"file://{Path(line.config_dir).absolute()}")
-    further = [] if own is None else [f"hydra.searchpath=[{own}]"]
     with translated(folder, name, overrides):
-        whole = _compose(folder, name, [*overrides, *further])
+        whole = _compose(folder, name, _with_further_folder(overrides, line.config_dir, folder / f"{name}.yaml"))
         HydraConfig.instance().set_config(whole)
         out = Path(os.path.expanduser(str(whole.hydra.run.dir))).absolute()
         OmegaConf.set_readonly(whole.hydra, False)  # which set_config ended
@@ -499,6 +496,22 @@ def _composed(line: CommandLine, folder: Path, name: str, overrides: Sequence[st
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         used = interpolated(OmegaConf.to_container(cfg, resolve=False))
     return Composed(config, cfg, whole.hydra, out, tuple(line.overrides), resumed, used)
+
+
+def _with_further_folder(overrides: Sequence[str], own: str | None, root: Path) -> list[str]:
+    """The overrides with the folder of `--config-dir` before those of `hydra.searchpath`: Hydra reads one override."""
+    if own is None:
+        return [*overrides]
+    typed = [word for word in overrides if _key(word) == "hydra.searchpath"]
+    others: Any = OverridesParser.create().parse_override(typed[0]).value() if typed else None
+    if others is not None and not isinstance(others, list):
+        return [*overrides]  # Hydra says what it must be
+    if others is None:
+        content = OmegaConf.load(root) if root.is_file() else OmegaConf.create()
+        others = OmegaConf.select(content, "hydra.searchpath")
+    # Not `as_uri`: Hydra does not decode what that encodes, such as a space.
+    folders = [f"file://{Path(own).absolute()}", *(others or ())]
+    return [*(word for word in overrides if word not in typed), f"hydra.searchpath={as_value(folders)}"]
 
 
 def _check_own_configs(line: CommandLine) -> None:

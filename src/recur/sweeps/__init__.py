@@ -6,6 +6,7 @@
     snapshot    the code as it stood when a sweep began
     space       what is varied, read from Hydra's syntax
     study       Optuna's search as a source of jobs
+    commands    what a job runs, and what completes a sweep
     checks      each job's config, before the first job starts
     locks       locks on files
     job         one run: its folder, mark, command

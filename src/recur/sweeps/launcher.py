@@ -19,9 +19,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from recur.cli import QUEUE, handling, python, trusting
-from recur.config.compose import conf_dir, repeats_a_recorded_command, typed_words
-from recur.config.words import quoted, said_again
+from recur.cli import QUEUE, TRUST, handling, tensorboard
+from recur.config.compose import group_options, recorded_arguments, repeats_a_recorded_command, typed_words
 from recur.errors import UserError
 from recur.runs import journal, marks, trust
 from recur.runs.files import check_links, write_atomic
@@ -30,6 +29,14 @@ from recur.runs.metrics import check_metric, family_of
 from recur.runs.requeue import keep_place
 from recur.sweeps import snapshot as snapshots
 from recur.sweeps.checks import ConfigChecks, check_queue
+from recur.sweeps.commands import (
+    command_module,
+    config_dirs,
+    config_flags,
+    inherited_overrides,
+    resume_command,
+    words_to_retype,
+)
 from recur.sweeps.job import Job, Needs, SweepId, needs_of
 from recur.sweeps.locks import HeldError, Lock
 from recur.sweeps.progress import SweepProgress
@@ -40,16 +47,6 @@ from recur.sweeps.space import check_count, difference
 
 _MANY = 100  # jobs, whose checks take long enough to be mentioned
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # for jobs that nobody typed
-# Overrides of Hydra's own settings that concern the sweep and not a job.
-_OF_THE_SWEEP = (
-    "hydra.launcher",
-    "hydra/launcher",
-    "hydra.sweeper",
-    "hydra/sweeper",
-    "hydra.sweep.",
-    "hydra.mode",
-    "hydra.run.",
-)
 
 
 @dataclass(frozen=True)
@@ -122,6 +119,7 @@ class FreshProcessLauncher(Launcher):
         self._sweep: SweepId | None = None
         self._begun = False
         self._code: Code | None = None
+        self._retyped = False  # whether a job has settings that no recorded command may set
 
     @abstractmethod
     def executor(self, needs: Sequence[Needs], jobs: int) -> Executor:
@@ -165,6 +163,15 @@ class FreshProcessLauncher(Launcher):
                     )
             self._sweep = SweepId(self.folder, key)
         return self._sweep
+
+    def command_again(self) -> str:
+        """What completes the sweep: all of its command, where `resume=` would refuse to repeat a recorded one."""
+        whole = [] if repeats_a_recorded_command() else recorded_arguments(str(self.folder))
+        try:
+            trust.check_arguments(whole, str(self.folder), group_options())
+        except UserError:
+            return resume_command(self.folder, whole)
+        return resume_command(self.folder, whole) if whole and self._retyped else resume_command(self.folder)
 
     def known_jobs(self) -> dict[int, tuple[str, ...]]:
         """Overrides of the jobs that were begun before, by number: from the journal and from the jobs' folders."""
@@ -217,7 +224,9 @@ class FreshProcessLauncher(Launcher):
             foreign = repeats_a_recorded_command()
             if foreign:
                 self._check_foreign(number, cfg)
-            environment, retyped = (dict(_OFFLINE), ()) if foreign else ({}, _retyped(cfg))
+            trusted = {TRUST: os.environ[TRUST]} if os.environ.get(TRUST) else {}  # of Ray's workers it is not the own
+            environment, retyped = ({**_OFFLINE, **trusted}, ()) if foreign else (trusted, words_to_retype(cfg))
+            self._retyped |= bool(retyped)
         finally:
             HydraConfig.instance().set_config(self.config)
         flags = (*config_flags(self.config), *inherited_overrides(self.config))
@@ -230,7 +239,11 @@ class FreshProcessLauncher(Launcher):
         own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         for resolve in (False, True):
             content: Any = OmegaConf.to_container(own, resolve=resolve)
-            trust.check_config(content, (), f"job {number} of {self.folder}", self.folder)
+            try:
+                trust.check_config(content, (), f"job {number} of {self.folder}", self.folder)
+            except UserError as error:
+                remedy = f"if you want that, type the sweep's whole command again, with resume={self.folder}"
+                raise UserError(error.key, error.value, error.rule, remedy) from None
 
     def jobs(self, rows: Sequence[Sequence[str]], first: int = 0) -> list[Job]:
         """Jobs for these settings; a resumed sweep gives every setting its former number.
@@ -282,7 +295,7 @@ class FreshProcessLauncher(Launcher):
             page.check_out(folder / "results", "name another folder with hydra.sweep.dir=..., or move that file away")
             self._checks.run()
             if self.resuming and self.snapshot:
-                self._code = snapshots.of_sweep(journal.read(folder)[0].get("code"), folder, _config_dirs(self.config))
+                self._code = snapshots.of_sweep(journal.read(folder)[0].get("code"), folder, config_dirs(self.config))
             with _writable(folder):
                 held.enter_context(_exclusively(folder, self.resuming))
                 entries = held.enter_context(contextlib.closing(self._begin(plan)))
@@ -300,7 +313,7 @@ class FreshProcessLauncher(Launcher):
                     outcomes = run_jobs(jobs, executor, entries, progress, self.fail_fast)
                 except KeyboardInterrupt:
                     asked = queue_again(folder) if heard.number in QUEUE else None
-                    progress.say(f"stopped; go on with: {resume_command(folder)}" + (f" ({asked})" if asked else ""))
+                    progress.say(f"stopped; go on with: {self.command_again()}" + (f" ({asked})" if asked else ""))
                     raise
             self._write_leaderboard(folder, progress)
         return outcomes
@@ -315,7 +328,7 @@ class FreshProcessLauncher(Launcher):
                 entries.add("extended", jobs=plan.total, argv=argv)
             return entries
         if self.snapshot:
-            self._code = snapshots.take(self.folder, _config_dirs(self.config))
+            self._code = snapshots.take(self.folder, config_dirs(self.config))
         code = None if self._code is None else self._code.summary()
         entries = Journal.begin(self.folder, **plan.header(self.sweep.key), code=code)
         write_atomic(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
@@ -361,7 +374,7 @@ class FreshProcessLauncher(Launcher):
             return
         progress.say(f"results    {written}")
         if any(folder.glob("*/events.out.tfevents.*")):
-            progress.say(f"compare    tensorboard --logdir {folder}")
+            progress.say(f"compare    {tensorboard(folder)}")
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch for a sweeper of another package."""
@@ -480,54 +493,6 @@ def _returned(job: Job, outcome: Outcome | None) -> JobReturn:
     return result
 
 
-def command_module() -> str:
-    """The module that jobs run: the one that was typed."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    name = str(getattr(spec, "name", "") or "")
-    return name if name.startswith("recur.") else "recur.train"
-
-
-def resume_command(folder: Path) -> str:
-    """What to type to complete the sweep."""
-    more = [*trusting(), "-m", f"resume={quoted(str(folder))}"]
-    return f"{python()} {shlex.join(['-m', command_module(), *more])}"
-
-
-def _retyped(cfg: DictConfig) -> tuple[str, ...]:
-    """The settings of a job that its run's own config may not say by itself when it goes on."""
-    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    resolved: Any = OmegaConf.to_container(own, resolve=True)
-    again = said_again(own, resolved, Path(cfg.hydra.runtime.output_dir))
-    return tuple(f"{key}={value}" for key, value in again.items())
-
-
-def config_flags(config: DictConfig) -> list[str]:
-    """Hydra's flags that say where configs are, as far as they were typed; every job needs them too."""
-    flags = []
-    for source in config.hydra.runtime.config_sources:
-        path = str(source.path)
-        if source.provider == "command-line":
-            flags += ["--config-dir", path]
-        elif source.provider == "main" and Path(path).resolve() != conf_dir().resolve():
-            flags += ["--config-path", path]
-    if config.hydra.job.config_name != "train":
-        flags += ["--config-name", str(config.hydra.job.config_name)]
-    return flags
-
-
-def _config_dirs(config: DictConfig) -> dict[str, Path]:
-    """What was typed after `--config-dir` and `--config-path`, by these names."""
-    flags = config_flags(config)
-    named = zip(flags[::2], flags[1::2], strict=True)
-    return {flag.lstrip("-"): Path(path).absolute() for flag, path in named if flag in snapshots.FLAGS}
-
-
-def inherited_overrides(config: DictConfig) -> list[str]:
-    """Overrides of Hydra's own settings that concern a job and not the sweep."""
-    typed: Any = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
-    return [str(text) for text in typed if not str(text).lstrip("+~").startswith(_OF_THE_SWEEP)]
-
-
 @contextlib.contextmanager
 def _writable(folder: Path) -> Iterator[None]:
     """Say which setting names the folder where it cannot be written."""
@@ -572,13 +537,13 @@ def _exclusively(folder: Path, resuming: bool) -> Iterator[None]:
         held.release()
 
 
-def leave(outcomes: Mapping[int, Outcome], total: int, folder: Path, replaced: bool = False) -> None:
+def leave(outcomes: Mapping[int, Outcome], total: int, command: Callable[[], str], replaced: bool = False) -> None:
     """End the process with exit code 1 where a job failed or was never run.
 
     Args:
         outcomes: by job number.
         total: number of jobs.
-        folder: of the sweep.
+        command: gives the one that completes the sweep.
         replaced: whether a resumed sweep tries others in the place of jobs that failed.
 
     Raises:
@@ -589,7 +554,7 @@ def leave(outcomes: Mapping[int, Outcome], total: int, folder: Path, replaced: b
         named = ", ".join(map(str, failed[:10])) + (", ..." if len(failed) > 10 else "")
         # A job that wrote its result is complete, even where that holds no number to compare.
         complete = all(outcome.record is not None for outcome in outcomes.values())
-        again = f"{'others are tried in their place' if replaced else 'run them again'} with: {resume_command(folder)}"
+        again = f"{'others are tried in their place' if replaced else 'run them again'} with: {command()}"
         if complete and not replaced:
             again = "they ran to their end, so a resumed sweep would not run them again"
         print(f"recur: {len(failed)} of {total} jobs failed ({named}); {again}", file=sys.stderr)

@@ -116,3 +116,23 @@ def try_out(sampler: Any, directions: Sequence[str], distributions: Mapping[str,
         raise UserError(path, target, f"needs {name}, which is not installed", f"pip install {name}") from None
     except (ValueError, TypeError, RuntimeError, LookupError, NotImplementedError) as error:
         raise UserError(path, target, "cannot search these settings", " ".join(str(error).split())) from None
+
+
+def grid_is_begun(study: Any, node: Any) -> bool:
+    """Whether a grid has no point left that no trial has: Optuna's sampler would give one a second time.
+
+    Args:
+        study: whose trials count.
+        node: the sampler's config.
+    """
+    import optuna
+
+    if not isinstance(study.sampler, optuna.samplers.GridSampler):
+        return False
+    given = node.get("search_space") if isinstance(node, Mapping) else None
+    grid = None if given is None else {name: list(values) for name, values in given.items()}
+    begun = set()
+    for trial in study.get_trials(deepcopy=False):
+        if "grid_id" in trial.system_attrs and trial.system_attrs["search_space"] == grid:
+            begun.add(trial.system_attrs["grid_id"])
+    return grid is not None and len(begun) >= math.prod(map(len, grid.values()))

@@ -36,7 +36,7 @@ from typing import Any
 import recur
 from recur.config.compose import conf_dir
 from recur.data.cache import cache_folder
-from recur.errors import UserError
+from recur.errors import UserError, reason
 from recur.runs.metrics import COMMIT, describe_commit
 from recur.runs.trust import trusted_packages
 
@@ -261,14 +261,16 @@ def _write(files: Mapping[str, tuple[bytes, int]], sha256: str, compiled: Mappin
             for cache in source.rglob("__pycache__"):
                 where = draft / target / cache.relative_to(source)
                 if where.parent.is_dir():
-                    shutil.copytree(cache, where, dirs_exist_ok=True)
+                    with contextlib.suppress(OSError):  # a file that another process is writing; it only saves time
+                        shutil.copytree(cache, where, dirs_exist_ok=True)
         if there:
             with contextlib.suppress(FileNotFoundError):  # another sweep has done the same
                 place.rename(damaged)
         draft.rename(place)
-    except OSError:
-        if not place.is_dir():  # another sweep was quicker
-            raise
+    except OSError as error:
+        if not place.is_dir():  # else another sweep was quicker
+            rule = f"must be a folder that can be written ({reason(error)})"
+            raise UserError("RECUR_CACHE", str(cache_folder()), rule, _OFF) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(damaged, ignore_errors=True)

@@ -191,6 +191,17 @@ def parse(params: Mapping[str, Any] | None, arguments: Iterable[str], config_loa
     )
 
 
+def has_several_values(word: str) -> bool:
+    """Whether an override varies its setting; of one that cannot be read that is said when it is run."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return bool(OverridesParser.create().parse_override(word).is_sweep_override())
+    except (HydraException, RecursionError):
+        return False
+
+
 def _by_key(parser: Any, texts: Iterable[str]) -> dict[str, str | Dimension]:
     """Overrides by their keys as typed, the last one of each setting."""
     last: dict[str, str | Dimension] = {}

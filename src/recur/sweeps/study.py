@@ -519,7 +519,7 @@ class Trials:
         self._budget -= 1
         if self._again:
             return self._again.popleft()
-        if self._ended:
+        if self._ended or samplers.grid_is_begun(self._study, self._settings.sampler):
             return None
         with _without_warnings():
             return self._job(self._study.ask(self._distributions))

@@ -73,7 +73,7 @@ class OwnSweeper(Sweeper):
         jobs = self.launcher.jobs(rows)
         plan = self.launcher.plan_of_list(search, jobs, space.as_record())
         outcomes = self.launcher.run_list(jobs, plan)
-        leave(outcomes, plan.total, self.launcher.folder)
+        leave(outcomes, plan.total, self.launcher.command_again)
         return {number: outcome.value for number, outcome in outcomes.items()}
 
 
@@ -194,7 +194,7 @@ class Optuna(OwnSweeper):
         source = study.Trials(launcher.folder, space, launcher.job, settings, launcher.known_jobs())
         executor = launcher.executor([job.needs for job in probes], total)
         outcomes = launcher.run(source, plan, executor, lambda: launcher.check_new_folders(probes[0], total))
-        leave(outcomes, plan.total, launcher.folder, replaced=True)
+        leave(outcomes, plan.total, launcher.command_again, replaced=True)
         return {number: outcome.value for number, outcome in outcomes.items()}
 
     def _with_objectives(self, checked: Plan, config: DictConfig) -> Any:
@@ -212,6 +212,10 @@ class Optuna(OwnSweeper):
             if name.startswith("test/") and config.get("test") is False:
                 rule = f"wants {name}, and with test=false no run writes it"
                 raise UserError("hydra.sweeper.objectives", rule=rule, remedy="set test=true, or choose a val/ metric")
+            kind = OmegaConf.select(config, "data.tokenizer.kind")
+            if name.endswith("/bpc") and kind not in (None, "character"):
+                rule = f"wants {name}, which is written only where a token is a character"
+                raise UserError("hydra.sweeper.objectives", rule=rule, remedy="choose val/loss")
         if self.settings.pruner.kind is not None and (len(objectives) > 1 or checked.monitor not in objectives):
             raise UserError(
                 "",
