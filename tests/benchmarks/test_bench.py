@@ -22,6 +22,7 @@ from recur.benchmarks.harness import (
     race,
     ratio,
 )
+from recur.benchmarks.training import _alone
 from recur.nn import compiled
 
 
@@ -233,3 +234,19 @@ def test_a_slow_rival_is_compared_within_its_own_race():
     result = _Race(first, 1.0, (1.0, 1.0), late)
     assert result.against("torch packed") == 20.0 and result.against("torch dense, with pads") == 2.0
     assert [row["recur is faster by"] for row in result.rows("a")] == [1.0, 2.0, 20.0]
+
+
+@pytest.mark.slow
+def test_what_is_timed_beside_the_command_has_its_settings() -> None:
+    """Else the command's own, which are not of its kernels, were credited to these."""
+    assert _alone(eval)("float(__import__('torch').tensor(1e-39) * 1) == 0")
+
+
+def test_the_load_is_that_before_a_section(tmp_path, monkeypatch):
+    """Its own says nothing of neighbours."""
+    loads = iter([(0.1, 0, 0), (0.2, 0, 0), *[(9.0, 0, 0)] * 9])
+    monkeypatch.setattr("os.getloadavg", lambda: next(loads))
+    record = Record(Settings(quick=True, repeats=1, device="cpu", out=str(tmp_path)))
+    record.measure("mine", lambda settings, report: report.bar("a", 1.0, 1.0))
+    section = json.loads((tmp_path / "quick" / "bench.json").read_text())["sections"]["mine"]
+    assert section["machine"]["load"] == 0.2 and section["commit"]

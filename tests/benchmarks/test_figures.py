@@ -50,10 +50,18 @@ def test_the_page_says_when_its_sections_were_measured():
     bench = json.loads((RESULTS / "bench.json").read_text(encoding="utf-8"))
     page = (RESULTS / "README.md").read_text(encoding="utf-8")
     for name, section in bench["sections"].items():
-        assert re.search(rf"measured this on .*{section['when'][:10]} \([^)]*\b{name}\b", page)
+        assert re.search(rf"measured this on .*{section['when'][:10]}( at [\w.-]+)? \([^)]*\b{name}\b", page)
     claims = json.loads((RESULTS / "claims.json").read_text(encoding="utf-8"))["claims"]
-    others = ", ".join(f"`{name}`" for name in sorted(claims) if claims[name]["long"])
+    others = ", ".join(f"`{name}`" for name in sorted(claims) if claims[name]["long"] or not claims[name]["further"])
     assert f"; the command beside each measured {others}." in page
+
+
+def test_a_claim_without_further_seeds_is_not_said_to_be_measured_on_some():
+    """`make guides ARGS="--further 2"` would not give its figures, nor did it take part in that one's minutes."""
+    claims = json.loads((RESULTS / "claims.json").read_text(encoding="utf-8"))["claims"]
+    two = {"quiz": {**claims["quiz"], "seconds": 300}, "distance": {**claims["distance"], "further": None}}
+    page = publish.results_page([], None, {"claims": two})
+    assert f"in 5 minutes of computing on {two['quiz']['device']}; the command beside each measured `distance`." in page
 
 
 def test_a_section_of_speed_that_measured_nothing_is_passed_over():
@@ -144,6 +152,7 @@ def written(folder: Path, *words: str, **metrics: object) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -232,3 +241,26 @@ def test_a_change_of_a_mapping_is_one_and_can_be_typed():
     changes = figures.changes_of(without, today)
     assert changes == {"a.b": 2, "net.ngrams": None, "net.cell_options": {"rounds": 5}}
     assert [figures._typed(value) for value in changes.values()] == ["2", "null", "{rounds:5}"]
+
+
+def test_a_bench_replaces_its_own_sections_alone_and_nothing_where_one_is_refused(tmp_path, monkeypatch):
+    def folder(name, quick=False, **sections):
+        (tmp_path / name).mkdir()
+        content = {one: {"quick": quick, "value": value} for one, value in sections.items()}
+        (tmp_path / name / "bench.json").write_text(json.dumps({"sections": content}))
+        return tmp_path / name
+
+    (tmp_path / "README.md").write_text("<!-- results -->\n<!-- /results -->\n")
+    places = {"ROOT": tmp_path, "RESULTS": tmp_path / "r", "BENCH": tmp_path / "r" / "bench.json"}
+    for name, place in {**places, "CLAIMS": tmp_path / "r" / "claims.json"}.items():
+        monkeypatch.setattr(publish, name, place)
+    monkeypatch.setattr(publish, "results_page", lambda *_: "")
+    publish._run([folder("a", engine=1, train=1), folder("b", loss=1)])
+    before = places["BENCH"].read_text()
+    for others in ([folder("c", train=2), folder("d", train=3)], [folder("e", train=2), folder("f", quick=True, x=1)]):
+        with pytest.raises(UserError):
+            publish._run(others)
+        assert places["BENCH"].read_text() == before
+    publish._run([tmp_path / "c"])
+    kept = json.loads(places["BENCH"].read_text())["sections"]
+    assert {name: section["value"] for name, section in kept.items()} == {"engine": 1, "loss": 1, "train": 2}

@@ -45,7 +45,7 @@ def test_a_tied_output_layer_counts_and_an_embedding_does_not():
 
 
 def test_the_rate_of_products_is_one_of_this_planet():
-    assert 1e8 < matrix_rate(False) < 1e16
+    assert 1e8 < matrix_rate(torch.float32) < 1e16
 
 
 @pytest.mark.parametrize(("allowed", "expected"), [(True, "tf32"), (False, "ieee")])
@@ -58,6 +58,6 @@ def test_the_rate_is_that_of_products_as_cudnn_has_them(allowed, expected, monke
 
     monkeypatch.setattr(torch, "mm", product)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
-        matrix_rate(False)
+        matrix_rate(torch.float32)
     assert set(seen) == {expected}
     assert torch.backends.cuda.matmul.fp32_precision == before and torch.equal(torch.get_rng_state(), drawn)

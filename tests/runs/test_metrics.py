@@ -3,6 +3,7 @@
 import json
 import math
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -132,3 +133,13 @@ def test_the_commit_is_that_of_a_work_tree_which_has_the_package(tmp_path: Path)
     git("add", ".")
     git("commit", "-q", "-m", "with recur")
     assert describe_commit(package) == git("rev-parse", "--short=12", "HEAD")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="other systems do not say it")
+def test_the_peak_of_memory_is_this_programs_own() -> None:
+    """The kernel's usual figure is also of who started it, a notebook with eight gigabytes for instance."""
+    inner = "import torch; from recur.runs.metrics import peak_memory_mib; print(peak_memory_mib(torch.device('cpu')))"
+    outer = f"import subprocess, sys; held = b'x' * 1_500_000_000; subprocess.run([sys.executable, '-c', {inner!r}])"
+    done = subprocess.run([sys.executable, "-c", outer], capture_output=True, text=True, check=True)
+    assert 50 < float(done.stdout) < 1000

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from recur.errors import UserError
+from recur.runs.metrics import provenance
 
 Times = dict[str, list[float]]
 # Tokens of the 25,000 IMDB training reviews under `basic_english`: the shortest of each 1/64 of them, then the tail.
@@ -122,12 +123,14 @@ class Record:
     def measure(self, name: str, section: Callable[[Settings, "Report"], None]) -> None:
         """Measure a section, print it and write it down."""
         print(f"\n## {name}", flush=True)
+        facts = machine(self._settings.device)  # with the load before this one
         began = time.perf_counter()
         report = Report(self._settings.quick)
         section(self._settings, report)
         if report.tables or report.bars:  # one that lacks what it measures leaves what was measured before
             self._content["sections"][name] = {
-                "machine": machine(self._settings.device),
+                "machine": facts,
+                "commit": provenance()["commit"],
                 "quick": self._settings.quick,
                 "repeats": self._settings.repeats,
                 "seconds": round(time.perf_counter() - began, 1),

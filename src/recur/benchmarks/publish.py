@@ -8,7 +8,6 @@ of `claims.json` and heads of experiments are brought up to date without a RUN, 
 """
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,16 +41,23 @@ def _run(runs: Sequence[Path]) -> None:
 
     RESULTS.mkdir(parents=True, exist_ok=True)
     by_name: dict[str, list[Path]] = {}
+    measured: dict[str, Any] = {}
     for run in runs:
         if (run / "bench.json").is_file():
             sections = json.loads((run / "bench.json").read_text(encoding="utf-8"))["sections"]
             if quick := [name for name, section in sections.items() if section["quick"]]:
                 raise UserError(str(run), ABSENT, f"has quick figures ({quick[0]})", "measure them without --quick")
-            shutil.copy(run / "bench.json", BENCH)
+            if twice := sorted(sections.keys() & measured.keys()):
+                raise UserError(str(run), ABSENT, f"has {twice[0]}, as another folder has", "name one of them")
+            measured |= sections
         else:
             by_name.setdefault(str((metrics.read_record(run) or {}).get("name")), []).append(run)
-    for name, folders in by_name.items():
-        record = figures.record_of(folders)
+    new = {name: figures.record_of(folders) for name, folders in by_name.items()}
+    if measured:  # all has been looked at: from here on it is written
+        before = json.loads(BENCH.read_text(encoding="utf-8"))["sections"] if BENCH.is_file() else {}
+        write_atomic(BENCH, json.dumps({"sections": before | measured}, indent=1) + "\n")
+    for name, record in new.items():
+        folders = by_name[name]
         write_atomic(RESULTS / f"{name}.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         first = min(folders, key=lambda folder: int((metrics.read_record(folder) or {}).get("seed", 0)))
         load(first).plot(reference=reference(name)).savefig(RESULTS / f"{name}.png", dpi=80)
@@ -104,15 +110,17 @@ def results_page(
         results_table(records),
     ]
     if claims is not None:
-        short = [one for one in claims["claims"].values() if not one.get("long")]
+        by_hand = {name for name, one in claims["claims"].items() if one.get("long") or not one.get("further")}
+        short = [one for name, one in claims["claims"].items() if name not in by_hand]
         minutes = sum(one["seconds"] for one in short) / 60
         devices = ", ".join(sorted({one["device"] for one in short}))
-        long = ", ".join(f"`{name}`" for name, one in sorted(claims["claims"].items()) if one.get("long"))
-        alone = f"; the command beside each measured {long}" if long else ""
+        named = ", ".join(f"`{name}`" for name in sorted(by_hand))
+        alone = [f"the command beside each measured {named}"] if by_hand else []
         cost = f"in {minutes:.0f} minutes of computing on {devices}"
+        together = [f'`make guides ARGS="--further 2"` measured them, {cost}'] if short else []
         parts += [
             "## The claims of the course",
-            f'`make guides ARGS="--further 2"` measured them, {cost}{alone}.',
+            f"{'; '.join([*together, *alone])}.",
             course.table(claims),
         ]
         if arms := course.arm_tables(claims):
@@ -120,7 +128,8 @@ def results_page(
     if bench is not None:
         parts += [
             "## Speed",
-            f"`python -m recur.bench --imdb FOLDER --wikitext FOLDER` measured this on {_days(bench['sections'])}.",
+            f"`python -m recur.bench --imdb FOLDER --wikitext FOLDER` measured this on {_days(bench['sections'])}. "
+            "The code may have changed since.",
             speed_tables(bench),
         ]
     return "\n\n".join(parts) + "\n"
@@ -232,7 +241,8 @@ def _days(sections: Mapping[str, Any]) -> str:
     """When sections were measured, which can be several days: the code may have changed since."""
     by_day: dict[str, list[str]] = {}
     for name, section in sections.items():
-        by_day.setdefault(section["when"][:10], []).append(name)
+        at = f" at {section['commit']}" if section.get("commit") else ""
+        by_day.setdefault(f"{section['when'][:10]}{at}", []).append(name)
     return " and ".join(f"{day} ({', '.join(names)})" for day, names in sorted(by_day.items()))
 
 

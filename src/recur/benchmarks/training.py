@@ -168,14 +168,21 @@ class _Steps(NamedTuple):
 
 
 def _alone(run: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function in a process of its own: a fresh one, as the command is, with nothing allocated yet."""
+    """The same function in a process of its own: a fresh one, as the command is, and with its settings."""
 
     def apart(*words: Any) -> Any:
         spawn = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-            return pool.submit(run, *words).result()
+            return pool.submit(_as_the_command, run, *words).result()
 
     return apart
+
+
+def _as_the_command(run: Callable[..., Any], *words: Any) -> Any:
+    from recur.training.start import process_settings
+
+    with process_settings():
+        return run(*words)
 
 
 def _through_the_command(overrides: list[str], count: int, device: str) -> _Steps:

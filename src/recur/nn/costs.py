@@ -13,8 +13,8 @@ _SIZE, _REPEATS = 1024, 3
 def multiplications(net: nn.Module) -> int:
     """Multiplications a token in the matrix products of the forward pass: entries of every matrix but embeddings'.
 
-    What is done once a text (a classifier's head) is counted as if it were done once a token, which changes nothing
-    visible; a lookup, and products of single features, count nothing. A matrix that two modules share counts once
+    What is done once a text (a classifier's head) is counted as if it were done once a token; a lookup, and products of
+    single features, count nothing. A matrix that two modules share counts once
     where one of them is an embedding: as what multiplies. The backward pass has two products for each.
 
     Args:
@@ -46,7 +46,7 @@ def precision_of_cudnn() -> Iterator[None]:
 
 
 @torch.no_grad()
-def matrix_rate(bf16: bool, device: torch.device | str = "cpu") -> float:
+def matrix_rate(dtype: torch.dtype, device: torch.device | str = "cpu") -> float:
     """Operations a second in products of large square matrices by the fastest library that torch has: some 20 ms.
 
     They have 1,024 rows; on a GPU, which would spend more time on starting such a product than on it, 8,192. Their
@@ -54,17 +54,16 @@ def matrix_rate(bf16: bool, device: torch.device | str = "cpu") -> float:
     takes it.
 
     Args:
-        bf16: of bfloat16 operands, else float32.
+        dtype: of the operands.
         device: where.
     """
     kind = torch.device(device).type
-    dtype = torch.bfloat16 if bf16 else torch.float32
     size, count = (8 * _SIZE, 4) if kind == "cuda" else (_SIZE, 1)
     generator = torch.Generator(device).manual_seed(0)  # of its own: nobody else's draws change
     a = torch.randn(size, size, device=device, generator=generator).to(dtype)
     products = [lambda: torch.mm(a, a)]
     onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if kind == "cpu" and not bf16 and onednn is not None and torch.backends.mkldnn.is_available():
+    if kind == "cpu" and dtype == torch.float32 and onednn is not None and torch.backends.mkldnn.is_available():
         products.append(lambda: onednn(a, a, None, "none", [], ""))
     fastest = float("inf")
     for product in products:

@@ -4,6 +4,7 @@ To add a metric, add one line to `METRICS` and compute it in the task of its fam
 leaderboard, the lines of a run and the check of a mistyped `monitor` read this list; a test holds the tasks to it.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -169,6 +170,9 @@ def peak_memory_mib(device: Any) -> float:
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    with contextlib.suppress(OSError, StopIteration):  # what the kernel gives below is also of who started this process
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
@@ -190,16 +194,23 @@ def provenance(device: Any = None) -> dict[str, Any]:
     """
     import torch
 
-    on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
     own = sys.modules["recur"].__version__  # not imported: the package's own file imports this one in the end
     packages = ("torch", "lightning", "hydra-core", "torchmetrics", "datasets", "tokenizers")
     return {
         "commit": os.environ.get(COMMIT) or describe_commit(),
         "python": platform.python_version(),
         "versions": {"recur": own, **{name: _version(name) for name in packages}},
-        "device": torch.cuda.get_device_name(device) if on_gpu else _cpu_name(),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
     }
+
+
+def device_name(device: Any = None) -> str:
+    """What a `torch.device` is called; None for a GPU where there is one."""
+    import torch
+
+    on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
+    return torch.cuda.get_device_name(device) if on_gpu else _cpu_name()
 
 
 def _version(name: str) -> str | None:
