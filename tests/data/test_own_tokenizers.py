@@ -24,11 +24,13 @@ def broken(text):
 
 
 number = 3
+pattern = re.compile("[a-z]+").findall
 '''
 POINTS = """[recur.tokenizers]
 halves = ownwords:halves
 broken = ownwords:broken
 none = ownwords:number
+pattern = ownwords:pattern
 lost = nowhere:x
 whitespace = ownwords:halves
 """
@@ -103,7 +105,7 @@ def test_data_of_both_families_is_read_with_it(package, tmp_path: Path) -> None:
         ("broken", "must be a tokenizer whose function gives a list of words.* ownwords:broken does not"),
         ("none", "must name a function, and ownwords:number is none"),
         ("lost", "must name a function that can be imported: nowhere:x, got 'lost': No module named 'nowhere'"),
-        ("half", "must be one of basic_english, .*halves, lost, none, got 'half'"),
+        ("half", "must be one of basic_english, .*halves, lost, none, pattern, got 'half'"),
     ],
 )
 def test_what_is_no_tokenizer_is_refused(package, kind: str, message: str) -> None:
@@ -120,3 +122,16 @@ def test_a_run_is_not_read_without_its_package(package, tmp_path: Path, monkeypa
         UserError, match="has the kind 'halves', which neither this package nor an installed one offers"
     ):
         Tokenizer.from_json(content)
+
+
+def test_what_is_no_function_of_a_file_has_the_version_of_the_module_that_names_it(package) -> None:
+    """The tokens of a pattern that was edited since were taken from the cache."""
+    import sys
+
+    assert Tokenizer.train(["ab, cd"], "pattern").vocabulary == ["<unk>", "ab", "cd"]
+    before = own_tokenizers.version("pattern")
+    package.write_text(MODULE.replace("[a-z]+", "[a-z]+|,"))
+    sys.modules.pop("ownwords")
+    own_tokenizers.version.cache_clear()
+    importlib.invalidate_caches()
+    assert own_tokenizers.version("pattern") != before

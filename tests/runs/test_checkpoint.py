@@ -158,6 +158,7 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in (".lock",)}
 
 
+@pytest.mark.slow
 def test_a_run_folder_in_use_is_left_alone(tmp_path):
     import fcntl
 

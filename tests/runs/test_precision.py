@@ -161,6 +161,7 @@ def test_a_real_run_records_one_precision_everywhere(trained_run: Path) -> None:
     assert json.loads((trained_run / "metrics.json").read_text())["precision"] == expected
 
 
+@pytest.mark.slow
 def test_evaluating_where_bf16_is_lacking_says_so(trained_run: Path, monkeypatch: Any, capsys: Any) -> None:
     if precision.resolve("auto", "cpu") != "bf16-mixed":
         pytest.skip("the run did not compute in bfloat16")

@@ -267,12 +267,13 @@ def virtual(classes=2, **settings):
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("weights", [None, [1.0, 3.0, 2.0]])
 @pytest.mark.parametrize("kind", ["labels", "targets"])
-def test_each_labelled_text_counts_alike_in_whatever_batch_it_stands(classes, weights, kind):
+@pytest.mark.parametrize("other", [1, 0])  # the second label's class: that of the first, or one of another weight
+def test_each_labelled_text_counts_as_its_class_does_in_whatever_batch_it_stands(classes, weights, kind, other):
     """The sum of a split batch's gradients is that of the whole, with labels in one part, both or neither."""
     weights = weights and weights[:classes]
     task = virtual(classes, virtual_adversarial=0.1, class_weights=weights)
     ids = [torch.randint(30, (n,)) for n in LENGTHS]
-    labels = torch.tensor([1, -1, -1, 1, -1])  # of one class, so that a batch's weights are its number of texts
+    labels = torch.tensor([1, -1, -1, other, -1])
     targets = torch.eye(classes)[labels.clamp(min=0)] * (labels >= 0)[:, None] if kind == "targets" else None
 
     def step(rows):
@@ -292,7 +293,23 @@ def test_each_labelled_text_counts_alike_in_whatever_batch_it_stands(classes, we
         for every, *pieces in zip(whole, *map(step, parts), strict=True):
             torch.testing.assert_close(sum(pieces), every, rtol=1e-8, atol=1e-12)
     assert task.train_accuracy.weight == 2 * 4  # two texts with labels, four times over
-    assert task.train_loss.weight == 2 * 4 * (1 if weights is None else 3)
+    assert task.train_loss.weight == 4 * (2 if weights is None else weights[1] + weights[other])
+
+
+@pytest.mark.parametrize(("counts", "mean"), [(None, 2.0), ([2, 1, 1], 1.75)])
+def test_class_weights_are_divided_by_their_mean_over_the_training_texts(counts, mean):
+    """What texts without labels add to a loss weighs as much, however large all class weights are."""
+    losses = []
+    for scale in (1, 10):
+        weights = [scale * weight for weight in (1.0, 3.0, 2.0)]
+        task = virtual(3, virtual_adversarial=0.1, class_weights=weights, class_counts=counts)
+        assert task._mean_class_weight() == pytest.approx(scale * mean)
+        _, text, labels = problem(3)
+        labels[1:] = -1
+        torch.manual_seed(1)
+        batch = TextBatch(text, labels, torch.arange(len(labels)), labelled=0.4)
+        losses.append(task.training_step(batch, 0).item())
+    assert losses[0] == pytest.approx(losses[1])
 
 
 def test_a_batch_without_labels_is_trained_on_and_counted_nowhere():

@@ -277,6 +277,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     assert_same(weights(resumed), weights(task))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "carry_state"), [(5, True), (None, False)])
 def test_a_state_of_no_use_is_not_saved_and_not_missed(tmp_path, window, carry_state):
     """Of several ranks each has another number of windows in an epoch's last step, and states that do not fit."""
@@ -434,6 +435,7 @@ def test_whole_numbers_are_not_averaged_and_samples_are_of_the_averages(tmp_path
     assert averaging._average_model.module.net.keys.tolist() == [key]
 
 
+@pytest.mark.slow
 def test_averaging_goes_on_after_a_resume(tmp_path):
     data = text_data()
 
@@ -520,6 +522,7 @@ def test_no_temperature_is_too_extreme(temperature, settings):
     assert len(made) == 5 and 0 not in made
 
 
+@pytest.mark.slow
 def test_a_window_model_learns_the_guides_sentence_and_says_it_back(tmp_path):
     sentence = "hello pytorch, this is a simple character-level language model."
     data = LanguageData(
@@ -556,7 +559,7 @@ def test_the_last_epochs_train_on_all_words_also_where_these_are_more_than_there
     for epoch, sampled in enumerate(expected):
         task.trainer = SimpleNamespace(max_epochs=epochs, current_epoch=epoch)
         assert task._is_sampled() == bool(sampled)
-    task.trainer = SimpleNamespace(max_epochs=-1, max_steps=-1, current_epoch=0, precision_plugin=None)
+    task.trainer = SimpleNamespace(max_epochs=-1, max_steps=-1, current_epoch=0, precision_plugin=None, callbacks=[])
     if exact:
         with pytest.raises(UserError, match="exact_epochs"):
             task.on_fit_start()

@@ -1,14 +1,19 @@
 """Schedules, with the optimizers that they meet."""
 
 import warnings
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from recur.errors import UserError
+from recur.nn.language_model import LanguageModel
+from recur.runs.build import Part
 from recur.tasks.base import Stepping, Taken, step_plan
+from recur.tasks.language_modeling import LanguageModelingTask
 from recur.tasks.schedulers import StepPlan, linear, multistep, one_cycle, plateau
+from recur.training.callbacks import early_stopping
 
 PLAN = StepPlan(total=9, per_epoch=3)
 
@@ -160,3 +165,14 @@ def test_a_schedule_ends_with_the_run_when_epochs_have_other_steps_than_before(n
     # In the middle of a later epoch: the same plan, whatever was done meanwhile
     assert planned(now, 8, Taken(plan.per_epoch, plan.more, 24 + now + 1, 5)) == plan
     assert planned(now, 9, Taken(plan.per_epoch, plan.more, plan.total, 8)).total == plan.total + now
+
+
+def test_bits_a_character_are_watched_only_where_a_token_is_one():
+    """No validation writes them else, and the best checkpoint, patience and the schedule would wait for them."""
+    net = partial(LanguageModel, embedding_dim=4, hidden_size=4)
+    schedule = Part(plateau, "scheduler", monitor="val/bpc", mode="min", factor=0.5, patience=0, min_lr=0.0)
+    for watching, callbacks in ((None, [early_stopping("val/bpc", "min", 3)]), (schedule, [])):
+        trainer = SimpleNamespace(callbacks=callbacks, max_epochs=1, max_steps=-1)
+        LanguageModelingTask(net, vocab_size=9, character_level=True, scheduler=watching).check_fit(trainer, None)
+        with pytest.raises(UserError, match="monitor is written only where a token is a character, got 'val/bpc'"):
+            LanguageModelingTask(net, vocab_size=9, scheduler=watching).check_fit(trainer, None)

@@ -13,6 +13,7 @@ from recur.data.sentiment import SentimentData
 from recur.data.synthetic import SyntheticReviews
 from recur.errors import UserError
 from recur.nn.classifier import Classifier
+from recur.nn.costs import multiplications
 from recur.nn.packed import TextBatch
 from recur.tasks.sentiment import SentimentTask, _metrics
 
@@ -208,6 +209,7 @@ def test_frozen_vectors_take_no_gradient_and_cost_none(data):
     task = new_task(data)
     whole, layer = task.flop_a_token(), task.net.recurrent
     task.net.embedding.weight.requires_grad_(False)
+    assert whole == 6 * multiplications(layer), "the head multiplies once a text"
     spared = sum(own.numel() for name, own in layer.named_parameters() if name.startswith("weight_ih_l0"))
     assert spared == 2 * 4 * 16 * 12 and task.flop_a_token() == whole - 2 * spared
     task.adversarial = 0.1  # the first of its two passes needs the vectors' gradients all the same

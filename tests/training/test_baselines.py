@@ -126,6 +126,7 @@ def run_with_baseline(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_a_run_without_scikit_learn_is_trained_and_says_what_it_leaves_out(monkeypatch, tmp_path, capsys) -> None:
     from recur.training import baselines
 
@@ -136,6 +137,7 @@ def test_a_run_without_scikit_learn_is_trained_and_says_what_it_leaves_out(monke
     assert record["baseline"] == {} and record["test"]["accuracy"] > 0.5
 
 
+@pytest.mark.slow
 def test_texts_too_many_for_the_memory_are_left_out_before_the_run(monkeypatch, tmp_path, capsys) -> None:
     """Of both families; IMDB's training reviews, 6 million tokens, are few enough."""
     from types import SimpleNamespace
@@ -153,6 +155,7 @@ def test_texts_too_many_for_the_memory_are_left_out_before_the_run(monkeypatch, 
     assert "baseline   left out: the n-grams of " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_baseline_without_memory_does_not_cost_the_figures_of_the_run(monkeypatch, tmp_path, capsys) -> None:
     from recur.training import baselines
 

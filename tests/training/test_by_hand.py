@@ -18,13 +18,22 @@ from recur.nn.classifier import Classifier
 from recur.nn.language_model import LanguageModel
 from recur.runs.run import load_checkpoint
 from recur.tasks.language_modeling import LanguageModelingTask
+from recur.tasks.schedulers import linear
 from recur.tasks.sentiment import SentimentTask
 from recur.training import by_hand
+from recur.training.checkpointing import best_checkpoint
 from recur.training.fit import train
 
 pytestmark = [  # Lightning's own
     pytest.mark.filterwarnings(f"ignore:{message}")
-    for message in (".*does not have many workers", ".*treespec", ".*smaller than the logging interval", "No ")
+    for message in (
+        ".*does not have many workers",
+        ".*treespec",
+        ".*smaller than the logging interval",
+        "No ",
+        "Be aware",
+        "The dirpath has",
+    )
 ]
 ADAM = partial(torch.optim.Adam, lr=0.01)
 
@@ -110,3 +119,101 @@ def test_what_is_written_builds_the_same() -> None:
         "batch_size": 3,
         "class_names": {0: "bad", 4: "good"},
     }
+
+
+@pytest.mark.parametrize("seen", ["opened", "resumed", "tested"])
+def test_a_training_from_its_beginning_plans_its_own_steps(tmp_path: Path, seen: str) -> None:
+    """Whatever run the task's weights are of; one that goes on counts the steps before."""
+    large, small = (SentimentData(synthetic=SyntheticReviews(size, 20, 20), batch_size=10) for size in (200, 40))
+    large.setup()
+    small.setup()
+    net, schedule = partial(Classifier, embedding_dim=4, hidden_size=4), partial(linear, warmup=0.1, floor=0.0)
+    task = SentimentTask(net, optimizer=ADAM, scheduler=schedule, **large.model_arguments())
+    best = trained(tmp_path, large, task, "val/loss", "min") / "checkpoints" / "best.ckpt"
+
+    def fit(data: SentimentData, epochs: int, **settings: Any) -> int:
+        keep = ModelCheckpoint(tmp_path / f"of {epochs}", monitor="val/loss", mode="min")
+        trainer = pl.Trainer(accelerator="cpu", max_epochs=epochs, callbacks=[keep], **QUIET)
+        train(data, task, trainer, test=False, **settings)
+        assert task._plan is not None
+        return task._plan.total
+
+    if seen == "opened":
+        own = {"net": net, "optimizer": ADAM, "scheduler": schedule, **large.model_arguments()}
+        task = SentimentTask.load_from_checkpoint(best, weights_only=True, **own)
+    elif seen == "resumed":
+        assert fit(large, 4, checkpoint=best) == 4 * 20
+    else:
+        pl.Trainer(accelerator="cpu", **QUIET).test(
+            task, datamodule=large, ckpt_path=best, weights_only=True, verbose=False
+        )
+    assert fit(small, 3) == 3 * 4
+
+
+def small() -> tuple[SentimentData, dict[str, Any]]:
+    """Data, and what a task of it is made with."""
+    data = SentimentData(synthetic=SyntheticReviews(40, 20, 20), batch_size=10)
+    data.setup()
+    net = partial(Classifier, embedding_dim=4, hidden_size=4)
+    return data, {"net": net, "optimizer": ADAM, **data.model_arguments()}
+
+
+def test_a_trainer_trains_once(tmp_path: Path) -> None:
+    """The second task got the first one's best weights and figures, without a step."""
+    data, settings = small()
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, enable_checkpointing=False, **QUIET)
+    train(data, SentimentTask(**settings), trainer, test=False)
+    with pytest.raises(UserError, match="trainer has trained before: build a new one"):
+        train(data, SentimentTask(**settings), trainer, test=False)
+
+
+class Passing(SentimentTask):
+    """Passes its arguments on, as a class of somebody's own does."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+
+
+class OwnNet(SentimentTask):
+    """Makes its network by itself."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(partial(Classifier, embedding_dim=4, hidden_size=4), **settings)
+
+
+class Keeping(SentimentTask):
+    """Keeps what it was made with in Lightning's way."""
+
+    def __init__(self, net: Any, **settings: Any) -> None:
+        super().__init__(net, **settings)
+        self.save_hyperparameters()
+
+
+def test_a_checkpoint_knows_the_network_of_a_task_that_passes_it_on(tmp_path: Path) -> None:
+    data, settings = small()
+    net = settings.pop("net")
+    assert Passing(net, **settings).given["net"] is net
+    best = ModelCheckpoint(tmp_path, filename="best", monitor="val/loss")
+    with pytest.raises(UserError, match=r"model\.net is no argument with which the task was made"):
+        train(data, OwnNet(**settings), pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[best], **QUIET))
+
+
+def test_what_could_not_be_read_back_is_refused_at_the_first_checkpoint(tmp_path: Path) -> None:
+    """After all of the training no checkpoint could be opened."""
+    data, settings = small()
+    best = best_checkpoint("val/loss", "min", str(tmp_path))
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=9, callbacks=[best], **QUIET)
+    with pytest.raises(UserError, match=r"hyper_parameters of a checkpoint would hold an object of functools\.partial"):
+        train(data, Keeping(**settings), trainer)
+    assert trainer.current_epoch == 0 and not [*tmp_path.iterdir()]
+
+
+def test_a_metric_that_a_task_does_not_log_is_refused_with_those_that_it_does(tmp_path: Path) -> None:
+    data, settings = small()
+    best = best_checkpoint("val/mean_recal", "max", str(tmp_path))
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[best], **QUIET)
+    with pytest.raises(
+        UserError, match=r"monitor must be a metric that the task logs, got 'val/mean_recal': .*val/loss"
+    ):
+        train(data, SentimentTask(**settings), trainer)
+    assert trainer.current_epoch == 0

@@ -216,6 +216,20 @@ def test_seconds_are_those_of_all_lives() -> None:
     assert second.wall_seconds >= 0.02 and (second.tokens, second.seconds) == (10, 2.0)
 
 
+def test_places_are_those_of_all_lives_that_trained() -> None:
+    speed, task = Throughput(), SimpleNamespace(device=torch.device("cpu"))
+    for ranks in (1, 1, 2):
+        before, speed = speed.state_dict(), Throughput()
+        speed.load_state_dict(before)
+        assert not speed.trained
+        speed.on_train_start(SimpleNamespace(world_size=ranks, precision="32-true"), task)
+        assert speed.trained
+    assert [place[1:] for place in speed.places] == [[1, "32-true"], [2, "32-true"]]
+    former = Throughput()
+    former.load_state_dict({"tokens": 20, "seconds": 1.0, "wall_seconds": 2.0})  # of an earlier version
+    assert former.places == []
+
+
 def test_what_is_drawn_and_saved_after_a_validation_is_no_time_of_training() -> None:
     speed = Throughput()
     trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), sanity_checking=False)

@@ -4,9 +4,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
 
 from recur.training import lightning_internals as internals
+from recur.training.callbacks import OwnValues
 
 
 class _Task(pl.LightningModule):
@@ -39,19 +41,18 @@ class _Observer(pl.Callback):
         self.loops.append(trainer.fit_loop.state_dict())
 
 
-def _fit(*callbacks: pl.Callback, **settings) -> pl.Trainer:
+def _fit(*callbacks: pl.Callback, task: pl.LightningModule | None = None, **settings) -> pl.Trainer:
     loader = DataLoader(torch.ones(6, 1), batch_size=1)
     trainer = pl.Trainer(
         accelerator="cpu",
-        logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         callbacks=list(callbacks),
-        **{"max_epochs": 1, **settings},
+        **{"max_epochs": 1, "logger": False, **settings},
     )
-    trainer.fit(_Task(), loader, DataLoader(torch.ones(2, 1)))
+    trainer.fit(_Task() if task is None else task, loader, DataLoader(torch.ones(2, 1)))
     return trainer
 
 
@@ -147,3 +148,49 @@ def test_an_average_that_was_dropped_is_not_validated() -> None:
     task.load_state_dict({"layer.weight": torch.tensor([[7.0]]), "layer.bias": torch.zeros(1)})
     trainer.validate(task, DataLoader(torch.ones(1, 1)), verbose=False)
     assert trainer.callback_metrics["val/loss"] == 7
+
+
+class _Recorder(Logger):
+    """Keeps the points of the curves."""
+
+    name, version = "points", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points: list[dict[str, float]] = []
+
+    def log_metrics(self, metrics, step=None):
+        self.points.append(metrics)
+
+    def log_hyperparams(self, params, *more, **settings):
+        pass
+
+
+class _Sometimes(_Task):
+    """Logs one value at every other batch, as where batches without labels have no loss."""
+
+    def training_step(self, batch, number):
+        if number % 2 == 0:
+            self.log("a", float(number))
+        self.log("b", float(number))
+        return super().training_step(batch, number)
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "shown"), [([], [0, 0, 2, 2, 4, 4]), ([OwnValues()], [0, None, 2, None, 4, None])]
+)
+def test_a_point_of_the_curves_shows_its_own_steps_values_alone(callbacks, shown) -> None:
+    """Lightning shows those of an earlier step beside them."""
+    recorder = _Recorder()
+    _fit(*callbacks, task=_Sometimes(), logger=recorder, log_every_n_steps=1)
+    points = [point for point in recorder.points if "b" in point]
+    assert [point["b"] for point in points] == [0, 1, 2, 3, 4, 5]
+    assert [point.get("a") for point in points] == shown
+
+
+@pytest.mark.parametrize(
+    ("interval", "timed"), [("00:00:10:00", True), ({"minutes": 10}, True), (3, False), (0.5, False), (1.0, False)]
+)
+def test_validations_are_a_time_apart_or_batches(interval, timed: bool) -> None:
+    trainer = pl.Trainer(accelerator="cpu", val_check_interval=interval, logger=False, enable_checkpointing=False)
+    assert internals.validates_by_time(trainer) == timed

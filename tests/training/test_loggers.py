@@ -47,6 +47,7 @@ def test_a_csv_logger_gets_settings_and_final_figures(tmp_path: Path) -> None:
     assert "optimizer.lr: 0.01" in (tmp_path / "hparams.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_an_entry_of_a_run_that_fails_is_ended() -> None:
     wandb = pytest.importorskip("wandb")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from lightning.pytorch.callbacks import Callback
 
 import recur
@@ -13,7 +14,11 @@ from conftest import EASY
 from recur.errors import UserError
 from recur.render import tree_lines
 from recur.runs import journal
+from recur.runs.run import load_checkpoint
+from recur.tasks.sentiment import SentimentTask
 from recur.training import report
+from recur.training.fit import check_lengths
+from recur.training.run_files import RewrittenConfig
 from support.commands import run_command
 
 
@@ -174,6 +179,48 @@ def test_a_run_without_its_best_checkpoint_is_refused_before_it_trains(copied: P
         recur.fit([f"resume={copied}", "trainer.max_epochs=9"])
     assert everything(copied) == before
     epochs = recur.load(copied / "checkpoints" / "last.ckpt").config["trainer"]["max_epochs"]
-    best.unlink(missing_ok=True)
     run = recur.fit([f"resume={copied}", f"trainer.max_epochs={epochs + 1}", "~callbacks.best"])
     assert run.metrics["epochs"] == epochs + 1
+    assert recur.load(copied).checkpoint.name == "last.ckpt"  # whose figures these are
+
+
+def test_a_best_checkpoint_that_a_run_goes_on_without_gets_another_name(tmp_path: Path) -> None:
+    """It was scored, and opened, in the place of the last one, whose figures the run has."""
+    best = tmp_path / "checkpoints" / "best.ckpt"
+    best.parent.mkdir()
+    best.touch()
+    composed = types.SimpleNamespace(folder=tmp_path, config_text="seed: 0\n", hydra_files=dict)
+    for keeper, name in ((object(), "best.ckpt"), (None, "best.former.ckpt")):
+        trainer = types.SimpleNamespace(is_global_zero=True, checkpoint_callback=keeper)
+        RewrittenConfig(composed).on_fit_end(trainer, None)  # type: ignore[arg-type]
+        assert [path.name for path in best.parent.iterdir()] == [name]
+
+
+def test_several_processes_do_not_validate_by_the_clock() -> None:
+    """Each would look at its own, and one that validates waits for the others' batches for ever."""
+    data = types.SimpleNamespace(train_dataloader=lambda: range(9))
+    limits = {"limit_train_batches": 1.0, "limit_val_batches": 0, "accumulate_grad_batches": 1}
+    times = {"_val_check_time_interval": 600.0, "check_val_every_n_epoch": 1}
+    trainer = types.SimpleNamespace(world_size=1, **limits, **times)
+    check_lengths(data, trainer, test=False)  # type: ignore[arg-type]
+    trainer.world_size = 2
+    with pytest.raises(UserError, match=r"trainer\.val_check_interval is a time, .*: set a number of batches"):
+        check_lengths(data, trainer, test=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_task_that_asks_for_the_number_of_steps_goes_on_at_the_next_batch(tmp_path: Path, monkeypatch) -> None:
+    """Lightning makes the loader then, before it knows where a resumed run is: the first batches came again."""
+    own = SentimentTask.configure_optimizers
+
+    def asking(task):
+        assert task.trainer.estimated_stepping_batches
+        return own(task)
+
+    monkeypatch.setattr(SentimentTask, "configure_optimizers", asking)
+    words = [*EASY, "trainer=cpu", "data.synthetic.train_size=120", "logger=none", "trainer.max_epochs=2"]
+    whole = recur.fit([*words, f"hydra.run.dir={tmp_path / 'whole'}"])
+    recur.fit([*words, f"hydra.run.dir={tmp_path / 'cut'}", "trainer.max_steps=8"])
+    cut = recur.fit([f"resume={tmp_path / 'cut'}", "trainer.max_steps=-1"])
+    before, after = (load_checkpoint(run.folder / "checkpoints" / "last.ckpt")["state_dict"] for run in (whole, cut))
+    assert all(torch.equal(before[name], after[name]) for name in before)

@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from recur.training.failures import Stop
+from recur.training.failures import Stop, Stopped, leave
 from support.commands import run_command
 from support.torture import Moment, compare, finish, start
 from test_resume import SENTIMENT, language
@@ -167,3 +168,17 @@ def test_nohup_is_heeded(monkeypatch):
     Stop().listen()
     assert signal.SIGTERM in heard
     assert signal.SIGHUP not in heard
+
+
+def test_a_resumed_run_that_ends_before_it_has_written_its_config_goes_on_as_typed(tmp_path, monkeypatch, capsys):
+    """From then on the run's own config says what was typed."""
+    monkeypatch.delenv("RECUR_TRUST", raising=False)
+    words = [f"resume={tmp_path}", "optimizer.lr=0.3"]
+    own = {"folder": tmp_path, "overrides": tuple(words), "config_text": "optimizer: {lr: 0.3}\n"}
+    composed = SimpleNamespace(resumed=True, **own)
+    for text, more in ((None, words), ("optimizer: {lr: 0.1}\n", words), (composed.config_text, words[:1])):
+        if text is not None:
+            (tmp_path / "config.yaml").write_text(text)
+        assert leave(Stopped(signal.SIGTERM), composed, words, saved=True) == 143
+        command = capsys.readouterr().err.partition("go on with: ")[2]
+        assert shlex.split(command)[1:] == ["-m", "recur.train", *more]

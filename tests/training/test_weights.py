@@ -170,6 +170,7 @@ def test_a_model_that_reads_from_the_end_gives_a_classifier_its_backward_directi
         weights.copy_from([language_run, language_run], task(bidirectional=True), vocabulary)
 
 
+@pytest.mark.slow
 def test_a_model_that_reads_from_the_end_does_not_continue_texts(backward_run: Path, tmp_path: Path) -> None:
     for command, *words in (
         ("generate", "--tokens", "3"),
@@ -184,6 +185,7 @@ def test_a_model_that_reads_from_the_end_does_not_continue_texts(backward_run: P
     assert json.loads(done.stdout)["train"]["loss"] == pytest.approx(kept, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_vectors_of_another_size_are_not_taken_for_those_of_a_run(language_run: Path, tmp_path: Path) -> None:
     """The output's bias alone has the size of the vocabulary in both models."""
     words = ["experiment=char_sentence", f"init_from={language_run}", "model.net.freeze_vectors=true"]
@@ -235,11 +237,18 @@ def test_rates_up_to_ten_times_the_recipes_own_are_tried(tmp_path: Path) -> None
     assert max(tried) > 1, done.stdout
 
 
+@pytest.mark.slow
 def test_a_rate_is_not_looked_for_where_each_layer_has_its_own(tmp_path: Path) -> None:
     for word in ("model.layer_rate=0.4", "model.unfreeze_epochs=1", "trainer.accumulate_grad_batches=2"):
         done = run_command("train", *EASY, "find_lr=true", word, cwd=tmp_path)
         assert done.returncode == 2 and word in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_rate_is_not_looked_for_where_batches_have_more_or_fewer_labels() -> None:
+    """The loss of a batch then says how many it has, whatever the rate."""
+    with pytest.raises(UserError, match=r"find_lr .*data\.train_on_unlabelled=true .*: set data\.train_on_unlabelled="):
+        lr_finder.find(None, object(), {"trainer": {}, "data": {"train_on_unlabelled": True}})
 
 
 @pytest.mark.slow

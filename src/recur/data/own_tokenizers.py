@@ -7,6 +7,7 @@
 joined by spaces. A run keeps the name and the vocabulary; where it is used, the package must be installed.
 """
 
+import importlib
 from collections.abc import Callable
 from functools import cache
 from importlib import metadata
@@ -56,7 +57,8 @@ def version(name: str) -> str:
     """Hash of the file that the function is in, so that no token made by an earlier version is taken from the cache."""
     point = next(iter(metadata.entry_points(group=GROUP, name=name)))
     try:
-        known = source_key(point.load())
+        # What is no function of a file, such as a compiled pattern's method, is made in the module that names it
+        known = source_key(point.load()) or source_key(importlib.import_module(point.module))
     except (ImportError, AttributeError):  # it is not there
         known = None
     return known or point.value  # where it is compiled its name must do

@@ -22,6 +22,15 @@ class ArgumentError(ValueError):
         return f"{self.argument} {self.rule}"
 
 
+def _that_names_positionals(cls: type) -> type:
+    """The class, or of one that passes `*arguments` on to its base that base."""
+    for own in cls.__mro__:
+        parameters = inspect.signature(own.__init__).parameters.values()  # type: ignore[misc]
+        if not any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+            return own
+    return cls
+
+
 class Remembering:
     """Keeps the arguments that an object is made with, so that what was built by hand can be written down.
 
@@ -41,6 +50,10 @@ class Remembering:
             for name, parameter in signature.parameters.items():
                 if parameter.kind is parameter.VAR_KEYWORD:
                     given |= given.pop(name, {})
+                elif parameter.kind is parameter.VAR_POSITIONAL:
+                    base = inspect.signature(_that_names_positionals(cls).__init__)  # type: ignore[misc]
+                    passed = base.bind_partial(made, *given.pop(name, ())).arguments
+                    given |= dict(list(passed.items())[1:])  # without self
             del given[next(iter(signature.parameters))]  # self
         object.__setattr__(made, "given", given)  # a module takes attributes only once it is initialised
         return made

@@ -7,7 +7,7 @@ the time or the stack of the process that opens it.
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +210,16 @@ def check_training_state(content: Mapping[str, Any]) -> None:
             raise ValueError("its optimizer_states are not what a run writes")
         for moment in moments.values():
             values = moment.values() if isinstance(moment, dict) else [moment]
-            if any(hasattr(v, "shape") and v.ndim and tuple(v.shape) not in shapes for v in values):
+            if any(hasattr(v, "shape") and v.ndim and not _fits(tuple(v.shape), shapes) for v in values):
                 raise ValueError("its optimizer's state has other shapes than its weights")
+
+
+def _fits(shape: tuple[int, ...], weights: Collection[tuple[int, ...]]) -> bool:
+    """Whether an optimizer may keep so many numbers: as many as a weight has, or a row or column of it (Adafactor)."""
+    if shape in weights:
+        return True
+    like = (weight for weight in weights if len(weight) == len(shape))
+    return any(all(own in (1, size) for own, size in zip(shape, weight, strict=True)) for weight in like)
 
 
 def _check_best(state: Mapping[str, Any]) -> None:

@@ -216,8 +216,12 @@ class Stepping(Remembering, pl.LightningModule):
     def flop_a_token(self) -> float:
         """Operations a token in the matrix products of the last training step: one product forward, two backward."""
         if not self._multiplications:
-            self._multiplications = multiplications(self.net)
+            self._multiplications = multiplications(self.net) - self._multiplications_a_text()
         return 6.0 * self._multiplications - 2.0 * self._inputs_without_gradient()
+
+    def _multiplications_a_text(self) -> int:
+        """Entries of matrices that multiply once a text and not once a token: too few to count."""
+        return 0
 
     def _inputs_without_gradient(self) -> int:
         """Multiplications a token that a backward pass to word vectors would take, where these are frozen."""
@@ -286,6 +290,12 @@ class Stepping(Remembering, pl.LightningModule):
         """The optimizer steps of the whole run, for a schedule; see `step_plan`."""
         self._plan = step_plan(self.trainer, self._taken)
         return self._plan
+
+    def setup(self, stage: str) -> None:
+        """Forget an earlier training, before a fit: what it goes on from, if anything, is loaded after this."""
+        if stage == "fit":
+            self._taken, self._plan, self._validated = None, None, False
+            reset_metrics(self)
 
     def on_train_start(self) -> None:
         """Set the rate for the present step: of a run that goes on it is the former schedule's, at its end nothing."""

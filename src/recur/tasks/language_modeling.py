@@ -172,8 +172,15 @@ class LanguageModelingTask(Stepping):
         """Refuse a last epoch of a run that does not know which that is.
 
         Raises:
-            UserError: `exact_epochs` of a run without `max_epochs`, or with `max_steps`.
+            UserError: `exact_epochs` of a run without `max_epochs`, or with `max_steps`; bits a character are watched
+                where a token is none.
         """
+        made = self._scheduler  # by a config or by hand
+        schedule = (getattr(made, "arguments", None) or getattr(made, "keywords", {})).get("monitor")
+        watched = [schedule, *(getattr(part, "monitor", None) for part in trainer.callbacks)]  # type: ignore[attr-defined]
+        if not self.character_level and (named := next((name for name in watched if str(name).endswith("/bpc")), None)):
+            remedy = "set data.tokenizer.kind=character, or watch val/loss"
+            raise UserError("monitor", named, "is written only where a token is a character", remedy)
         last = trainer.max_epochs
         if self.sampled_softmax is not None and self.exact_epochs and trainer.max_steps >= 0:
             rule = "counts whole epochs from the end of the run, which trainer.max_steps may bring before them"

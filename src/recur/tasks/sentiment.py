@@ -210,6 +210,7 @@ class SentimentTask(Stepping):
         self._warned_of_one_class = False
         self._optimizer, self._scheduler = optimizer, scheduler
         self._weights = self._class_weights(class_weights, class_counts)
+        self._class_counts = class_counts
 
         self.train_loss, self.train_accuracy = Mean(), Mean()
         self.val_loss, self.test_loss = Mean(), Mean()
@@ -235,6 +236,14 @@ class SentimentTask(Stepping):
             raise UserError("model.class_weights", wrong[0], "must be at least 0 and finite")
         return torch.tensor([float(w) for w in weights])
 
+    def _mean_class_weight(self) -> float:
+        """Mean of the training texts' class weights; of the classes' where their counts are not known."""
+        if self._weights is None:
+            return 1.0
+        counts = self._class_counts if self._class_counts and sum(self._class_counts) else [1] * self.num_classes
+        each = zip(self._weights.tolist(), counts, strict=True)
+        return float(sum(weight * count for weight, count in each)) / sum(counts) or 1.0
+
     def forward(self, batch: TextBatch) -> Tensor:
         """Logits, `(batch, 1)` for two classes, else `(batch, classes)`."""
         logits: Tensor = self.net(batch.text)
@@ -250,6 +259,9 @@ class SentimentTask(Stepping):
             forward = 2.0 * self._multiplications
             return once + 2 * forward + (once if self._taught else forward)
         return 2 * once + 2.0 * self._inputs_without_gradient() if self.adversarial else once
+
+    def _multiplications_a_text(self) -> int:
+        return self.net.head.weight.numel() if isinstance(self.net, Classifier) else 0
 
     def prepare(self, data: Any) -> None:
         """Fit the scores of n-grams on the training texts, for a network that has them.
@@ -350,8 +362,8 @@ class SentimentTask(Stepping):
         if batch.labelled < 1:
             rows = (labels >= 0).nonzero().squeeze(1)
             logits, labels, targets = logits[rows], labels[rows], None if targets is None else targets[rows]
-            # Not the mean over this batch's: each labelled text counts alike, however many it is among
-            weight = len(rows) / (size * batch.labelled)
+            # Not the mean over this batch's: a labelled text counts as its class does, whatever it is among
+            weight = self._weight_of(labels, targets) / (self._mean_class_weight() * size * batch.labelled)
         self._taught = len(labels) > 0
         if self._taught:
             loss = self._loss_of(targets)(logits, labels)

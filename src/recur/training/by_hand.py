@@ -50,6 +50,9 @@ def complete(data: Any, task: pl.LightningModule, trainer: pl.Trainer) -> None:
 def config_of(data: Any, task: Any, trainer: pl.Trainer) -> dict[str, Any]:
     """The config of a run, as far as objects tell it; see `complete`."""
     model = written(task, "model")
+    if "net" not in model:
+        rule = "is no argument with which the task was made, and its checkpoints could not build it again"
+        raise UserError("model.net", rule=rule, remedy="let the task's class take net and give it by name")
     for known in data.model_arguments():  # the checkpoint has them beside the config
         model.pop(known, None)
     parts = {name: model.pop(name, None) or {} for name in ("optimizer", "scheduler")}

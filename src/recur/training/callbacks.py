@@ -21,7 +21,7 @@ from recur.data.corpus import prompt_ids, readable
 from recur.errors import UserError
 from recur.render import escape_controls
 from recur.runs import journal
-from recur.runs.metrics import METRICS, format_value
+from recur.runs.metrics import METRICS, device_name, format_value
 from recur.tasks.base import Stepping, skipped
 from recur.training import lightning_internals as internals
 
@@ -165,6 +165,18 @@ class PlannedNoise(Callback):
             torch.cuda.manual_seed(seed)
 
 
+class OwnValues(Callback):
+    """Has each point of the training curves show its own step, also where a batch without labels has no loss."""
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Drop the values of the step that was written before, at one that is written."""
+        begins = batch_idx % trainer.accumulate_grad_batches == 0  # a step
+        if begins and (trainer.global_step + 1) % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+            internals.forget_step_values(trainer)
+
+
 class Throughput(Callback):
     """Logs `train/tokens_per_second`: tokens trained on over time spent training, loading included, validation not.
 
@@ -174,10 +186,14 @@ class Throughput(Callback):
         tokens: trained on so far by all ranks, each of which has about as many.
         seconds: spent on them.
         flop: operations of the matrix products on them, as far as the task counts them.
+        places: on which they were trained: device, number of ranks and precision of each.
+        trained: whether this process has trained.
     """
 
     def __init__(self) -> None:
         self.tokens, self.seconds, self.flop = 0, 0.0, 0.0
+        self.places: list[list[Any]] = []
+        self.trained = False
         self._former_wall, self._started = 0.0, time.monotonic()
         self._mark, self._stopped = 0.0, False
         self._window = (0, 0.0)
@@ -195,6 +211,7 @@ class Throughput(Callback):
             "flop": self.flop,
             "wall_seconds": self.wall_seconds,
             "all_ranks": True,
+            "places": self.places,
         }
 
     @property
@@ -209,6 +226,7 @@ class Throughput(Callback):
         self._window = (self.tokens, self.seconds)
         self._former_wall = state_dict["wall_seconds"]
         self._of_one_rank = "all_ranks" not in state_dict
+        self.places = list(state_dict.get("places", []))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count what all ranks did where only one's is known."""
@@ -219,6 +237,10 @@ class Throughput(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock: a run resumed in the middle of an epoch does not start one."""
         self._mark, self._stopped = time.perf_counter(), False
+        self.trained = True
+        here = [device_name(pl_module.device), trainer.world_size, str(trainer.precision)]
+        if here not in self.places:
+            self.places.append(here)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""

@@ -15,7 +15,10 @@ An epoch that ends before its last batch, at `max_steps` or because training was
 batches: a run that is resumed with more steps goes on in it, and one that is not has nothing left but scoring.
 """
 
+import io
 import os
+import pickle
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -49,10 +52,14 @@ class Files(CheckpointIO):
 
     def __init__(self) -> None:
         self.failure: UserError | None = None
+        self._tried = False  # to read back what is beside the weights
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write; `storage_options={"keep": NAME}` keeps the former file under that name."""
         try:
+            if not self._tried:
+                _check_readable(checkpoint)
+            self._tried = True
             checkpoints.write(checkpoint, Path(path), **(storage_options or {}))
         except UserError as error:
             self.failure = self.failure or error
@@ -80,6 +87,28 @@ class Files(CheckpointIO):
             raise failure
 
 
+def _check_readable(checkpoint: Mapping[str, Any]) -> None:
+    """Refuse to write what no reader would take, with all of the training behind it: no checkpoint may run code.
+
+    Raises:
+        UserError: names the part that holds more than tensors and plain values.
+    """
+    for key, part in checkpoint.items():
+        if key in ("state_dict", "optimizer_states"):  # large, and read with the model
+            continue
+        buffer = io.BytesIO()
+        torch.save(part, buffer)
+        buffer.seek(0)
+        try:
+            torch.load(buffer, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            named = re.search(r"GLOBAL ([\w.]+)", str(error))
+            what = f"an object of {named[1]}" if named else "an object"
+            rule = f"would hold {what}, and only tensors and plain values can be read back without running code"
+            remedy = "leave it out, as by save_hyperparameters(ignore=[...]), or keep plain values in state_dict()"
+            raise UserError(f"{key} of a checkpoint", rule=rule, remedy=remedy) from None
+
+
 class BestCheckpoint(ModelCheckpoint):
     """Lightning's `ModelCheckpoint`, which also breaks ties and follows a run whose folder was moved.
 
@@ -103,7 +132,16 @@ class BestCheckpoint(ModelCheckpoint):
         return better
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save, and raise on all ranks what failed on rank 0."""
+        """Save, and raise on all ranks what failed on rank 0.
+
+        Raises:
+            UserError: a task of somebody's own does not log what is watched.
+        """
+        logged = [name for name in trainer.callback_metrics if name.startswith("val/")]
+        trains = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if trains and str(self.monitor).startswith("val/") and logged and self.monitor not in logged:
+            rule = "must be a metric that the task logs"
+            raise UserError("monitor", self.monitor, rule, f"it can be {', '.join(sorted(logged))}")
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == "fit":
             Files.settle(trainer)
@@ -464,6 +502,10 @@ class WholeSteps(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Nothing is asked for yet."""
         self._asked = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on at the batch that is next, also where the task has asked for the number of steps before."""
+        internals.load_late_loader_states(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -321,6 +321,8 @@ def leave(stop: Stopped, composed: Composed, words: Sequence[str], *, saved: boo
     except OSError as error:
         asked = f"SLURM is not asked to start the job again, which would begin a new run: {explain(error)}"
     more = [*trusting(), f"resume={shown}", *typed_again(composed.overrides, composed)]
+    if any(word.lstrip("+").startswith("resume=") for word in words) and not _knows_settings(composed):
+        more = list(words)
     again = f"go on with: {python()} {shlex.join(['-m', 'recur.train', *more])}"
     notify(
         f"stopped by {name(stop.number)}"
@@ -328,6 +330,14 @@ def leave(stop: Stopped, composed: Composed, words: Sequence[str], *, saved: boo
         + (f" ({asked})" if asked else "")
     )
     return 128 + stop.number
+
+
+def _knows_settings(composed: Composed) -> bool:
+    """Whether a resumed run's config has been written with what was typed; that is done when training begins."""
+    try:
+        return (composed.folder / "config.yaml").read_text(encoding="utf-8") == composed.config_text
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def requeue() -> str | None:

@@ -58,9 +58,11 @@ def train(
         the metrics. The task has the weights that were scored.
 
     Raises:
-        UserError: a task that has no name by which its checkpoints could build it again, a loss that is not finite,
-            memory that ran out, settings that do not fit the data.
+        UserError: a trainer that has trained before, a task that has no name by which its checkpoints could build it
+            again, a loss that is not finite, memory that ran out, settings that do not fit the data.
     """
+    if trainer.global_step:
+        raise UserError("trainer", rule="has trained before", remedy="build a new one, with callbacks of its own")
     check_lengths(data, trainer, test=test)
     by_hand.complete(data, task, trainer)
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
@@ -143,7 +145,8 @@ def check_lengths(data: Any, trainer: pl.Trainer, *, test: bool = True) -> None:
 
     Raises:
         UserError: a split holds no text for each process, a part of it no whole batch, or an epoch fewer batches than a
-            step (every epoch would be one short step, which cannot be intended) or than lie between two validations.
+            step (every epoch would be one short step, which cannot be intended) or than lie between two validations; or
+            several processes validate by the clock.
     """
     data.trainer = trainer
     loader = data.train_dataloader()
@@ -151,7 +154,10 @@ def check_lengths(data: Any, trainer: pl.Trainer, *, test: bool = True) -> None:
     if trainer.accumulate_grad_batches > whole:  # whatever the limits, which are for trying a config
         rule = f"must be at most the {whole} batches of an epoch"
         raise UserError("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, rule)
-    every = trainer.val_check_interval
+    every = getattr(trainer, "val_check_interval", None)  # Lightning sets none where it is a time
+    if internals.validates_by_time(trainer) and trainer.world_size > 1:
+        rule = "is a time, and each of several processes would look at its own clock"
+        raise UserError("trainer.val_check_interval", rule=rule, remedy="set a number of batches")
     validated = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
     if isinstance(every, int) and every > batches and validated:
         rule = f"must be at most the {batches} batches of an epoch"

@@ -67,9 +67,30 @@ def drop_loader_states(loops: dict[str, Any]) -> None:
         loops["state_dict"]["combined_loader"] = []
 
 
+def load_late_loader_states(trainer: pl.Trainer) -> None:
+    """Give the training loaders the place at which a restart goes on, if they do not know it yet.
+
+    Lightning does so when it makes them, which is too soon where `configure_optimizers` has asked for
+    `estimated_stepping_batches`.
+    """
+    trainer.fit_loop._load_combined_loader_states()
+
+
 def restore_metrics(trainer: pl.Trainer, metrics: dict[str, Any]) -> None:
     """Put what was last measured where `trainer.callback_metrics` looks for it."""
     trainer._logger_connector._callback_metrics.update(metrics)
+
+
+def forget_step_values(trainer: pl.Trainer) -> None:
+    """Have the next point of the curves show what its own step logs: what it does not log, an earlier step's stays."""
+    for item in trainer._results.values() if trainer._results is not None else ():
+        if item.meta.fx == "training_step" and not item.meta.on_epoch:
+            item.has_reset = True
+
+
+def validates_by_time(trainer: pl.Trainer) -> bool:
+    """Whether validations are some time apart and no number of batches."""
+    return trainer._val_check_time_interval is not None  # type: ignore[attr-defined]
 
 
 def seconds_allowed(timer: Timer) -> float | None:

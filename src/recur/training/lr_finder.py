@@ -64,6 +64,9 @@ def find(data: Any, task: Any, config: dict[str, Any]) -> RangeTest:
     if (group := config["trainer"].get("accumulate_grad_batches", 1)) != 1:
         rule = f"tries steps of one batch, and trainer.accumulate_grad_batches={group} makes larger ones"
         raise UserError("find_lr", rule=rule, remedy="look with data.batch_size as much larger, and without it")
+    if config["data"].get("train_on_unlabelled"):
+        rule = "compares losses of batches, which data.train_on_unlabelled=true has hang on how many texts have labels"
+        raise UserError("find_lr", rule=rule, remedy="set data.train_on_unlabelled=false while you look for a rate")
     if isinstance(task, Stepping):
         task.prepare(data)
     settings, own = config["trainer"], (config.get("optimizer") or {}).get("lr")

@@ -5,7 +5,6 @@ import functools
 import logging
 import math
 import shlex
-import shutil
 import sys
 import threading
 import warnings
@@ -15,16 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import FileWriter
 
-from recur.cli import discard_output, python
+from recur.cli import discard_output, python, tensorboard
 from recur.errors import UserError
 from recur.nn.costs import matrix_rate
 from recur.render import escape_controls, tree_lines
-from recur.runs.metrics import format_value, hparam_metrics, peak_memory_mib, plain, provenance, write_metrics
+from recur.runs.metrics import (
+    device_name,
+    format_value,
+    hparam_metrics,
+    peak_memory_mib,
+    plain,
+    provenance,
+    write_metrics,
+)
 from recur.runs.trust import check_paths, check_targets
 from recur.training.callbacks import Throughput
 from recur.training.loggers import log_results
@@ -193,9 +201,12 @@ def closing(
     speed = _throughput(trainer)
     rate = speed.tokens / speed.seconds if speed and speed.seconds else None
     wall = spent.wall_seconds
-    useful = speed.flop / speed.seconds if speed and speed.seconds else math.nan
     place = trainer.strategy.root_device  # the task has left it
-    limit = matrix_rate("16" in str(trainer.precision), place) * trainer.world_size if useful > 0 else math.nan
+    # What was trained elsewhere, in a part or all of it, says nothing of the rate of this machine
+    own = [device_name(place), trainer.world_size, str(trainer.precision)]
+    here = speed is not None and all(one == own for one in speed.places)
+    useful = speed.flop / speed.seconds if speed and speed.seconds and here else math.nan
+    limit = matrix_rate(_dtype(str(trainer.precision)), place) * trainer.world_size if useful > 0 else math.nan
     ceiling_of = getattr(data, "ceiling_of", lambda split: data.ceiling)  # of others all splits have the same
     ceilings = {split: dict(ceiling_of(split)) for split in results}
     record = {
@@ -207,7 +218,7 @@ def closing(
         **_confusion(task, trainer, results),
         "name": config["name"],
         "seed": config["seed"],
-        "epochs": _epochs(trainer),
+        "epochs": _epochs(trainer, trained=speed is None or speed.trained),
         "steps": trainer.global_step,
         "parameters": parameter_count(task),
         "wall_seconds": wall and round(wall, 1),
@@ -240,6 +251,11 @@ def closing(
         _print(f"  {line}")
 
 
+def _dtype(precision: str) -> torch.dtype:
+    """Of the operands of a run's products."""
+    return torch.float64 if "64" in precision else torch.bfloat16 if "16" in precision else torch.float32
+
+
 def _close_hparams(trainer: pl.Trainer, family: str, results: dict[str, dict[str, float]]) -> None:
     """Write a run's final figures into TensorBoard, and that it has ended well."""
     for logger in trainer.loggers:
@@ -268,11 +284,16 @@ def _confusion(task: Any, trainer: pl.Trainer, results: dict[str, dict[str, floa
     return {"confusion": {"split": scored[-1], "matrix": matrix, "class_names": list(task.class_names)}}
 
 
-def _epochs(trainer: pl.Trainer) -> int | float:
-    """Epochs trained; of a run that ended within one a number with two digits."""
+def _epochs(trainer: pl.Trainer, *, trained: bool) -> int | float:
+    """Epochs trained; of a run that ended within one a number with two digits.
+
+    Where nothing was left to train, epochs may have had other numbers of batches, on other ranks or other data.
+    """
     loop = trainer.fit_loop
     batches, begun = loop.epoch_loop.batch_progress.current.completed, loop.epoch_progress.current.ready
-    if batches >= trainer.num_training_batches or not begun:
+    over: int = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+    whole = batches >= trainer.num_training_batches if trained else over >= begun
+    if whole or not begun:
         return begun
     return round(begun - 1 + batches / trainer.num_training_batches, 2)
 
@@ -322,9 +343,8 @@ def next_commands(folder: Path, config: Mapping[str, Any], task: Any) -> list[st
         commands.append(f"{python()} -m recur.evaluate {run}{_cache_to_type(folder, config['data'].get('cache_dir'))}")
     if not any(str(node.get("_target_")).endswith("TensorBoardLogger") for node in config["logger"].values()):
         return commands
-    program = "tensorboard" if _on_path("tensorboard") else f"{python()} -m tensorboard.main"
     # The folder above, where the run has a name: of one that TensorBoard calls ".", its HParams tab finds no metric.
-    return [*commands, f"{program} --logdir {shlex.quote(_shown(folder.absolute().parent))}"]
+    return [*commands, tensorboard(Path(_shown(folder.absolute().parent)))]
 
 
 def _cache_to_type(folder: Path, cache: str | None) -> str:
@@ -334,11 +354,6 @@ def _cache_to_type(folder: Path, cache: str | None) -> str:
     except UserError:
         return f" {shlex.quote(f'cache_dir={cache}')}"
     return ""
-
-
-def _on_path(name: str) -> bool:
-    program = shutil.which(name)
-    return program is not None and Path(program).parent == Path(sys.executable).parent
 
 
 def _print_table(

@@ -164,7 +164,8 @@ def withdrawn_if_refused(folder: Path) -> Iterator[list[pl.Trainer]]:
 class RewrittenConfig(Callback):
     """Writes the config of a resumed run once training has begun with it, and takes the former figures away.
 
-    They are of other weights now; the end of the run writes them again.
+    They are of other weights now; the end of the run writes them again. The best checkpoint of a run that goes on
+    without keeping one gets another name: the figures will be those of the last weights.
 
     Args:
         composed: the config.
@@ -187,6 +188,9 @@ class RewrittenConfig(Callback):
         if trainer.is_global_zero:
             write_atomic(self._composed.folder / "config.yaml", self._composed.config_text)
             _write_hydra(self._composed)
+            best = self._composed.folder / "checkpoints" / "best.ckpt"
+            if trainer.checkpoint_callback is None and best.is_file():
+                best.replace(best.with_name("best.former.ckpt"))
 
 
 def _write_hydra(composed: Composed) -> None:

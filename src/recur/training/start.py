@@ -29,7 +29,7 @@ from recur.runs.trust import is_typed
 from recur.training import lr_finder, report, weights
 from recur.training.allocator import keeping_freed_memory
 from recur.training.baselines import Baseline, baseline, left_out
-from recur.training.callbacks import PlannedNoise, Throughput, ValidationLog
+from recur.training.callbacks import OwnValues, PlannedNoise, Throughput, ValidationLog
 from recur.training.checkpointing import Files, SelfContained
 from recur.training.failures import Stop
 from recur.training.fit import Trained, check_lengths, check_place, train
@@ -67,8 +67,15 @@ def run(
     report.quiet()
     reset_peak_memory()
     offline = composed.resumed and not is_typed("data.path", composed.overrides)
-    with _denormals_as_zero(), keeping_freed_memory(), without_network(offline), _precision_for_ranks():
+    with process_settings(), without_network(offline), _precision_for_ranks():
         return _run(composed, stop, pruning, composed.overrides if command is None else command)
+
+
+@contextmanager
+def process_settings() -> Iterator[None]:
+    """What this process computes and keeps memory by while it trains; what it is timed beside needs the same."""
+    with _denormals_as_zero(), keeping_freed_memory():
+        yield
 
 
 @contextmanager
@@ -340,7 +347,7 @@ def _callbacks(composed: Composed, data: Any, stop: Stop) -> list[Any]:
     built.sort(key=lambda part: isinstance(part, WeightAveraging))
     described = {key: v for key, v in data.model_arguments().items() if not isinstance(v, torch.Tensor)}
     content = SelfContained(composed.record(), data.tokenizer.to_json(), described, fingerprint.fingerprint(data))
-    return [*built, content, PlannedNoise(config["seed"]), ValidationLog(composed.folder)]
+    return [*built, content, PlannedNoise(config["seed"]), OwnValues(), ValidationLog(composed.folder)]
 
 
 def _alone(settings: Mapping[str, Any]) -> bool:
