@@ -102,6 +102,7 @@ def test_the_runs_of_a_claim_take_a_step(one, tmp_path):
         assert any(not torch.equal(a, b) for a, b in zip(before, task.parameters(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one", SWEEPS, ids=known)
 def test_the_command_of_a_claim_is_a_grid_of_its_arms(one):
     """What is typed is read back by the sweeper's own parser: as many jobs as arms, places and seeds."""
@@ -405,6 +406,7 @@ def test_the_record_keeps_other_claims_and_the_page_escapes(finished):
     write(content, out / "index.html")
     page = (out / "index.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page
+    assert "or the further seeds&#39; own mean lies on the other side of a bound." in page
     assert page.count("<svg viewBox") == 2 and "holds" in page
     bounds = [f"{100 * (1 - 0.025 ** (1 / runs)):.0f}" for runs in (3, 5, 10)]  # Clopper and Pearson's, all alike
     assert "up to {}, {} or {} % of all runs".format(*bounds) in page

@@ -205,6 +205,8 @@ def test_a_mistake_in_a_claim_is_refused(tmp_path):
         ("carry_state", "of: reset, ", "", "rule[1].of must be given"),
         ("carry_state", 'title: Carry', 'title: "Carry', "is not YAML in line"),
         ("carry_state", "[data.bptt=8, model.carry_state=false]", "data.bptt=8", "sweep.arms.reset must be a list"),
+        ("carry_state", "data.batch_size=20", "data.batch_size=2,4", "sweep.base gives data.batch_size several values"),
+        ("carry_state", "[data.bptt=8, model", '["data.bptt=8,9", model', "sweep.arms.carried gives data.bptt several"),
         ("carry_state", "minutes: 2", "minutes: two", "minutes must be a number, got 'two'"),
         ("clipping", "failures: true", "failures: perhaps", "sweep.failures must be true or false"),
         ("carry_state", "  seeds: [0, 1, 2, 3, 4, 5]", "  seeds: [0, 0]", "sweep.seeds must be a list of differ"),
@@ -219,6 +221,14 @@ def test_a_student_s_slip_is_named_with_what_is_allowed(tmp_path, name, now, wro
         claims.load(tmp_path, name, quick="quick" in message)
     assert f"{name}.yaml" in str(refused.value) and message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("word", ["optimizer.lr=1e-3,5e-3", "++optimizer.lr=choice(1e-3,5e-3)"])
+def test_a_setting_that_is_typed_for_a_claim_has_one_value(word):
+    layers = claims.load(FOLDER, "layers")
+    with pytest.raises(UserError, match=r"gives \+*optimizer\.lr several values, and a claim's runs differ by arm, "):
+        claims.changed(layers, [word])
+    assert claims.changed(layers, ["optimizer.betas=[0.9,0.99]"]).sweep.base[-1] == "optimizer.betas=[0.9,0.99]"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "just words", "sweep:"])

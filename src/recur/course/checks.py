@@ -121,6 +121,24 @@ def _words(path: Path, key: str, words: Any) -> None:
     )
     if not right:
         raise UserError(_key(path, key), words, "must be a list of settings KEY=VALUE")
+    for word in words:
+        one_value(word, _key(path, key))
+
+
+def one_value(word: str, where: str) -> None:
+    """Refuse several values for a setting: a claim's runs differ by arm, axis and seed, and all others are alike.
+
+    Raises:
+        UserError: it has several.
+    """
+    if not set(",(").intersection(word):
+        return
+    from recur.sweeps.space import has_several_values
+
+    if has_several_values(word):
+        key = word.partition("=")[0]
+        rule = f"gives {key} several values, and a claim's runs differ by arm, axis and seed alone"
+        raise UserError(where, word, rule, "give one, or name the setting in `vary` of the claim's file")
 
 
 def _condition(path: Path, key: str, given: Any) -> None:

@@ -159,8 +159,11 @@ def changed(claim: Claim, words: Sequence[str]) -> Claim:
     """The claim with settings that were typed for all its runs: another experiment, unless they are only places.
 
     Raises:
-        UserError: it is a measurement without runs, or its file sets the same run by run, which would win unseen.
+        UserError: it is a measurement without runs, a setting has several values, or the claim's file sets the same run
+            by run, which would win unseen.
     """
+    for word in words:
+        checks.one_value(word, "the command")
     changes = tuple(word for word in words if not is_place(word))
     if not changes:
         return claim

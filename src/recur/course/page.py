@@ -13,7 +13,10 @@ from recur.runs.files import write_atomic
 _MEANING = {
     "holds": "every comparison is on the side that the claim says, with its whole 95 % interval",
     "fails": "no comparison is on that side, and at least one is on the other with its whole interval",
-    "depends": "the comparisons disagree, their intervals leave it open, or all seeds say otherwise than the first",
+    "depends": (
+        "the comparisons disagree, their intervals leave it open, all seeds say otherwise than the first, or the "
+        "further seeds' own mean lies on the other side of a bound"
+    ),
 }
 
 
