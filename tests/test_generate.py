@@ -56,6 +56,7 @@ def test_the_run_says_how_far_it_is_from_the_floor(stories):
     assert any("events.out" in path.name for path in stories.iterdir())
 
 
+@pytest.mark.slow
 def test_same_seed_same_text_and_each_setting_matters(stories):
     first = written(stories, "--prompt", "the king", "--tokens", 30, "--seed", 4)
     assert first.startswith("the king ") and first == written(

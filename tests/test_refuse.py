@@ -142,6 +142,7 @@ def test_strange_texts_are_answered_and_cannot_act(runs, tmp_path):
     assert not view._UNSAFE.search((done.stdout + done.stderr).replace("\n", ""))
 
 
+@pytest.mark.slow
 def test_files_as_people_have_them_are_read(tmp_path):
     """A byte order mark, line ends of another system, words for labels, odd separators, one long word."""
     rows = [("a fine film", "gut \x1b[31m"), ('"dull",\u2028 he said', "schlecht")] * 12 + [

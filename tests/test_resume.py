@@ -260,6 +260,7 @@ def test_a_run_whose_patience_ends_before_min_epochs_is_known_to_be_over_when_it
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"] == 3
 
 
+@pytest.mark.slow
 def test_what_the_validation_of_a_run_out_of_time_found_is_known_when_it_goes_on(tmp_path):
     """A later and worse epoch would replace the best weights."""
     words = [*EASY, *FEW, "+trainer.max_time=00:00:00:00", "+trainer.min_steps=3", "test=false"]
