@@ -242,6 +242,8 @@ CHECKPOINTS = {
     "an interpolation": (planted(lambda c: model_of(c)["net"].update(vectors=RESOLVED)), "interpolation"),
     "a list": (planted(lambda c: model_of(c).update(class_weights=[SYSTEM, 1.0])), "os.system"),
     "positional arguments": (planted(lambda c: model_of(c)["net"].update(_args_=[SYSTEM])), "os.system"),
+    "a tuple": (planted(lambda c: model_of(c)["net"].update(_args_=(SYSTEM,))), "os.system"),
+    "a tuple in a list": (planted(lambda c: model_of(c).update(class_weights=[(SYSTEM,), 1.0])), "os.system"),
     "a tokenizer that is none": (
         planted(lambda c: c["recur"].update(tokenizer=json.dumps({"format": 1, "kind": "bpe", "tokenizer": SYSTEM}))),
         "tokenizer",

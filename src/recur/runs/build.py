@@ -80,7 +80,7 @@ def build(node: Any, path: str = "") -> Any:
     Raises:
         UserError: a name that is none, or arguments that what it names refuses.
     """
-    if isinstance(node, list):
+    if isinstance(node, (list, tuple)):
         return [build(value, f"{path}[{index}]") for index, value in enumerate(node)]
     if not isinstance(node, Mapping):
         return node

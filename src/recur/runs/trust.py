@@ -10,7 +10,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,7 @@ def _foreign(node: Any, path: str, allowed: Sequence[str], typed: Sequence[str],
             )
         for key, value in node.items():
             yield from _foreign(value, f"{path}.{key}" if path else str(key), allowed, typed, resolved)
-    elif isinstance(node, list):
+    elif isinstance(node, (list, tuple)):  # a checkpoint can hold both, and `build` builds what is in `_args_`
         for index, value in enumerate(node):
             yield from _foreign(value, f"{path}[{index}]", allowed, typed, resolved)
     elif isinstance(node, str) and "${" in node and not is_typed(path, typed):
@@ -274,10 +274,9 @@ def check_paths(node: Any, path: str, folder: Path, typed: Sequence[str] = ()) -
 
 def _outside(node: Any, path: str, folder: Path, typed: Sequence[str]) -> Iterator[UserError]:
     """What `check_paths` refuses, one by one."""
-    inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in inner:
-        place = f"{path}[{key}]" if isinstance(node, list) else f"{path}.{key}" if path else str(key)
-        if isinstance(value, (dict, list)):
+    for key, value in _inner(node):
+        place = f"{path}[{key}]" if isinstance(node, (list, tuple)) else f"{path}.{key}" if path else str(key)
+        if isinstance(value, (dict, list, tuple)):
             yield from _outside(value, place, folder, typed)
             continue
         below = key in _WRITTEN_BELOW or (key in ("name", "version") and path.startswith("logger."))
@@ -288,6 +287,11 @@ def _outside(node: Any, path: str, folder: Path, typed: Sequence[str]) -> Iterat
             yield UserError(
                 place, rule=f"is {value!r}, out of {folder}", remedy=f"if you want that, type {place}=... too"
             )
+
+
+def _inner(node: Any) -> Iterable[tuple[Any, Any]]:
+    """Keys or places, and what stands there; nothing of a plain value."""
+    return node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
 
 
 def check_config(
@@ -328,8 +332,7 @@ def _refusals(config: Mapping[str, Any], typed: Sequence[str], folder: Path | No
 
 
 def _true_pickles(node: Any, path: str) -> Iterator[str]:
-    inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in inner:
+    for key, value in _inner(node):
         place = f"{path}.{key}" if path else str(key)
         if key == "allow_pickle" and value:
             yield place
