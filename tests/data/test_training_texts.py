@@ -149,6 +149,14 @@ def test_a_run_learns_from_them_and_resumes_exactly(tmp_path):
     assert opened.evaluate(data=str(tmp_path / "own.csv"))["test"]["texts"] == 2
 
 
+@pytest.mark.slow
+def test_several_processes_add_up_also_where_one_has_seen_no_label(tmp_path):
+    """The other waited for it in the sum of the training loss."""
+    words = [*EASY, "data.limit_train=4", "model.virtual_adversarial=0.05", "data.train_on_unlabelled=true"]
+    words += [f"data.unlabelled={reviews(tmp_path / 'more.jsonl', 300)}", "logger=none", "trainer=ddp_cpu"]
+    train(tmp_path / "run", *words, "trainer.val_check_interval=2", "trainer.max_epochs=2")
+
+
 def test_texts_of_the_test_without_their_labels_are_counted(tmp_path, labelled):
     (tmp_path / "test.csv").write_text("text,label\nsuperb and new,pos\ndull and new,neg\nanother dull one,neg\n")
     more = write(tmp_path / "more.jsonl", ["dull and new", "superb and new", *TEXTS])

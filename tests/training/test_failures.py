@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,6 +90,20 @@ def test_two_ranks_decide_alike(tmp_path):
     assert "Traceback" not in ended.said
     ended = start(tmp_path / "skip", [*words, "callbacks.finite.on_nonfinite=skip"], 2, Moment("nan-loss", 3, rank=1))
     assert ended.codes == [0, 0], ended.said
+    assert re.search(r"skipped step 3: loss nan, .* on rank 1's batch 2 \(the \d+ training tokens from", ended.said)
+    assert re.search(r"skipped step 3: loss \d.* on another rank's batch than rank 0's", ended.said)
+
+
+def test_of_several_batches_of_a_step_the_one_whose_loss_is_not_finite_is_named():
+    """It was the step's last, whichever had gone wrong."""
+    finite = Finite("stop")
+    trainer = SimpleNamespace(accumulate_grad_batches=4, world_size=1, global_rank=0, train_dataloader=None)
+    for number, loss in enumerate([1.0, 2.0, math.nan, 1.0, 1.0, math.inf, math.nan, 2.0, 3.0, 4.0]):
+        finite.on_train_batch_start(trainer, None, None, number)
+        finite.on_before_backward(trainer, None, torch.tensor(loss))
+        if number in (3, 7):
+            assert finite._where(trainer) == f"batch {2 if number == 3 else 5} (unknown size)"
+    assert finite._where(trainer) == "one of the batches 8 to 9"
 
 
 @pytest.mark.slow

@@ -106,6 +106,14 @@ def test_while_the_best_checkpoint_is_scored(tmp_path):
 
 
 @pytest.mark.slow
+def test_while_one_of_several_ranks_scores_the_best_checkpoint(tmp_path):
+    """It had Lightning's handler, which waited for a broadcast from the others, which waited for its metrics."""
+    words = [*SENTIMENT, "trainer=ddp_cpu"]
+    ended = start(tmp_path / "run", words, 2, Moment("scoring", 2, rank=1, signal=signal.SIGTERM))
+    assert ended.codes == [0, 0], ended.said
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_that_reaches_one_rank_only(tmp_path, rank):
     """All ranks stop after the same step; none hangs."""

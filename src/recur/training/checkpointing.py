@@ -372,6 +372,14 @@ class LastCheckpoint(Callback):
         """Install our signal handlers again: Lightning has just replaced them."""
         self._stop.listen()
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Install our signal handlers again: in one of several processes Lightning's would wait for the others."""
+        self._stop.listen()
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same."""
+        self._stop.listen()
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Install our signal handlers again; have the loader call `_between` before each batch."""
         self._stop.listen()

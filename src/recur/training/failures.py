@@ -62,6 +62,7 @@ class Finite(Callback):
         self.stage, self.batch, self.number = "training", None, 0
         self._norms: deque[Tensor] = deque(maxlen=remember)
         self._loss: Tensor | None = None
+        self._losses: list[tuple[Tensor, Any, int]] = []  # of a step's batches, with each one and its number
         self._task: Restorable | None = None
         self._before: list[Tensor] = []
 
@@ -98,7 +99,7 @@ class Finite(Callback):
         """Keep the batch, and a copy of what a skipped step must not change."""
         self._see("training", batch, batch_idx)
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._loss = None
+            self._loss, self._losses = None, []
             if self.skip and self._task is not None:
                 self._before = self._task.snapshot()
 
@@ -121,6 +122,7 @@ class Finite(Callback):
         """Add up the step's loss: what is not finite stays so."""
         loss = loss.detach()
         self._loss = loss if self._loss is None else self._loss + loss
+        self._losses.append((loss, self.batch, self.number))
 
     def on_gradient_norm(self, trainer: pl.Trainer, pl_module: pl.LightningModule, norm: Tensor) -> bool:
         """Look at a step before it is made.
@@ -150,7 +152,7 @@ class Finite(Callback):
         if self.skip and self._task is not None:
             self.skipped += 1
             self._task.restore(self._before)
-            if trainer.is_global_zero:
+            if trainer.is_global_zero or not torch.isfinite(self._loss):
                 notify(f"skipped step {trainer.global_step + 1}: {self._what(norm)} on {self._where(trainer)}")
             return True
         if trainer.global_rank and torch.isfinite(self._loss):
@@ -169,9 +171,16 @@ class Finite(Callback):
         return f"loss {float(self._loss if self._loss is not None else norm):.4g}, gradient norm {float(norm):.4g}"
 
     def _where(self, trainer: pl.Trainer) -> str:
+        """The batch whose loss is not finite; where no loss of this process's is, all that the gradient is of."""
         loader: Any = trainer.train_dataloader
+        wrong = next((one for one in self._losses if not torch.isfinite(one[0])), None)
+        if wrong is None and trainer.world_size > 1:
+            return f"another rank's batch than rank {trainer.global_rank}'s, or in the gradient alone"
+        if wrong is None and len(self._losses) > 1:
+            return f"one of the batches {self._losses[0][2]} to {self._losses[-1][2]}"
+        _, batch, number = wrong or (None, self.batch, self.number)
         rank = f"rank {trainer.global_rank}'s " if trainer.world_size > 1 else ""
-        return f"{rank}batch {self.number} ({place(self.batch, loader, self.number)})"
+        return f"{rank}batch {number} ({place(batch, loader, number)})"
 
 
 def place(batch: Any, loader: Any, number: int) -> str:
@@ -309,8 +318,9 @@ def leave(stop: Stopped, composed: Composed, words: Sequence[str], *, saved: boo
     After SLURM's signal the job is queued again. Ranks that Lightning started leave with 0: anything else would make it
     kill rank 0, which may still be saving.
     """
-    if rank():
-        return 0 if "RANK" not in os.environ and "SLURM_PROCID" not in os.environ else 128 + stop.number
+    if rank():  # SLURM's variables are there in a job of one task, too, whose ranks Lightning starts
+        own = os.environ.get(_LAUNCHER) == str(os.getppid())
+        return 0 if own or ("RANK" not in os.environ and "SLURM_PROCID" not in os.environ) else 128 + stop.number
     folder = composed.folder
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     asked = None
@@ -368,6 +378,8 @@ def explained(trainer: pl.Trainer) -> Iterator[None]:
     except BaseException as error:
         launcher: Any = getattr(trainer.strategy, "launcher", None)
         if trainer.is_global_zero and hasattr(launcher, "kill") and not isinstance(error, NotFiniteError):
+            if isinstance(error, Stopped):  # of all ranks, mostly; Lightning ends this process soon after a killed one
+                _await([process for process in launcher.procs if isinstance(process, subprocess.Popen)])
             launcher.kill(signal.SIGKILL)  # where all ranks leave together they have said what they had to
         meant = None
         if is_lack_of_memory(error):
@@ -380,6 +392,14 @@ def explained(trainer: pl.Trainer) -> Iterator[None]:
         if meant is not None:
             raise meant from error
         raise
+
+
+def _await(processes: Sequence["subprocess.Popen[bytes]"], seconds: float = 5.0) -> None:
+    """Wait so long for processes to end by themselves."""
+    end = time.monotonic() + seconds
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, end - time.monotonic()))
 
 
 def _would_wait(error: BaseException) -> bool:

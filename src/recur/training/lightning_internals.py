@@ -84,7 +84,7 @@ def restore_metrics(trainer: pl.Trainer, metrics: dict[str, Any]) -> None:
 def forget_step_values(trainer: pl.Trainer) -> None:
     """Have the next point of the curves show what its own step logs: what it does not log, an earlier step's stays."""
     for item in trainer._results.values() if trainer._results is not None else ():
-        if item.meta.fx == "training_step" and not item.meta.on_epoch:
+        if item.meta.fx in ("training_step", "configure_gradient_clipping") and not item.meta.on_epoch:
             item.has_reset = True
 
 
