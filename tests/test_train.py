@@ -150,6 +150,15 @@ def test_a_run_with_nothing_left_to_train_scores_its_average_again(tmp_path):
     assert [first[split] for split in ("val", "test")] == [again[split] for split in ("val", "test")]
 
 
+@pytest.mark.slow
+def test_a_run_that_was_cut_short_goes_on_with_no_fewer_epochs_than_are_over(tmp_path):
+    steps = ["trainer.limit_train_batches=4", "trainer.max_steps=10", "trainer.max_epochs=5"]
+    train(tmp_path, *TINY, *steps, "logger=none", "baseline=false")
+    again = run_command("train", f"resume={tmp_path}", "trainer.max_steps=-1", "trainer.max_epochs=1")
+    assert again.returncode == 2
+    assert again.stderr == "recur: trainer.max_epochs must be at least 2, the epochs that are over, got 1: raise it\n"
+
+
 def test_a_run_goes_on_with_no_fewer_epochs_than_are_over(trained_run):
     before = (trained_run / "config.yaml").read_bytes(), (trained_run / "train.log").read_bytes()
     done = run_command("train", f"resume={trained_run}", "trainer.max_epochs=2")

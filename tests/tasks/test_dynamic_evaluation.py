@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from recur.data.streams import StreamLoader
 from recur.errors import UserError
+from recur.tasks import dynamic_evaluation as module
 from recur.tasks.dynamic_evaluation import (
     dynamic_evaluation,
     gradient_statistics,
@@ -124,6 +125,19 @@ def test_a_best_rate_at_the_end_of_the_list_is_sought_beyond_it(trained, rate):
     best = trials[0]["lr"]
     assert best > rate if rate < 1e-5 else best < rate / 2
     assert trials[0]["loss"] == min(one["loss"] for one in trials if math.isfinite(one["perplexity"]))
+
+
+def test_no_rate_is_tried_twice(monkeypatch):
+    for best in (1, 2, 4, 8, 16, 64):
+        tried = []
+
+        def scored(task, windows, statistics, *, lr, decay, epsilon, best=best, tried=tried):
+            tried.append((lr, decay))
+            return {"loss": abs(math.log2(lr / best)), "perplexity": 1.0}
+
+        monkeypatch.setattr(module, "dynamic_evaluation", scored)
+        trials = tune_dynamic_evaluation(None, list, None, rates=(1, 2, 4, 8, 16))
+        assert trials[0]["lr"] == best and len(set(tried)) == len(tried) == len(trials)
 
 
 def test_without_training_text_there_are_no_statistics(trained):

@@ -10,7 +10,7 @@ import torch
 from recur.errors import UserError
 from recur.nn.language_model import LanguageModel
 from recur.runs.build import Part
-from recur.tasks.base import Stepping, Taken, step_plan
+from recur.tasks.base import Stepping, Taken, follow_rate, step_plan
 from recur.tasks.language_modeling import LanguageModelingTask
 from recur.tasks.schedulers import StepPlan, linear, multistep, one_cycle, plateau
 from recur.training.callbacks import early_stopping
@@ -90,6 +90,30 @@ def test_one_cycle_gives_no_momentum_to_an_optimizer_without(make, wanted):
     fresh = make([torch.nn.Parameter(torch.zeros(1))])
     one_cycle(fresh, PLAN, rise=0.5, start_div=25.0, end_div=1e4)
     assert {key: fresh.param_groups[0][key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_asgd_takes_each_step_at_that_step_s_rate(foreach):
+    """torch's takes it at the rate of the step before; where that is the same nothing changes."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(20, 5, generator=generator)
+
+    def walk(make, rates, follow=True):
+        weight = torch.nn.Parameter(torch.ones(5))
+        optimizer = make([weight], lr=rates[0])
+        for rate, gradient in zip(rates, gradients, strict=True):
+            optimizer.param_groups[0]["lr"], weight.grad = rate, gradient.clone()
+            if follow:
+                follow_rate(optimizer)
+            optimizer.step()
+        return weight.detach()
+
+    asgd = partial(torch.optim.ASGD, lambd=0.0, t0=1e6, foreach=foreach)
+    falling = [0.9**step for step in range(20)]
+    torch.testing.assert_close(walk(asgd, falling), walk(torch.optim.SGD, falling))
+    assert not torch.allclose(walk(asgd, falling, follow=False), walk(torch.optim.SGD, falling))
+    shrinking = partial(torch.optim.ASGD, lambd=0.1, foreach=foreach)
+    torch.testing.assert_close(walk(shrinking, [0.5] * 20), walk(shrinking, [0.5] * 20, follow=False))
 
 
 def rates_of_a_cycle(optimizer, scheduler, steps):

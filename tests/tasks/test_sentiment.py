@@ -218,6 +218,13 @@ def test_frozen_vectors_take_no_gradient_and_cost_none(data):
     assert task.flop_a_token() == 2 * whole
 
 
+def test_a_mogrifier_needs_the_gradient_of_its_first_product_for_its_gates(data):
+    task = new_task(data, cell="mogrifier")
+    whole = task.flop_a_token()
+    task.net.embedding.weight.requires_grad_(False)
+    assert task.flop_a_token() == whole
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_scores_of_sure_texts_stay_apart(data, classes):
     """In float32 every logit above 17 has the probability 1, and texts in order were counted as ties."""
@@ -314,6 +321,17 @@ def test_one_more_layer_learns_with_each_epoch_as_in_a_plain_torch_loop(tmp_path
     for own, expected in zip(by_depth(task.net), layers, strict=True):
         for one, other in zip(own, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_that_no_epoch_reaches_are_refused_without_a_schedule_too(tmp_path, data):
+    task = new_task(data)
+    task.unfreeze_epochs = 5
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=3, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"model\.unfreeze_epochs .* ends with epoch 3"):
+        trainer.fit(task, datamodule=data)
 
 
 def test_layers_must_be_known_to_learn_one_after_the_other(data):

@@ -197,6 +197,20 @@ def build_optimizer(make: Callable[..., Optimizer], *groups: Iterable[nn.Paramet
     return optimizer
 
 
+def follow_rate(optimizer: Optimizer) -> None:
+    """Give torch's ASGD the rate of the step that it is about to take, from its groups' learning rates.
+
+    It steps with `eta`, made from the learning rate when the step before was taken: each change of a schedule would
+    come a step late. Where the rate does not change this changes nothing.
+    """
+    if not isinstance(optimizer, torch.optim.ASGD):
+        return
+    for group in optimizer.param_groups:
+        for state in (optimizer.state[parameter] for parameter in group["params"] if parameter in optimizer.state):
+            rate, steps = float(group["lr"]), float(state["step"])
+            state["eta"].fill_(rate / (1 + group["lambd"] * rate * steps) ** group["alpha"])
+
+
 class Stepping(Remembering, pl.LightningModule):
     """What the steps of both tasks have in common.
 
@@ -228,7 +242,10 @@ class Stepping(Remembering, pl.LightningModule):
         embedding, recurrent = (getattr(self.net, name, None) for name in ("embedding", "recurrent"))
         if embedding is None or recurrent is None or embedding.weight.requires_grad:
             return 0
-        return sum(own.numel() for name, own in recurrent.named_parameters() if name.startswith("weight_ih_l0"))
+        weights = dict(recurrent.named_parameters())
+        if any(name.startswith("weight_round") for name in weights):  # a mogrifier's gates of x learn through it
+            return 0
+        return sum(own.numel() for name, own in weights.items() if name.startswith("weight_ih_l0"))
 
     def prepare(self, data: Any) -> None:
         """Take from the training data what cannot be learnt by steps; called once, before the first one."""
@@ -315,6 +332,13 @@ class Stepping(Remembering, pl.LightningModule):
     def on_validation_end(self) -> None:
         """Note that there is a new figure."""
         self._validated = self._validated or not self.trainer.sanity_checking
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Take the step; see `follow_rate`."""
+        follow_rate(optimizer)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Take the schedule's step.

@@ -145,7 +145,8 @@ def tune_dynamic_evaluation(
     for factor in (2.0, 0.5):  # on beyond the end of the list, as long as that helps
         for _ in range(_FURTHER):
             lr = trials[0]["lr"] * factor
-            if min(rates) < lr < max(rates) or not math.isfinite(trials[0]["perplexity"]):
+            tried = min(rates) < lr < max(rates) or lr in [one["lr"] for one in trials]
+            if tried or not math.isfinite(trials[0]["perplexity"]):
                 break
             trials = best_first([*trials, trial(lr, DECAY)])
             if trials[0]["lr"] != lr:

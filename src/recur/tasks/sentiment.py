@@ -369,6 +369,9 @@ class SentimentTask(Stepping):
             loss = self._loss_of(targets)(logits, labels)
             self._count(logits, loss, labels, targets)
             changed = loss * weight + changed
+        else:  # torchmetrics computes anew, which several processes must do together, only after an update
+            self.train_loss.update_with_nothing()
+            self.train_accuracy.update_with_nothing()
         return self.of_group(changed * batch.scale, batch_idx)
 
     def _loss_of(self, targets: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
@@ -469,8 +472,8 @@ class SentimentTask(Stepping):
         for depth, group in enumerate(optimizer.param_groups):
             group["lr"] = group["lr"] * self.layer_rate**depth
         schedule = self._scheduler and self._scheduler(optimizer, self.plan_steps())
-        if self._plan is not None:
-            self._check_unfrozen(optimizer, self._plan)
+        if self.unfreeze_epochs:
+            self._check_unfrozen(optimizer, self._plan or self.plan_steps())
         return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer
 
     def _check_unfrozen(self, optimizer: torch.optim.Optimizer, plan: StepPlan) -> None:

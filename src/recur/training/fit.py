@@ -126,7 +126,7 @@ def check_place(data: Any, trainer: pl.Trainer, checkpoint: Path) -> None:
     content = load_checkpoint(checkpoint)
     reached = content.get("reached")
     place = reached.get("place") if isinstance(reached, dict) else None
-    over, most = content["epoch"] - (place == "cut"), trainer.max_epochs  # one that was cut short counts as over there
+    over, most = content["epoch"], trainer.max_epochs
     if most is not None and 0 <= most < over:
         raise UserError("trainer.max_epochs", most, f"must be at least {over}, the epochs that are over", "raise it")
     if place == "end":  # of an epoch: the next begins with its own plan

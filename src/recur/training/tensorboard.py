@@ -179,7 +179,7 @@ class GradientByLag(pl.Callback):
         self.check_fit(trainer, pl_module)
 
     def check_fit(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Refuse a network without a recurrent stack, or with one that reads both ways.
+        """Refuse a network without a recurrent stack, or with one that reads both ways or carries no output.
 
         Raises:
             UserError: it is such a one.
@@ -189,6 +189,9 @@ class GradientByLag(pl.Callback):
         net = pl_module.net
         if not (isinstance(getattr(net, "recurrent", None), Recurrent) and hasattr(net, "embedding")):
             rule = f"needs a net with embedding and recurrent, and {type(net).__name__} lacks one"
+            raise UserError("callbacks.gradients.longest", self.longest, rule, "set it to null")
+        if not net.recurrent.output_first:
+            rule = f"needs a cell that carries its output, and {net.recurrent.cell} does not"
             raise UserError("callbacks.gradients.longest", self.longest, rule, "set it to null")
         if net.recurrent.bidirectional:
             raise UserError(
