@@ -60,8 +60,22 @@ def test_another_folder_of_configs_makes_a_run(own_configs: Path, monkeypatch: p
 
 
 def test_a_folder_of_configs_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--config-path must name a folder of configs"):
-        command_line(["--config-path", str(tmp_path / "absent")])
+    for flag in ("--config-path", "--config-dir"):  # of the second Hydra said a warning, and trained without it
+        with pytest.raises(UserError, match=f"{flag} must name a folder of configs"):
+            command_line([flag, str(tmp_path / "absent")])
+
+
+def test_a_key_of_ones_own_may_be_used_in_the_name_of_the_run_s_folder(tmp_path: Path) -> None:
+    words = ["+group=a", "+other=b", f"hydra.run.dir={tmp_path}/${{group}}/x"]
+    composed = compose_run(command_line(words))
+    assert composed.folder == tmp_path / "a" / "x" and "group" in composed.used and "other" not in composed.used
+
+
+def test_a_run_whose_folder_is_a_number_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep's jobs are called so, and Hydra read a number."""
+    monkeypatch.chdir(tmp_path)
+    for typed in ("resume=3", "resume='3'", "+resume=3"):
+        assert command_line([typed]).words == ("resume='3'",)
 
 
 @pytest.mark.parametrize("flag", ["--config-path", "--config-dir"])

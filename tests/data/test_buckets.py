@@ -240,6 +240,9 @@ def test_another_plan_cannot_be_gone_on_with_in_mid_epoch():
     for other, name in (({"batch_size": 5}, "batch_size"), ({"seed": 1}, "seed"), ({"rows": 51}, "rows")):
         with pytest.raises(ValueError, match=f"in the middle of epoch 0: {name} was .* resume with the same data"):
             loader(**other).load_state_dict(stopped.state_dict())
+    state = stopped.state_dict()
+    with pytest.raises(ValueError, match="in the middle of epoch 0: later was 1 and is None"):
+        loader().load_state_dict({**state, "plan": {**state["plan"], "later": 1}})
     whole = loader()
     list(whole)
     loader(batch_size=5).load_state_dict(whole.state_dict())  # between epochs nothing is lost

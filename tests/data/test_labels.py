@@ -89,6 +89,15 @@ def test_a_mapping_in_another_order_has_its_own_numbers(tmp_path, opened):
         assert read(data) == {"0": "bad", "4": "good"}
 
 
+def test_truth_values_have_their_classes_from_a_mapping_that_was_json(tmp_path, opened):
+    """An export's config is JSON, which has no key but texts: `True` was no label there."""
+    path = csv(tmp_path / "a.csv", ("True", "False"))
+    for names in ({True: "yes", False: "no"}, {"true": "yes", "false": "no"}):
+        data = opened(train=path, class_names=names)
+        assert data.class_names == ["yes", "no"]
+        assert read(data) == {"True": "yes", "False": "no"}
+
+
 def table(names, times=6):
     """A data set whose texts say the name of their class; the labels are places in `names`."""
     features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(names))}

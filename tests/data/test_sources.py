@@ -497,6 +497,9 @@ def test_a_file_named_for_validation_or_the_test_is_not_trained_on(tmp_path, cac
     assert texts(train=["v.txt"], val="books/8.txt") == {"train": ["8"], "val": ["8"]}
     assert "data.val names the files of the training split: its figures are of texts" in caplog.text
     assert texts(need_train=False, train="v.txt", test="v.txt")["train"] == ["8"]  # nothing is trained on
+    apart = texts(train="books/1.txt", test="books/9.txt", val="v.txt", unlabelled="books/*.txt")
+    assert apart["unlabelled"] == ["1", "2"]
+    assert "data.test names files of the unlabelled split, which are left out: books/9.txt" in caplog.text
 
 
 def test_several_files_make_one_split(tmp_path):

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from recur import cli
 from recur.config.settings import check_changes
 from recur.config.translate import composition_error
-from recur.config.words import as_value, quoted, said_again
+from recur.config.words import as_text, as_value, quoted, said_again
 from recur.data.cards import check_aliases
 from recur.data.sources import absolute_paths
 from recur.errors import UserError
@@ -185,6 +185,8 @@ def _line(words: Sequence[str], given: argparse.Namespace) -> CommandLine:
             raise UserError("--config-path", given.config_path, "must name a folder of configs")
         words = _with_path(words, str(path))
     # Hydra reads `a=1 -m` and `-m a=1 b=2`, but not `a=1 -m b=2`.
+    if given.config_dir is not None and not os.path.isdir(os.path.expanduser(given.config_dir)):
+        raise UserError("--config-dir", given.config_dir, "must name a folder of configs")
     words = sorted(map(_with_quotes, words), key=lambda word: word not in ("-m", "--multirun"))
     overrides = tuple(map(_with_quotes, given.overrides))
     line = CommandLine(tuple(words), overrides, given.config_name, given.config_dir, hydra, path)
@@ -222,7 +224,7 @@ def _with_quotes(word: str) -> str:
     """A word as Hydra's grammar reads it: `resume=FOLDER` without `+` before it, and a file that it would refuse."""
     if word.lstrip("+").startswith("resume="):
         folder = _text(word)
-        return word if folder in ("", "null") else f"resume={quoted(folder)}"
+        return word if folder in ("", "null") else f"resume={as_text(folder)}"
     key, _, value = word.partition("=")
     if not (value and _KEY.fullmatch(key) and os.path.exists(os.path.expanduser(value))):
         return word
@@ -494,7 +496,9 @@ def _composed(line: CommandLine, folder: Path, name: str, overrides: Sequence[st
         cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
         _keep_absolute_paths(cfg)
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        used = interpolated(OmegaConf.to_container(cfg, resolve=False))
+        used = used_keys(whole)
+        if resumed:  # a key of which its folder was named is used no more, now that the folder is given
+            used |= {str(key) for key in config} - {_key(word).partition(".")[0] for word in line.overrides}
     return Composed(config, cfg, whole.hydra, out, tuple(line.overrides), resumed, used)
 
 
@@ -523,6 +527,13 @@ def _check_own_configs(line: CommandLine) -> None:
             for path in sorted(Path(place).glob(pattern)):
                 if path.is_file():
                     check_aliases(path, path.read_text(encoding="utf-8", errors="replace"))
+
+
+def used_keys(whole: DictConfig) -> frozenset[str]:
+    """The top-level keys to which interpolations in a config refer, or those in the names of its folders and jobs."""
+    raw: Any = OmegaConf.to_container(whole, resolve=False)
+    own = raw.pop("hydra", None) or {}
+    return interpolated([raw, *(own.get(part) for part in ("run", "sweep", "job"))])
 
 
 def interpolated(raw: Any) -> frozenset[str]:

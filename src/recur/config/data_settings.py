@@ -43,7 +43,7 @@ def changed(
 
     Args:
         config: the run's `data` settings, plain containers of unknown origin.
-        settings: changes such as `batch_size=256`, with or without `data.` before them.
+        settings: changes such as `eval_batch_size=64`, with or without `data.` before them.
         folder: of the run, out of which its own settings may not lead.
         path: other data to read in place of the run's own.
 

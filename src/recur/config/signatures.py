@@ -21,6 +21,7 @@ from recur.errors import UserError
 
 _STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 _NAMES = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", type(None): "null"}
+_PLURAL = {int: "whole numbers", float: "numbers", str: "words"}
 _LARGEST = 2**63  # beyond it no library can take a whole number
 
 
@@ -121,11 +122,11 @@ def in_words(annotation: Any) -> str:
     if origin is typing.Literal:
         return " or ".join("null" if value is None else str(value) for value in arguments)
     if origin is not None and issubclass_safely(origin, Mapping):
-        return "a mapping"
+        return f"a mapping to {_PLURAL[arguments[1]]}" if arguments and arguments[1] in _PLURAL else "a mapping"
     if origin is tuple and arguments and Ellipsis not in arguments:
         return f"a list of {len(arguments)} values"
     if origin in (list, tuple, set) or issubclass_safely(origin, typing.Sequence):
-        return "a list"
+        return f"a list of {_PLURAL[arguments[0]]}" if arguments and arguments[0] in _PLURAL else "a list"
     return _NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 

@@ -27,8 +27,8 @@ def wanted_names(names: Sequence[str] | Mapping[Any, str] | None) -> Names:
     if isinstance(names, Mapping):
         named = {label_key(value): str(name) for value, name in names.items()}
         for value, name in names.items():
-            if isinstance(value, bool):  # as Hydra and YAML read true, which a csv has as a text
-                named |= {str(value).lower(): str(name), str(value).upper(): str(name)}
+            if (word := str(value).lower()) in ("true", "false"):  # as YAML, JSON and csv have it
+                named |= {spelled: str(name) for spelled in (word, word.title(), word.upper()) if spelled not in named}
         return named
     return None if names is None else [str(name) for name in names]
 

@@ -60,7 +60,8 @@ class LanguageData(Remembering, pl.LightningDataModule):
         eval_batch_size: streams of validation and test, over all devices, each of which has one at least. One stream
             never cuts the text, many are faster. With `window`, windows a batch and device.
         bptt: steps of a training window, through which gradients flow.
-        random_bptt: draw each training window's length about `bptt` and scale its learning rate, as AWD-LSTM does.
+        random_bptt: draw each training window's length about `bptt` and scale its learning rate, as AWD-LSTM does;
+            nothing with `window`.
         eval_bptt: steps of an evaluation window; only speed and memory depend on it.
         window: predict single tokens from this many before them, each from an empty state, instead of streams.
         reverse: read every split from its last token to its first, for a model that predicts the token before, such as
@@ -114,7 +115,7 @@ class LanguageData(Remembering, pl.LightningDataModule):
         fractions(val_fraction, test_fraction)
         columns(text_column=text_column)
         made = "synthetic" if synthetic is not None else "text" if text is not None else None
-        one_source(made, path=path, train=train, val=val, test=test)
+        one_source(made, path=path, train=train, val=val, test=test, text=text if synthetic is not None else None)
         settings = check_settings(tokenizer, "whitespace", eos=True)
         if path is None and train is None and text is None and synthetic is None:
             raise UserError(

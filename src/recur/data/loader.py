@@ -94,11 +94,12 @@ class ResumableLoader(ABC, Generic[Given]):
             raise UserError("resume", rule="has a checkpoint that does not say which batches were trained on")
         under_way = 0 < state["given"] < state["steps"] + validating
         if under_way and state["plan"] != self._plan:
-            name = next(name for name in self._plan if state["plan"].get(name) != self._plan[name])
+            names = {**self._plan, **state["plan"]}  # one that came from elsewhere can have others
+            name = next(name for name in names if state["plan"].get(name) != self._plan.get(name))
             raise UserError(
                 "resume",
                 rule=f"cannot go on in the middle of epoch {state['epoch']}: {name} was {state['plan'].get(name)} and "
-                f"is {self._plan[name]}",
+                f"is {self._plan.get(name)}",
                 remedy="resume with the same data, batch settings, seed and number of devices",
             )
 

@@ -65,7 +65,8 @@ class SentimentData(Remembering, pl.LightningDataModule):
         val: split name, file(s) or table for validation; None finds one by its usual names or carves one off, False
             carves one off even where there is such a split.
         test: split name, file(s) or table for the test; None finds a split `test` or does without, as it does where
-            the labels of that split are kept secret; False does without.
+            the labels of that split are kept secret; False carves
+            `test_fraction` off, or does without.
         unlabelled: split name or file(s) of texts without labels, for `vectors=train` or `train_on_unlabelled`.
         pseudo_labelled: file(s) of texts with a model's probability of each class, as `python -m recur.predict --out`
             writes them, or a table of this form: trained on beside the labelled ones, with these probabilities as

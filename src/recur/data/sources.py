@@ -237,6 +237,9 @@ def choose_splits(
     for split in ("val", "test"):  # files that were found count as well where a pattern of training files has them
         if need_train and split in splits and (split in by_name or "train" in by_name):
             splits["train"] = without(splits["train"], files_of(splits[split]), f"data.{split}")
+        if "unlabelled" in splits and split in splits and (split in by_name or "unlabelled" in by_name):
+            apart = files_of(splits[split])
+            splits["unlabelled"] = without(splits["unlabelled"], apart, f"data.{split}", "left out", "unlabelled")
     _keep_apart(splits, names)
     return splits if delimiter is None else {split: _delimited(source, delimiter) for split, source in splits.items()}
 
@@ -280,8 +283,10 @@ def files_of(source: Source) -> list[str]:
     return list(source.files) if isinstance(source, Split) else []
 
 
-def without(train: Source, files: Sequence[str], key: str, how: str = "not trained on") -> Source:
-    """The training split less files that are given for something else.
+def without(
+    train: Source, files: Sequence[str], key: str, how: str = "not trained on", name: str = "training"
+) -> Source:
+    """The training split, or another, less files that are given for something else.
 
     Args:
         train: the split.
@@ -289,6 +294,7 @@ def without(train: Source, files: Sequence[str], key: str, how: str = "not train
         key: the setting that gives them. Where nothing would remain beside those of a split that is measured, the
             training split stays as it is.
         how: what becomes of them, for the message.
+        name: of the split, for the message.
 
     Raises:
         UserError: nothing would remain beside texts that a model labelled.
@@ -301,11 +307,11 @@ def without(train: Source, files: Sequence[str], key: str, how: str = "not train
     if left is None and key == "data.pseudo_labelled":
         raise UserError(key, rule="names all files of the training split", remedy="name labelled texts in data.train")
     if left is None:
-        log.warning("%s names the files of the training split: its figures are of texts that were trained on", key)
+        log.warning("%s names the files of the %s split: its figures are of texts that were trained on", key, name)
         return train
     out = [file for file in own if os.path.realpath(file) in others]
     more = f" and {len(out) - 1} more" if len(out) > 1 else ""
-    log.warning("%s names files of the training split, which are %s: %s%s", key, how, out[0], more)
+    log.warning("%s names files of the %s split, which are %s: %s%s", key, name, how, out[0], more)
     return left
 
 
