@@ -423,6 +423,15 @@ def test_a_column_has_one_name_in_all_records() -> None:
     assert [row["input_label"] for row in csv.DictReader(out.getvalue().splitlines())] == ["a", "c"]
 
 
+def test_a_column_without_a_name_keeps_its_values() -> None:
+    """pandas writes its index so; from the second row on it was called `input_`, and csv left it out."""
+    out = io.StringIO()
+    writer = Delimited(out, ",")
+    for number in range(3):
+        writer.write({"": number, "text": "a"}, {"label": "positive"})
+    assert [row[""] for row in csv.DictReader(out.getvalue().splitlines())] == ["0", "1", "2"]
+
+
 def test_a_refusal_leaves_the_file_for_answers_as_it_was(run_command, trained_run, tmp_path) -> None:
     source, out = tmp_path / "in.csv", tmp_path / "out.csv"
     source.write_text(f'id,text\na1,"{GOOD}"\na2,""\n')

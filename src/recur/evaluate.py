@@ -33,7 +33,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", help="run folder or checkpoint")
     parser.add_argument(
-        "settings", nargs="*", metavar="KEY=VALUE", help="data settings to change: batch_size=256, text_column=review"
+        "settings",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="data settings to change: eval_batch_size=64, keep=both",
     )
     cli.add_others(parser)
     parser.add_argument("--data", metavar="PATH", help="file or folder to read instead of the run's own data")

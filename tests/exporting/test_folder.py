@@ -195,6 +195,27 @@ def test_a_folder_is_replaced_only_when_asked(exports: dict[str, Path], trained_
     assert (where / "model.onnx").stat().st_mtime_ns == before
 
 
+def test_an_export_that_is_replaced_is_there_until_the_new_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was deleted first: what stopped the command then took the former export and the new one."""
+    where, names = tmp_path / "out", {"config.json": b'{"library_name": "recur"}', "use.py": b"1"}
+    folder._write(where, names, force=False)
+    folder._write(where, {**names, "use.py": b"2"}, force=True)
+    assert (where / "use.py").read_bytes() == b"2" and list(tmp_path.iterdir()) == [where]
+    replace = Path.replace
+
+    def stopped(self: Path, target: Path) -> Path:
+        if self.suffix == ".part":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        folder._write(where, {**names, "use.py": b"3"}, force=True)
+    assert (where / "use.py").read_bytes() == b"2" and list(tmp_path.iterdir()) == [where]
+
+
 def test_an_export_may_be_read_by_others_as_far_as_the_umask_lets_them(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:

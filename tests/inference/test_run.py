@@ -130,6 +130,9 @@ def test_the_curves_are_what_the_history_says(trained_run: Path) -> None:
     theirs = run.plot("accuracy", reference={"accuracy": {"a log": [(1, 0.5), (4, 0.75)]}}).axes[0]
     (log,) = [line for line in theirs.lines if line.get_label() == "a log"]
     assert [list(values) for values in log.get_data()] == [[1, 4], [0.5, 0.75]]
+    panels = run.plot("loss", reference={"f1": {"a log": [(1, 0.5)]}}).axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["loss (nats)", "f1"], "drawn nowhere, without a word"
+    assert "a log" in [line.get_label() for line in panels[1].lines]
     with pytest.raises(UserError, match=r"plot must be a metric .*got 'recall'"):
         run.plot(reference={"recall": {"a log": [(1, 0.5)]}})
 

@@ -1,4 +1,4 @@
-"""An exported model against our own answers on the same batch, and its speed beside ours."""
+"""An exported model against our own answers on the same texts, and its speed beside ours."""
 
 import copy
 import statistics
@@ -63,7 +63,7 @@ class Agreement:
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         return (
             f"{self.tokens_per_second:,.0f} tokens/s, recur {self.own_tokens_per_second:,.0f} "
-            f"(a CPU, {threads}, in turn on the same batch)"
+            f"(a CPU, {threads}, in turn on the same texts)"
         )
 
     def record(self) -> dict[str, Any]:

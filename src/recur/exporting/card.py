@@ -172,7 +172,7 @@ def _agreement(measured: Agreement | None, small: Agreement | None) -> str:
     lines = [
         "## Agreement and speed",
         "",
-        f"On {measured.texts} texts of {measured.shortest} to {measured.longest} tokens in one batch the exported "
+        f"On {measured.texts} texts of {measured.shortest} to {measured.longest} tokens the exported "
         f"model's answers differ from the run's own by at most {measured.difference:.1e}.",
         f"Speed: {measured.speed}.",
     ]

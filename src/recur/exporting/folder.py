@@ -262,7 +262,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _write(folder: Path, content: dict[str, bytes], force: bool) -> None:
-    """Write beside the place and rename: a reader sees the former folder or this one, whole."""
+    """Write beside the place and rename: a reader sees the former folder or this one, whole, or for an instant none."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     try:
@@ -272,8 +272,16 @@ def _write(folder: Path, content: dict[str, bytes], force: bool) -> None:
                 (draft / name).write_bytes(data)
         _check_free(folder, force)  # once more: comparing took a while
         if folder.exists():
-            shutil.rmtree(folder)
-        draft.replace(folder)
+            former = draft.with_suffix(".former")
+            folder.replace(former)
+            try:
+                draft.replace(folder)
+            except BaseException:
+                former.replace(folder)
+                raise
+            shutil.rmtree(former)
+        else:
+            draft.replace(folder)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise

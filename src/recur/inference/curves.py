@@ -79,7 +79,7 @@ def draw(
         names: metrics without their split, such as `loss`; none for the loss and the monitored one.
         monitor: the run's own metric, such as `val/accuracy`.
         mode: `max` or `min`, whether more or less of that is better.
-        reference: curves from elsewhere to draw beside the run's own.
+        reference: curves from elsewhere to draw beside the run's own, by metric, which gets a panel where it has none.
 
     Raises:
         UserError: there are no validations, or none has such a metric.
@@ -93,7 +93,8 @@ def draw(
             rule = f"must be a metric that the run's validations have: {', '.join(known)}"
             raise UserError("plot", name, rule, nearest(name, known).removeprefix(": "))
     own = monitor.partition("/")[2]
-    shown = list(dict.fromkeys(names or [name for name in ("loss", own) if name in known] or list(known)[:1]))
+    chosen = names or [name for name in ("loss", own) if name in known] or list(known)[:1]
+    shown = list(dict.fromkeys([*chosen, *reference]))
     figure = Curves(figsize=(PANEL[0] * len(shown), PANEL[1]), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         for split in ("train", "val"):

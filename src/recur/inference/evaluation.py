@@ -210,7 +210,8 @@ def evaluate_split(run: "runs.Run", data: Any, split: str) -> dict[str, Any]:
     """Metrics of one split.
 
     Args:
-        run: an open run; its device is where it is computed, in the precision in which the run measured itself.
+        run: an open run; its device is where it is computed, in the precision of
+            `recur.runs.precision.of_evaluation`.
         data: its data module, set up.
         split: train, val or test.
 

@@ -276,7 +276,7 @@ class _Names:
     def renamed(self, columns: Mapping[str, Any], answer: Collection[str]) -> dict[str, Any]:
         """The columns under names that neither a part of the answer nor another column has."""
         for column in columns:
-            if (name := self._names.get(column, "")) and name not in answer:
+            if column in self._names and self._names[column] not in answer:
                 continue
             name = column
             while name in answer or name in self._names.values() or (name != column and name in columns):

@@ -51,7 +51,9 @@ def emulated(precision: str, accelerator: str) -> bool:
 
 
 def of_evaluation(config: Mapping[str, Any], device: torch.device) -> tuple[str, bool]:
-    """What a run is evaluated in: what it was measured in when it was trained, where this machine has that.
+    """What a run is evaluated in: bfloat16's mixed precision where it was trained in that, else 32 bits.
+
+    A run of 16 or 64 bits was measured in those when it was trained; its figures can differ in the last digits.
 
     Args:
         config: of the run.
