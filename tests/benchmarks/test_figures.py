@@ -64,6 +64,20 @@ def test_a_claim_without_further_seeds_is_not_said_to_be_measured_on_some():
     assert f"in 5 minutes of computing on {two['quiz']['device']}; the command beside each measured `distance`." in page
 
 
+def test_training_figures_stand_beside_the_validation_of_their_own_epoch():
+    """Earlier versions wrote those of the epoch before, which were published as the epoch's own."""
+    own = [{"epoch": n, "training": "epoch so far", "metrics": {"val/loss": n, "train/epoch_loss": n}} for n in (1, 2)]
+    late = [{"epoch": n, "metrics": {"val/loss": n, **({"train/epoch_loss": n - 1} if n > 1 else {})}} for n in (1, 2)]
+    assert figures._history(own) == [{"epoch": n, "train/epoch_loss": n, "val/loss": n} for n in (1, 2)]
+    assert figures._history(late) == [{"epoch": 1, "train/epoch_loss": 1, "val/loss": 1}, {"epoch": 2, "val/loss": 2}]
+
+
+def test_the_page_says_which_sections_ran_how_often():
+    sections = {"a": {"repeats": 3}, "b": {"repeats": 5}, "c": {"repeats": 3}, "d": {}}
+    assert publish._repeats(sections) == "; with `--repeats 3`: a, c"
+    assert publish._repeats({"b": {"repeats": 5}}) == ""
+
+
 def test_a_section_of_speed_that_measured_nothing_is_passed_over():
     bench = json.loads((RESULTS / "bench.json").read_text(encoding="utf-8"))
     titles = {name: next(iter(bench["sections"][name]["tables"])) for name in ("engine", "language")}

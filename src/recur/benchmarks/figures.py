@@ -33,7 +33,8 @@ _OWN = ("hydra", "seed", "resume", "tags", "overwrite", "accept_data_change", "f
 _PLACES = ("data.path", "data.train", "data.val", "data.test", "data.cache_dir", "init_from")
 _MACHINE = ("data.seed", "trainer.precision", "trainer.accelerator", "trainer.devices", "trainer.default_root_dir")
 _GROUPS = ("data", "model", "optimizer", "scheduler", "callbacks")  # of settings that make a run's figures
-_SHOWN = ("epoch", "train/epoch_loss", "train/epoch_accuracy", "val/loss", "val/accuracy", "val/perplexity")
+_TRAINING = ("train/epoch_loss", "train/epoch_accuracy")
+_SHOWN = ("epoch", *_TRAINING, "val/loss", "val/accuracy", "val/perplexity")
 _WIDTH, _INDENT = 118, " " * 10
 
 
@@ -145,12 +146,25 @@ def record_of(folders: Sequence[Path]) -> dict[str, Any]:
         "epochs_of": of_experiment(name)["trainer.max_epochs"],
         "evaluation": _evaluation(folder),
         "runs": {str(seed): _short(by_seed[seed][0]) for seed in sorted(by_seed)},
-        "history": [
-            {key: entry[key] for key in _SHOWN if key in entry}
-            for one in read_validations(folder)
-            for entry in ({"epoch": one["epoch"], **one["metrics"]},)
-        ],
+        "history": _history(read_validations(folder)),
     }
+
+
+def _history(validations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The figures of each validation, with the training figures of the same epoch.
+
+    Earlier versions wrote those of the epoch before: they go to the validation at that one's end.
+    """
+    entries = [{"epoch": one["epoch"], **one["metrics"]} for one in validations]
+    for number, one in enumerate(validations):
+        if "training" in one:
+            continue
+        before = math.ceil(one["epoch"]) - 1
+        late = {key: entries[number].pop(key) for key in _TRAINING if key in entries[number]}
+        for entry in entries[:number]:
+            if entry["epoch"] == before:
+                entry.update(late)
+    return [{key: entry[key] for key in _SHOWN if key in entry} for entry in entries]
 
 
 def _begun_from(config: Mapping[str, Any]) -> list[str]:

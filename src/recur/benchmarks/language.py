@@ -18,6 +18,7 @@ from recur.data.language import LanguageData
 from recur.runs.precision import EXACT
 from recur.runs.run import Run
 from recur.tasks.language_modeling import TokenStatistics
+from recur.training.start import process_settings
 
 STREAMS, BPTT, WIDTH, DROPOUT, RATE, CLIP = 20, 35, 200, 0.2, 20.0, 0.25  # of experiment=wikitext2_small
 
@@ -51,7 +52,8 @@ def language(settings: Settings, report: Report) -> None:
         ]
         command = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # noqa: S603
         turns = Turns(turn, "plain", "command", lambda: command.poll() is not None)
-        model, tokens, seconds = plain_loop(ids, data.vocab_size, steps, settings.device, turns)
+        with process_settings():  # as the command has them: denormals and freed memory cost the loop as much
+            model, tokens, seconds = plain_loop(ids, data.vocab_size, steps, settings.device, turns)
         _, errors = command.communicate()
         if command.returncode:
             raise ValueError(f"recur.train failed: {errors.strip().splitlines()[-1:]}")

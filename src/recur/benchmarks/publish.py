@@ -14,6 +14,7 @@ from typing import Any
 
 from recur import cli
 from recur.benchmarks import figures
+from recur.benchmarks.harness import REPEATS
 from recur.course import record as course
 from recur.course.claim import load as load_claim
 from recur.course.claim import names as claim_names
@@ -128,8 +129,8 @@ def results_page(
     if bench is not None:
         parts += [
             "## Speed",
-            f"`python -m recur.bench --imdb FOLDER --wikitext FOLDER` measured this on {_days(bench['sections'])}. "
-            "The code may have changed since.",
+            f"`python -m recur.bench --imdb FOLDER --wikitext FOLDER` measured this on {_days(bench['sections'])}"
+            f"{_repeats(bench['sections'])}. The code may have changed since.",
             speed_tables(bench),
         ]
     return "\n\n".join(parts) + "\n"
@@ -244,6 +245,15 @@ def _days(sections: Mapping[str, Any]) -> str:
         at = f" at {section['commit']}" if section.get("commit") else ""
         by_day.setdefault(f"{section['when'][:10]}{at}", []).append(name)
     return " and ".join(f"{day} ({', '.join(names)})" for day, names in sorted(by_day.items()))
+
+
+def _repeats(sections: Mapping[str, Any]) -> str:
+    """How often what was compared ran in the sections that did not run it as often as the command does by itself."""
+    fewer: dict[int, list[str]] = {}
+    for name, section in sections.items():
+        if (count := section.get("repeats", REPEATS)) != REPEATS:
+            fewer.setdefault(count, []).append(name)
+    return "".join(f"; with `--repeats {count}`: {', '.join(names)}" for count, names in sorted(fewer.items()))
 
 
 def _machine(facts: Mapping[str, Any]) -> str:

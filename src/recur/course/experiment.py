@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from recur.cli import ECHO, handling
-from recur.course.claim import Claim, Sweep
+from recur.course.claim import Claim, Sweep, is_place
 from recur.course.verdict import Observation
 from recur.errors import UserError
 from recur.runs import journal
@@ -156,9 +156,11 @@ def _run_sweep(claim: Claim, folder: Path, extra: Sequence[str]) -> None:
 
     assert claim.sweep is not None
     if (folder / journal.NAME).is_file():
-        _check_data(claim, folder, extra)
-        if not _missing(claim.sweep, folder):
+        missing = _missing(claim.sweep, folder)
+        _check_data(claim, folder, extra, missing=missing)
+        if not missing:
             return
+        extra = _as_begun(folder, extra)
         again = [f"resume={quoted(str(folder))}"]
     else:
         again = []
@@ -214,8 +216,18 @@ def _exit_code(words: Sequence[str], log: TextIO) -> int:
     return code
 
 
-def _check_data(claim: Claim, folder: Path, extra: Sequence[str]) -> None:
+def _as_begun(folder: Path, extra: Sequence[str]) -> list[str]:
+    """What was typed, with the places of data as the sweep has them: spelled otherwise it would be another sweep."""
+    space = journal.read(folder)[0].get("space")
+    fixed = space.get("fixed") if isinstance(space, dict) else None
+    begun = [str(word) for word in fixed.values() if is_place(str(word))] if isinstance(fixed, dict) else []
+    return [*(word for word in extra if not is_place(word)), *begun]
+
+
+def _check_data(claim: Claim, folder: Path, extra: Sequence[str], *, missing: bool) -> None:
     """Refuse to give out runs on other data than what is typed for the claim. Where the cache lies is no matter.
+
+    Data that was moved will do where no run is missing.
 
     Raises:
         UserError: names both.
@@ -229,7 +241,7 @@ def _check_data(claim: Claim, folder: Path, extra: Sequence[str]) -> None:
         except (OSError, ValueError, KeyError, TypeError):  # it was refused before it began
             continue
         same = os.path.realpath(str(before)) == os.path.realpath(os.path.expanduser(typed))
-        if not same and os.path.exists(str(before)):  # else it may have been moved
+        if not same and (missing or os.path.exists(str(before))):
             rule = f"is other data than {claim.name} ran on, which was {before}"
             raise UserError(f"data.path={typed}", rule=rule, remedy="choose another folder with --out")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from recur.course.claim import Claim
 from recur.course.experiment import shown_command
-from recur.course.verdict import DEPENDS, FAILS, HOLDS, Confirmed, Observation, confirm, judge
+from recur.course.verdict import DEPENDS, FAILS, HOLDS, Confirmed, Observation, confirm, judge, overall
 from recur.errors import UserError
 from recur.runs.files import write_atomic
 from recur.runs.metrics import provenance
@@ -191,10 +191,21 @@ def table(record: dict[str, Any]) -> str:
     for one in _ordered(record):
         figures = "; ".join(f"{e['text']}: {effect_text(e)}" for e in one["effects"])
         mark = " (quick)" if one["quick"] else ""
-        lines.append(
-            f"| {one['title']} | `{one['command']}` | {one['verdict']}{mark} | {figures} | {len(one['seeds'])} |"
-        )
+        verdict = f"{one['verdict']}{mark}{_why(one)}"
+        lines.append(f"| {one['title']} | `{one['command']}` | {verdict} | {figures} | {len(one['seeds'])} |")
     return "\n".join(lines)
+
+
+def _why(one: Mapping[str, Any]) -> str:
+    """Why a verdict is another than that of all seeds together; nothing where it is that."""
+    further = one["further"]
+    pooled = overall([effect["verdict"] for effect in one["effects"]])
+    if not further or pooled == one["verdict"]:
+        return ""
+    if further["first"] != pooled:
+        return f" (the first {len(one['seeds']) - len(further['seeds'])} seeds alone: {further['first']})"
+    means = ", ".join(map(number_text, further["means"]))
+    return f" (the further {len(further['seeds'])} seeds alone: {means})"
 
 
 def arm_tables(record: dict[str, Any]) -> str:

@@ -144,10 +144,14 @@ def judge(rule: Sequence[Condition], observations: Iterable[Observation]) -> tup
     """The verdict of a rule and the effects it rests on."""
     known = list(observations)
     effects = [effect(condition, known) for condition in rule]
-    verdicts = [one.verdict for one in effects]
+    return overall([one.verdict for one in effects]), effects
+
+
+def overall(verdicts: Sequence[str]) -> str:
+    """The verdict of a rule by those of its conditions."""
     if all(verdict == HOLDS for verdict in verdicts):
-        return HOLDS, effects
-    return (FAILS if HOLDS not in verdicts and FAILS in verdicts else DEPENDS), effects
+        return HOLDS
+    return FAILS if HOLDS not in verdicts and FAILS in verdicts else DEPENDS
 
 
 @dataclass(frozen=True)
