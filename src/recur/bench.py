@@ -45,11 +45,12 @@ def _run(arguments: argparse.Namespace) -> None:
         raise UserError(unknown[0], ABSENT, f"is no section{nearest(unknown[0], SECTIONS)}")
     if arguments.repeats is not None and arguments.repeats < 1:
         raise UserError("--repeats", arguments.repeats, "must be at least 1")
-    from recur.benchmarks.harness import REPEATS, Record, Settings, usable_device
+    from recur.benchmarks import figures
+    from recur.benchmarks.harness import Record, Settings, usable_device
 
     settings = Settings(
         quick=arguments.quick,
-        repeats=arguments.repeats or (2 if arguments.quick else REPEATS),
+        repeats=arguments.repeats or (2 if arguments.quick else figures.REPEATS),
         device=usable_device(arguments.device),
         imdb=arguments.imdb,
         wikitext=arguments.wikitext,

@@ -198,43 +198,6 @@ def test_a_finished_sweep_is_not_given_out_for_other_data(finished, tmp_path, mo
     assert len(experiment.observe(one, out, ["data.path=other.txt"])[0]) == 4
 
 
-def test_a_sweep_that_goes_on_has_its_data_where_it_began(finished, monkeypatch):
-    """Typed otherwise it was another sweep, and refused as one."""
-    one, out = finished
-    path = journal_of(one, out)
-    begun = {"x": "x=1", "data.path": "data.path=/data/imdb"}
-    first, *others = map(json.loads, path.read_text().splitlines()[:-2])
-    lines = [{**first, "space": {"fixed": begun}}, *others]
-    path.write_text("".join(json.dumps(event) + "\n" for event in lines))
-    (path.parent / "3" / "metrics.json").unlink()
-    heard = []
-    monkeypatch.setattr(experiment, "_exit_code", lambda words, log: heard.append(words) or 2)
-    with pytest.raises(UserError, match="could not be run to its end"):
-        experiment.observe(one, out, ["data.path=imdb", "data.cache_dir=elsewhere", "data.limit_train=9"])
-    places = [word for word in heard[0] if word.startswith("data.")]
-    assert places == ["data.limit_train=9", "data.path=/data/imdb"]
-
-
-def test_the_table_says_why_a_verdict_is_not_that_of_its_figures(finished):
-    one, out = finished
-    measured = entry(one, *experiment.observe(one, out))
-    holds = {**measured["effects"][0], "verdict": "holds"}
-    turned = {**measured, "effects": [holds], "verdict": "depends", "seeds": [0, 1, 2]}
-    rows = {
-        "| holds |": {**turned, "verdict": "holds", "further": {"seeds": [2], "first": "holds", "means": [0.4]}},
-        "| depends (the first 2 seeds alone: depends) |": {
-            **turned,
-            "further": {"seeds": [2], "first": "depends", "means": [0.4]},
-        },
-        "| depends (the further 1 seeds alone: 0.1) |": {
-            **turned,
-            "further": {"seeds": [2], "first": "holds", "means": [0.1]},
-        },
-    }
-    for said, shown in rows.items():
-        assert said in table({"claims": {"demo": shown}})
-
-
 def test_the_folder_of_a_claim_may_have_any_name():
     one = claims.load(FOLDER, "rnn_forgets", quick=True)
     for name in ("größe", "a(1)", "a, b", "a=b"):

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from recur.course import claim as claims
 from recur.course.claim import Claim, Condition
-from recur.course.record import effect_text
+from recur.course.record import effect_text, table
 from recur.course.verdict import Observation, confirm, effect, interval, judge
 from recur.errors import UserError
 
@@ -198,7 +198,7 @@ def test_a_mistake_in_a_claim_is_refused(tmp_path):
         ("packing", "{spreads: [0, 0.25", "{spread: [0, 0.25", "function.arguments do not suit costs.packing"),
         ("distance", "vary: {data.synthetic.gap: [0, 10", "vary: {seed: [0], k: [0, 10", "vary must be one setting"),
         ("distance", "gap: [0, 10, 20, 40, 80]", "gap: 5", "sweep.vary.data.synthetic.gap must be a list of values"),
-        ("distance", "at: 0, than_at: 40", "at: 0, than_at: 30", "rule[3].than_at must be a value of data"),
+        ("distance", "at: 0, than_at: 40", "at: 0, than_at: 30", "rule[4].than_at must be a value of data"),
         ("distance", "minus: rnn, at: 40, at_least", "minus: rnn, at_least", "rule[1].at must say at which data.synth"),
         ("carry_state", "over: carried", "over: carried, minus: reset", "rule[1] has minus and over"),
         ("carry_state", "at_least: 1.01", "at_least: 1.01x", "rule[1].at_least must be a number, got '1.01x'"),
@@ -258,3 +258,15 @@ def test_an_interval_is_shown_on_the_side_of_its_bound(kind, values, bound, text
     estimate, low, high = values
     effect = {"kind": kind, "estimate": estimate, "low": low, "high": high, "bound": bound}
     assert effect_text(effect) == text
+
+
+def test_the_table_says_why_a_verdict_is_not_that_of_its_figures():
+    figures = {"text": "t", "estimate": 1.0, "low": 0.9, "high": 1.1, "bound": 0.5, "kind": "value", "verdict": "holds"}
+    shown = {"title": "T", "command": "c", "number": "1", "quick": False, "effects": [figures], "seeds": [0, 1, 2]}
+    for verdict, first, mean, said in (
+        ("holds", "holds", 0.6, "| holds |"),
+        ("depends", "depends", 0.6, "| depends (the first 2 seeds alone: depends) |"),
+        ("depends", "holds", 0.1, "| depends (the further 1 seeds alone: 0.1) |"),
+    ):
+        one = {**shown, "verdict": verdict, "further": {"seeds": [2], "first": first, "means": [mean]}}
+        assert said in table({"claims": {"demo": one}})

@@ -486,8 +486,8 @@ def test_a_file_named_for_validation_or_the_test_is_not_trained_on(tmp_path, cac
 
     def texts(path=None, need_train=True, **named):
         names = {**dict.fromkeys(("train", "val", "test")), **named}
-        found = choose_splits(names, path, None, None, cache, need_train=need_train, labelled=False)
-        return {split: found[split].read().columns["text"] for split in found}
+        chosen = choose_splits(names, path, None, None, cache, need_train=need_train, labelled=False)
+        return {split: source.read().columns["text"] for split, source in chosen.items()}
 
     assert texts(train="books/*.txt", val="v.txt") == {"train": ["1", "2", "9"], "val": ["8"]}
     assert "data.val names files of the training split, which are not trained on: books/8.txt" in caplog.text
@@ -496,9 +496,8 @@ def test_a_file_named_for_validation_or_the_test_is_not_trained_on(tmp_path, cac
     assert "not trained on: books/2.txt and 1 more" in caplog.text
     assert texts(train=["v.txt"], val="books/8.txt") == {"train": ["8"], "val": ["8"]}
     assert "data.val names the files of the training split: its figures are of texts" in caplog.text
-    assert texts(need_train=False, train="v.txt", test="v.txt")["train"] == ["8"]  # nothing is trained on
-    apart = texts(train="books/1.txt", test="books/9.txt", val="v.txt", unlabelled="books/*.txt")
-    assert apart["unlabelled"] == ["1", "2"]
+    assert texts(need_train=False, train="v.txt", test="v.txt")["train"] == ["8"]  # none is trained on
+    assert texts(val="v.txt", test="books/9.txt", unlabelled="books/*.txt", train="v.txt")["unlabelled"] == ["1", "2"]
     assert "data.test names files of the unlabelled split, which are left out: books/9.txt" in caplog.text
 
 
@@ -558,9 +557,8 @@ def test_a_hub_id_out_of_reach_is_one_line_at_once(cache, monkeypatch):
     for module in (datasets.config, huggingface_hub.constants):
         monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with pytest.raises(
-        ValueError, match=r"it is no file or folder, and as a hub id: .*some-body/nothing.*local copy"
-    ) as e:
+    said = r"it is no file or folder, and as a hub id: .*some-body/nothing.*local copy"
+    with pytest.raises(ValueError, match=said) as e:
         find_splits("some-body/nothing", cache=cache)
     assert "\n" not in str(e.value)
 

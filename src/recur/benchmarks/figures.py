@@ -33,6 +33,7 @@ _OWN = ("hydra", "seed", "resume", "tags", "overwrite", "accept_data_change", "f
 _PLACES = ("data.path", "data.train", "data.val", "data.test", "data.cache_dir", "init_from")
 _MACHINE = ("data.seed", "trainer.precision", "trainer.accelerator", "trainer.devices", "trainer.default_root_dir")
 _GROUPS = ("data", "model", "optimizer", "scheduler", "callbacks")  # of settings that make a run's figures
+REPEATS = 5  # rounds of each race of the bench, unless it is said otherwise
 _TRAINING = ("train/epoch_loss", "train/epoch_accuracy")
 _SHOWN = ("epoch", *_TRAINING, "val/loss", "val/accuracy", "val/perplexity")
 _WIDTH, _INDENT = 118, " " * 10

@@ -22,7 +22,6 @@ from recur.errors import UserError
 from recur.runs.metrics import provenance
 
 Times = dict[str, list[float]]
-REPEATS = 5  # rounds of each race, unless it is said otherwise
 # Tokens of the 25,000 IMDB training reviews under `basic_english`: the shortest of each 1/64 of them, then the tail.
 IMDB_LENGTHS = (
     *(11, 54, 64, 73, 83, 92, 102, 112, 119, 124, 129, 133, 136, 139, 142, 145, 147, 150, 153, 156, 158, 161, 164, 167),

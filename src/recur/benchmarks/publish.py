@@ -14,7 +14,6 @@ from typing import Any
 
 from recur import cli
 from recur.benchmarks import figures
-from recur.benchmarks.harness import REPEATS
 from recur.course import record as course
 from recur.course.claim import load as load_claim
 from recur.course.claim import names as claim_names
@@ -251,7 +250,7 @@ def _repeats(sections: Mapping[str, Any]) -> str:
     """How often what was compared ran in the sections that did not run it as often as the command does by itself."""
     fewer: dict[int, list[str]] = {}
     for name, section in sections.items():
-        if (count := section.get("repeats", REPEATS)) != REPEATS:
+        if (count := section.get("repeats", figures.REPEATS)) != figures.REPEATS:
             fewer.setdefault(count, []).append(name)
     return "".join(f"; with `--repeats {count}`: {', '.join(names)}" for count, names in sorted(fewer.items()))
 
