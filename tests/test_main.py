@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from conftest import EASY, ROOT
 from recur import cli, completion
 from recur.cli import COMMANDS
 from support.commands import run_command
@@ -22,6 +22,16 @@ def test_every_command_has_a_main_and_a_script() -> None:
         assert callable(import_module(f"recur.{command}").main)
         if command != "completion":
             assert scripts[f"recur-{command}"] == f"recur.{command}:main"
+
+
+@pytest.mark.slow
+def test_jobs_and_ranks_run_the_module_that_the_one_command_ran(tmp_path: Path) -> None:
+    """They were started as `python -m recur.__main__ seed=0`, which is no command."""
+    start = [sys.executable, "-m", "recur", "train", *EASY, "trainer.max_epochs=1", "logger=none", "baseline=false"]
+    for words in (["-m", "seed=0,1", "hydra.sweep.dir=s"], ["trainer=ddp_cpu", "hydra.run.dir=r"]):
+        done = subprocess.run([*start, *words], capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "python -m recur.train -m" in (tmp_path / "s" / "results" / "index.html").read_text()
 
 
 @pytest.mark.parametrize(

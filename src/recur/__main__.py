@@ -22,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         module = import_module(f"recur.{words[0]}")
         sys.argv = [str((util.find_spec(module.__name__) or module).origin or words[0]), *words[1:]]  # as with -m
+        own = sys.modules["__main__"]
+        if getattr(getattr(own, "__spec__", None), "name", "") == "recur.__main__":  # what starts jobs and ranks looks
+            own.__spec__ = module.__spec__
         module.main()
 
 

@@ -109,6 +109,18 @@ def test_every_objective_of_a_search_has_one_column(tmp_path):
     assert rows(leaderboard)[0][2:4] == ["3", "0.4000"]
 
 
+def test_a_job_that_lacks_any_objective_failed_as_the_sweep_says(tmp_path):
+    folder = make_sweep(tmp_path / "s", [(["lr=1"], 0.5), (["lr=2"], 0.6), (["lr=3"], 0.7)])
+    lines = (folder / "sweep.jsonl").read_text().splitlines()
+    lines[0] = json.dumps(json.loads(lines[0]) | {"objectives": {"val/accuracy": "max", "test/accuracy": "max"}})
+    (folder / "sweep.jsonl").write_text("\n".join(lines) + "\n")
+    for number, own in enumerate(({"accuracy": 0.7}, {}, {"accuracy": math.nan})):
+        path = folder / str(number) / "metrics.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"test": own}))
+    reasons = [result.reason for result in Leaderboard.of([folder]).results]
+    assert reasons == ["", "it wrote no test/accuracy into metrics.json", "the metric is not finite"]
+
+
 def test_jobs_that_a_sweep_was_extended_by_are_missed(tmp_path):
     folder = make_sweep(tmp_path / "s", [(["lr=1"], 0.5), (["lr=2"], "stopped")], total=2)
     book = Journal(folder)
@@ -570,6 +582,15 @@ def test_runs_typed_with_two_spellings_of_one_value_are_repeats(tmp_path):
         ({"lr": "2e-3", "tied": "false"}, 1),
         ({"lr": "1e-3", "tied": "True"}, 2),
     ]
+
+
+def test_lists_and_words_in_quotes_are_the_same_however_they_are_spelled(tmp_path):
+    typed = [("b=[0.9,0.999]", "t='a b'"), ("b=[0.90, 0.999]", "t=a b"), ("t=a b",), ("b=[0.8,0.999]", "t=c")]
+    for seed, words in enumerate(typed):
+        run = make_run(tmp_path / str(seed), 0.5, *words, f"++seed={seed}")
+        config = json.loads((run / "config.yaml").read_text()) | {"b": [0.9, 0.999]}
+        (run / "config.yaml").write_text(json.dumps(config))
+    assert sorted(len(group.results) for group in Leaderboard.of([tmp_path]).groups) == [1, 3]
 
 
 def test_the_log_of_a_run_of_its_own_is_named(tmp_path):

@@ -26,6 +26,7 @@ from recur.sweeps.commands import resume_command
 from recur.sweeps.job import Job, Needs, SweepId, clean_environment
 from recur.sweeps.launcher import leave
 from recur.sweeps.local import Machine, Slot, SlotLauncher, SlotSettings, cgroup_quota, cores, plan, visible_gpus
+from recur.sweeps.locks import Lock
 from recur.sweeps.runner import Listed, Outcome, judge, run_jobs
 
 KEY = "0" * 32
@@ -357,17 +358,25 @@ def test_a_link_to_a_folder_is_not_cleared(tmp_path):
     assert (victim / "thesis.txt").exists()
 
 
-def test_what_a_job_left_is_cleared_but_for_its_mark_and_nothing_behind_a_link(tmp_path):
+def test_what_a_job_wrote_is_cleared_and_nothing_else_or_behind_a_link(tmp_path):
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "thesis.txt").write_text("years of work")
     job = Job(0, ("n=0",), tmp_path / "s" / "0", SweepId(tmp_path / "s", KEY))
     job.prepare()
-    (job.folder / "half").mkdir()
-    (job.folder / "half" / "written").write_text("x")
-    (job.folder / "link").symlink_to(victim)
+    (job.folder / ".hydra").mkdir()
+    (job.folder / "notes.txt").write_text("mine")
+    for name in (".hydra/config.yaml", "output.log", "history.jsonl", ".lock"):
+        (job.folder / name).write_text("x")
+    (job.folder / "checkpoints").symlink_to(victim)
+    held = Lock(job.folder / ".lock")
+    held.acquire()  # by somebody who typed the job's command by hand
+    with pytest.raises(UserError, match="is being written by another process: wait until that has ended"):
+        job.prepare()
+    assert (job.folder / "output.log").exists()
+    held.release()
     job.prepare()
-    assert [path.name for path in job.folder.iterdir()] == [marks.NAME]
+    assert sorted(path.name for path in job.folder.iterdir()) == [".lock", marks.NAME, "notes.txt"]
     assert (victim / "thesis.txt").exists()
 
 

@@ -89,6 +89,7 @@ def test_a_small_list_is_taken_whole():
         ("a=shuffle(range(100000000))", ["10,000 jobs"]),
         ("a=range(0,1,1e-12)", ["10,000 jobs"]),
         ("a=range(0,1,0)", ["is no range"]),
+        ("sweep=a,b", ["sweep=a,b chooses what is swept, once"]),
         ("seed=int(interval(0,9))", ["seed", "seed=0,1,2"]),
     ],
 )

@@ -3,6 +3,7 @@
 import io
 import json
 import time
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -25,6 +26,7 @@ from recur.sweeps.study import (  # noqa: E402
     Pruning,
     SearchSettings,
     Trials,
+    _may_stop,
     storage,
     trial_of,
 )
@@ -407,3 +409,21 @@ def test_the_callback_reports_to_the_study_and_stops_a_hopeless_run(tmp_path):
         assert restored.pruned == pruning.pruned
         assert list(study(tmp_path).trials[job.number].intermediate_values.values()) == pytest.approx([value] * epochs)
         source.put(job, done(value))
+
+
+def test_a_run_is_pruned_only_when_it_may_end():
+    """Lightning trains on to `min_epochs`, and the run was then called pruned at its own end, and not scored."""
+    trainer = SimpleNamespace(current_epoch=2, global_step=30, min_epochs=None, min_steps=None)
+    assert _may_stop(trainer)
+    for bounds, may in (({"min_epochs": 3}, True), ({"min_epochs": 4}, False), ({"min_steps": 31}, False)):
+        assert _may_stop(SimpleNamespace(**{**vars(trainer), **bounds})) == may
+
+
+def test_half_a_line_that_a_full_disk_left_costs_itself_alone(tmp_path):
+    source = trials(tmp_path)
+    source.take()
+    with open(tmp_path / JOURNAL, "a") as file:
+        file.write('{"op_code": 8, "wor')
+    source.take()
+    lines = (tmp_path / JOURNAL).read_text().splitlines()
+    assert all(json.loads(line) for line in lines) and len(study(tmp_path).trials) == 2

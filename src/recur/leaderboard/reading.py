@@ -1,5 +1,6 @@
 """Folders of sweeps and of single runs, read back as results."""
 
+import contextlib
 import itertools
 import math
 import os
@@ -8,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from recur.errors import UserError
 from recur.runs import journal, marks
@@ -134,6 +137,8 @@ class Source:
             state, value, reason = "failed", None, reason or "the metric is not finite"
         elif value is None and wanted == self.monitor and not in_training:
             state, reason = "failed", f"it wrote no {wanted} into metrics.json"
+        elif wanted == self.monitor and (lacking := self._lacking(record)):
+            state, value, reason = "failed", None, lacking
         else:  # a complete run is done, whatever the journal says of its process
             state, reason = "done", ""
         # `sweep=` only says where other settings come from.
@@ -141,6 +146,17 @@ class Source:
         source = self.name if self.is_sweep else ""
         seconds = _seconds(end) if self.is_sweep else _seconds_of_curve(curve)
         return Result(source, label, folder, state, settings, record, value, reason, curve, seconds)
+
+    def _lacking(self, record: Mapping[str, Any]) -> str:
+        """What is wrong with a job by which of the sweep's objectives it has; nothing where it has all."""
+        objectives = self.header.get("objectives")
+        for name in objectives if isinstance(objectives, Mapping) else ():
+            value = metric(record, str(name))
+            if value is None and not str(name).startswith("train/"):
+                return f"it wrote no {name} into metrics.json"
+            if value is not None and not math.isfinite(value):
+                return "the metric is not finite"
+        return ""
 
 
 def _points(curve: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
@@ -303,6 +319,8 @@ def fill_from_configs(results: Sequence[Result]) -> None:
                 value = choices[key] if key in choices else _at(config, key.lstrip("+~"), default=_ABSENT)
                 if value is None or isinstance(value, (str, int, float, bool)):
                     result.settings[key] = _word(value)
+                elif isinstance(value, list):
+                    result.settings[key] = f"[{','.join(map(_word, value))}]"
         for key, text in result.settings.items():
             result.settings[key] = typed[key].get(_meaning(text), text)
 
@@ -463,6 +481,11 @@ def _meaning(text: str) -> float | str:
     """What a text is compared by: its number where it is one, and `true`, `false` and `null` in whatever case."""
     if values := numbers([text]):
         return values[0]
+    if text[:1] in ("'", '"', "["):  # `'a b'` and `a b`, `[1, 2]` and `[1,2.0]`
+        with contextlib.suppress(yaml.YAMLError, RecursionError):
+            value = yaml.safe_load(text)
+            parts = [str(_meaning(_word(one))) for one in value] if isinstance(value, list) else None
+            return str(value) if parts is None else f"[{', '.join(parts)}]"
     return text.lower() if text.lower() in ("true", "false", "null") else text
 
 

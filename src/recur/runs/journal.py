@@ -119,11 +119,11 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def last_typed(events: list[dict[str, Any]]) -> dict[str, Any]:
-    """The first line of a sweep's events, with the number of jobs and the arguments that were typed last."""
+    """The first line of a sweep's events, with the number of jobs and the command that were typed last."""
     header = dict(events[0])
     for event in events:
         if event["event"] == "extended":
-            header |= {key: event[key] for key in ("jobs", "argv")}
+            header |= {key: event[key] for key in ("jobs", "argv", "command") if key in event}
     return header
 
 

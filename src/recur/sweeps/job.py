@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from recur.errors import UserError
 from recur.runs import marks
 from recur.runs.checkpoint import to_resume
 from recur.runs.files import naming, open_inside
+from recur.runs.folder import clear
 from recur.runs.metrics import read_record
 from recur.runs.trust import must_be_typed
 from recur.sweeps.locks import HeldError, Lock
@@ -175,34 +175,26 @@ class Job:
             return False
 
     def prepare(self) -> None:
-        """Make and mark its folder; empty it where it ran before and left nothing to go on from.
+        """Make and mark its folder; where it ran before and left nothing to go on from, remove what it wrote.
 
         Raises:
-            UserError: the folder is not this job's.
+            UserError: the folder is not this job's, or another process writes into it.
         """
         self.check_folder()
         self.folder.mkdir(parents=True, exist_ok=True)
         if marks.read_mark(self.folder) is None:
             marks.write_mark(self.folder, self.mark)
         if not self.can_continue():
-            for inner in self.folder.iterdir():
-                if inner.name == marks.NAME:  # removed last: a killed sweep still knows the folder by it
-                    continue
-                if inner.is_dir() and not inner.is_symlink():
-                    shutil.rmtree(inner)
-                else:
-                    inner.unlink()
+            if _is_held(self.folder / ".lock"):  # somebody typed the job's command by hand
+                rule = "is being written by another process"
+                raise UserError(str(self.folder), rule=rule, remedy="wait until that has ended")
+            clear(self.folder, marked=False)
+            self.log.unlink(missing_ok=True)
         self.lock.parent.mkdir(parents=True, exist_ok=True)
 
     def lives(self) -> bool:
         """Whether any of its processes runs, by the lock that they hold."""
-        if not self.lock.exists():
-            return False
-        try:
-            with Lock(self.lock, timeout=0):
-                return False
-        except HeldError:
-            return True
+        return _is_held(self.lock)
 
     def last_line(self) -> str:
         """The last line it printed."""
@@ -213,6 +205,17 @@ class Job:
         except OSError:
             return ""
         return next((line.strip() for line in reversed(lines) if line.strip()), "")[:300]
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a process holds a lock; False where there is none."""
+    if not lock.is_file() or lock.is_symlink():
+        return False
+    try:
+        with Lock(lock, timeout=0):
+            return False
+    except HeldError:
+        return True
 
 
 def clean_environment(added: Mapping[str, str], inherited: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -296,7 +296,7 @@ class FreshProcessLauncher(Launcher):
             self._checks.run()
             if self.resuming and self.snapshot:
                 self._code = snapshots.of_sweep(journal.read(folder)[0].get("code"), folder, config_dirs(self.config))
-            with _writable(folder):
+            with _writable(folder, self.resuming):
                 held.enter_context(_exclusively(folder, self.resuming))
                 entries = held.enter_context(contextlib.closing(self._begin(plan)))
             progress = SweepProgress(plan.total, executor.capacity, plan.monitor, plan.mode, plan.constant)
@@ -325,7 +325,8 @@ class FreshProcessLauncher(Launcher):
             entries = Journal(self.folder)
             if first and not repeats_a_recorded_command():  # it may ask for more jobs: `resume=` alone repeats it now
                 argv = [word for word in sys.argv[1:] if not word.startswith("resume=")]
-                entries.add("extended", jobs=plan.total, argv=argv)
+                command = plan.header(self.sweep.key)["command"]
+                entries.add("extended", jobs=plan.total, argv=argv, command=command)
             return entries
         if self.snapshot:
             self._code = snapshots.take(self.folder, config_dirs(self.config))
@@ -336,7 +337,7 @@ class FreshProcessLauncher(Launcher):
 
     def _compare(self, plan: Plan) -> None:
         """Refuse a folder that holds another sweep."""
-        if self.resuming:
+        if self.resuming and not self._begun:  # a sweeper may come with batch after batch
             header = _header(self.folder)
             changed = [difference(header["space"], plan.space)]
             if header["search"] != plan.search:
@@ -346,7 +347,7 @@ class FreshProcessLauncher(Launcher):
             if any(changed):
                 changes = "; ".join(filter(None, changed))
                 raise UserError("", rule=f"cannot resume {self.folder}, this is another sweep", remedy=changes)
-        elif (self.folder / journal.NAME).is_file() and not self._begun:  # a sweeper may come with batch after batch
+        elif (self.folder / journal.NAME).is_file() and not self._begun:
             raise UserError(
                 str(self.folder),
                 rule="is a sweep already",
@@ -494,15 +495,14 @@ def _returned(job: Job, outcome: Outcome | None) -> JobReturn:
 
 
 @contextlib.contextmanager
-def _writable(folder: Path) -> Iterator[None]:
+def _writable(folder: Path, resuming: bool) -> Iterator[None]:
     """Say which setting names the folder where it cannot be written."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise UserError(
-            str(folder), rule=f"cannot be written ({reason})", remedy="name another folder with hydra.sweep.dir=..."
-        ) from error
+        remedy = "mend that" if resuming else "name another folder with hydra.sweep.dir=..."
+        raise UserError(str(folder), rule=f"cannot be written ({reason})", remedy=remedy) from error
 
 
 @contextlib.contextmanager

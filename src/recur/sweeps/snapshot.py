@@ -137,8 +137,13 @@ def take(sweep: Path, config_dirs: Mapping[str, Path] | None = None) -> Code:
     inner.mkdir(parents=True, exist_ok=True)
     changes = [(part, _commit_of(part.source), _git(part.source, "diff", "HEAD", "--", ".") or "") for part in parts]
     sources = [
-        {"to": part.target, "from": str(part.source), "commit": commit, "changed": bool(diff)}
-        for part, commit, diff in changes
+        {
+            "to": part.target,
+            "from": str(part.source),
+            "commit": commit,
+            "changed": _differs(part.source),
+        }
+        for part, commit, _ in changes
     ]
     record = {**code.summary(), "files": len(files), "sources": sources}
     (inner / "code.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -319,4 +324,11 @@ def _git(place: Path, *words: str) -> str | None:
 
 
 def _commit_of(place: Path) -> str | None:
-    return (_git(place, "rev-parse", "HEAD") or "").strip() or None
+    """The commit of a folder or file; None where git does not keep it, as in a `.venv` within a project."""
+    known = _git(place, "ls-files", "--", "." if place.is_dir() else place.name)
+    return (_git(place, "rev-parse", "HEAD") or "").strip() or None if known else None
+
+
+def _differs(place: Path) -> bool:
+    """Whether a folder that git keeps has other files than its commit, or files that no commit has."""
+    return _commit_of(place) is not None and bool(_git(place, "status", "--porcelain", "--", "."))

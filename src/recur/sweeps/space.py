@@ -9,6 +9,7 @@ from typing import Any
 
 from recur.errors import UserError
 
+_ONE_SWEEP = "chooses what is swept, once for all jobs"
 MOST_JOBS = 10_000  # of one sweep; each is composed and checked before the first one starts
 
 
@@ -92,6 +93,8 @@ class Space:
             UserError: names the first such setting.
         """
         sets = [{word.partition("=")[0].lstrip("+") for word in case} for case in self.cases]
+        if any("sweep" in keys for keys in sets):
+            raise UserError("hydra.sweeper.cases", rule=_ONE_SWEEP, remedy="take sweep=... out of them")
         varied = [d.key for d in self.dimensions if any(d.key.lstrip("+") in keys for keys in sets)]
         once = [key for key in self.fixed if sets and all(key.lstrip("+") in keys for keys in sets)]
         for key in (*varied, *once):
@@ -224,6 +227,8 @@ def _dimension(key: str, override: Any) -> Dimension:
     from hydra.core.override_parser.types import IntervalSweep, RangeSweep
 
     value, spec = override.value(), str(override.input_line).partition("=")[2]
+    if _bare(key) == "sweep":
+        raise UserError(f"sweep={spec}", rule=_ONE_SWEEP, remedy="start one after the other")
     if isinstance(value, RangeSweep):
         _check_range(f"{key}={spec}", value)
     if not isinstance(value, IntervalSweep):

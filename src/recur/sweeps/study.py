@@ -69,6 +69,7 @@ def storage(journal: Path) -> Any:
 
         def acquire(self) -> bool:
             self._held.acquire()
+            _cut_last_line(journal)  # half of one, which a full disk left: the next would be glued to it
             return True
 
         def release(self) -> None:
@@ -276,9 +277,14 @@ class Pruning(pl.Callback):
             with _without_warnings():
                 step = len(run_journal.read_validations(self._folder))
                 self._trial.report(float(trainer.callback_metrics[self._monitor]), step=step)
-                stop = bool(self._trial.should_prune())
+                stop = _may_stop(trainer) and bool(self._trial.should_prune())
         if trainer.strategy.broadcast(stop):
             self.pruned = trainer.should_stop = True
+
+
+def _may_stop(trainer: pl.Trainer) -> bool:
+    """Whether a run may end now: else it trains on, and would be called pruned at its own end."""
+    return trainer.current_epoch + 1 >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
 
 
 def distribution(dimension: Dimension) -> Any:
