@@ -584,15 +584,6 @@ def test_runs_typed_with_two_spellings_of_one_value_are_repeats(tmp_path):
     ]
 
 
-def test_lists_and_words_in_quotes_are_the_same_however_they_are_spelled(tmp_path):
-    typed = [("b=[0.9,0.999]", "t='a b'"), ("b=[0.90, 0.999]", "t=a b"), ("t=a b",), ("b=[0.8,0.999]", "t=c")]
-    for seed, words in enumerate(typed):
-        run = make_run(tmp_path / str(seed), 0.5, *words, f"++seed={seed}")
-        config = json.loads((run / "config.yaml").read_text()) | {"b": [0.9, 0.999]}
-        (run / "config.yaml").write_text(json.dumps(config))
-    assert sorted(len(group.results) for group in Leaderboard.of([tmp_path]).groups) == [1, 3]
-
-
 def test_the_log_of_a_run_of_its_own_is_named(tmp_path):
     make_run(tmp_path / "a", math.nan)
     (tmp_path / "a" / "train.log").touch()

@@ -413,10 +413,16 @@ def test_the_callback_reports_to_the_study_and_stops_a_hopeless_run(tmp_path):
 
 def test_a_run_is_pruned_only_when_it_may_end():
     """Lightning trains on to `min_epochs`, and the run was then called pruned at its own end, and not scored."""
-    trainer = SimpleNamespace(current_epoch=2, global_step=30, min_epochs=None, min_steps=None)
-    assert _may_stop(trainer)
-    for bounds, may in (({"min_epochs": 3}, True), ({"min_epochs": 4}, False), ({"min_steps": 31}, False)):
-        assert _may_stop(SimpleNamespace(**{**vars(trainer), **bounds})) == may
+    for bounds, last, may in (
+        ({}, False, True),
+        ({"min_epochs": 3}, True, True),
+        ({"min_epochs": 3}, False, False),  # in mid-epoch
+        ({"min_epochs": 4}, True, False),
+        ({"min_steps": 31}, True, False),
+    ):
+        loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(is_last_batch=last)))
+        settings = {"current_epoch": 2, "global_step": 30, "min_epochs": None, "min_steps": None, "fit_loop": loop}
+        assert _may_stop(SimpleNamespace(**{**settings, **bounds})) == may
 
 
 def test_half_a_line_that_a_full_disk_left_costs_itself_alone(tmp_path):

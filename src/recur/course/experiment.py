@@ -217,11 +217,26 @@ def _exit_code(words: Sequence[str], log: TextIO) -> int:
 
 
 def _as_begun(folder: Path, extra: Sequence[str]) -> list[str]:
-    """What was typed, with the places of data as the sweep has them: spelled otherwise it would be another sweep."""
+    """What was typed, with the places of data as the sweep has them: spelled otherwise it would be another sweep.
+
+    A path that leads elsewhere from here stays as it was typed, and is refused as that.
+    """
     space = journal.read(folder)[0].get("space")
     fixed = space.get("fixed") if isinstance(space, dict) else None
-    begun = [str(word) for word in fixed.values() if is_place(str(word))] if isinstance(fixed, dict) else []
-    return [*(word for word in extra if not is_place(word)), *begun]
+    words = [str(word) for word in fixed.values() if is_place(str(word))] if isinstance(fixed, dict) else []
+    begun = {word.partition("=")[0]: word for word in words}
+    typed = {word.partition("=")[0]: word for word in extra if is_place(word)}
+    path = typed.get("data.path")
+    if path is not None and _leads_to(path) != _leads_to(begun.get("data.path", "")):
+        begun["data.path"] = path
+    elif path is None:
+        begun.pop("data.path", None)
+    return [*(word for word in extra if not is_place(word)), *begun.values()]
+
+
+def _leads_to(word: str) -> str:
+    """The file or folder that an override names, from here."""
+    return os.path.realpath(os.path.expanduser(word.partition("=")[2].strip("'\"")))
 
 
 def _check_data(claim: Claim, folder: Path, extra: Sequence[str], *, missing: bool) -> None:

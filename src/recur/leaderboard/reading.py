@@ -1,6 +1,5 @@
 """Folders of sweeps and of single runs, read back as results."""
 
-import contextlib
 import itertools
 import math
 import os
@@ -9,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from recur.errors import UserError
 from recur.runs import journal, marks
@@ -27,6 +24,8 @@ LEFT_OUT = "left out"  # the text of a setting that was typed as `~callbacks.ema
 _READ = ("train", "val", "classes", "pseudo-labelled", "unlabelled")
 # Settings of a job that do not decide which data it reads.
 _NO_DATA = re.compile(r"(model|optimizer|scheduler|trainer|callbacks|logger|name|tags|monitor|mode)(\.|$)")
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+_FLAT_LIST = re.compile(r"\[[^\[\]{}'\"]*\]")
 _AGAIN = re.compile(r"\b(resume|overwrite)=")  # in the command of a run that was not simply begun
 # What was typed for one command, or only names a run.
 _SAYS_NOTHING = ("hydra.", "hydra/", "resume=", "name=", "tags=", "overwrite=", "accept_data_change=")
@@ -481,11 +480,10 @@ def _meaning(text: str) -> float | str:
     """What a text is compared by: its number where it is one, and `true`, `false` and `null` in whatever case."""
     if values := numbers([text]):
         return values[0]
-    if text[:1] in ("'", '"', "["):  # `'a b'` and `a b`, `[1, 2]` and `[1,2.0]`
-        with contextlib.suppress(yaml.YAMLError, RecursionError):
-            value = yaml.safe_load(text)
-            parts = [str(_meaning(_word(one))) for one in value] if isinstance(value, list) else None
-            return str(value) if parts is None else f"[{', '.join(parts)}]"
+    if _QUOTED.fullmatch(text):
+        return text[1:-1]
+    if _FLAT_LIST.fullmatch(text):
+        return f"[{', '.join(str(_meaning(part.strip())) for part in text[1:-1].split(','))}]"
     return text.lower() if text.lower() in ("true", "false", "null") else text
 
 

@@ -178,16 +178,14 @@ class Job:
         """Make and mark its folder; where it ran before and left nothing to go on from, remove what it wrote.
 
         Raises:
-            UserError: the folder is not this job's, or another process writes into it.
+            UserError: the folder is not this job's.
         """
         self.check_folder()
         self.folder.mkdir(parents=True, exist_ok=True)
         if marks.read_mark(self.folder) is None:
             marks.write_mark(self.folder, self.mark)
-        if not self.can_continue():
-            if _is_held(self.folder / ".lock"):  # somebody typed the job's command by hand
-                rule = "is being written by another process"
-                raise UserError(str(self.folder), rule=rule, remedy="wait until that has ended")
+        # Where somebody typed the job's command by hand, and that run lives, this one will be refused by itself
+        if not self.can_continue() and not _is_held(self.folder / ".lock"):
             clear(self.folder, marked=False)
             self.log.unlink(missing_ok=True)
         self.lock.parent.mkdir(parents=True, exist_ok=True)

@@ -135,7 +135,10 @@ def take(sweep: Path, config_dirs: Mapping[str, Path] | None = None) -> Code:
     _write(files, code.sha256, compiled={part.target: part.source for part in parts if part.source.is_dir()})
     inner = sweep / FOLDER
     inner.mkdir(parents=True, exist_ok=True)
-    changes = [(part, _commit_of(part.source), _git(part.source, "diff", "HEAD", "--", ".") or "") for part in parts]
+    changes = [
+        (part, _commit_of(part.source), _git(part.source, "diff", "HEAD", "--", _named(part.source)) or "")
+        for part in parts
+    ]
     sources = [
         {
             "to": part.target,
@@ -325,10 +328,20 @@ def _git(place: Path, *words: str) -> str | None:
 
 def _commit_of(place: Path) -> str | None:
     """The commit of a folder or file; None where git does not keep it, as in a `.venv` within a project."""
-    known = _git(place, "ls-files", "--", "." if place.is_dir() else place.name)
+    known = _git(place, "ls-files", "--", _named(place))
     return (_git(place, "rev-parse", "HEAD") or "").strip() or None if known else None
 
 
 def _differs(place: Path) -> bool:
     """Whether a folder that git keeps has other files than its commit, or files that no commit has."""
-    return _commit_of(place) is not None and bool(_git(place, "status", "--porcelain", "--", "."))
+    return _commit_of(place) is not None and bool(_git(place, "status", "--porcelain", "--", _named(place)))
+
+
+def _differences(place: Path) -> str:
+    """What git shows of them."""
+    return _git(place, "diff", "HEAD", "--", _named(place)) or ""
+
+
+def _named(place: Path) -> str:
+    """What git calls a place in the folder where it is asked."""
+    return "." if place.is_dir() else place.name

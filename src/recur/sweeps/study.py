@@ -284,7 +284,8 @@ class Pruning(pl.Callback):
 
 def _may_stop(trainer: pl.Trainer) -> bool:
     """Whether a run may end now: else it trains on, and would be called pruned at its own end."""
-    return trainer.current_epoch + 1 >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
+    over = trainer.current_epoch + trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+    return over >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
 
 
 def distribution(dimension: Dimension) -> Any:
