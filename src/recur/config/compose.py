@@ -184,12 +184,16 @@ def _line(words: Sequence[str], given: argparse.Namespace) -> CommandLine:
         if not path.is_dir():
             raise UserError("--config-path", given.config_path, "must name a folder of configs")
         words = _with_path(words, str(path))
+    further = None if (typed := given.config_dir) is None else os.path.expanduser(typed)
+    if further is not None:
+        if not os.path.isdir(further):
+            raise UserError("--config-dir", typed, "must name a folder of configs")
+        own = (typed, f"-cd={typed}", f"--config-dir={typed}")
+        words = [word.removesuffix(typed) + further if word in own else word for word in words]
     # Hydra reads `a=1 -m` and `-m a=1 b=2`, but not `a=1 -m b=2`.
-    if given.config_dir is not None and not os.path.isdir(os.path.expanduser(given.config_dir)):
-        raise UserError("--config-dir", given.config_dir, "must name a folder of configs")
     words = sorted(map(_with_quotes, words), key=lambda word: word not in ("-m", "--multirun"))
     overrides = tuple(map(_with_quotes, given.overrides))
-    line = CommandLine(tuple(words), overrides, given.config_name, given.config_dir, hydra, path)
+    line = CommandLine(tuple(words), overrides, given.config_name, further, hydra, path)
     _check_own_configs(line)
     return line
 
@@ -496,9 +500,11 @@ def _composed(line: CommandLine, folder: Path, name: str, overrides: Sequence[st
         cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
         _keep_absolute_paths(cfg)
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        used = used_keys(whole)
+        raw: Any = OmegaConf.to_container(whole, resolve=False)
+        hydra = raw.pop("hydra")
+        used = interpolated([raw, hydra["run"], hydra["job"]])  # its folder may be named by a key of one's own
         if resumed:  # a key of which its folder was named is used no more, now that the folder is given
-            used |= {str(key) for key in config} - {_key(word).partition(".")[0] for word in line.overrides}
+            used |= _keys_of(out)
     return Composed(config, cfg, whole.hydra, out, tuple(line.overrides), resumed, used)
 
 
@@ -529,11 +535,13 @@ def _check_own_configs(line: CommandLine) -> None:
                     check_aliases(path, path.read_text(encoding="utf-8", errors="replace"))
 
 
-def used_keys(whole: DictConfig) -> frozenset[str]:
-    """The top-level keys to which interpolations in a config refer, or those in the names of its folders and jobs."""
-    raw: Any = OmegaConf.to_container(whole, resolve=False)
-    own = raw.pop("hydra", None) or {}
-    return interpolated([raw, *(own.get(part) for part in ("run", "sweep", "job"))])
+def _keys_of(folder: Path) -> frozenset[str]:
+    """The top-level keys of a run's recorded config."""
+    try:
+        config = read_yaml(folder / ".hydra" / "config.yaml")
+    except (OSError, ValueError):  # others say so
+        return frozenset()
+    return frozenset(map(str, config)) if isinstance(config, Mapping) else frozenset()
 
 
 def interpolated(raw: Any) -> frozenset[str]:

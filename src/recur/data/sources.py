@@ -237,7 +237,7 @@ def choose_splits(
     for split in ("val", "test"):  # files that were found count as well where a pattern of training files has them
         if need_train and split in splits and (split in by_name or "train" in by_name):
             splits["train"] = without(splits["train"], files_of(splits[split]), f"data.{split}")
-        if "unlabelled" in splits and split in splits and (split in by_name or "unlabelled" in by_name):
+        if need_train and "unlabelled" in splits and split in by_name:
             apart = files_of(splits[split])
             splits["unlabelled"] = without(splits["unlabelled"], apart, f"data.{split}", "left out", "unlabelled")
     _keep_apart(splits, names)

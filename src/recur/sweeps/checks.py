@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from recur.config.compose import used_keys
+from recur.config.compose import interpolated
 from recur.errors import UserError
 from recur.runs import journal
 
@@ -44,7 +44,7 @@ class ConfigChecks:
         if type(seed) is not int or not 0 <= seed < 2**32:
             raise UserError("seed", seed, "must be a whole number from 0 to 2**32 - 1")
         alike = {key: value for key, value in config.items() if key not in ("seed", "name")}
-        used = used_keys(cfg)
+        used = interpolated(OmegaConf.to_container(own, resolve=False))  # a job's folder is given, and uses none
         self._waiting.setdefault(json.dumps(alike, sort_keys=True, default=str), (config, used))
 
     def run(self) -> None:

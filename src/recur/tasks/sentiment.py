@@ -472,9 +472,17 @@ class SentimentTask(Stepping):
         for depth, group in enumerate(optimizer.param_groups):
             group["lr"] = group["lr"] * self.layer_rate**depth
         schedule = self._scheduler and self._scheduler(optimizer, self.plan_steps())
-        if self.unfreeze_epochs:
-            self._check_unfrozen(optimizer, self._plan or self.plan_steps())
+        if self.unfreeze_epochs and self._plan is None and self._ends():
+            self.plan_steps()
+        if self.unfreeze_epochs and self._plan is not None:
+            self._check_unfrozen(optimizer, self._plan)
         return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer
+
+    def _ends(self) -> bool:
+        """Whether the steps of the whole run can be counted, which without a schedule nobody need ask for."""
+        trainer = self.trainer
+        known = getattr(trainer, "datamodule", None) is not None
+        return known and ((trainer.max_epochs or -1) >= 0 or trainer.max_steps >= 0)
 
     def _check_unfrozen(self, optimizer: torch.optim.Optimizer, plan: StepPlan) -> None:
         """Refuse layers, which are the optimizer's groups, that would learn in no epoch of the run."""
