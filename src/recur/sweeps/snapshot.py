@@ -135,22 +135,19 @@ def take(sweep: Path, config_dirs: Mapping[str, Path] | None = None) -> Code:
     _write(files, code.sha256, compiled={part.target: part.source for part in parts if part.source.is_dir()})
     inner = sweep / FOLDER
     inner.mkdir(parents=True, exist_ok=True)
-    changes = [
-        (part, _commit_of(part.source), _git(part.source, "diff", "HEAD", "--", _named(part.source)) or "")
-        for part in parts
-    ]
     sources = [
         {
             "to": part.target,
             "from": str(part.source),
-            "commit": commit,
+            "commit": _commit_of(part.source),
             "changed": _differs(part.source),
         }
-        for part, commit, _ in changes
+        for part in parts
     ]
     record = {**code.summary(), "files": len(files), "sources": sources}
     (inner / "code.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    (inner / "changes.diff").write_text("".join(diff for *_, diff in changes), encoding="utf-8", errors="replace")
+    changes = "".join(_differences(part.source) for part in parts)
+    (inner / "changes.diff").write_text(changes, encoding="utf-8", errors="replace")
     (inner / ARCHIVE).write_bytes(_packed(files))
     return code
 
@@ -338,7 +335,7 @@ def _differs(place: Path) -> bool:
 
 
 def _differences(place: Path) -> str:
-    """What git shows of them."""
+    """What git shows of a place that differs from its commit."""
     return _git(place, "diff", "HEAD", "--", _named(place)) or ""
 
 
